@@ -1,0 +1,182 @@
+"""`GrowthConfig`: the only thing a user fills in. Pure data, no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .errors import ConfigError
+
+
+Order = Literal["interleaved", "suffix", "prefix"]
+Search = Literal["none", "zero_shot"]
+EmbeddingInit = Literal["zero", "normal", "carry"]
+
+
+@dataclass(frozen=True)
+class GrowthConfig:
+    """How a model grows while it is fine-tuned (AutoProg-Zero, arXiv 2410.00350).
+
+    Attributes:
+        num_stages: Number of training stages; the last one trains the whole model.
+        order: Which blocks open first. `interleaved` opens every L-th block (the paper), `suffix` the blocks nearest
+            the output (the frozen front then runs without gradient), `prefix` the blocks nearest the input.
+        min_trainable: Fraction of the blocks trained in the first stage, in (0, 1]; later stages grow linearly to 1.
+        stage_embedding: Whether to train a Stage Identifier embedding beside the model (folded away by `fold`).
+        stage_embedding_init: `zero` leaves the pretrained function unchanged, `normal` is the paper's N(0, 0.02^2),
+            `carry` starts every row but the first from the trained row before it.
+        stage_dropout: Probability, per sample, of replacing the stage's embedding by a null row (the paper: 0.1).
+        ema_decay: Decay of the stage embedding's own moving average; set it to the EMA decay of your model so that
+            `fold` writes the averaged row. `None` folds the raw row.
+        resolutions: Per stage, either fractions in (0, 1] of the data's size or sizes in pixels; never decreasing.
+        resolution_multiple: What every image side must be a multiple of: VAE factor times the denoiser's patch size
+            or down-sampling.
+        boundaries: First optimizer step of stages 1, 2, ... (num_stages - 1 values), or fractions of the training in
+            (0, 1). `None` spaces them evenly.
+        search: `none` follows the fixed schedule; `zero_shot` chooses every stage by training-free scores.
+
+    Raises:
+        ConfigError: A value is out of range; the message names it and what is allowed.
+
+    Example:
+        >>> GrowthConfig(num_stages=2, min_trainable=0.5).to_dict()["num_stages"]
+        2
+    """
+
+    num_stages: int = 4
+    order: Order = "interleaved"
+    min_trainable: float = 0.25
+    stage_embedding: bool = True
+    stage_embedding_init: EmbeddingInit = "zero"
+    stage_dropout: float = 0.0
+    ema_decay: float | None = None
+    resolutions: tuple[float | int, ...] | None = None
+    resolution_multiple: int = 8
+    boundaries: tuple[float | int, ...] | None = None
+    search: Search = "none"
+
+    def __post_init__(self) -> None:
+        # JSON gives lists; the dataclass stays hashable.
+        for name in ("resolutions", "boundaries"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
+        if self.resolutions is not None:
+            object.__setattr__(self, "resolutions", tuple(as_resolution(value) for value in self.resolutions))
+        for check in (_check_choices, _check_ranges, _check_resolutions, _check_boundaries):
+            check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON types."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GrowthConfig:
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            ConfigError: A key is not a field of `GrowthConfig`.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"GrowthConfig has no field(s) {unknown}; fields are {sorted(known)}.")
+        return cls(**values)
+
+    def save(self, path: str | Path) -> None:
+        """Write the configuration as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> GrowthConfig:
+        """Read a configuration that `save` wrote.
+
+        Raises:
+            ConfigError: The file is not JSON or holds unknown fields.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path} is not a JSON file: {error}.") from error
+        return cls.from_dict(values)
+
+
+def as_resolution(value: float | int) -> float | int:
+    """A stage's resolution as a fraction (float, at most 1.0) or as pixels (int).
+
+    Raises:
+        ConfigError: The value is not positive, or is above 1 and not a whole number of pixels.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ConfigError(f"resolution {value!r} is not allowed: use a fraction in (0, 1] or a whole number of pixels.")
+    if value <= 1:
+        return float(value)
+    if value != int(value):
+        raise ConfigError(f"resolution {value!r} is not allowed: above 1 it is pixels and must be a whole number.")
+    return int(value)
+
+
+def check_increasing_resolutions(values: tuple[float | int, ...], error: type[ValueError]) -> None:
+    """Raise `error` where fractions and pixels are mixed or a later stage is smaller than an earlier one."""
+    if len({isinstance(value, float) for value in values}) > 1:
+        raise error(f"resolutions {values} mix fractions (up to 1) and pixels (above 1): use one kind for all stages.")
+    if any(late < early for early, late in zip(values, values[1:])):
+        raise error(f"resolutions {values} decrease: growth is monotone, give them in non-decreasing order.")
+
+
+def _check_choices(config: GrowthConfig) -> None:
+    for name, choices in (("order", Order), ("search", Search), ("stage_embedding_init", EmbeddingInit)):
+        value, allowed = getattr(config, name), get_args(choices)
+        if value not in allowed:
+            raise ConfigError(f"{name}={value!r} is not allowed: use one of {allowed}.")
+
+
+def _check_ranges(config: GrowthConfig) -> None:
+    if isinstance(config.num_stages, bool) or not isinstance(config.num_stages, int) or config.num_stages < 1:
+        raise ConfigError(f"num_stages={config.num_stages!r} is not allowed: use a whole number of at least 1.")
+    if not 0 < config.min_trainable <= 1:
+        raise ConfigError(f"min_trainable={config.min_trainable!r} is not allowed: use a fraction in (0, 1].")
+    if not 0 <= config.stage_dropout < 1:
+        raise ConfigError(f"stage_dropout={config.stage_dropout!r} is not allowed: use a probability in [0, 1).")
+    if config.stage_dropout and not config.stage_embedding:
+        raise ConfigError(f"stage_dropout={config.stage_dropout} needs stage_embedding=True.")
+    if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
+        raise ConfigError(f"ema_decay={config.ema_decay!r} is not allowed: use None or a decay in [0, 1).")
+    if not isinstance(config.resolution_multiple, int) or config.resolution_multiple < 1:
+        raise ConfigError(f"resolution_multiple={config.resolution_multiple!r} is not allowed: use at least 1 pixel.")
+
+
+def _check_resolutions(config: GrowthConfig) -> None:
+    if config.resolutions is None:
+        return
+    if len(config.resolutions) != config.num_stages:
+        raise ConfigError(
+            f"resolutions={config.resolutions} has {len(config.resolutions)} values for num_stages="
+            f"{config.num_stages}: give one per stage."
+        )
+    check_increasing_resolutions(config.resolutions, ConfigError)
+    for size in config.resolutions:
+        if isinstance(size, int) and size % config.resolution_multiple:
+            raise ConfigError(
+                f"resolution {size} is not a multiple of {config.resolution_multiple} (VAE factor times patch size): "
+                f"use {size // config.resolution_multiple * config.resolution_multiple or config.resolution_multiple}."
+            )
+
+
+def _check_boundaries(config: GrowthConfig) -> None:
+    if config.boundaries is None:
+        return
+    bounds = config.boundaries
+    if len(bounds) != config.num_stages - 1:
+        raise ConfigError(
+            f"boundaries={bounds} has {len(bounds)} values for num_stages={config.num_stages}: give the first step "
+            f"of every stage but the first, {config.num_stages - 1} values."
+        )
+    fractions = all(isinstance(bound, float) and 0 < bound < 1 for bound in bounds)
+    steps = all(isinstance(bound, int) and not isinstance(bound, bool) and bound > 0 for bound in bounds)
+    if not fractions and not steps:
+        raise ConfigError(f"boundaries={bounds}: use all steps (whole numbers from 1) or all fractions in (0, 1).")
+    if any(late <= early for early, late in zip(bounds, bounds[1:])):
+        raise ConfigError(f"boundaries={bounds} do not increase: a stage must begin after the one before it.")

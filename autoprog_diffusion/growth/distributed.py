@@ -1,0 +1,132 @@
+"""What growth needs of many processes: rebuilt reducers, equal ranks, averaged gradients. torch only."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .errors import OrderError, SyncError
+
+
+_HOOK_DICTS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOK_DICTS += ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
+
+
+def world_size() -> int:
+    """Number of ranks; 1 where torch.distributed is not initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The bare module inside DistributedDataParallel, DataParallel and torch.compile wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (DistributedDataParallel, nn.DataParallel)):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def find_ddp(model: nn.Module) -> DistributedDataParallel | None:
+    """The DistributedDataParallel wrapper in a chain of wrappers, if there is one."""
+    while model is not None and not isinstance(model, DistributedDataParallel):
+        model = getattr(model, "_orig_mod", None)  # type: ignore[assignment]
+    return model
+
+
+def rebuild_reducer(ddp: DistributedDataParallel) -> None:
+    """Rebuild a DDP wrapper in place for the parameters that train now, keeping every reference to it.
+
+    The reducer fixes its set of parameters when it is built: flipping `requires_grad` afterwards lets ranks drift
+    apart silently. Rebuilding also means that gradients of frozen parameters are not communicated.
+
+    Raises:
+        OrderError: The wrapper was built with delayed all-reduce hooks, which cannot be carried over.
+    """
+    if ddp._delay_all_reduce_params:
+        raise OrderError("DistributedDataParallel with delay_all_reduce_named_params cannot grow: build it without.")
+    wanted = {
+        "device_ids": ddp.device_ids,
+        "output_device": ddp.output_device,
+        "dim": ddp.dim,
+        "broadcast_buffers": ddp.broadcast_buffers,
+        "process_group": ddp.process_group,
+        "bucket_cap_mb": None if ddp.bucket_bytes_cap_default else ddp.bucket_bytes_cap / (1024 * 1024),
+        "find_unused_parameters": ddp.find_unused_parameters,
+        "gradient_as_bucket_view": ddp.gradient_as_bucket_view,
+        "static_graph": ddp.static_graph,
+        "mixed_precision": ddp.mixed_precision,
+        "skip_all_reduce_unused_params": getattr(ddp, "skip_all_reduce_unused_params", False),
+        # Ranks were checked to be equal; a broadcast here would hide a drift instead of reporting it.
+        "init_sync": False,
+    }
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    hooks, training = list(ddp._comm_hooks), ddp.training
+    module_hooks = {name: getattr(ddp, name) for name in _HOOK_DICTS if hasattr(ddp, name)}
+    ddp.__init__(ddp.module, **{key: value for key, value in wanted.items() if key in known})
+    ddp.__dict__.update(module_hooks)
+    ddp.training = training
+    for hook, state in hooks:
+        ddp.register_comm_hook(state, hook)
+
+
+def average_gradient(parameter: nn.Parameter, should_reduce: Callable[[], bool]) -> Any:
+    """Average a parameter's gradient over ranks after each backward; for parameters that live outside DDP.
+
+    Reducing inside the backward pass means that gradient clipping already sees the average, so that every rank clips
+    alike. Under accumulation the local sums are averaged by the last, synchronising backward.
+
+    Returns:
+        A handle with `remove()`.
+    """
+
+    def reduce(tensor: Tensor) -> None:
+        if world_size() > 1 and should_reduce() and tensor.grad is not None:
+            dist.all_reduce(tensor.grad)
+            tensor.grad.div_(world_size())
+
+    return parameter.register_post_accumulate_grad_hook(reduce)
+
+
+def checksums(tensors: Iterable[Tensor]) -> Tensor:
+    """One 64-bit integer per tensor from its bits: the sum of its words; equal bits give equal sums.
+
+    Returns:
+        Shape (number of tensors,), int64, on the CPU.
+    """
+    return torch.stack([_checksum(tensor) for tensor in tensors]).cpu()
+
+
+def check_ranks_equal(named: Iterable[tuple[str, Tensor]], when: str) -> None:
+    """Compare tensors over ranks by checksum; one gather of 8 bytes a tensor.
+
+    Raises:
+        SyncError: On every rank, where two ranks differ; the message names the first tensors that do.
+    """
+    if world_size() == 1:
+        return
+    names, tensors = zip(*named)
+    local = checksums(tensors)
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, local.tolist())
+    rows = torch.tensor(gathered)
+    wrong = [name for name, column in zip(names, rows.T) if (column != column[0]).any()]
+    if wrong:
+        raise SyncError(
+            f"ranks differ {when} in {len(wrong)} of {len(names)} tensors, first {wrong[:5]}: a gradient was not "
+            "synchronised. Pass the model returned by accelerator.prepare to your forward pass, and do not change "
+            "requires_grad outside GrowthScheduler."
+        )
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().contiguous().view(-1)
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
+    return flat.view(words).sum(dtype=torch.int64)

@@ -1,0 +1,29 @@
+"""Errors of the library: all of the `ValueError` family, all naming the value, what is allowed and the fix."""
+
+
+class GrowthError(ValueError):
+    """Base class of every error this library raises on purpose."""
+
+
+class ConfigError(GrowthError):
+    """A `GrowthConfig` field holds a value that is not allowed."""
+
+
+class PlanError(GrowthError):
+    """A growth plan is not monotone, does not fit the run, or does not fit the model."""
+
+
+class UnitError(GrowthError):
+    """The blocks of a model could not be named: unknown class, no match, overlap or shared parameters."""
+
+
+class OrderError(GrowthError):
+    """A call came at the wrong place in the training script, or with the wrong object."""
+
+
+class StateError(GrowthError):
+    """A saved state belongs to another plan, model or version."""
+
+
+class SyncError(GrowthError):
+    """Ranks that must be bit-identical are not."""

@@ -1,0 +1,97 @@
+"""What the scheduler asks of its host, an Accelerate-like object, without importing Accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .distributed import find_ddp, unwrap, world_size
+from .errors import OrderError
+
+
+SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA")
+
+
+def check_backend(accelerator: Any) -> None:
+    """Refuse, at construction, a distributed backend whose trainable set cannot change yet.
+
+    Raises:
+        OrderError: The accelerator runs FSDP, DeepSpeed, Megatron or XLA.
+    """
+    kind = getattr(getattr(accelerator, "distributed_type", None), "value", "NO")
+    if kind not in SUPPORTED:
+        raise OrderError(
+            f"distributed_type={kind} cannot change its trainable parameters during training yet: use one process or "
+            "DistributedDataParallel (accelerate config: multi-GPU or multi-CPU, no FSDP, no DeepSpeed)."
+        )
+
+
+def check_bare(model: nn.Module) -> None:
+    """Refuse a wrapped model at construction.
+
+    Raises:
+        OrderError: The model is wrapped by DDP, DataParallel or torch.compile.
+    """
+    if unwrap(model) is not model:
+        raise OrderError(
+            f"GrowthScheduler was given a {type(model).__name__}: construct it with the bare model, before "
+            "accelerator.prepare and torch.compile, and pass the wrapped one to growth.prepare(...)."
+        )
+
+
+def check_prepared(model: nn.Module, bare: nn.Module, accelerator: Any) -> DistributedDataParallel | None:
+    """Check that `model` is the prepared form of `bare`, and return its DDP wrapper if there is one.
+
+    Raises:
+        OrderError: It is another model, or `accelerator.prepare` has not run on it.
+    """
+    if unwrap(model) is not bare:
+        raise OrderError(
+            f"prepare was given a {type(unwrap(model)).__name__} that is not the model this GrowthScheduler was "
+            "constructed with: pass what accelerator.prepare returned for that model."
+        )
+    if accelerator is not None and not any(known is model for known in accelerator._models):
+        raise OrderError(
+            "prepare was given a model that accelerator.prepare has not returned. Freezing before DDP wraps the model "
+            "leaves the gradients of later stages unsynchronised: call accelerator.prepare(...) first, then "
+            "growth.prepare(model, num_training_steps=...)."
+        )
+    ddp = find_ddp(model)
+    if world_size() > 1 and ddp is None:
+        raise OrderError(
+            f"{world_size()} processes run, but the model is not wrapped in DistributedDataParallel: pass the model "
+            "that accelerator.prepare (or DistributedDataParallel) returned."
+        )
+    return ddp
+
+
+def check_optimizers(optimizers: Iterable[Any], named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Check that some optimizer holds every parameter that will train in some stage.
+
+    Raises:
+        OrderError: A parameter is in no optimizer; the message names the first ones.
+    """
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    if not groups:
+        return
+    held = {id(parameter) for group in groups for parameter in group["params"]}
+    missing = [name for name, parameter in named if id(parameter) not in held]
+    if missing:
+        raise OrderError(
+            f"the optimizer lacks {len(missing)} parameters that will train, first {missing[:3]}: build it from "
+            "growth.parameters() (the model's, then the stage embedding's), before accelerator.prepare."
+        )
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile has wrapped the model or one of its submodules."""
+    while model is not None:
+        if hasattr(model, "_orig_mod"):
+            return True
+        if not isinstance(model, DistributedDataParallel):
+            break
+        model = model.module
+    return any(module._compiled_call_impl is not None for module in model.modules())

@@ -1,0 +1,302 @@
+"""`GrowthScheduler`: the one object a training loop holds. The same contract as a learning-rate scheduler."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import host
+from .adapter import StageEmbeddingLike, find_adapter
+from .config import GrowthConfig
+from .distributed import average_gradient, check_ranks_equal, rebuild_reducer, unwrap
+from .errors import ConfigError, OrderError, PlanError
+from .plan import GrowthPlan, fixed_plan
+from .resize import resize_images
+from .state import STATE_VERSION, StageRecord, check_state, fingerprint
+from .units import NoGradRegion, front, set_trainable, trainable_names
+
+
+logger = logging.getLogger(__name__)
+
+
+class GrowthScheduler:
+    """Unfreezes a model stage by stage inside someone else's training loop.
+
+    Args:
+        model: The bare model (not wrapped), after its EMA was built and before its optimizer. Parameters that do not
+            require gradient now never will.
+        config: How it grows.
+        accelerator: The `accelerate.Accelerator` of the loop; `None` in a plain PyTorch loop.
+        blocks: Patterns of the growable modules' names in forward order, for a model class the library does not know.
+
+    Raises:
+        UnitError: The model's blocks or timestep embedder cannot be named.
+        OrderError: The model is wrapped already, or the accelerator's backend is not supported.
+        ConfigError: `search="zero_shot"`, which is not implemented yet.
+
+    Example:
+        >>> model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(4)])
+        >>> config = GrowthConfig(num_stages=2, min_trainable=0.5, order="suffix", stage_embedding=False)
+        >>> growth = GrowthScheduler(model, config, blocks=["*"])
+        >>> growth.prepare(model, num_training_steps=2)
+        >>> growth.trainable_fraction, growth.step(), growth.trainable_fraction
+        (0.5, True, 1.0)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: GrowthConfig,
+        accelerator: Any = None,
+        *,
+        blocks: Sequence[str] | None = None,
+    ) -> None:
+        if config.search != "none":
+            raise ConfigError(f'search={config.search!r} is not implemented yet: use search="none", a fixed schedule.')
+        host.check_backend(accelerator)
+        host.check_bare(model)
+        adapter = find_adapter(model, blocks)
+        self.config, self.layout = config, adapter.layout(model)
+        self._model, self._accelerator = model, accelerator
+        self._flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        self._embedding: StageEmbeddingLike | None = None
+        if config.stage_embedding:
+            self._embedding = adapter.stage_embedding(model, config)
+        self._region, self._handles = NoGradRegion(), []
+        self._wrapped: nn.Module | None = None
+        self._plan: GrowthPlan | None = None
+        self._optimizers_checked = False
+        self._step = 0
+        self.history: list[StageRecord] = []
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The model's parameters, then the stage embedding's: what the optimizer is built from."""
+        yield from self._model.parameters()
+        if self._embedding is not None:
+            yield from self._embedding.parameters()
+
+    def prepare(
+        self,
+        model: nn.Module,
+        *,
+        num_training_steps: int,
+        plan: GrowthPlan | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        """Enter stage 0, and register for checkpointing with the accelerator.
+
+        Args:
+            model: What `accelerator.prepare` returned for the model.
+            num_training_steps: Optimizer steps of the whole run.
+            plan: Stages to follow instead of the configuration's fixed schedule.
+            optimizer: Checked for missing parameters; with an accelerator its prepared optimizers are.
+
+        Raises:
+            OrderError: Called twice, before `accelerator.prepare`, with another model, or with an optimizer that lacks
+                parameters.
+            PlanError: The plan does not fit the model or the number of steps.
+            SyncError: The ranks' weights differ.
+        """
+        if self._plan is not None:
+            raise OrderError("growth.prepare was called already: construct a new GrowthScheduler for a new run.")
+        ddp = host.check_prepared(model, self._model, self._accelerator)
+        self._check_optimizers([optimizer] if optimizer is not None else [])
+        plan = plan or fixed_plan(self.config, len(self.layout.blocks), num_training_steps)
+        self._check_plan(plan, num_training_steps)
+        self._wrapped, self._plan = model, plan
+        if self._embedding is not None:
+            self._embedding.attach(self._model)
+            if ddp is not None:
+                wrapper = ddp
+                self._handles.append(
+                    average_gradient(self._embedding.table, lambda: wrapper.require_backward_grad_sync)
+                )
+        self._enter(0)
+        if self._accelerator is not None:
+            self._accelerator.register_for_checkpointing(self)
+
+    def step(self) -> bool:
+        """Count one optimizer step; call it after `ema.step` and before saving a checkpoint.
+
+        Returns:
+            Whether a new stage was entered.
+
+        Raises:
+            OrderError: `prepare` has not been called, or the optimizer lacks parameters.
+            SyncError: A new stage begins and the ranks' weights differ.
+        """
+        plan = self.plan
+        if not self._optimizers_checked:
+            self._check_optimizers([])
+        before = plan.stage_at(self._step)
+        self._step += 1
+        if self._embedding is not None:
+            self._embedding.update_average(self._step)
+        stage = plan.stage_at(self._step)
+        if stage == before:
+            return False
+        self._enter(stage)
+        return True
+
+    def resize(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) images -> the same at the current stage's resolution, by area averaging.
+
+        Raises:
+            ConfigError: The resolution does not divide by `config.resolution_multiple`.
+        """
+        if self.resolution == 1.0 and isinstance(self.resolution, float):
+            return images
+        return resize_images(images, self.resolution, self.config.resolution_multiple)
+
+    def fold(self, model: nn.Module) -> None:
+        """Write the stage embedding into the model's weights, remove every hook and restore `requires_grad`.
+
+        The model is then a plain one with exactly the same function. Call it after `ema.copy_to`, which would
+        overwrite the folded weights. With `stage_dropout` the null row is not expressible and is dropped.
+
+        Raises:
+            OrderError: Another model, or called twice or before `prepare`.
+            SyncError: The ranks' weights differ.
+        """
+        if unwrap(model) is not self._model:
+            raise OrderError("fold was given a model that this GrowthScheduler does not hold: pass the trained one.")
+        if self._wrapped is None:
+            raise OrderError("fold has nothing to fold: it runs once, after growth.prepare and training.")
+        check_ranks_equal(self._named_tensors(), "at the end of training")
+        self._region.clear()
+        for handle in self._handles:
+            handle.remove()
+        if self._embedding is not None:
+            self._embedding.fold(self._model)
+        set_trainable(self._model, {name for name, flag in self._flags.items() if flag})
+        self._wrapped = None
+
+    @property
+    def plan(self) -> GrowthPlan:
+        """The plan that is followed.
+
+        Raises:
+            OrderError: `prepare` has not been called.
+        """
+        if self._plan is None:
+            raise OrderError("call growth.prepare(model, num_training_steps=...) first, after accelerator.prepare.")
+        return self._plan
+
+    @property
+    def stage(self) -> int:
+        """Index of the current stage."""
+        return self.plan.stage_at(self._step)
+
+    @property
+    def resolution(self) -> float | int:
+        """Resolution of the current stage: fraction (float) or pixels (int)."""
+        return self.plan.stages[self.stage].resolution
+
+    @property
+    def trainable_fraction(self) -> float:
+        """Share of the model's parameters that train now, in [0, 1]."""
+        return self._trainable()[0] / self._trainable()[1]
+
+    def print_trainable_parameters(self) -> None:
+        """Print how much of the model trains, in PEFT's words."""
+        trainable, total = self._trainable()
+        stage = self.plan.stages[self.stage]
+        print(
+            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f} || "
+            f"stage {self.stage + 1}/{len(self.plan.stages)}: {len(stage.blocks)}/{self.plan.num_blocks} blocks, "
+            f"resolution {stage.resolution}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counter, plan, embedding and history; everything else is derived from them on load."""
+        embedding = self._embedding
+        return {
+            "version": STATE_VERSION,
+            "step": self._step,
+            "plan": self.plan.to_dict(),
+            "model": fingerprint(self._model, self.layout),
+            "embedding": None if embedding is None else {k: v.cpu() for k, v in embedding.state_dict().items()},
+            "history": [record.to_dict() for record in self.history],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken; the model's own weights are loaded by the host.
+
+        Raises:
+            StateError: The state is of another plan, model or version.
+            SyncError: The ranks' weights differ after loading.
+        """
+        check_state(state_dict, self.plan, fingerprint(self._model, self.layout), self._embedding is not None)
+        self._step = state_dict["step"]
+        if self._embedding is not None:
+            self._embedding.load_state_dict(state_dict["embedding"])
+        self._enter(self.stage, record=False)
+        self.history = [StageRecord.from_dict(record) for record in state_dict["history"]]
+
+    def _enter(self, stage: int, record: bool = True) -> None:
+        """Freeze, truncate and rebuild for a stage, after checking that the ranks have not drifted apart."""
+        check_ranks_equal(self._named_tensors(), f"on entering stage {stage}")
+        blocks = self.plan.stages[stage].blocks
+        names = {name for name in trainable_names(self.layout, blocks) if self._flags[name]}
+        set_trainable(self._model, names)
+        modules = [name for unit in front(self.layout, blocks) for name in unit.modules]
+        self._region.set(self._model.get_submodule(name) for name in modules)
+        if self._embedding is not None:
+            self._embedding.enter(stage, fresh=record)
+        ddp = host.find_ddp(self._wrapped) if self._wrapped is not None else None
+        if ddp is not None:
+            rebuild_reducer(ddp)
+        if self._wrapped is not None and host.is_compiled(self._wrapped):
+            # Hooks are not guarded by default: a graph traced for the last stage would go on being used.
+            torch.compiler.reset()
+        if record:
+            self._record(stage)
+
+    def _record(self, stage: int) -> None:
+        entry = self.plan.stages[stage]
+        trainable, total = self._trainable()
+        names = tuple(self.layout.blocks[index].name for index in entry.blocks)
+        self.history.append(StageRecord(stage, self._step, names, trainable, trainable / total, entry.resolution))
+        logger.info(
+            "stage %d of %d at step %d: %d of %d blocks, %.1f %% of the parameters, resolution %s",
+            stage + 1, len(self.plan.stages), self._step, len(names), len(self.layout.blocks),
+            100 * trainable / total, entry.resolution,
+        )  # fmt: skip
+
+    def _check_plan(self, plan: GrowthPlan, num_training_steps: int) -> None:
+        if plan.num_blocks != len(self.layout.blocks):
+            raise PlanError(
+                f"the plan is for a model of {plan.num_blocks} blocks, {type(self._model).__name__} has "
+                f"{len(self.layout.blocks)}: {[unit.name for unit in self.layout.blocks]}."
+            )
+        if plan.num_training_steps != num_training_steps:
+            raise PlanError(
+                f"the plan is for {plan.num_training_steps} steps, the run has {num_training_steps}: use "
+                f"plan.rescaled({num_training_steps}) or change the run."
+            )
+        if self._embedding is not None and len(plan.stages) != self.config.num_stages:
+            raise PlanError(
+                f"the plan has {len(plan.stages)} stages, the stage embedding num_stages={self.config.num_stages}: "
+                "give GrowthConfig the plan's number of stages."
+            )
+
+    def _check_optimizers(self, extra: list[torch.optim.Optimizer]) -> None:
+        optimizers = [*extra, *getattr(self._accelerator, "_optimizers", [])]
+        growable = [(name, parameter) for name, parameter in self._model.named_parameters() if self._flags[name]]
+        if self._embedding is not None:
+            growable.append(("stage_embedding.table", self._embedding.table))
+        host.check_optimizers(optimizers, growable)
+        self._optimizers_checked = bool(optimizers) or self._accelerator is None
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self._model.named_parameters()
+        if self._embedding is not None:
+            yield "stage_embedding.table", self._embedding.table
+
+    def _trainable(self) -> tuple[int, int]:
+        parameters = list(self._model.parameters())
+        return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)

@@ -1,0 +1,198 @@
+"""Units: the named slices of a model that freeze together, and what it means to freeze and truncate them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import UnitError
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A set of parameters that freezes together.
+
+    Attributes:
+        name: What people call it, for example `down_blocks.0.resnets.0`.
+        modules: Names of the submodules it consists of, in the order they run.
+        parameters: Names of its parameters, as `model.named_parameters()` gives them.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model cut into units: every parameter is in exactly one.
+
+    Attributes:
+        inputs: What runs before the blocks (patch, time and label embedders). Always trained, except while the front
+            of the model is cut off (see `front`).
+        blocks: The growable units, in forward order.
+        outputs: Everything else (norms and the output head). Always trained.
+    """
+
+    inputs: Unit
+    blocks: tuple[Unit, ...]
+    outputs: Unit
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """All units in forward order."""
+        return (self.inputs, *self.blocks, self.outputs)
+
+
+def build_layout(
+    model: nn.Module,
+    blocks: Sequence[tuple[str, Sequence[str]]],
+    inputs: Sequence[str],
+) -> Layout:
+    """Cut a model into units.
+
+    Args:
+        model: The bare model, not wrapped.
+        blocks: For every growable unit its name and the names of its modules, in forward order.
+        inputs: Names of modules or parameters that belong to the input unit; they win over a block that holds them
+            (DiT keeps its timestep embedder inside block 0 and calls it from outside).
+
+    Raises:
+        UnitError: There is no block, a parameter is in two units, or a block holds no parameter.
+    """
+    if not blocks:
+        raise UnitError(f"{type(model).__name__} has no growable block: name some with blocks=[...].")
+    owner: dict[str, int] = {}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for prefix in inputs:
+        owner.update(dict.fromkeys(_parameters_under(model, prefix, names), -1))
+    for index, (unit_name, modules) in enumerate(blocks):
+        found = [name for module in modules for name in _parameters_under(model, module, names)]
+        for name in found:
+            if owner.setdefault(name, index) not in (index, -1):
+                raise UnitError(
+                    f"parameter {name!r} is in two blocks, {blocks[owner[name]][0]!r} and {unit_name!r}: blocks must "
+                    "not overlap or share parameters (tie them inside one block)."
+                )
+        if not any(owner[name] == index for name in found):
+            raise UnitError(f"block {unit_name!r} holds no parameter of its own: leave it out of blocks.")
+    members: dict[int, list[str]] = {}
+    for name in names.values():
+        members.setdefault(owner.get(name, len(blocks)), []).append(name)
+    return Layout(
+        Unit("inputs", tuple(inputs), tuple(members.get(-1, ()))),
+        tuple(Unit(name, tuple(mods), tuple(members[i])) for i, (name, mods) in enumerate(blocks)),
+        Unit("outputs", (), tuple(members.get(len(blocks), ()))),
+    )
+
+
+def layout_from_patterns(model: nn.Module, patterns: Sequence[str]) -> Layout:
+    """Cut a model by user-given patterns of module names, for example `["layers.*"]`; `*` stops at a dot.
+
+    Modules before the first match, in registration order, are the inputs, the rest the outputs.
+
+    Raises:
+        UnitError: A pattern matches nothing, or two matches overlap; the message lists names that exist.
+    """
+    modules = [name for name, _ in model.named_modules() if name]
+    matched: list[str] = []
+    for pattern in patterns:
+        hits = [name for name in modules if _matches(name, pattern)]
+        if not hits:
+            known = sorted({_as_pattern(name) for name in modules})
+            raise UnitError(f"blocks pattern {pattern!r} matches no module; patterns that would: {known[:20]}.")
+        twice = sorted(set(hits) & set(matched))
+        if twice:
+            raise UnitError(f"blocks pattern {pattern!r} names {twice} again: patterns must not overlap.")
+        matched += hits
+    for name in matched:
+        inner = [other for other in matched if other.startswith(name + ".")]
+        if inner:
+            raise UnitError(f"blocks {inner} lie inside block {name!r}: blocks must not overlap.")
+    heads = {name.split(".")[0] for name in matched}
+    children = [name for name, _ in model.named_children()]
+    first = min(children.index(head) for head in heads)
+    # A child that holds blocks and other things is neither input nor output as a whole: what is left of it is output.
+    return build_layout(model, [(name, [name]) for name in matched], children[:first])
+
+
+def trainable_names(layout: Layout, blocks: Iterable[int]) -> set[str]:
+    """Names of the parameters that train when `blocks` do.
+
+    When block 0 is frozen the front is cut off, and the input embedders are part of it: nothing upstream of the first
+    trained block can receive a full gradient (design, section 3).
+    """
+    indices = set(blocks)
+    names = set(layout.outputs.parameters)
+    if 0 in indices:
+        names.update(layout.inputs.parameters)
+    for index in indices:
+        names.update(layout.blocks[index].parameters)
+    return names
+
+
+def front(layout: Layout, blocks: Iterable[int]) -> tuple[Unit, ...]:
+    """The frozen blocks that run before the first trained one; they can run without gradient."""
+    return layout.blocks[: min(blocks)]
+
+
+def set_trainable(model: nn.Module, names: set[str]) -> None:
+    """Let exactly the parameters in `names` train; a frozen one loses its gradient, so no optimizer moves it."""
+    for name, parameter in model.named_parameters():
+        trains = name in names
+        parameter.requires_grad_(trains)
+        if not trains:
+            parameter.grad = None
+
+
+class NoGradRegion:
+    """Runs chosen modules without gradient, by hooks that are exception-safe and removable."""
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._modes: list[bool] = []
+
+    def set(self, modules: Iterable[nn.Module]) -> None:
+        """Replace the region by `modules`."""
+        self.clear()
+        for module in modules:
+            self._handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
+            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+
+    def clear(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._modes.clear()
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        self._modes.append(torch.is_grad_enabled())
+        torch.set_grad_enabled(False)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        torch.set_grad_enabled(self._modes.pop())
+
+
+def _parameters_under(model: nn.Module, prefix: str, names: dict[int, str]) -> list[str]:
+    """Canonical names of the parameters in the module, or of the parameter, called `prefix`."""
+    parent, _, leaf = prefix.rpartition(".")
+    holder = model.get_submodule(parent)
+    if leaf in holder._parameters:
+        parameter = holder._parameters[leaf]
+        return [] if parameter is None else [names[id(parameter)]]
+    return [names[id(parameter)] for parameter in model.get_submodule(prefix).parameters()]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(fnmatch.fnmatchcase(p, w) for p, w in zip(parts, wanted))
+
+
+def _as_pattern(name: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
