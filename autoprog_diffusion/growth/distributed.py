@@ -56,7 +56,6 @@ def rebuild_reducer(ddp: DistributedDataParallel) -> None:
         "device_ids": ddp.device_ids,
         "output_device": ddp.output_device,
         "dim": ddp.dim,
-        "broadcast_buffers": ddp.broadcast_buffers,
         "process_group": ddp.process_group,
         "bucket_cap_mb": None if ddp.bucket_bytes_cap_default else ddp.bucket_bytes_cap / (1024 * 1024),
         "find_unused_parameters": ddp.find_unused_parameters,
@@ -68,6 +67,9 @@ def rebuild_reducer(ddp: DistributedDataParallel) -> None:
         "init_sync": False,
     }
     known = inspect.signature(DistributedDataParallel.__init__).parameters
+    # torch 2.13 renamed the flag, and warns about the old name.
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    wanted[buffers] = getattr(ddp, buffers)
     hooks, training = list(ddp._comm_hooks), ddp.training
     module_hooks = {name: getattr(ddp, name) for name in _HOOK_DICTS if hasattr(ddp, name)}
     ddp.__init__(ddp.module, **{key: value for key, value in wanted.items() if key in known})

@@ -53,7 +53,8 @@ def check_prepared(model: nn.Module, bare: nn.Module, accelerator: Any) -> Distr
             f"prepare was given a {type(unwrap(model)).__name__} that is not the model this GrowthScheduler was "
             "constructed with: pass what accelerator.prepare returned for that model."
         )
-    if accelerator is not None and not any(known is model for known in accelerator._models):
+    # Accelerate remembers a model as it was before the DDP wrapper.
+    if accelerator is not None and not any(unwrap(known) is bare for known in accelerator._models):
         raise OrderError(
             "prepare was given a model that accelerator.prepare has not returned. Freezing before DDP wraps the model "
             "leaves the gradients of later stages unsynchronised: call accelerator.prepare(...) first, then "

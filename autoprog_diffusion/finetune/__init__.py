@@ -1,0 +1,7 @@
+"""The loop the recipes share: data, caches, training, checkpoints, reports. Needs the extra `recipes`."""
+
+import os
+
+
+# transformers prints advice about torchvision, which nothing here uses, each time a pipeline class is imported.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

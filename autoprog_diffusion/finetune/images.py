@@ -1,0 +1,150 @@
+"""Captioned images: loaded by `datasets`, checked, and turned into pixel tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from autoprog_diffusion.growth.errors import GrowthError
+
+from .arguments import DataArguments
+from .emoji import emoji_dataset
+
+
+if TYPE_CHECKING:
+    import datasets
+
+DEFAULT_STYLE = "openmoji"
+
+
+class DataError(GrowthError):
+    """The training data cannot be used."""
+
+
+def load_captioned_images(args: DataArguments, resolution: int, cache_dir: str | None = None) -> datasets.Dataset:
+    """The training set that the arguments name, with columns `image` and `text`; by default OpenMoji's training split.
+
+    Raises:
+        DataError: Both a folder and a name are given, nothing is there, or the columns are missing.
+    """
+    if args.train_data_dir and args.dataset_name:
+        raise DataError("--train_data_dir and --dataset_name are both given: give one.")
+    if not args.train_data_dir and not args.dataset_name:
+        data = emoji_dataset(DEFAULT_STYLE, size=resolution, split="train")
+    else:
+        data = _columns(_load(args, cache_dir), args)
+    if args.max_train_samples is not None:
+        data = data.select(range(min(args.max_train_samples, len(data))))
+    _check_captions(data)
+    return data
+
+
+def check_batch(count: int, per_step: int) -> None:
+    """Refuse a training set that does not fill one batch on every process.
+
+    Raises:
+        DataError: It has fewer images than that.
+    """
+    if count < per_step:
+        raise DataError(
+            f"the training set has {count} images, fewer than one batch of {per_step} over all processes: lower "
+            "--train_batch_size or add images."
+        )
+
+
+def to_pixels(image: Image.Image, size: int, args: DataArguments, generator: torch.Generator | None = None) -> Tensor:
+    """A PIL image -> (3, size, size) float32 in [-1, 1]: shorter side resized, then cropped, perhaps mirrored.
+
+    Args:
+        image: Any mode; transparency is laid on white.
+        size: Side of the result in pixels.
+        args: Interpolation, crop and flip.
+        generator: Draws crop and flip; None crops the centre and does not flip.
+    """
+    image = _flatten(image)
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling[args.image_interpolation_mode.upper()])
+    random = generator is not None and not args.center_crop
+    left, top = (_offset(side - size, generator if random else None) for side in (width, height))
+    pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1.0
+    if generator is not None and args.random_flip and torch.rand((), generator=generator) < 0.5:
+        tensor = tensor.flip(-1)
+    return tensor
+
+
+def read_image(data: datasets.Dataset, index: int) -> Image.Image:
+    """Decode one image.
+
+    Raises:
+        DataError: It is corrupt or missing; the message names the row and the file.
+    """
+    try:
+        image = data[index]["image"]
+        image.load()
+    except (OSError, ValueError, SyntaxError, AttributeError) as error:
+        raise DataError(f"image {index} of the training set cannot be decoded{_file(data, index)}: {error}.") from error
+    return image
+
+
+def _load(args: DataArguments, cache_dir: str | None) -> Any:
+    from datasets import load_dataset
+
+    folder = Path(args.train_data_dir or "")
+    if args.train_data_dir and (not folder.is_dir() or not any(path.is_file() for path in folder.rglob("*"))):
+        raise DataError(f"--train_data_dir {args.train_data_dir} is not a folder with files in it.")
+    try:
+        if args.train_data_dir:
+            if any(folder.rglob("*.parquet")):
+                return load_dataset("parquet", data_files=str(folder / "**/*.parquet"), split="train", cache_dir=cache_dir)
+            return load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=cache_dir)
+        return load_dataset(args.dataset_name or "", args.dataset_config_name, split="train", cache_dir=cache_dir)
+    except Exception as error:
+        # Whatever `datasets` raises (its own, pyarrow's, OS errors) means the same to the user: this data is unusable.
+        raise DataError(f"the training set {args.train_data_dir or args.dataset_name} cannot be loaded: {error}") from error
+
+
+def _columns(data: Any, args: DataArguments) -> datasets.Dataset:
+    from datasets import Image as ImageFeature
+
+    for flag, name in (("image_column", args.image_column), ("caption_column", args.caption_column)):
+        if name not in data.column_names:
+            hint = " Captions of an image folder come from a metadata.jsonl: {'file_name': ..., 'text': ...} a line."
+            raise DataError(f"--{flag} {name!r} is not a column of the data; it has {data.column_names}.{hint}")
+    data = data.select_columns([args.image_column, args.caption_column])
+    data = data.rename_columns({args.image_column: "image", args.caption_column: "text"} if args.image_column != "image" or args.caption_column != "text" else {})
+    return data.cast_column("image", ImageFeature())
+
+
+def _check_captions(data: datasets.Dataset) -> None:
+    if not len(data):
+        raise DataError("the training set is empty.")
+    for index, text in enumerate(data["text"]):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"row {index} of the training set has no caption{_file(data, index)}: got {text!r}.")
+
+
+def _file(data: datasets.Dataset, index: int) -> str:
+    from datasets import Image as ImageFeature
+
+    path = data.cast_column("image", ImageFeature(decode=False))[index]["image"].get("path")
+    return f" ({path})" if path else ""
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _offset(room: int, generator: torch.Generator | None) -> int:
+    return room // 2 if generator is None else int(torch.randint(room + 1, (), generator=generator))

@@ -1,0 +1,65 @@
+"""The denoising objective of Diffusers' text-to-image script: noise, target and loss weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.training_utils import compute_snr
+from torch import Tensor
+
+from .arguments import TrainArguments
+
+
+def draw_noise(latents: Tensor, args: TrainArguments) -> tuple[Tensor, Tensor]:
+    """Noise for (N, C, H, W) latents: the target's, and the one that is mixed in (perturbed on request).
+
+    Sources: noise offset, crosslabs.org "Diffusion with offset noise"; input perturbation, arXiv 2301.11706.
+    """
+    noise = torch.randn_like(latents)
+    if args.noise_offset:
+        noise = noise + args.noise_offset * torch.randn(*latents.shape[:2], 1, 1, device=latents.device)
+    mixed = noise + args.input_perturbation * torch.randn_like(noise) if args.input_perturbation else noise
+    return noise, mixed
+
+
+def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the denoiser should return, (N, C, H, W), by the scheduler's prediction type.
+
+    Raises:
+        ValueError: The scheduler's prediction type is not one of the three.
+    """
+    kind = noise_scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return noise_scheduler.get_velocity(latents, noise, timesteps)
+    if kind == "sample":
+        return latents
+    raise ValueError(f"prediction_type={kind!r} is not known: use epsilon, v_prediction or sample.")
+
+
+def denoising_loss(
+    prediction: Tensor, target: Tensor, timesteps: Tensor, noise_scheduler: Any, snr_gamma: float | None
+) -> Tensor:
+    """Mean squared error, () float32, weighted by min-SNR-gamma (arXiv 2303.09556) on request.
+
+    Args:
+        prediction: (N, C, H, W), any float type.
+        target: (N, C, H, W).
+        timesteps: (N,) integers.
+        noise_scheduler: A Diffusers DDPM-like scheduler.
+        snr_gamma: None for equal weights.
+    """
+    if snr_gamma is None:
+        return F.mse_loss(prediction.float(), target.float())
+    snr = compute_snr(noise_scheduler, timesteps)
+    weights = snr.clamp(max=snr_gamma)
+    kind = noise_scheduler.config.prediction_type
+    if kind == "epsilon":
+        weights = weights / snr
+    elif kind == "v_prediction":
+        weights = weights / (snr + 1)
+    error = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    return (error * weights).mean()

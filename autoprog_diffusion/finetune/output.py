@@ -1,0 +1,53 @@
+"""The output folder: refused before any work where it is not usable."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from autoprog_diffusion.growth.errors import GrowthError
+
+
+RUN_FILE = "run.json"
+_OURS = (RUN_FILE, "checkpoints", "cache", "growth.json", "model_index.json")
+
+
+class OutputError(GrowthError):
+    """The output folder cannot be used."""
+
+
+def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make sure that `folder` can be written and does not hold another run.
+
+    Raises:
+        OutputError: It is not a folder, not writable, or holds a run that is neither resumed nor overwritten.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"the output folder {folder} cannot be written: {error}. Choose another --output_dir.") from error
+    held = [name for name in _OURS if (folder / name).exists()]
+    if not held or resume:
+        return
+    if not overwrite:
+        raise OutputError(
+            f"the output folder {folder} already holds a run ({', '.join(held)}): continue it with "
+            "--resume_from_checkpoint latest, delete it with --overwrite_output_dir, or choose another --output_dir."
+        )
+    for name in held:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, sees the old text or the new, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
