@@ -76,6 +76,7 @@ def main(argv: list[str]) -> None:
         accelerator.print("no complete checkpoint yet: starting from the beginning.")
     if accelerator.is_main_process:
         accelerator.init_trackers(args.output.tracker_project_name, config=config.to_dict())
+        growth.plan.save(output / "growth_plan.json")
         write_text_atomically(output / RUN_FILE, json.dumps(dataclasses.asdict(args), indent=2) + "\n")
 
     prompts = args.output.validation_prompts or default_prompts(args, data)
@@ -103,7 +104,11 @@ def main(argv: list[str]) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         pipeline.save_pretrained(output)
-        rows = [("before", load_images(before, len(prompts))), ("after", draw()), *reference_row(args, prompts, resolution)]
+        rows = [
+            ("before", load_images(before, len(prompts))),
+            ("after", draw()),
+            *reference_row(args, prompts, resolution),
+        ]
         save_grid(output / "before_after.png", prompts, rows)
         clock["saved"] = time.perf_counter()
         names = ("getting ready", "training", "saving and pictures")
@@ -138,7 +143,8 @@ def reference_row(args: Arguments, prompts: tuple[str, ...], size: int) -> list[
     """The real pictures of the prompts in the new style, where they are known."""
     if not is_default_data(args):
         return []
-    known = {row["text"]: row["image"] for row in emoji_dataset(DEFAULT_STYLE, size=size)}
+    emoji = emoji_dataset(DEFAULT_STYLE, size=size)
+    known = dict(zip(emoji["text"], emoji["image"]))
     return [("real", [known[prompt] for prompt in prompts])] if all(prompt in known for prompt in prompts) else []
 
 

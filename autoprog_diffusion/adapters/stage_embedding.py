@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from autoprog_diffusion.growth.config import GrowthConfig
 from autoprog_diffusion.growth.errors import OrderError, UnitError
 
 
@@ -101,7 +102,7 @@ class StageEmbedding(nn.Module):
         """
         table = self.table if self.average is None else self.average
         for name in self.points:
-            bias = model.get_submodule(name).linear_2.bias
+            bias = _last_linear(model, name).bias
             bias.add_(table[self.stage].to(bias.dtype))
         self.detach()
 
@@ -137,8 +138,7 @@ def timestep_embedders(model: nn.Module) -> list[str]:
             "linear_2), so a stage embedding has no place: set GrowthConfig(stage_embedding=False)."
         )
     for name in found:
-        module = model.get_submodule(name)
-        if getattr(module, "post_act", None) is not None or module.linear_2.bias is None:
+        if getattr(model.get_submodule(name), "post_act", None) is not None or _last_linear(model, name).bias is None:
             raise UnitError(
                 f"{name} does not end in a biased linear layer, so a stage embedding could not be folded into it: "
                 "set GrowthConfig(stage_embedding=False)."
@@ -146,24 +146,21 @@ def timestep_embedders(model: nn.Module) -> list[str]:
     return found
 
 
-def build_stage_embedding(model: nn.Module, config: Any) -> StageEmbedding:
+def build_stage_embedding(model: nn.Module, config: GrowthConfig) -> StageEmbedding:
     """The stage embedding of a Diffusers denoiser under a `GrowthConfig`.
 
     Raises:
         UnitError: The model has no place for one, or its embedders differ in width.
     """
     points = timestep_embedders(model)
-    widths = {model.get_submodule(name).linear_2.out_features for name in points}
+    widths = {_last_linear(model, name).out_features for name in points}
     if len(widths) > 1:
         raise UnitError(
             f"the timestep embedders {points[:4]} differ in width {sorted(widths)}: set stage_embedding=False."
         )
-    embedding = StageEmbedding(
-        points,
-        config.num_stages,
-        widths.pop(),
-        config.stage_dropout,
-        config.stage_embedding_init,
-        config.ema_decay,
-    )
-    return embedding
+    settings = (config.stage_dropout, config.stage_embedding_init, config.ema_decay)
+    return StageEmbedding(points, config.num_stages, widths.pop(), *settings)
+
+
+def _last_linear(model: nn.Module, embedder: str) -> nn.Linear:
+    return cast(nn.Linear, model.get_submodule(embedder).linear_2)

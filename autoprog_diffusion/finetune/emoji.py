@@ -15,6 +15,7 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+
 if TYPE_CHECKING:
     import datasets
 

@@ -90,7 +90,9 @@ def read_image(data: datasets.Dataset, index: int) -> Image.Image:
         image = data[index]["image"]
         image.load()
     except (OSError, ValueError, SyntaxError, AttributeError) as error:
-        raise DataError(f"image {index} of the training set cannot be decoded{_file(data, index)}: {error}.") from error
+        raise DataError(
+            f"image {index} of the training set cannot be decoded{_file(data, index)}: {error}."
+        ) from error
     return image
 
 
@@ -103,12 +105,16 @@ def _load(args: DataArguments, cache_dir: str | None) -> Any:
     try:
         if args.train_data_dir:
             if any(folder.rglob("*.parquet")):
-                return load_dataset("parquet", data_files=str(folder / "**/*.parquet"), split="train", cache_dir=cache_dir)
+                return load_dataset(
+                    "parquet", data_files=str(folder / "**/*.parquet"), split="train", cache_dir=cache_dir
+                )
             return load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=cache_dir)
         return load_dataset(args.dataset_name or "", args.dataset_config_name, split="train", cache_dir=cache_dir)
     except Exception as error:
         # Whatever `datasets` raises (its own, pyarrow's, OS errors) means the same to the user: this data is unusable.
-        raise DataError(f"the training set {args.train_data_dir or args.dataset_name} cannot be loaded: {error}") from error
+        raise DataError(
+            f"the training set {args.train_data_dir or args.dataset_name} cannot be loaded: {error}"
+        ) from error
 
 
 def _columns(data: Any, args: DataArguments) -> datasets.Dataset:
@@ -119,7 +125,11 @@ def _columns(data: Any, args: DataArguments) -> datasets.Dataset:
             hint = " Captions of an image folder come from a metadata.jsonl: {'file_name': ..., 'text': ...} a line."
             raise DataError(f"--{flag} {name!r} is not a column of the data; it has {data.column_names}.{hint}")
     data = data.select_columns([args.image_column, args.caption_column])
-    data = data.rename_columns({args.image_column: "image", args.caption_column: "text"} if args.image_column != "image" or args.caption_column != "text" else {})
+    data = data.rename_columns(
+        {args.image_column: "image", args.caption_column: "text"}
+        if args.image_column != "image" or args.caption_column != "text"
+        else {}
+    )
     return data.cast_column("image", ImageFeature())
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -133,7 +134,13 @@ class Trainer:
         """Put the averaged weights in place, if there are any, and fold the stage embedding into them."""
         if self.ema is not None:
             self.ema.copy_to(self.bare.parameters())
+        table = self.growth.state_dict()["embedding"]
+        if self.growth.config.stage_dropout and self.accelerator.is_main_process:
+            # A fold cannot express the null row: the table travels beside the pipeline.
+            save_file(table, Path(self.args.output.output_dir) / "stage_embedding.safetensors")
         self.growth.fold(self.denoiser)
+        if self.accelerator.num_processes > 1:
+            self.accelerator.print(f"{self.accelerator.num_processes} ranks end with bit-identical weights.")
 
     def _optimizer_step(self, batches: Iterator[dict[str, Tensor]], bar: tqdm) -> None:
         accelerator, growth = self.accelerator, self.growth
@@ -174,8 +181,8 @@ class Trainer:
         if not math.isfinite(value):
             newest = find_checkpoint(self.root, "latest")
             raise TrainingError(
-                f"the loss is {value} at step {self.step}, stage {self.growth.stage + 1}: lower --learning_rate or use "
-                f"--mixed_precision bf16. The newest complete checkpoint is {newest}."
+                f"the loss is {value} at step {self.step}, stage {self.growth.stage + 1}: lower --learning_rate or "
+                f"use --mixed_precision bf16. The newest complete checkpoint is {newest}."
             )
         return value
 
@@ -183,9 +190,7 @@ class Trainer:
         growth, pixels = self.growth, self.pixels
         fraction = growth.trainable_fraction
         memory = peak_memory(self.accelerator.device)
-        self.log.add(
-            loss=loss, seconds=seconds, stage=stage, resolution=pixels, trainable=fraction, memory=memory
-        )
+        self.log.add(loss=loss, seconds=seconds, stage=stage, resolution=pixels, trainable=fraction, memory=memory)
         share = f"{fraction:.0%}"
         bar.set_postfix(loss=f"{loss:.4f}", stage=f"{stage + 1}/{len(growth.plan.stages)}", px=pixels, trains=share)
         bar.update(1)
@@ -199,7 +204,7 @@ class Trainer:
         resolution = self.growth.resolution
         return round(resolution * self.task.resolution) if isinstance(resolution, float) else resolution
 
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
+    def _batches(self) -> Iterator[Any]:
         """Batches from where the run stands, epoch after epoch, in an order that depends on seed and epoch only."""
         per_epoch = len(self.loader)
         accumulation = self.args.train.gradient_accumulation_steps

@@ -29,7 +29,9 @@ def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OutputError(f"the output folder {folder} cannot be written: {error}. Choose another --output_dir.") from error
+        raise OutputError(
+            f"the output folder {folder} cannot be written: {error}. Choose another --output_dir."
+        ) from error
     held = [name for name in _OURS if (folder / name).exists()]
     if not held or resume:
         return

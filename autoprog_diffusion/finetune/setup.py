@@ -98,7 +98,7 @@ def make_optimizer(parameters: Any, args: TrainArguments, batch: int) -> torch.o
     kind: Any = torch.optim.AdamW
     if args.use_8bit_adam:
         try:
-            import bitsandbytes
+            import bitsandbytes  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise GrowthError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes.") from error
         kind = bitsandbytes.optim.AdamW8bit

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError
@@ -32,22 +33,26 @@ def load_pipeline(name: str, args: Arguments) -> StableDiffusionPipeline:
     Raises:
         GrowthError: The folder or Hub name cannot be loaded, or is another kind of pipeline.
     """
-    options: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, "cache_dir": args.model.cache_dir}
+    options: dict[str, Any] = {
+        "safety_checker": None,
+        "requires_safety_checker": False,
+        "cache_dir": args.model.cache_dir,
+    }
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             name, revision=args.model.revision, variant=args.model.variant, **options
         )
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise GrowthError(
-            f"{name} cannot be loaded as a Stable Diffusion pipeline (a Diffusers folder with unet, vae, text_encoder, "
-            f"tokenizer and scheduler): {error}"
+            f"{name} cannot be loaded as a Stable Diffusion pipeline (a Diffusers folder with unet, vae, "
+            f"text_encoder, tokenizer and scheduler): {error}"
         ) from error
     return pipeline.to(torch.float32)
 
 
-def training_scheduler(pipeline: StableDiffusionPipeline, args: Arguments) -> DDPMScheduler:
-    """The noise scheduler the pipeline was trained with."""
-    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+def training_scheduler(pipeline: StableDiffusionPipeline, args: Arguments) -> Any:
+    """The DDPM scheduler with the settings the pipeline was trained with."""
+    scheduler: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
     if args.train.prediction_type is not None:
         scheduler.register_to_config(prediction_type=args.train.prediction_type)
     return scheduler

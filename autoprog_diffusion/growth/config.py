@@ -110,7 +110,9 @@ def as_resolution(value: float | int) -> float | int:
         ConfigError: The value is not positive, or is above 1 and not a whole number of pixels.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ConfigError(f"resolution {value!r} is not allowed: use a fraction in (0, 1] or a whole number of pixels.")
+        raise ConfigError(
+            f"resolution {value!r} is not allowed: use a fraction in (0, 1] or a whole number of pixels."
+        )
     if value <= 1:
         return float(value)
     if value != int(value):

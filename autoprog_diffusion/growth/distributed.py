@@ -73,7 +73,8 @@ def rebuild_reducer(ddp: DistributedDataParallel) -> None:
     hooks, training = list(ddp._comm_hooks), ddp.training
     module_hooks = {name: getattr(ddp, name) for name in _HOOK_DICTS if hasattr(ddp, name)}
     ddp.__init__(ddp.module, **{key: value for key, value in wanted.items() if key in known})
-    ddp.__dict__.update(module_hooks)
+    for name, hooked in module_hooks.items():
+        setattr(ddp, name, hooked)
     ddp.training = training
     for hook, state in hooks:
         ddp.register_comm_hook(state, hook)

@@ -89,10 +89,7 @@ def check_optimizers(optimizers: Iterable[Any], named: Iterable[tuple[str, nn.Pa
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether torch.compile has wrapped the model or one of its submodules."""
-    while model is not None:
-        if hasattr(model, "_orig_mod"):
-            return True
-        if not isinstance(model, DistributedDataParallel):
-            break
-        model = model.module
-    return any(module._compiled_call_impl is not None for module in model.modules())
+    inner = unwrap(model)
+    # A compiled wrapper lists the bare model under `_orig_mod`, whether it is outside or inside of DDP.
+    wrapped = any(name.rpartition(".")[2] == "_orig_mod" for name, _ in model.named_modules())
+    return wrapped or any(module._compiled_call_impl is not None for module in inner.modules())

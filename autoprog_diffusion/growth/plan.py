@@ -169,6 +169,32 @@ def select_blocks(order: Order, num_blocks: int, fraction: float, min_trainable:
     return tuple(sorted(chosen))
 
 
+def check_plan_fits(plan: GrowthPlan, blocks: list[str], num_training_steps: int, rows: int | None) -> None:
+    """Refuse a plan that was made for another model or run.
+
+    Args:
+        plan: The plan.
+        blocks: Names of the model's growable blocks.
+        num_training_steps: Optimizer steps of the run.
+        rows: Stages the stage embedding has rows for; None without one.
+
+    Raises:
+        PlanError: The number of blocks, steps or stages differs.
+    """
+    if plan.num_blocks != len(blocks):
+        raise PlanError(f"the plan is for a model of {plan.num_blocks} blocks, this one has {len(blocks)}: {blocks}.")
+    if plan.num_training_steps != num_training_steps:
+        raise PlanError(
+            f"the plan is for {plan.num_training_steps} steps, the run has {num_training_steps}: use "
+            f"plan.rescaled({num_training_steps}) or change the run."
+        )
+    if rows is not None and len(plan.stages) != rows:
+        raise PlanError(
+            f"the plan has {len(plan.stages)} stages, the stage embedding num_stages={rows}: give GrowthConfig the "
+            "plan's number of stages."
+        )
+
+
 def _starts(config: GrowthConfig, num_training_steps: int) -> list[int]:
     if num_training_steps < config.num_stages:
         raise PlanError(

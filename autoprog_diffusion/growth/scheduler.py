@@ -13,8 +13,8 @@ from . import host
 from .adapter import StageEmbeddingLike, find_adapter
 from .config import GrowthConfig
 from .distributed import average_gradient, check_ranks_equal, rebuild_reducer, unwrap
-from .errors import ConfigError, OrderError, PlanError
-from .plan import GrowthPlan, fixed_plan
+from .errors import ConfigError, OrderError
+from .plan import GrowthPlan, check_plan_fits, fixed_plan
 from .resize import resize_images
 from .state import STATE_VERSION, StageRecord, check_state, fingerprint
 from .units import NoGradRegion, front, set_trainable, trainable_names
@@ -106,7 +106,9 @@ class GrowthScheduler:
         ddp = host.check_prepared(model, self._model, self._accelerator)
         self._check_optimizers([optimizer] if optimizer is not None else [])
         plan = plan or fixed_plan(self.config, len(self.layout.blocks), num_training_steps)
-        self._check_plan(plan, num_training_steps)
+        blocks = [unit.name for unit in self.layout.blocks]
+        rows = self.config.num_stages if self._embedding is not None else None
+        check_plan_fits(plan, blocks, num_training_steps, rows)
         self._wrapped, self._plan = model, plan
         if self._embedding is not None:
             self._embedding.attach(self._model)
@@ -204,9 +206,9 @@ class GrowthScheduler:
     def print_trainable_parameters(self) -> None:
         """Print how much of the model trains, in PEFT's words."""
         trainable, total = self._trainable()
-        stage = self.plan.stages[self.stage]
+        stage, share = self.plan.stages[self.stage], f"{100 * trainable / total:.4f}"
         print(
-            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f} || "
+            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share} || "
             f"stage {self.stage + 1}/{len(self.plan.stages)}: {len(stage.blocks)}/{self.plan.num_blocks} blocks, "
             f"resolution {stage.resolution}"
         )
@@ -266,23 +268,6 @@ class GrowthScheduler:
             stage + 1, len(self.plan.stages), self._step, len(names), len(self.layout.blocks),
             100 * trainable / total, entry.resolution,
         )  # fmt: skip
-
-    def _check_plan(self, plan: GrowthPlan, num_training_steps: int) -> None:
-        if plan.num_blocks != len(self.layout.blocks):
-            raise PlanError(
-                f"the plan is for a model of {plan.num_blocks} blocks, {type(self._model).__name__} has "
-                f"{len(self.layout.blocks)}: {[unit.name for unit in self.layout.blocks]}."
-            )
-        if plan.num_training_steps != num_training_steps:
-            raise PlanError(
-                f"the plan is for {plan.num_training_steps} steps, the run has {num_training_steps}: use "
-                f"plan.rescaled({num_training_steps}) or change the run."
-            )
-        if self._embedding is not None and len(plan.stages) != self.config.num_stages:
-            raise PlanError(
-                f"the plan has {len(plan.stages)} stages, the stage embedding num_stages={self.config.num_stages}: "
-                "give GrowthConfig the plan's number of stages."
-            )
 
     def _check_optimizers(self, extra: list[torch.optim.Optimizer]) -> None:
         optimizers = [*extra, *getattr(self._accelerator, "_optimizers", [])]

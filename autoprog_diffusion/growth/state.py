@@ -69,7 +69,9 @@ def check_state(state: dict[str, Any], plan: GrowthPlan, model: dict[str, Any], 
         )
     for key, value in model.items():
         if state["model"].get(key) != value:
-            ours, theirs = (value, state["model"].get(key)) if key != "parameters" else ("other shapes", "these shapes")
+            ours, theirs = (
+                (value, state["model"].get(key)) if key != "parameters" else ("other shapes", "these shapes")
+            )
             raise StateError(f"the checkpoint is of another model: its {key} is {theirs!r}, this model's is {ours!r}.")
     if state["plan"] != plan.to_dict():
         keys = [key for key, value in plan.to_dict().items() if state["plan"].get(key) != value]

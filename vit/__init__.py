@@ -1,0 +1,1 @@
+"""Progressive pretraining of vision transformers, on the same growth core. Arrives in a later version; see README."""
