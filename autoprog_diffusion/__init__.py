@@ -3,10 +3,19 @@
 Importing this package needs torch only; the model families are registered by class name.
 """
 
-from . import adapters
+from . import adapters, search
 from .growth import GrowthConfig, GrowthError, GrowthPlan, GrowthScheduler, Stage
 
 
 __version__ = "0.1.0"
 
-__all__ = ["GrowthConfig", "GrowthError", "GrowthPlan", "GrowthScheduler", "Stage", "__version__", "adapters"]
+__all__ = [
+    "GrowthConfig",
+    "GrowthError",
+    "GrowthPlan",
+    "GrowthScheduler",
+    "Stage",
+    "__version__",
+    "adapters",
+    "search",
+]

@@ -159,7 +159,7 @@ def build_stage_embedding(model: nn.Module, config: GrowthConfig) -> StageEmbedd
             f"the timestep embedders {points[:4]} differ in width {sorted(widths)}: set stage_embedding=False."
         )
     settings = (config.stage_dropout, config.stage_embedding_init, config.ema_decay)
-    return StageEmbedding(points, config.num_stages, widths.pop(), *settings)
+    return StageEmbedding(points, config.plan_stages, widths.pop(), *settings)
 
 
 def _last_linear(model: nn.Module, embedder: str) -> nn.Linear:

@@ -121,7 +121,7 @@ class GrowthArguments:
     num_stages: int = 4
     """Number of stages; the last one trains everything."""
     order: Literal["interleaved", "suffix", "prefix"] = "interleaved"
-    """Which blocks open first."""
+    """Which blocks open first, with --search none."""
     min_trainable: float = 0.25
     """Fraction of the blocks trained in the first stage."""
     resolutions: tuple[float, ...] | None = None
@@ -134,6 +134,14 @@ class GrowthArguments:
     """Its initial value."""
     stage_dropout: float = 0.0
     """Probability of dropping the stage embedding, per sample."""
+    search: Literal["zero_shot", "none"] = "zero_shot"
+    """zero_shot chooses every stage but the last while training; none follows --order and --min_trainable."""
+    search_objective: Literal["gain_per_cost", "rank_vote", "random", "fixed"] = "gain_per_cost"
+    """How a search weighs scores; rank_vote is the paper's, random and fixed are baselines."""
+    search_cost: Literal["flops", "measured"] = "flops"
+    """Cost of a candidate: counted, the same in every run, or measured on this machine."""
+    search_orders: tuple[Literal["interleaved", "suffix", "prefix"], ...] = ("interleaved", "suffix", "prefix")
+    """Orders whose levels a search may choose."""
 
 
 @dataclass(frozen=True)

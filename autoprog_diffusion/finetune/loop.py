@@ -167,8 +167,16 @@ class Trainer:
         self._report(mean_loss, time.perf_counter() - started, stage, bar)
         if growth.step():
             self._enter_stage()
+            self._log_decision()
         if self.step % self.args.output.checkpointing_steps == 0:
             save_checkpoint(accelerator, self.root, self.step, self.args.output.checkpoints_total_limit)
+
+    def _log_decision(self) -> None:
+        decisions = self.growth.decisions
+        if decisions and decisions[-1]["stage"] == self.growth.stage:
+            chosen = next(row for row in decisions[-1]["candidates"] if row["name"] == decisions[-1]["choice"])
+            scores = {f"growth/search/{key}": float(chosen[key]) for key in ("cost", "kappa", "zico", "gain")}
+            self.accelerator.log({**scores, "growth/search/seconds": decisions[-1]["seconds"]}, step=self.step)
 
     def _enter_stage(self) -> None:
         self.task.enter_stage(self.growth)

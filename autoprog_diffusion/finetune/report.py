@@ -30,6 +30,8 @@ def write_report(folder: Path, growth: GrowthScheduler, log: RunLog, seconds: di
     """
     summaries = log.summaries([len(stage.blocks) for stage in growth.plan.stages])
     write_growth_json(folder / "growth.json", growth, summaries, seconds)
+    for decision in growth.decisions:
+        print_decision(decision)
     draw_timeline(folder / "timeline.png", log, summaries)
     print_summary(summaries, growth.plan.num_blocks, seconds)
 
@@ -41,6 +43,7 @@ def write_growth_json(
     values: dict[str, Any] = {
         "plan": growth.plan.to_dict(),
         "config": growth.config.to_dict(),
+        "decisions": growth.decisions,
         "history": [record.to_dict() for record in growth.history],
         "stages": [asdict(summary) for summary in summaries],
         "saving_against_full": saving(summaries),
@@ -66,7 +69,7 @@ def print_summary(summaries: list[StageSummary], num_blocks: int, seconds: dict[
             f"{row.resolution}", f"{row.loss:.4f}", f"{1000 * row.step_seconds:.1f} ms",
             f"{row.step_seconds / last.step_seconds:.0%}", flops, f"{row.memory / 2**20:,.0f} MiB",
         )  # fmt: skip
-    console = Console(width=110 if not sys.stdout.isatty() else None)
+    console = _console()
     console.print(table)
     ratios = saving(summaries)
     text = f"training time {ratios['time']:.2f}x less than all steps at the last stage's cost"
@@ -74,6 +77,28 @@ def print_summary(summaries: list[StageSummary], num_blocks: int, seconds: dict[
         text += f"; by FLOPs alone {ratios['flops']:.2f}x"
     console.print(text + ".")
     console.print("wall time: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
+
+
+def print_decision(decision: dict[str, Any], most: int = 6) -> None:
+    """Print the best candidates of one search: scores, cost against the dearest, and which was chosen."""
+    rows = sorted(decision["candidates"], key=lambda row: float(row["value"]))
+    dearest = max(float(row["cost"]) for row in rows) or 1.0
+    title = f"search for stage {decision['stage'] + 1} ({decision['objective']}, {decision['seconds']:.1f} s)"
+    table = Table(title=title)
+    for name in ("candidate", "blocks", "cost", "kappa", "ZiCo", "gain", "score", ""):
+        table.add_column(name, justify="right")
+    for row in rows[:most]:
+        numbers = [f"{float(row[key]):.4g}" for key in ("kappa", "zico", "gain", "value")]
+        mark = "chosen" if row["name"] == decision["choice"] else ""
+        cost = f"{float(row['cost']) / dearest:.0%}"
+        table.add_row(row["name"], str(len(row["blocks"])), cost, *numbers, mark)
+    if len(rows) > most:
+        table.caption = f"{len(rows) - most} more in growth.json"
+    _console().print(table)
+
+
+def _console() -> Console:
+    return Console(width=110 if not sys.stdout.isatty() else None)
 
 
 def draw_timeline(path: Path, log: RunLog, summaries: list[StageSummary]) -> None:

@@ -12,6 +12,8 @@ from .errors import ConfigError
 
 Order = Literal["interleaved", "suffix", "prefix"]
 Search = Literal["none", "zero_shot"]
+Objective = Literal["rank_vote", "gain_per_cost", "random", "fixed"]
+Cost = Literal["flops", "measured"]
 EmbeddingInit = Literal["zero", "normal", "carry"]
 
 
@@ -35,7 +37,15 @@ class GrowthConfig:
             or down-sampling.
         boundaries: First optimizer step of stages 1, 2, ... (num_stages - 1 values), or fractions of the training in
             (0, 1). `None` spaces them evenly.
-        search: `none` follows the fixed schedule; `zero_shot` chooses every stage by training-free scores.
+        search: `none` follows the fixed schedule; `zero_shot` chooses every stage but the last by training-free
+            scores, after a warm-up of `search_batches` steps (one more stage; only the output head trains in it).
+        search_objective: `rank_vote` is the paper's; `gain_per_cost` the expected loss decrease per cost; `random` and
+            `fixed` are baselines.
+        search_cost: `flops` counts, the same in every run; `measured` times every unit on your machine and batch.
+        search_orders: Orders whose levels are candidates.
+        search_candidates: Sets of block indices to choose from instead.
+        search_batches: Training calls a search replays, at least 2.
+        search_seed: Of the `random` objective.
 
     Raises:
         ConfigError: A value is out of range; the message names it and what is allowed.
@@ -56,17 +66,30 @@ class GrowthConfig:
     resolution_multiple: int = 8
     boundaries: tuple[float | int, ...] | None = None
     search: Search = "none"
+    search_objective: Objective = "gain_per_cost"
+    search_cost: Cost = "flops"
+    search_orders: tuple[Order, ...] = ("interleaved", "suffix", "prefix")
+    search_candidates: tuple[tuple[int, ...], ...] | None = None
+    search_batches: int = 2
+    search_seed: int = 0
 
     def __post_init__(self) -> None:
         # JSON gives lists; the dataclass stays hashable.
-        for name in ("resolutions", "boundaries"):
+        for name in ("resolutions", "boundaries", "search_orders"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
+        if self.search_candidates is not None:
+            object.__setattr__(self, "search_candidates", tuple(tuple(blocks) for blocks in self.search_candidates))
         if self.resolutions is not None:
             object.__setattr__(self, "resolutions", tuple(as_resolution(value) for value in self.resolutions))
         for check in (_check_choices, _check_ranges, _check_resolutions, _check_boundaries):
             check(self)
+
+    @property
+    def plan_stages(self) -> int:
+        """Stages of the plan: `num_stages`, and one more for the warm-up of a search."""
+        return self.num_stages + (self.search != "none")
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON types."""
@@ -129,10 +152,15 @@ def check_increasing_resolutions(values: tuple[float | int, ...], error: type[Va
 
 
 def _check_choices(config: GrowthConfig) -> None:
-    for name, choices in (("order", Order), ("search", Search), ("stage_embedding_init", EmbeddingInit)):
-        value, allowed = getattr(config, name), get_args(choices)
+    choices = {"order": Order, "search": Search, "stage_embedding_init": EmbeddingInit}
+    choices |= {"search_objective": Objective, "search_cost": Cost}
+    for name, kind in choices.items():
+        value, allowed = getattr(config, name), get_args(kind)
         if value not in allowed:
             raise ConfigError(f"{name}={value!r} is not allowed: use one of {allowed}.")
+    wrong = sorted(set(config.search_orders) - set(get_args(Order)))
+    if wrong or not config.search_orders:
+        raise ConfigError(f"search_orders={config.search_orders!r} is not allowed: name some of {get_args(Order)}.")
 
 
 def _check_ranges(config: GrowthConfig) -> None:
@@ -146,6 +174,8 @@ def _check_ranges(config: GrowthConfig) -> None:
         raise ConfigError(f"stage_dropout={config.stage_dropout} needs stage_embedding=True.")
     if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
         raise ConfigError(f"ema_decay={config.ema_decay!r} is not allowed: use None or a decay in [0, 1).")
+    if not isinstance(config.search_batches, int) or config.search_batches < 2:
+        raise ConfigError(f"search_batches={config.search_batches!r} is not allowed: scores need at least 2 calls.")
     if not isinstance(config.resolution_multiple, int) or config.resolution_multiple < 1:
         raise ConfigError(f"resolution_multiple={config.resolution_multiple!r} is not allowed: use at least 1 pixel.")
 

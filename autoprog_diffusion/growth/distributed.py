@@ -23,6 +23,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process; 0 where torch.distributed is not initialised."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The bare module inside DistributedDataParallel, DataParallel and torch.compile wrappers."""
     while True:

@@ -25,5 +25,9 @@ class StateError(GrowthError):
     """A saved state belongs to another plan, model or version."""
 
 
+class SearchError(GrowthError):
+    """A schedule search cannot be carried out, or failed on some rank."""
+
+
 class SyncError(GrowthError):
     """Ranks that must be bit-identical are not."""

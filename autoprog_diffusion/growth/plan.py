@@ -21,7 +21,7 @@ class Stage:
 
     Attributes:
         start: First optimizer step (counted from 0) that trains in this stage.
-        blocks: Sorted indices, in forward order, of the blocks that train.
+        blocks: Sorted indices, in forward order, of the blocks that train; with none only the output head does.
         resolution: Fraction (float, up to 1.0) of the data's size, or pixels (int).
     """
 
@@ -127,7 +127,7 @@ def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -
         PlanError: The run has fewer steps than stages, a boundary lies beyond the last step, or two neighbouring
             stages would train the same blocks at the same resolution (fewer blocks than stages).
     """
-    starts = _starts(config, num_training_steps)
+    starts = stage_starts(config, num_training_steps)
     count, low = config.num_stages, config.min_trainable
     fractions = [1.0 if k == count - 1 else low + (1 - low) * k / max(count - 1, 1) for k in range(count)]
     resolutions = config.resolutions or (1.0,) * count
@@ -195,7 +195,12 @@ def check_plan_fits(plan: GrowthPlan, blocks: list[str], num_training_steps: int
         )
 
 
-def _starts(config: GrowthConfig, num_training_steps: int) -> list[int]:
+def stage_starts(config: GrowthConfig, num_training_steps: int) -> list[int]:
+    """First optimizer step of every stage of a configuration: evenly spaced, or its boundaries.
+
+    Raises:
+        PlanError: The run has fewer steps than stages.
+    """
     if num_training_steps < config.num_stages:
         raise PlanError(
             f"num_training_steps={num_training_steps} is shorter than num_stages={config.num_stages}: "
@@ -221,9 +226,9 @@ def _check_plan(plan: GrowthPlan) -> None:
             f"(0 to {plan.num_training_steps - 1}): lower the boundaries or train longer."
         )
     for index, stage in enumerate(plan.stages):
-        if not stage.blocks or list(stage.blocks) != sorted(set(stage.blocks)):
-            raise PlanError(f"stage {index} must name its blocks once each, in order, at least one: {stage.blocks}.")
-        if stage.blocks[0] < 0 or stage.blocks[-1] >= plan.num_blocks:
+        if list(stage.blocks) != sorted(set(stage.blocks)):
+            raise PlanError(f"stage {index} must name its blocks once each, in order: {stage.blocks}.")
+        if stage.blocks and (stage.blocks[0] < 0 or stage.blocks[-1] >= plan.num_blocks):
             raise PlanError(
                 f"stage {index} trains blocks {stage.blocks}, but the model has blocks 0 to {plan.num_blocks - 1}."
             )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from . import host
 from .adapter import StageEmbeddingLike, find_adapter
@@ -16,11 +16,9 @@ from .distributed import average_gradient, check_ranks_equal, rebuild_reducer, u
 from .errors import ConfigError, OrderError
 from .plan import GrowthPlan, check_plan_fits, fixed_plan
 from .resize import resize_images
-from .state import STATE_VERSION, StageRecord, check_state, fingerprint
+from .searching import StageSearch, open_plan, start_search
+from .state import STATE_VERSION, StageRecord, check_state, describe, fingerprint, record_stage
 from .units import NoGradRegion, front, set_trainable, trainable_names
-
-
-logger = logging.getLogger(__name__)
 
 
 class GrowthScheduler:
@@ -36,7 +34,6 @@ class GrowthScheduler:
     Raises:
         UnitError: The model's blocks or timestep embedder cannot be named.
         OrderError: The model is wrapped already, or the accelerator's backend is not supported.
-        ConfigError: `search="zero_shot"`, which is not implemented yet.
 
     Example:
         >>> model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(4)])
@@ -55,8 +52,6 @@ class GrowthScheduler:
         *,
         blocks: Sequence[str] | None = None,
     ) -> None:
-        if config.search != "none":
-            raise ConfigError(f'search={config.search!r} is not implemented yet: use search="none", a fixed schedule.')
         host.check_backend(accelerator)
         host.check_bare(model)
         adapter = find_adapter(model, blocks)
@@ -66,9 +61,11 @@ class GrowthScheduler:
         self._embedding: StageEmbeddingLike | None = None
         if config.stage_embedding:
             self._embedding = adapter.stage_embedding(model, config)
-        self._region, self._handles = NoGradRegion(), []
+        self._region, self._reducer = NoGradRegion(), None
         self._wrapped: nn.Module | None = None
+        self._ddp: DistributedDataParallel | None = None
         self._plan: GrowthPlan | None = None
+        self._search: StageSearch | None = None
         self._optimizers_checked = False
         self._step = 0
         self.history: list[StageRecord] = []
@@ -86,6 +83,8 @@ class GrowthScheduler:
         num_training_steps: int,
         plan: GrowthPlan | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+        batches: Iterable[Any] | None = None,
     ) -> None:
         """Enter stage 0, and register for checkpointing with the accelerator.
 
@@ -94,29 +93,34 @@ class GrowthScheduler:
             num_training_steps: Optimizer steps of the whole run.
             plan: Stages to follow instead of the configuration's fixed schedule.
             optimizer: Checked for missing parameters; with an accelerator its prepared optimizers are.
+            loss_fn: `loss_fn(model, batch) -> loss` for the search, instead of replaying what the loop does.
+            batches: For `loss_fn`, for example a dataloader.
 
         Raises:
             OrderError: Called twice, before `accelerator.prepare`, with another model, or with an optimizer that lacks
                 parameters.
             PlanError: The plan does not fit the model or the number of steps.
+            ConfigError: A plan and a search are both given.
             SyncError: The ranks' weights differ.
         """
         if self._plan is not None:
             raise OrderError("growth.prepare was called already: construct a new GrowthScheduler for a new run.")
+        searches = self.config.search != "none"
+        if searches and plan is not None:
+            raise ConfigError('a plan and a search are both given: use search="none" with a plan.')
         ddp = host.check_prepared(model, self._model, self._accelerator)
         self._check_optimizers([optimizer] if optimizer is not None else [])
-        plan = plan or fixed_plan(self.config, len(self.layout.blocks), num_training_steps)
+        new_plan = open_plan if searches else fixed_plan
+        plan = plan or new_plan(self.config, len(self.layout.blocks), num_training_steps)
         blocks = [unit.name for unit in self.layout.blocks]
-        rows = self.config.num_stages if self._embedding is not None else None
-        check_plan_fits(plan, blocks, num_training_steps, rows)
-        self._wrapped, self._plan = model, plan
+        check_plan_fits(plan, blocks, num_training_steps, self.config.plan_stages if self._embedding else None)
+        self._wrapped, self._plan, self._ddp = model, plan, ddp
         if self._embedding is not None:
             self._embedding.attach(self._model)
-            if ddp is not None:
-                wrapper = ddp
-                self._handles.append(
-                    average_gradient(self._embedding.table, lambda: wrapper.require_backward_grad_sync)
-                )
+        if searches:
+            others = [self._embedding] if self._embedding is not None else []
+            parts = (self.config, self._model, model, self.layout, others, loss_fn, batches)
+            self._search = start_search(parts, plan, self._accelerator)
         self._enter(0)
         if self._accelerator is not None:
             self._accelerator.register_for_checkpointing(self)
@@ -139,10 +143,14 @@ class GrowthScheduler:
         if self._embedding is not None:
             self._embedding.update_average(self._step)
         stage = plan.stage_at(self._step)
-        if stage == before:
-            return False
-        self._enter(stage)
-        return True
+        if stage != before:
+            self._leave()
+            if self._search is not None:
+                self._plan = self._search.decide(plan, stage)
+            self._enter(stage)
+        if self._search is not None:
+            self._search.observe(self.plan, self._step)
+        return stage != before
 
     def resize(self, images: Tensor) -> Tensor:
         """(N, C, H, W) images -> the same at the current stage's resolution, by area averaging.
@@ -169,9 +177,9 @@ class GrowthScheduler:
         if self._wrapped is None:
             raise OrderError("fold has nothing to fold: it runs once, after growth.prepare and training.")
         check_ranks_equal(self._named_tensors(), "at the end of training")
-        self._region.clear()
-        for handle in self._handles:
-            handle.remove()
+        self._leave()
+        if self._search is not None:
+            self._search.stop()
         if self._embedding is not None:
             self._embedding.fold(self._model)
         set_trainable(self._model, {name for name, flag in self._flags.items() if flag})
@@ -189,6 +197,11 @@ class GrowthScheduler:
         return self._plan
 
     @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """What a search decided so far: per stage the candidates with their scores, and the choice."""
+        return [] if self._search is None else self._search.decisions
+
+    @property
     def stage(self) -> int:
         """Index of the current stage."""
         return self.plan.stage_at(self._step)
@@ -201,17 +214,12 @@ class GrowthScheduler:
     @property
     def trainable_fraction(self) -> float:
         """Share of the model's parameters that train now, in [0, 1]."""
-        return self._trainable()[0] / self._trainable()[1]
+        trainable, total = self._trainable()
+        return trainable / total
 
     def print_trainable_parameters(self) -> None:
         """Print how much of the model trains, in PEFT's words."""
-        trainable, total = self._trainable()
-        stage, share = self.plan.stages[self.stage], f"{100 * trainable / total:.4f}"
-        print(
-            f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share} || "
-            f"stage {self.stage + 1}/{len(self.plan.stages)}: {len(stage.blocks)}/{self.plan.num_blocks} blocks, "
-            f"resolution {stage.resolution}"
-        )
+        print(describe(self.plan, self.stage, *self._trainable()))
 
     def state_dict(self) -> dict[str, Any]:
         """Counter, plan, embedding and history; everything else is derived from them on load."""
@@ -223,6 +231,7 @@ class GrowthScheduler:
             "model": fingerprint(self._model, self.layout),
             "embedding": None if embedding is None else {k: v.cpu() for k, v in embedding.state_dict().items()},
             "history": [record.to_dict() for record in self.history],
+            "decisions": self.decisions,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -232,16 +241,22 @@ class GrowthScheduler:
             StateError: The state is of another plan, model or version.
             SyncError: The ranks' weights differ after loading.
         """
-        check_state(state_dict, self.plan, fingerprint(self._model, self.layout), self._embedding is not None)
+        ours = fingerprint(self._model, self.layout)
+        check_state(state_dict, self.plan, ours, self._embedding is not None, self._search is not None)
         self._step = state_dict["step"]
+        if self._search is not None:
+            self._plan, self._search.decisions = GrowthPlan.from_dict(state_dict["plan"]), state_dict["decisions"]
         if self._embedding is not None:
             self._embedding.load_state_dict(state_dict["embedding"])
         self._enter(self.stage, record=False)
         self.history = [StageRecord.from_dict(record) for record in state_dict["history"]]
+        if self._search is not None:
+            self._search.observe(self.plan, self._step)
 
     def _enter(self, stage: int, record: bool = True) -> None:
         """Freeze, truncate and rebuild for a stage, after checking that the ranks have not drifted apart."""
         check_ranks_equal(self._named_tensors(), f"on entering stage {stage}")
+        self._leave()
         blocks = self.plan.stages[stage].blocks
         names = {name for name in trainable_names(self.layout, blocks) if self._flags[name]}
         set_trainable(self._model, names)
@@ -249,25 +264,22 @@ class GrowthScheduler:
         self._region.set(self._model.get_submodule(name) for name in modules)
         if self._embedding is not None:
             self._embedding.enter(stage, fresh=record)
-        ddp = host.find_ddp(self._wrapped) if self._wrapped is not None else None
-        if ddp is not None:
+        if (ddp := self._ddp) is not None:
             rebuild_reducer(ddp)
+            if self._embedding is not None:
+                self._reducer = average_gradient(self._embedding.table, lambda: ddp.require_backward_grad_sync)
         if self._wrapped is not None and host.is_compiled(self._wrapped):
             # Hooks are not guarded by default: a graph traced for the last stage would go on being used.
             torch.compiler.reset()
         if record:
-            self._record(stage)
+            self.history.append(record_stage(self.plan, stage, self._step, self.layout, *self._trainable()))
 
-    def _record(self, stage: int) -> None:
-        entry = self.plan.stages[stage]
-        trainable, total = self._trainable()
-        names = tuple(self.layout.blocks[index].name for index in entry.blocks)
-        self.history.append(StageRecord(stage, self._step, names, trainable, trainable / total, entry.resolution))
-        logger.info(
-            "stage %d of %d at step %d: %d of %d blocks, %.1f %% of the parameters, resolution %s",
-            stage + 1, len(self.plan.stages), self._step, len(names), len(self.layout.blocks),
-            100 * trainable / total, entry.resolution,
-        )  # fmt: skip
+    def _leave(self) -> None:
+        """Take off the hooks of the current stage, before a search or the end."""
+        self._region.clear()
+        if self._reducer is not None:
+            self._reducer.remove()
+            self._reducer = None
 
     def _check_optimizers(self, extra: list[torch.optim.Optimizer]) -> None:
         optimizers = [*extra, *getattr(self._accelerator, "_optimizers", [])]
@@ -283,5 +295,5 @@ class GrowthScheduler:
             yield "stage_embedding.table", self._embedding.table
 
     def _trainable(self) -> tuple[int, int]:
-        parameters = list(self._model.parameters())
-        return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+        counts = [(p.numel(), p.requires_grad) for p in self._model.parameters()]
+        return sum(count for count, trains in counts if trains), sum(count for count, _ in counts)

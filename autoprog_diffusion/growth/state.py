@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from .units import Layout
 
 
 STATE_VERSION = 1
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,27 @@ class StageRecord:
         return cls(**{**values, "blocks": tuple(values["blocks"])})
 
 
+def record_stage(plan: GrowthPlan, stage: int, step: int, layout: Layout, trainable: int, total: int) -> StageRecord:
+    """The record of entering `stage` after `step` optimizer steps, with `trainable` of `total` parameters; logged."""
+    entry = plan.stages[stage]
+    names = tuple(layout.blocks[index].name for index in entry.blocks)
+    logger.info(
+        "stage %d of %d at step %d: %d of %d blocks, %.1f %% of the parameters, resolution %s",
+        stage + 1, len(plan.stages), step, len(names), plan.num_blocks, 100 * trainable / total, entry.resolution,
+    )  # fmt: skip
+    return StageRecord(stage, step, names, trainable, trainable / total, entry.resolution)
+
+
+def describe(plan: GrowthPlan, stage: int, trainable: int, total: int) -> str:
+    """One line on how much of the model trains, in PEFT's words."""
+    entry, share = plan.stages[stage], f"{100 * trainable / total:.4f}"
+    return (
+        f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share} || "
+        f"stage {stage + 1}/{len(plan.stages)}: {len(entry.blocks)}/{plan.num_blocks} blocks, "
+        f"resolution {entry.resolution}"
+    )
+
+
 def fingerprint(model: nn.Module, layout: Layout) -> dict[str, Any]:
     """What a model must have in common with the one a checkpoint was written for: class, blocks, parameter shapes."""
     lines = [f"{name} {tuple(parameter.shape)}" for name, parameter in model.named_parameters()]
@@ -56,8 +80,12 @@ def fingerprint(model: nn.Module, layout: Layout) -> dict[str, Any]:
     }
 
 
-def check_state(state: dict[str, Any], plan: GrowthPlan, model: dict[str, Any], has_embedding: bool) -> None:
+def check_state(
+    state: dict[str, Any], plan: GrowthPlan, model: dict[str, Any], has_embedding: bool, searched: bool
+) -> None:
     """Refuse a state that was written under another version, model, plan or stage-embedding setting.
+
+    Of a searched plan only the frame must agree (blocks, steps, starts of stages): the rest was decided on the way.
 
     Raises:
         StateError: They differ; the message says in what.
@@ -73,9 +101,12 @@ def check_state(state: dict[str, Any], plan: GrowthPlan, model: dict[str, Any], 
                 (value, state["model"].get(key)) if key != "parameters" else ("other shapes", "these shapes")
             )
             raise StateError(f"the checkpoint is of another model: its {key} is {theirs!r}, this model's is {ours!r}.")
-    if state["plan"] != plan.to_dict():
-        keys = [key for key, value in plan.to_dict().items() if state["plan"].get(key) != value]
-        detail = "; ".join(f"{key} was {state['plan'].get(key)}, now {plan.to_dict()[key]}" for key in keys)
+    theirs, ours = state["plan"], plan.to_dict()
+    if searched:
+        theirs, ours = ({**p, "stages": [stage["start"] for stage in p["stages"]]} for p in (theirs, ours))
+    if theirs != ours:
+        keys = [key for key, value in ours.items() if theirs.get(key) != value]
+        detail = "; ".join(f"{key} was {theirs.get(key)}, now {ours[key]}" for key in keys)
         raise StateError(
             f"the checkpoint follows another growth plan ({detail}): resume with the same growth settings and number "
             "of training steps, or pass the old plan."

@@ -138,7 +138,7 @@ def trainable_names(layout: Layout, blocks: Iterable[int]) -> set[str]:
 
 def front(layout: Layout, blocks: Iterable[int]) -> tuple[Unit, ...]:
     """The frozen blocks that run before the first trained one; they can run without gradient."""
-    return layout.blocks[: min(blocks)]
+    return layout.blocks[: min(blocks, default=len(layout.blocks))]
 
 
 def set_trainable(model: nn.Module, names: set[str]) -> None:

@@ -1,0 +1,179 @@
+"""What a step of any candidate costs: measured or counted once per resolution, then added up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from autoprog_diffusion.growth.units import Layout, NoGradRegion, front, set_trainable, trainable_names
+
+from .calls import Call
+from .segments import INPUTS, OUTPUTS, device_clock, run_segments
+
+
+@dataclass(frozen=True)
+class UnitCosts:
+    """Cost of every unit in one unit of measure (seconds, or FLOPs), by name.
+
+    Attributes:
+        forward: f_u.
+        input_gradient: d_u, of the backward pass that only carries the gradient through.
+        weight_gradient: w_u, what training the unit's own parameters adds.
+        update: Of the optimizer on the unit's parameters; and of their communication.
+        entry: For units asked about, the whole backward cost where the unit is the first that trains: nothing before
+            it wants a gradient, so its own input's is not computed.
+    """
+
+    forward: dict[str, float]
+    input_gradient: dict[str, float]
+    weight_gradient: dict[str, float]
+    update: dict[str, float]
+    entry: dict[str, float] = field(default_factory=dict)
+
+    def step(self, layout: Layout, blocks: Iterable[int]) -> float:
+        """Cost of one step that trains `blocks`, added up (design, section 5).
+
+        All forward passes, input gradients back to the first trained block, weight gradients and updates of what
+        trains.
+        """
+        chosen = sorted(blocks)
+        first = chosen[0] if chosen else len(layout.blocks)
+        live = [unit.name for unit in layout.blocks[first:]] + [OUTPUTS]
+        trained = [layout.blocks[index].name for index in chosen] + [OUTPUTS]
+        if first == 0:
+            live, trained = [*live, INPUTS], [*trained, INPUTS]
+        total = sum(self.forward.values())
+        total += sum(self.input_gradient.get(name, 0.0) for name in live)
+        name = layout.blocks[first].name if chosen and first > 0 else ""
+        if name in self.entry:
+            both = self.input_gradient.get(name, 0.0) + self.weight_gradient.get(name, 0.0)
+            total += self.entry[name] - both
+        for account in (self.weight_gradient, self.update):
+            total += sum(account.get(name, 0.0) for name in trained)
+        return total
+
+
+def count_costs(model: nn.Module, layout: Layout, call: Call, firsts: Iterable[int] = ()) -> UnitCosts:
+    """FLOPs of every unit by PyTorch's exact counter; deterministic. Run it inside `probe.untouched`.
+
+    Args:
+        model: The bare model.
+        layout: Its units.
+        call: A full training batch.
+        firsts: Indices of blocks that are the first to train in some candidate; each takes one more step.
+    """
+    with FlopCounterMode(display=False) as counter:
+
+        def clock() -> float:
+            return float(counter.get_total_flops())
+
+        forward, total, through = _two_steps(model, layout, call, clock)
+        entry = _entries(model, layout, call, clock, firsts)
+    return UnitCosts(forward, through, _difference(total, through), {}, entry)
+
+
+def measure_costs(
+    model: nn.Module,
+    layout: Layout,
+    call: Call,
+    firsts: Iterable[int] = (),
+    *,
+    repeats: int = 5,
+    bandwidth: float | None = None,
+) -> UnitCosts:
+    """Seconds of every unit: medians over repeated steps on the user's own batch. Run it inside `probe.untouched`.
+
+    Args:
+        model: The bare model.
+        layout: Its units.
+        call: A full training batch.
+        firsts: Indices of blocks that are the first to train in some candidate.
+        repeats: Steps per setting, after one that is not counted.
+        bandwidth: Bytes per second of a gradient all-reduce; None for one process.
+    """
+    device = call.gradient.device
+    clock = device_clock(device, time.perf_counter)
+    runs = [_two_steps(model, layout, call, clock) for _ in range(repeats + 1)][1:]
+    forward, total, through = (_medians([run[k] for run in runs]) for k in range(3))
+    entries = [_entries(model, layout, call, clock, firsts) for _ in range(repeats)]
+    update = {unit.name: seconds for unit, seconds in zip(layout.units, _update_seconds(model, layout, device))}
+    if bandwidth is not None:
+        sizes = dict(model.named_parameters())
+        for unit in layout.units:
+            update[unit.name] += sum(sizes[n].numel() * sizes[n].element_size() for n in unit.parameters) / bandwidth
+    return UnitCosts(forward, through, _difference(total, through), update, _medians(entries))
+
+
+def _two_steps(
+    model: nn.Module, layout: Layout, call: Call, clock: Any
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """Forward, full backward, and the backward that trains no block but runs through all of them."""
+    everything = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    set_trainable(model, everything)
+    forward, total = run_segments(model, layout, call, clock)
+    set_trainable(model, trainable_names(layout, [0]) - set(layout.blocks[0].parameters))
+    _, through = run_segments(model, layout, call, clock)
+    set_trainable(model, everything)
+    # Inputs and outputs train in both: their share counts as weight gradient, since it comes and goes with them.
+    for name in (INPUTS, OUTPUTS):
+        through[name] = 0.0
+    return forward, total, through
+
+
+def _entries(model: nn.Module, layout: Layout, call: Call, clock: Any, firsts: Iterable[int]) -> dict[str, float]:
+    """Backward cost of every block in `firsts` when the blocks before it are frozen and run without gradient."""
+    everything = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    region, entry = NoGradRegion(), {}
+    try:
+        for first in sorted(set(firsts) - {0}):
+            blocks = range(first, len(layout.blocks))
+            set_trainable(model, trainable_names(layout, blocks))
+            names = [name for unit in front(layout, blocks) for name in unit.modules]
+            region.set(model.get_submodule(name) for name in names)
+            _, backward = run_segments(model, layout, call, clock)
+            entry[layout.blocks[first].name] = backward.get(layout.blocks[first].name, 0.0)
+    finally:
+        region.clear()
+        set_trainable(model, everything)
+    return entry
+
+
+def _update_seconds(model: nn.Module, layout: Layout, device: torch.device) -> list[float]:
+    """Seconds of an AdamW step on stand-ins of every unit's parameters, one unit after the other."""
+    clock = device_clock(device, time.perf_counter)
+    parameters = dict(model.named_parameters())
+    seconds = []
+    for unit in layout.units:
+        copies = [_stand_in(parameters[name]) for name in unit.parameters]
+        if not copies:
+            seconds.append(0.0)
+            continue
+        optimizer = torch.optim.AdamW(copies, lr=0.0)
+        times = []
+        for _ in range(4):
+            start = clock()
+            optimizer.step()
+            times.append(clock() - start)
+        seconds.append(median(times[1:]))
+    return seconds
+
+
+def _stand_in(parameter: Tensor) -> nn.Parameter:
+    copy = nn.Parameter(torch.zeros_like(parameter, memory_format=torch.contiguous_format))
+    copy.grad = torch.zeros_like(copy)
+    return copy
+
+
+def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: median(row.get(name, 0.0) for row in rows) for name in rows[0]}
+
+
+def _difference(total: dict[str, float], part: dict[str, float]) -> dict[str, float]:
+    return {name: max(0.0, value - part.get(name, 0.0)) for name, value in total.items()}
