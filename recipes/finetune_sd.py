@@ -61,6 +61,7 @@ def main(argv: list[str]) -> None:
 
     pipeline = load_pipeline(args.model.pretrained_model_name_or_path or str(DEFAULT_MODEL), args)
     resolution = args.data.resolution or pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    config, plan = growth_config(args, multiple=pipeline.vae_scale_factor)
     check_sizes(pipeline, resolution)
     data = load_captioned_images(args.data, resolution, args.model.cache_dir)
     check_batch(len(data), args.train.train_batch_size * accelerator.num_processes)
@@ -68,14 +69,14 @@ def main(argv: list[str]) -> None:
         pipeline.unet.enable_gradient_checkpointing()
 
     set_seed(args.train.seed, device_specific=True)
-    config, plan = growth_config(args, multiple=pipeline.vae_scale_factor)
     growth = GrowthScheduler(pipeline.unet, config, accelerator)
     task = TextToImage(pipeline, data, args, accelerator, resolution)
     trainer = Trainer(pipeline.unet, growth, plan, task, make_loader(data, args, resolution), args, accelerator)
     if args.output.resume_from_checkpoint and not trainer.resume(args.output.resume_from_checkpoint):
         accelerator.print("no complete checkpoint yet: starting from the beginning.")
     if accelerator.is_main_process:
-        accelerator.init_trackers(args.output.tracker_project_name, config=config.to_dict())
+        settings = {key: str(value) for key, value in config.to_dict().items()}  # trackers take no lists
+        accelerator.init_trackers(args.output.tracker_project_name, config=settings)
         growth.plan.save(output / "growth_plan.json")
         write_text_atomically(output / RUN_FILE, json.dumps(dataclasses.asdict(args), indent=2) + "\n")
 
@@ -104,11 +105,8 @@ def main(argv: list[str]) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         pipeline.save_pretrained(output)
-        rows = [
-            ("before", load_images(before, len(prompts))),
-            ("after", draw()),
-            *reference_row(args, prompts, resolution),
-        ]
+        old = load_images(before, len(prompts))  # none where a resumed run was given more prompts
+        rows = [*([("before", old)] if old else []), ("after", draw()), *reference_row(args, prompts, resolution)]
         save_grid(output / "before_after.png", prompts, rows)
         clock["saved"] = time.perf_counter()
         names = ("getting ready", "training", "saving and pictures")

@@ -69,7 +69,7 @@ class StageEmbedding(nn.Module):
         self.table.data = self.table.data.to(device)
         if self.average is not None:
             self.average = self.average.to(device)
-        self._handles.append(model.register_forward_pre_hook(self._begin))
+        self._handles.append(model.register_forward_pre_hook(self._begin, with_kwargs=True))
         for name in self.points:
             self._handles.append(model.get_submodule(name).register_forward_hook(self._add))
 
@@ -106,16 +106,21 @@ class StageEmbedding(nn.Module):
             bias.add_(table[self.stage].to(bias.dtype))
         self.detach()
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
-        self._dropped = None
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Draw who loses the stage, once per forward pass and outside of any checkpointed block.
+
+        DiT embeds the timestep in every block, all must agree, and a recomputed block must not draw again.
+        """
+        if module.training and self.dropout > 0:
+            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 0]
+            self._dropped = torch.rand(len(tensors[0]), device=tensors[0].device) < self.dropout
+        else:
+            self._dropped = None
 
     def _add(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """(N, D) or (N, 1, D) timestep embedding -> the same plus the stage's row."""
         row = self.table[self.stage]
-        if module.training and self.dropout > 0:
-            # Drawn once per forward pass: DiT embeds the timestep in every block, and all must agree.
-            if self._dropped is None or len(self._dropped) != len(output):
-                self._dropped = torch.rand(len(output), device=output.device) < self.dropout
+        if self._dropped is not None:
             mask = self._dropped.view(-1, *[1] * (output.dim() - 1))
             row = torch.where(mask, self.table[self.num_stages], row)
         return output + row.to(output.dtype)

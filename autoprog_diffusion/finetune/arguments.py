@@ -7,6 +7,8 @@ from typing import Literal
 
 import tyro
 
+from autoprog_diffusion.growth.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class ModelArguments:
@@ -183,3 +185,25 @@ class Arguments:
     train: tyro.conf.OmitArgPrefixes[TrainArguments] = field(default_factory=TrainArguments)
     growth: tyro.conf.OmitArgPrefixes[GrowthArguments] = field(default_factory=GrowthArguments)
     output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(default_factory=OutputArguments)
+
+
+def check_arguments(args: Arguments) -> None:
+    """Refuse values that would only fail in the middle of a run.
+
+    Raises:
+        ConfigError: The message names the flag, its value and what is allowed.
+    """
+    positive = ("train_batch_size", "num_train_epochs", "max_train_steps", "gradient_accumulation_steps")
+    positive += ("learning_rate", "checkpointing_steps", "checkpoints_total_limit", "validation_steps")
+    positive += ("num_inference_steps", "snr_gamma", "resolution")
+    for group in (args.data, args.train, args.output):
+        for name in positive:
+            value = getattr(group, name, None)
+            if value is not None and not value > 0:
+                raise ConfigError(f"--{name} {value} is not allowed: use a number above 0.")
+    trackers = ("none", "all", "tensorboard", "wandb", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab")
+    schedules = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+    flags = {"report_to": (args.output.report_to, trackers), "lr_scheduler": (args.train.lr_scheduler, schedules)}
+    for name, (value, allowed) in flags.items():
+        if value not in allowed:
+            raise ConfigError(f"--{name} {value} is not allowed: use one of {allowed}.")

@@ -6,8 +6,9 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autoprog_diffusion.growth.errors import StateError
 
@@ -28,7 +29,7 @@ def save_checkpoint(accelerator: Accelerator, root: Path, step: int, limit: int 
         accelerator: Its registered objects, models, optimizers and random states are saved, by every rank.
         root: Folder of the run's checkpoints.
         step: Number of optimizer steps done.
-        limit: Keep only so many checkpoints; older ones are deleted after the new one is complete.
+        limit: None keeps all; keep only so many checkpoints; older ones are deleted after the new one is complete.
     """
     final, temporary = root / f"checkpoint-{step}", root / f"checkpoint-{step}.tmp"
     if accelerator.is_main_process:
@@ -44,9 +45,12 @@ def save_checkpoint(accelerator: Accelerator, root: Path, step: int, limit: int 
 
 
 def newest_checkpoint(root: Path) -> Path | None:
-    """The complete checkpoint of the highest step, or None."""
-    found = [(step, path) for step, path in _listed(root) if _is_complete(path)]
-    return max(found)[1] if found else None
+    """The complete checkpoint written last, or None.
+
+    Not the one of the highest step: a run that went back to an older checkpoint leaves later steps behind.
+    """
+    found = _complete_ones(root)
+    return found[-1] if found else None
 
 
 def find_checkpoint(root: Path, wanted: str) -> Path | None:
@@ -60,18 +64,23 @@ def find_checkpoint(root: Path, wanted: str) -> Path | None:
     for path in (Path(wanted), root / wanted):
         if _NAME.search(path.name) and path.is_dir() and _is_complete(path):
             return path
-    good = [path.name for _, path in sorted(_listed(root)) if _is_complete(path)]
+    good = [path.name for path in _complete_ones(root)]
     raise StateError(f"{wanted} is not a complete checkpoint; complete ones in {root} are {good}.")
 
 
 def checkpoint_step(path: Path) -> int:
     """Number of optimizer steps a checkpoint was taken after."""
-    return int(json.loads((path / MARKER).read_text(encoding="utf-8"))["step"])
+    return int(_marker(path)["step"])
 
 
-def _listed(root: Path) -> list[tuple[int, Path]]:
+def _complete_ones(root: Path) -> list[Path]:
+    """Complete checkpoints in the order they were written."""
     paths = root.iterdir() if root.is_dir() else ()
-    return [(int(match[1]), path) for path in paths if (match := _NAME.match(path.name))]
+    return sorted((p for p in paths if _NAME.match(p.name) and _is_complete(p)), key=lambda p: _marker(p)["written"])
+
+
+def _marker(path: Path) -> dict[str, Any]:
+    return json.loads((path / MARKER).read_text(encoding="utf-8"))
 
 
 def _complete(temporary: Path, final: Path, step: int) -> None:
@@ -79,7 +88,7 @@ def _complete(temporary: Path, final: Path, step: int) -> None:
     for path in files:
         _sync(path)
     sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
-    write_text_atomically(temporary / MARKER, json.dumps({"step": step, "files": sizes}))
+    write_text_atomically(temporary / MARKER, json.dumps({"step": step, "written": time.time_ns(), "files": sizes}))
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
@@ -89,16 +98,17 @@ def _complete(temporary: Path, final: Path, step: int) -> None:
 def _is_complete(path: Path) -> bool:
     """The marker is written last and the folder renamed after it; sizes catch a file lost on disk since."""
     try:
-        files = json.loads((path / MARKER).read_text(encoding="utf-8"))["files"]
-        return all((path / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError):
+        marker = _marker(path)
+        sizes = all((path / name).stat().st_size == size for name, size in marker["files"].items())
+        return sizes and isinstance(marker["written"], int)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
 def _prune(root: Path, limit: int | None) -> None:
     for leftover in root.glob("checkpoint-*.tmp"):
         shutil.rmtree(leftover)
-    complete = [path for _, path in sorted(_listed(root)) if _is_complete(path)]
+    complete = _complete_ones(root)
     for path in complete[: len(complete) - limit] if limit else []:
         # Renamed first: a crash in the middle of the deletion leaves a leftover, not a broken checkpoint.
         doomed = path.with_name(path.name + ".tmp")

@@ -35,7 +35,10 @@ def load_captioned_images(args: DataArguments, resolution: int, cache_dir: str |
     if args.train_data_dir and args.dataset_name:
         raise DataError("--train_data_dir and --dataset_name are both given: give one.")
     if not args.train_data_dir and not args.dataset_name:
-        data = emoji_dataset(DEFAULT_STYLE, size=resolution, split="train")
+        try:
+            data = emoji_dataset(DEFAULT_STYLE, size=resolution, split="train")
+        except (ImportError, ValueError) as error:
+            raise DataError(f"the default data cannot be made: {error}") from error
     else:
         data = _columns(_load(args, cache_dir), args)
     if args.max_train_samples is not None:

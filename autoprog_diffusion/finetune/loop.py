@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from autoprog_diffusion.growth import GrowthError, GrowthPlan, GrowthScheduler
+from autoprog_diffusion.growth.resize import stage_size
 
 from .arguments import Arguments
 from .checkpoints import checkpoint_step, find_checkpoint, save_checkpoint
@@ -86,11 +87,18 @@ class Trainer:
         self.max_steps, self._rows = steps, loader.dataset
         # Accelerate advances a prepared schedule once per process and step.
         scale = accelerator.num_processes
-        lr_scheduler = get_scheduler(train.lr_scheduler, optimizer, train.lr_warmup_steps * scale, steps * scale)
+        lr_scheduler = get_scheduler(
+            train.lr_scheduler,
+            optimizer,
+            num_warmup_steps=train.lr_warmup_steps * scale,
+            num_training_steps=steps * scale,
+        )
         self.denoiser, self.optimizer, self.loader, self.lr_scheduler = accelerator.prepare(
             denoiser, optimizer, loader, lr_scheduler
         )
         growth.prepare(self.denoiser, num_training_steps=steps, plan=plan)
+        for size in (*(stage.resolution for stage in growth.plan.stages), *(growth.config.resolutions or ())):
+            stage_size((task.resolution, task.resolution), size, growth.config.resolution_multiple)
         for state in (self.log, *([self.ema] if self.ema is not None else [])):
             accelerator.register_for_checkpointing(state)
         self.root = Path(args.output.output_dir) / "checkpoints"
@@ -147,10 +155,11 @@ class Trainer:
         started, losses, stage = time.perf_counter(), [], growth.stage
         while True:
             batch = next(batches)
+            if stage not in self.log.flops:
+                self.log.flops[stage] = self._count_flops(batch)
             with accelerator.accumulate(self.denoiser):
-                with counted_flops(self.log.flops, stage, accelerator.is_main_process):
-                    loss = self.task.loss(self.denoiser, batch, growth)
-                    accelerator.backward(loss)
+                loss = self.task.loss(self.denoiser, batch, growth)
+                accelerator.backward(loss)
                 losses.append(loss.detach())
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(growth.parameters(), self.args.train.max_grad_norm)
@@ -170,6 +179,13 @@ class Trainer:
             self._log_decision()
         if self.step % self.args.output.checkpointing_steps == 0:
             save_checkpoint(accelerator, self.root, self.step, self.args.output.checkpoints_total_limit)
+
+    def _count_flops(self, batch: Any) -> int:
+        """FLOPs of a pass whose gradients are thrown away: the counter takes other kernels, so it may not train."""
+        flops = counted_flops(lambda: self.task.loss(self.bare, batch, self.growth).backward())
+        for parameter in self.growth.parameters():
+            parameter.grad = None
+        return flops
 
     def _log_decision(self) -> None:
         decisions = self.growth.decisions
@@ -232,6 +248,6 @@ def _make_ema(denoiser: nn.Module, args: Arguments, accelerator: Accelerator) ->
         return None
     ema = EMAModel(denoiser.parameters(), decay=args.train.ema_decay, foreach=args.train.foreach_ema)
     ema.to("cpu" if args.train.offload_ema else accelerator.device)
-    if args.train.offload_ema:
+    if args.train.offload_ema and torch.cuda.is_available():
         ema.pin_memory()
     return ema

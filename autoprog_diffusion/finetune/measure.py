@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import psutil
 import torch
@@ -25,12 +24,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-@contextmanager
-def counted_flops(counts: dict[int, int], stage: int, enabled: bool) -> Iterator[None]:
-    """Count the FLOPs of the block into `counts[stage]`, once per stage, by PyTorch's own exact counter."""
-    if not enabled or stage in counts:
-        yield
-        return
-    with FlopCounterMode(display=False) as counter:
-        yield
-    counts[stage] = counter.get_total_flops()
+def counted_flops(run: Callable[[], object]) -> int:
+    """FLOPs of `run` by PyTorch's own exact counter; the random state is left as it was."""
+    with torch.random.fork_rng(), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()

@@ -58,7 +58,8 @@ def denoising_loss(
     weights = snr.clamp(max=snr_gamma)
     kind = noise_scheduler.config.prediction_type
     if kind == "epsilon":
-        weights = weights / snr
+        # min(snr, gamma) / snr, written so that a terminal SNR of zero gives its limit, 1.
+        weights = (snr_gamma / snr).clamp(max=1.0)
     elif kind == "v_prediction":
         weights = weights / (snr + 1)
     error = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))

@@ -11,7 +11,9 @@ from autoprog_diffusion.growth.errors import GrowthError
 
 
 RUN_FILE = "run.json"
-_OURS = (RUN_FILE, "checkpoints", "cache", "growth.json", "model_index.json")
+# What says that a folder holds a run, and what else a run leaves there.
+_SIGNS = (RUN_FILE, "checkpoints", "cache", "growth.json", "model_index.json")
+_LEFT = ("before", "growth_plan.json", "stage_embedding.safetensors", "before_after.png", "timeline.png", "logs")
 
 
 class OutputError(GrowthError):
@@ -32,7 +34,7 @@ def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise OutputError(
             f"the output folder {folder} cannot be written: {error}. Choose another --output_dir."
         ) from error
-    held = [name for name in _OURS if (folder / name).exists()]
+    held = [name for name in _SIGNS if (folder / name).exists()]
     if not held or resume:
         return
     if not overwrite:
@@ -40,8 +42,9 @@ def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"the output folder {folder} already holds a run ({', '.join(held)}): continue it with "
             "--resume_from_checkpoint latest, delete it with --overwrite_output_dir, or choose another --output_dir."
         )
-    for name in held:
-        path = folder / name
+    for path in [folder / name for name in (*held, *_LEFT)] + list(folder.glob("validation-*.png")):
+        if not path.exists():
+            continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

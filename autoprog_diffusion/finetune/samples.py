@@ -74,7 +74,7 @@ def save_grid(path: Path, prompts: Sequence[str], rows: Sequence[tuple[str, Sequ
             axis.spines[:].set_color("0.85")
         line[0].set_ylabel(label, fontsize=9)
     for axis, prompt in zip(axes[0], prompts):
-        axis.set_title(_wrap(prompt), fontsize=7)
+        axis.set_title(_wrap(prompt), fontsize=7, parse_math=False)
     figure.tight_layout(pad=0.4)
     figure.savefig(path)
 
@@ -87,7 +87,9 @@ def save_images(folder: Path, images: Sequence[Image.Image]) -> None:
 
 
 def load_images(folder: Path, count: int) -> list[Image.Image]:
-    """Read `count` images that `save_images` wrote."""
+    """Read `count` images that `save_images` wrote; an empty list where it wrote fewer."""
+    if not all((folder / f"{index}.png").exists() for index in range(count)):
+        return []
     return [Image.open(folder / f"{index}.png").convert("RGB") for index in range(count)]
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthError, GrowthPlan
 
-from .arguments import Arguments, TrainArguments
+from .arguments import Arguments, TrainArguments, check_arguments
 from .images import read_image, to_pixels
 
 
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 
 def make_accelerator(args: Arguments) -> Accelerator:
-    """The run's accelerator; on a machine without a GPU it also works under torchrun, over gloo."""
+    """The run's accelerator; on a machine without a GPU it also works under torchrun, over gloo.
+
+    Raises:
+        ConfigError: An argument is not allowed.
+    """
+    check_arguments(args)
     output = Path(args.output.output_dir)
     if args.train.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True

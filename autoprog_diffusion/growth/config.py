@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -77,6 +79,8 @@ class GrowthConfig:
         # JSON gives lists; the dataclass stays hashable.
         for name in ("resolutions", "boundaries", "search_orders"):
             value = getattr(self, name)
+            if value is not None and (isinstance(value, str) or not isinstance(value, Iterable)):
+                raise ConfigError(f"{name}={value!r} is not allowed: give a list of values.")
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
         if self.search_candidates is not None:
@@ -102,6 +106,8 @@ class GrowthConfig:
         Raises:
             ConfigError: A key is not a field of `GrowthConfig`.
         """
+        if not isinstance(values, dict):
+            raise ConfigError(f"a growth configuration is a JSON object of fields and values, not {values!r}.")
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
@@ -126,20 +132,18 @@ class GrowthConfig:
         return cls.from_dict(values)
 
 
-def as_resolution(value: float | int) -> float | int:
+def as_resolution(value: float | int, error: type[ValueError] = ConfigError) -> float | int:
     """A stage's resolution as a fraction (float, at most 1.0) or as pixels (int).
 
     Raises:
-        ConfigError: The value is not positive, or is above 1 and not a whole number of pixels.
+        ValueError: As `error`; the value is not positive, or is above 1 and not a whole number of pixels.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise ConfigError(
-            f"resolution {value!r} is not allowed: use a fraction in (0, 1] or a whole number of pixels."
-        )
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise error(f"resolution {value!r} is not allowed: use a fraction in (0, 1] or a whole number of pixels.")
     if value <= 1:
         return float(value)
     if value != int(value):
-        raise ConfigError(f"resolution {value!r} is not allowed: above 1 it is pixels and must be a whole number.")
+        raise error(f"resolution {value!r} is not allowed: above 1 it is pixels and must be a whole number.")
     return int(value)
 
 
@@ -149,6 +153,10 @@ def check_increasing_resolutions(values: tuple[float | int, ...], error: type[Va
         raise error(f"resolutions {values} mix fractions (up to 1) and pixels (above 1): use one kind for all stages.")
     if any(late < early for early, late in zip(values, values[1:])):
         raise error(f"resolutions {values} decrease: growth is monotone, give them in non-decreasing order.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_choices(config: GrowthConfig) -> None:
@@ -164,6 +172,10 @@ def _check_choices(config: GrowthConfig) -> None:
 
 
 def _check_ranges(config: GrowthConfig) -> None:
+    for name in ("min_trainable", "stage_dropout", "ema_decay", "resolution_multiple"):
+        value = getattr(config, name)
+        if not _is_number(value) and not (name == "ema_decay" and value is None):
+            raise ConfigError(f"{name}={value!r} is not allowed: use a number.")
     if isinstance(config.num_stages, bool) or not isinstance(config.num_stages, int) or config.num_stages < 1:
         raise ConfigError(f"num_stages={config.num_stages!r} is not allowed: use a whole number of at least 1.")
     if not 0 < config.min_trainable <= 1:

@@ -29,6 +29,9 @@ class Stage:
     blocks: tuple[int, ...]
     resolution: float | int = 1.0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resolution", as_resolution(self.resolution, PlanError))
+
 
 @dataclass(frozen=True)
 class GrowthPlan:
@@ -74,15 +77,16 @@ class GrowthPlan:
         Raises:
             PlanError: A key is missing, the version is unknown, or the stages are not a valid plan.
         """
-        if values.get("plan_version") != PLAN_VERSION:
-            raise PlanError(f"plan_version {values.get('plan_version')!r} is not known: this library reads 1.")
+        version = values.get("plan_version") if isinstance(values, dict) else None
+        if version != PLAN_VERSION:
+            raise PlanError(f"plan_version {version!r} is not known: this library reads {PLAN_VERSION}.")
         try:
             stages = tuple(
-                Stage(int(s["start"]), tuple(int(b) for b in s["blocks"]), as_resolution(s.get("resolution", 1.0)))
+                Stage(_whole(s["start"]), tuple(map(_whole, s["blocks"])), s.get("resolution", 1.0))
                 for s in values["stages"]
             )
-            return cls(int(values["num_blocks"]), int(values["num_training_steps"]), stages)
-        except (KeyError, TypeError) as error:
+            return cls(_whole(values["num_blocks"]), _whole(values["num_training_steps"]), stages)
+        except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"not a growth plan: missing or malformed {error}.") from error
 
     def save(self, path: str | Path) -> None:
@@ -103,9 +107,9 @@ class GrowthPlan:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanError(f"cannot read the growth plan {path}: {error}.") from error
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, or not text at all
             raise PlanError(f"the growth plan {path} is not JSON: {error}.") from error
-        return cls.from_dict(values.get("plan", values))
+        return cls.from_dict(values.get("plan", values) if isinstance(values, dict) else values)
 
     def rescaled(self, num_training_steps: int) -> GrowthPlan:
         """The same stages for a run of another length, their starts moved in proportion.
@@ -113,8 +117,8 @@ class GrowthPlan:
         Raises:
             PlanError: The run is too short to hold every stage.
         """
-        ratio = num_training_steps / self.num_training_steps
-        stages = tuple(Stage(math.floor(s.start * ratio), s.blocks, s.resolution) for s in self.stages)
+        old = self.num_training_steps
+        stages = tuple(Stage(s.start * num_training_steps // old, s.blocks, s.resolution) for s in self.stages)
         return GrowthPlan(self.num_blocks, num_training_steps, stages)
 
 
@@ -195,6 +199,12 @@ def check_plan_fits(plan: GrowthPlan, blocks: list[str], num_training_steps: int
         )
 
 
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PlanError(f"not a growth plan: {value!r} stands where a whole number belongs.")
+    return value
+
+
 def stage_starts(config: GrowthConfig, num_training_steps: int) -> list[int]:
     """First optimizer step of every stage of a configuration: evenly spaced, or its boundaries.
 
@@ -209,7 +219,9 @@ def stage_starts(config: GrowthConfig, num_training_steps: int) -> list[int]:
     if config.boundaries is None:
         return [num_training_steps * k // config.num_stages for k in range(config.num_stages)]
     starts = [
-        math.floor(bound * num_training_steps) if isinstance(bound, float) else bound for bound in config.boundaries
+        # The rounding error of 0.29 * 100 must not cost a step.
+        math.floor(bound * num_training_steps + 1e-9) if isinstance(bound, float) else bound
+        for bound in config.boundaries
     ]
     return [0, *starts]
 

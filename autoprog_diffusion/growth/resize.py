@@ -44,6 +44,8 @@ def resize_images(images: Tensor, resolution: float | int, multiple: int) -> Ten
     """
     if images.dim() != 4:
         raise ConfigError(f"resize takes a batch of shape (N, C, H, W), not {tuple(images.shape)}.")
+    if isinstance(resolution, float) and resolution == 1.0:
+        return images
     size = (images.shape[2], images.shape[3])
     target = stage_size(size, resolution, multiple)
     return images if target == size else F.interpolate(images, size=target, mode="area")

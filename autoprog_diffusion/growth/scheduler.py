@@ -132,10 +132,12 @@ class GrowthScheduler:
             Whether a new stage was entered.
 
         Raises:
-            OrderError: `prepare` has not been called, or the optimizer lacks parameters.
+            OrderError: `prepare` has not been called, `fold` has, or the optimizer lacks parameters.
             SyncError: A new stage begins and the ranks' weights differ.
         """
         plan = self.plan
+        if self._wrapped is None:
+            raise OrderError("step was called after fold: the run is over, construct a new GrowthScheduler.")
         if not self._optimizers_checked:
             self._check_optimizers([])
         before = plan.stage_at(self._step)
@@ -158,8 +160,6 @@ class GrowthScheduler:
         Raises:
             ConfigError: The resolution does not divide by `config.resolution_multiple`.
         """
-        if self.resolution == 1.0 and isinstance(self.resolution, float):
-            return images
         return resize_images(images, self.resolution, self.config.resolution_multiple)
 
     def fold(self, model: nn.Module) -> None:
@@ -223,13 +223,13 @@ class GrowthScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """Counter, plan, embedding and history; everything else is derived from them on load."""
-        embedding = self._embedding
+        table = None if self._embedding is None else self._embedding.state_dict()
         return {
             "version": STATE_VERSION,
             "step": self._step,
             "plan": self.plan.to_dict(),
             "model": fingerprint(self._model, self.layout),
-            "embedding": None if embedding is None else {k: v.cpu() for k, v in embedding.state_dict().items()},
+            "embedding": None if table is None else {name: value.cpu().clone() for name, value in table.items()},
             "history": [record.to_dict() for record in self.history],
             "decisions": self.decisions,
         }
@@ -241,8 +241,8 @@ class GrowthScheduler:
             StateError: The state is of another plan, model or version.
             SyncError: The ranks' weights differ after loading.
         """
-        ours = fingerprint(self._model, self.layout)
-        check_state(state_dict, self.plan, ours, self._embedding is not None, self._search is not None)
+        table = None if self._embedding is None else self._embedding.state_dict()
+        check_state(state_dict, self.plan, fingerprint(self._model, self.layout), table, self._search is not None)
         self._step = state_dict["step"]
         if self._search is not None:
             self._plan, self._search.decisions = GrowthPlan.from_dict(state_dict["plan"]), state_dict["decisions"]
@@ -260,8 +260,7 @@ class GrowthScheduler:
         blocks = self.plan.stages[stage].blocks
         names = {name for name in trainable_names(self.layout, blocks) if self._flags[name]}
         set_trainable(self._model, names)
-        modules = [name for unit in front(self.layout, blocks) for name in unit.modules]
-        self._region.set(self._model.get_submodule(name) for name in modules)
+        self._region.set(self._model, [name for unit in front(self.layout, blocks) for name in unit.modules])
         if self._embedding is not None:
             self._embedding.enter(stage, fresh=record)
         if (ddp := self._ddp) is not None:

@@ -141,7 +141,7 @@ def open_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) ->
     if starts[1] <= warm_up:
         raise PlanError(
             f"the search watches {warm_up} steps first, but the second stage begins at step {starts[1]}: train "
-            "longer, move the boundaries, or lower search_batches (at least 2)."
+            'longer, move the boundaries, lower search_batches (at least 2), or use search="none".'
         )
     resolutions = config.resolutions or (1.0,) * config.num_stages
     starts = [0, warm_up, *starts[1:]]

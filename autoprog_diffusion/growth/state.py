@@ -7,7 +7,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import StateError
 from .plan import GrowthPlan
@@ -81,7 +81,11 @@ def fingerprint(model: nn.Module, layout: Layout) -> dict[str, Any]:
 
 
 def check_state(
-    state: dict[str, Any], plan: GrowthPlan, model: dict[str, Any], has_embedding: bool, searched: bool
+    state: dict[str, Any],
+    plan: GrowthPlan,
+    model: dict[str, Any],
+    embedding: dict[str, Tensor] | None,
+    searched: bool,
 ) -> None:
     """Refuse a state that was written under another version, model, plan or stage-embedding setting.
 
@@ -111,8 +115,11 @@ def check_state(
             f"the checkpoint follows another growth plan ({detail}): resume with the same growth settings and number "
             "of training steps, or pass the old plan."
         )
-    if (state["embedding"] is not None) != has_embedding:
+    theirs, ours = (
+        None if e is None else {k: tuple(v.shape) for k, v in e.items()} for e in (state["embedding"], embedding)
+    )
+    if theirs != ours:
         raise StateError(
-            f"the checkpoint was written with stage_embedding={state['embedding'] is not None}, this run has "
-            f"{has_embedding}: use the same setting."
+            f"the checkpoint's stage embedding holds {theirs}, this run's {ours}: use the same stage_embedding, "
+            "stage_dropout, num_stages and ema_decay (on or off)."
         )

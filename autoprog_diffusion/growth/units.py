@@ -101,6 +101,8 @@ def layout_from_patterns(model: nn.Module, patterns: Sequence[str]) -> Layout:
     """
     modules = [name for name, _ in model.named_modules() if name]
     matched: list[str] = []
+    if not patterns:
+        raise UnitError('blocks=[] names no block: give patterns of module names, for example blocks=["layers.*"].')
     for pattern in patterns:
         hits = [name for name in modules if _matches(name, pattern)]
         if not hits:
@@ -157,12 +159,16 @@ class NoGradRegion:
         self._handles: list[Any] = []
         self._modes: list[bool] = []
 
-    def set(self, modules: Iterable[nn.Module]) -> None:
-        """Replace the region by `modules`."""
+    def set(self, model: nn.Module, names: Iterable[str]) -> None:
+        """Replace the region by the modules of `model` called `names`."""
         self.clear()
-        for module in modules:
+        for name in names:
+            module = model.get_submodule(name)
             self._handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+        if self._handles:
+            norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
+            self._handles += [norm.register_forward_pre_hook(_make_contiguous) for norm in norms]
 
     def clear(self) -> None:
         """Remove every hook."""
@@ -177,6 +183,12 @@ class NoGradRegion:
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         torch.set_grad_enabled(self._modes.pop())
+
+
+def _make_contiguous(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    """On the CPU, torch 2.13 crashes in GroupNorm's backward where a channels-last input needs no gradient."""
+    value = args[0]
+    return None if value.requires_grad or value.device.type != "cpu" else (value.contiguous(), *args[1:])
 
 
 def _parameters_under(model: nn.Module, prefix: str, names: dict[int, str]) -> list[str]:

@@ -27,15 +27,15 @@ class UnitCosts:
         input_gradient: d_u, of the backward pass that only carries the gradient through.
         weight_gradient: w_u, what training the unit's own parameters adds.
         update: Of the optimizer on the unit's parameters; and of their communication.
-        entry: For units asked about, the whole backward cost where the unit is the first that trains: nothing before
-            it wants a gradient, so its own input's is not computed.
+        cut: For blocks asked about, by name, the backward cost of every unit when that block is the first to train
+            and all after it do too: no gradient of its input is wanted then, nor of what the frozen embedders feed.
     """
 
     forward: dict[str, float]
     input_gradient: dict[str, float]
     weight_gradient: dict[str, float]
     update: dict[str, float]
-    entry: dict[str, float] = field(default_factory=dict)
+    cut: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def step(self, layout: Layout, blocks: Iterable[int]) -> float:
         """Cost of one step that trains `blocks`, added up (design, section 5).
@@ -46,17 +46,18 @@ class UnitCosts:
         chosen = sorted(blocks)
         first = chosen[0] if chosen else len(layout.blocks)
         live = [unit.name for unit in layout.blocks[first:]] + [OUTPUTS]
-        trained = [layout.blocks[index].name for index in chosen] + [OUTPUTS]
+        trained = {layout.blocks[index].name for index in chosen} | {OUTPUTS}
         if first == 0:
-            live, trained = [*live, INPUTS], [*trained, INPUTS]
-        total = sum(self.forward.values())
-        total += sum(self.input_gradient.get(name, 0.0) for name in live)
-        name = layout.blocks[first].name if chosen and first > 0 else ""
-        if name in self.entry:
-            both = self.input_gradient.get(name, 0.0) + self.weight_gradient.get(name, 0.0)
-            total += self.entry[name] - both
-        for account in (self.weight_gradient, self.update):
-            total += sum(account.get(name, 0.0) for name in trained)
+            live, trained = [*live, INPUTS], trained | {INPUTS}
+        cut = self.cut.get(layout.blocks[first].name) if 0 < first < len(layout.blocks) else None
+        total = sum(self.forward.values()) + sum(self.update.get(name, 0.0) for name in trained)
+        for name in live:
+            weight = self.weight_gradient.get(name, 0.0)
+            if cut is not None and name == OUTPUTS:
+                total += cut.get(name, 0.0)
+                continue
+            through = self.input_gradient.get(name, 0.0) if cut is None else max(0.0, cut.get(name, 0.0) - weight)
+            total += through + (weight if name in trained else 0.0)
         return total
 
 
@@ -75,8 +76,8 @@ def count_costs(model: nn.Module, layout: Layout, call: Call, firsts: Iterable[i
             return float(counter.get_total_flops())
 
         forward, total, through = _two_steps(model, layout, call, clock)
-        entry = _entries(model, layout, call, clock, firsts)
-    return UnitCosts(forward, through, _difference(total, through), {}, entry)
+        cut = _cut_steps(model, layout, call, clock, firsts)
+    return UnitCosts(forward, through, _difference(total, through), {}, cut)
 
 
 def measure_costs(
@@ -102,13 +103,14 @@ def measure_costs(
     clock = device_clock(device, time.perf_counter)
     runs = [_two_steps(model, layout, call, clock) for _ in range(repeats + 1)][1:]
     forward, total, through = (_medians([run[k] for run in runs]) for k in range(3))
-    entries = [_entries(model, layout, call, clock, firsts) for _ in range(repeats)]
+    cuts = [_cut_steps(model, layout, call, clock, firsts) for _ in range(repeats)]
+    cut = {name: _medians([run[name] for run in cuts]) for name in cuts[0]}
     update = {unit.name: seconds for unit, seconds in zip(layout.units, _update_seconds(model, layout, device))}
     if bandwidth is not None:
         sizes = dict(model.named_parameters())
         for unit in layout.units:
             update[unit.name] += sum(sizes[n].numel() * sizes[n].element_size() for n in unit.parameters) / bandwidth
-    return UnitCosts(forward, through, _difference(total, through), update, _medians(entries))
+    return UnitCosts(forward, through, _difference(total, through), update, cut)
 
 
 def _two_steps(
@@ -127,22 +129,22 @@ def _two_steps(
     return forward, total, through
 
 
-def _entries(model: nn.Module, layout: Layout, call: Call, clock: Any, firsts: Iterable[int]) -> dict[str, float]:
-    """Backward cost of every block in `firsts` when the blocks before it are frozen and run without gradient."""
+def _cut_steps(
+    model: nn.Module, layout: Layout, call: Call, clock: Any, firsts: Iterable[int]
+) -> dict[str, dict[str, float]]:
+    """Backward cost of every unit, for every block in `firsts`, when all before that block runs without gradient."""
     everything = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
-    region, entry = NoGradRegion(), {}
+    region, cut = NoGradRegion(), {}
     try:
         for first in sorted(set(firsts) - {0}):
             blocks = range(first, len(layout.blocks))
             set_trainable(model, trainable_names(layout, blocks))
-            names = [name for unit in front(layout, blocks) for name in unit.modules]
-            region.set(model.get_submodule(name) for name in names)
-            _, backward = run_segments(model, layout, call, clock)
-            entry[layout.blocks[first].name] = backward.get(layout.blocks[first].name, 0.0)
+            region.set(model, [name for unit in front(layout, blocks) for name in unit.modules])
+            _, cut[layout.blocks[first].name] = run_segments(model, layout, call, clock)
     finally:
         region.clear()
         set_trainable(model, everything)
-    return entry
+    return cut
 
 
 def _update_seconds(model: nn.Module, layout: Layout, device: torch.device) -> list[float]:

@@ -1,0 +1,84 @@
+"""Two gloo ranks on the CPU: they stay bit-identical, agree with one process, and say when they do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+pytestmark = pytest.mark.distributed
+
+SCRIPT = Path(__file__).with_name("growth_ddp_script.py")
+CASES = [f"{family}-{order}" for family in ("unet2d", "pixart") for order in ("interleaved", "suffix", "prefix")]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What the two ranks of one launch wrote; a hang is a failure."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+    command += ["--rdzv_endpoint", "localhost:0", str(SCRIPT), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, cwd=folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_there_are_two_ranks(ranks: list[dict[str, Any]]) -> None:
+    assert [result["ranks"] for result in ranks] == [2, 2]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_stay_bit_identical_through_growth(ranks: list[dict[str, Any]], case: str) -> None:
+    for result in ranks:
+        assert result[case]["stages"] == [0, 0, 1, 1, 2, 2]
+        assert result[case]["unequal"] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_frozen_weights_rest_on_every_rank(ranks: list[dict[str, Any]], case: str) -> None:
+    for result in ranks:
+        counts = result[case]["frozen"]
+        assert counts[0] == counts[1] > counts[2] == counts[3] > counts[4] == counts[5] == 0
+        assert result[case]["moved"] == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_equal_one_process_on_both_batches(ranks: list[dict[str, Any]], case: str) -> None:
+    for result in ranks:
+        assert result[case]["error"] < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_the_stage_embedding_are_averaged_before_clipping(ranks: list[dict[str, Any]], case: str) -> None:
+    for result in ranks:
+        assert result[case]["table_grads"] == [True] * 6
+        assert any(result[case]["clipped"])
+
+
+@pytest.mark.parametrize("when", ["step", "load", "fold"])
+def test_a_corrupted_rank_is_reported_on_both(ranks: list[dict[str, Any]], when: str) -> None:
+    for result in ranks:
+        assert "ranks differ" in result["corrupted"][when]
+        assert "in 1 of " in result["corrupted"][when]
+        assert "['conv_in.bias']" in result["corrupted"][when]
+
+
+def test_a_rebuilt_reducer_keeps_its_settings_and_sends_what_trains(ranks: list[dict[str, Any]]) -> None:
+    for result in ranks:
+        rebuilt = result["rebuilt"]
+        assert rebuilt["kept"] == [[True, True, 1]] * 3
+        assert rebuilt["sent"] == rebuilt["open"]
+        assert rebuilt["open"][0] < rebuilt["open"][1] < rebuilt["open"][2]
+        assert rebuilt["equal"] == [True] * 3
+
+
+def test_a_bare_model_is_refused_where_two_processes_run(ranks: list[dict[str, Any]]) -> None:
+    for result in ranks:
+        assert result["bare"].startswith("OrderError: 2 processes run, but the model is not wrapped")

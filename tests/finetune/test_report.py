@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from autoprog_diffusion.finetune.measure import counted_flops, peak_memory
+from autoprog_diffusion.finetune.report import draw_timeline, print_summary, write_report
+from autoprog_diffusion.finetune.runlog import RunLog
+from autoprog_diffusion.finetune.samples import load_images, save_grid, save_images
+from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, GrowthScheduler
+
+
+SECONDS = {"training": 3.25, "saving": 1.0}
+
+
+@pytest.fixture
+def growth() -> GrowthScheduler:
+    model = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(4)])
+    config = GrowthConfig(num_stages=2, min_trainable=0.5, stage_embedding=False)
+    growth = GrowthScheduler(model, config, blocks=["*"])
+    growth.prepare(model, num_training_steps=4)
+    for _ in range(4):
+        growth.step()
+    return growth
+
+
+@pytest.fixture
+def log() -> RunLog:
+    log = RunLog()
+    for index in range(4):
+        stage = index // 2
+        log.add(
+            loss=2.0 - 0.25 * index, seconds=0.010 * (stage + 1), stage=stage, resolution=32 * (stage + 1),
+            trainable=0.5 * (stage + 1), memory=2**20 * (index + 1),
+        )  # fmt: skip
+    log.flops = {0: 300, 1: 1200}
+    return log
+
+
+def is_drawn(path: Path) -> bool:
+    image = np.asarray(Image.open(path).convert("RGB"))
+    return image.shape[0] > 100 and len(np.unique(image.reshape(-1, 3), axis=0)) > 10
+
+
+def test_growth_json_holds_plan_history_and_measurements(
+    growth: GrowthScheduler, log: RunLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_report(tmp_path, growth, log, SECONDS)
+    values = json.loads((tmp_path / "growth.json").read_text())
+    assert GrowthPlan.load(tmp_path / "growth.json") == growth.plan
+    assert GrowthConfig.from_dict(values["config"]) == growth.config
+    assert [(row["stage"], row["step"]) for row in values["history"]] == [(0, 0), (1, 2)]
+    assert [row["steps"] for row in values["stages"]] == [2, 2]
+    assert [row["blocks"] for row in values["stages"]] == [2, 4]
+    assert values["saving_against_full"] == pytest.approx({"time": 0.08 / 0.06, "flops": 4800 / 3000})
+    assert values["seconds"] == SECONDS
+    assert values["versions"]["torch"] == torch.__version__
+    assert is_drawn(tmp_path / "timeline.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["growth.json", "timeline.png"]
+    assert "stage by stage" in capsys.readouterr().out
+
+
+def test_the_table_has_a_row_per_stage(log: RunLog, capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(log.summaries([2, 4]), 4, SECONDS)
+    text = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
+    assert rows == [
+        ["1", "2", "2/4", "50%", "32", "1.7500", "10.0 ms", "50%", "25%", "2 MiB"],
+        ["2", "2", "4/4", "100%", "64", "1.2500", "20.0 ms", "100%", "100%", "4 MiB"],
+    ]
+    assert "training time 1.33x less" in text
+    assert "by FLOPs alone 1.60x" in text
+    assert "training 3.2 s, saving 1.0 s" in text
+
+
+def test_flops_that_were_not_counted_are_left_out(log: RunLog, capsys: pytest.CaptureFixture[str]) -> None:
+    log.flops = {1: 1200}
+    print_summary(log.summaries([2, 4]), 4, SECONDS)
+    assert "FLOPs alone" not in capsys.readouterr().out
+
+
+def test_a_run_of_one_step_is_drawn(tmp_path: Path) -> None:
+    log = RunLog()
+    log.add(loss=1.0, seconds=0.1, stage=0, resolution=8, trainable=1.0, memory=1)
+    draw_timeline(tmp_path / "timeline.png", log, log.summaries([1]))
+    assert is_drawn(tmp_path / "timeline.png")
+
+
+def test_pictures_are_saved_in_order_and_read_back(tmp_path: Path) -> None:
+    images = [Image.new("RGB", (8, 8), (index, 0, 0)) for index in range(12)]
+    save_images(tmp_path / "new" / "folder", images)
+    again = load_images(tmp_path / "new" / "folder", 12)
+    assert [image.getpixel((0, 0)) for image in again] == [(index, 0, 0) for index in range(12)]
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [["a"], ["", "ü", "a very long prompt " * 20, "a\nb"] * 4, ["from $5 to $10"], ["100 $% a$ b", r"$\frac{$ \x"]],
+    ids=["one", "many", "dollars", "broken TeX"],
+)
+def test_the_grid_takes_any_prompts(tmp_path: Path, prompts: list[str]) -> None:
+    rows = [(label, [Image.new("RGB", (8, 8), "red")] * len(prompts)) for label in ("before", "after")]
+    save_grid(tmp_path / "grid.png", prompts, rows)
+    image = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+    assert (image == [255, 0, 0]).all(-1).mean() > 0.2
+
+
+def test_flops_are_exact_and_counting_leaves_the_random_state() -> None:
+    layer = torch.nn.Linear(5, 7, bias=False)
+    state = torch.get_rng_state()
+    for batch in (3, 6):
+        found = counted_flops(lambda n=batch: layer(torch.randn(n, 5)).sum().backward())
+        assert found == 2 * (2 * batch * 5 * 7)  # forward and weight gradient
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_memory_follows_what_is_held() -> None:
+    before = peak_memory(torch.device("cpu"))
+    held = torch.ones(64 * 2**20 // 4)
+    assert peak_memory(torch.device("cpu")) - before > 48 * 2**20
+    assert held.sum() > 0

@@ -1,0 +1,144 @@
+"""`GrowthConfig`: every bad field is named, and the configuration survives JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoprog_diffusion import GrowthConfig, GrowthError
+from autoprog_diffusion.growth import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"num_stages": 0}, "num_stages=0"),
+        ({"num_stages": -1}, "num_stages=-1"),
+        ({"num_stages": 2.5}, "num_stages=2.5"),
+        ({"num_stages": True}, "num_stages=True"),
+        ({"num_stages": "4"}, "num_stages='4'"),
+        ({"order": "random"}, "order='random'.*interleaved.*suffix.*prefix"),
+        ({"search": "one_shot"}, "search='one_shot'.*zero_shot"),
+        ({"stage_embedding_init": "ones"}, "stage_embedding_init='ones'.*carry"),
+        ({"min_trainable": 0}, "min_trainable=0 "),
+        ({"min_trainable": 1.5}, "min_trainable=1.5"),
+        ({"min_trainable": -0.1}, "min_trainable=-0.1"),
+        ({"min_trainable": float("nan")}, "min_trainable=nan"),
+        ({"stage_dropout": 1.0}, "stage_dropout=1.0"),
+        ({"stage_dropout": -0.1}, "stage_dropout=-0.1"),
+        ({"stage_dropout": 0.1, "stage_embedding": False}, "stage_dropout=0.1 needs stage_embedding=True"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0"),
+        ({"ema_decay": -0.5}, "ema_decay=-0.5"),
+        ({"resolution_multiple": 0}, "resolution_multiple=0"),
+        ({"resolution_multiple": 8.0}, "resolution_multiple=8.0"),
+        ({"num_stages": 2, "resolutions": (0.5, 64)}, "mix fractions"),
+        ({"num_stages": 2, "resolutions": (1.0, 0.5)}, r"\(1.0, 0.5\) decrease"),
+        ({"num_stages": 2, "resolutions": (64, 32)}, r"\(64, 32\) decrease"),
+        ({"num_stages": 2, "resolutions": (32,)}, r"\(32,\) has 1 values for num_stages=2"),
+        ({"num_stages": 2, "resolutions": (32, 60)}, "60 is not a multiple of 8.*use 56"),
+        ({"num_stages": 2, "resolutions": (3, 32)}, "3 is not a multiple of 8.*use 8"),
+        ({"num_stages": 2, "resolutions": (0, 32)}, "resolution 0 is not allowed"),
+        ({"num_stages": 2, "resolutions": (-0.5, 1.0)}, "resolution -0.5 is not allowed"),
+        ({"num_stages": 2, "resolutions": (32.5, 64)}, "resolution 32.5 .* whole number"),
+        ({"num_stages": 2, "resolutions": (float("nan"), 64)}, "resolution nan"),
+        ({"num_stages": 2, "resolutions": (32, float("inf"))}, "resolution inf"),
+        ({"num_stages": 2, "resolutions": ("32", "64")}, "resolution '32'"),
+        ({"num_stages": 2, "resolutions": (True, True)}, "resolution True"),
+        ({"num_stages": 3, "boundaries": (10,)}, r"boundaries=\(10,\) has 1 values for num_stages=3.* 2 values"),
+        ({"num_stages": 2, "boundaries": (0,)}, r"boundaries=\(0,\)"),
+        ({"num_stages": 2, "boundaries": (1.0,)}, r"boundaries=\(1.0,\)"),
+        ({"num_stages": 2, "boundaries": ("10",)}, r"boundaries=\('10',\)"),
+        ({"num_stages": 2, "boundaries": (True,)}, r"boundaries=\(True,\)"),
+        ({"num_stages": 3, "boundaries": (0.5, 10)}, r"\(0.5, 10\).*all steps .* or all fractions"),
+        ({"num_stages": 3, "boundaries": (20, 10)}, r"\(20, 10\) do not increase"),
+        ({"num_stages": 3, "boundaries": (0.5, 0.5)}, r"\(0.5, 0.5\) do not increase"),
+    ],
+    ids=str,
+)
+def test_bad_values_are_named(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        GrowthConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("min_trainable", "0.5"), ("stage_dropout", "0.1"), ("ema_decay", "0.99"), ("resolutions", 64)],
+)
+def test_values_of_a_wrong_type_are_named(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{field}=.*{value}"):
+        GrowthConfig.from_dict({field: value})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_stages": 1, "min_trainable": 1},
+        {"stage_dropout": 0.999},
+        {"ema_decay": 0.0},
+        {"num_stages": 2, "resolutions": (0.5, 1)},
+        {"num_stages": 2, "resolutions": (32.0, 64)},
+        {"num_stages": 2, "resolutions": (64, 64)},
+        {"num_stages": 3, "boundaries": (0.2, 0.9)},
+        {"num_stages": 1, "boundaries": ()},
+    ],
+    ids=str,
+)
+def test_values_at_the_edge_are_allowed(settings: dict[str, Any]) -> None:
+    config = GrowthConfig(**settings)
+    assert GrowthConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_whole_floats_above_one_are_pixels() -> None:
+    resolutions = GrowthConfig(num_stages=2, resolutions=(32.0, 64)).resolutions
+    assert resolutions == (32, 64)
+    assert all(type(value) is int for value in resolutions)
+    assert all(type(value) is float for value in GrowthConfig(num_stages=2, resolutions=(0.5, 1)).resolutions)
+
+
+def test_errors_are_value_errors() -> None:
+    assert issubclass(ConfigError, GrowthError)
+    assert issubclass(GrowthError, ValueError)
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    config = GrowthConfig(
+        num_stages=3,
+        order="suffix",
+        min_trainable=0.5,
+        stage_embedding_init="carry",
+        stage_dropout=0.1,
+        ema_decay=0.999,
+        resolutions=(32, 48, 64),
+        resolution_multiple=16,
+        boundaries=(10, 20),
+    )
+    unchanged = GrowthConfig()
+    changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(unchanged, f.name)]
+    left = {f.name for f in dataclasses.fields(config)} - set(changed)
+    assert {name for name in left if not name.startswith("search")} == {"stage_embedding"}
+    config.save(tmp_path / "config.json")
+    loaded = GrowthConfig.load(tmp_path / "config.json")
+    assert loaded == config
+    assert hash(loaded) == hash(config)
+
+
+def test_unknown_keys_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"no field\(s\) \['stages'\].*num_stages"):
+        GrowthConfig.from_dict({"stages": 4})
+
+
+@pytest.mark.parametrize("text", ["{", "", "[]", "[1]", "4", "null"], ids=repr)
+def test_files_that_are_no_configuration_are_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        GrowthConfig.load(path)
+
+
+def test_a_configuration_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        GrowthConfig().num_stages = 2  # type: ignore[misc]

@@ -1,0 +1,130 @@
+"""What can be said about many processes inside one: unwrapping, checksums, the rebuilt reducer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from autoprog_diffusion import GrowthConfig, GrowthScheduler
+from autoprog_diffusion.growth.distributed import (
+    average_gradient,
+    check_ranks_equal,
+    checksums,
+    find_ddp,
+    rebuild_reducer,
+    unwrap,
+    world_size,
+)
+
+
+def chain() -> nn.Sequential:
+    return nn.Sequential(*[nn.Linear(3, 3) for _ in range(4)])
+
+
+def count_gradients(calls: list[int], bucket):  # no annotation: DDP refuses one that is a string
+    """A communication hook that reduces nothing and notes how many gradients it was given."""
+    calls.append(len(bucket.gradients()))
+    future = torch.futures.Future()
+    future.set_result(bucket.buffer())
+    return future
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_without_a_process_group_there_is_one_rank() -> None:
+    assert world_size() == 1
+    check_ranks_equal([("weight", torch.zeros(2))], "now")
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_unwrap_and_find_ddp_look_through_every_wrapper() -> None:
+    model = chain()
+    ddp = DistributedDataParallel(model)
+    compiled = torch.compile(ddp, backend="eager")
+    inner = DistributedDataParallel(torch.compile(model, backend="eager"))
+    for wrapped in (model, ddp, compiled, inner, nn.DataParallel(model)):
+        assert unwrap(wrapped) is model
+    assert find_ddp(compiled) is ddp
+    assert find_ddp(inner) is inner
+    assert find_ddp(model) is None
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8]
+)
+def test_checksums_see_one_bit(dtype: torch.dtype) -> None:
+    value = torch.arange(12).to(dtype).view(3, 4)
+    flipped = value.clone()
+    width = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[value.element_size()]
+    flipped.view(width)[1, 2] ^= 1
+    ours, theirs, same = checksums([value, flipped, value.clone()]).tolist()
+    assert ours == same
+    assert ours != theirs
+
+
+def test_checksums_read_values_and_not_memory() -> None:
+    value = torch.randn(4, 6)
+    assert checksums([value.t()]).item() == checksums([value.t().contiguous()]).item()
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("unused", [False, True])
+@pytest.mark.parametrize("view", [False, True])
+def test_a_rebuilt_reducer_keeps_what_the_user_chose(unused: bool, view: bool) -> None:
+    model = chain()
+    ddp = DistributedDataParallel(model, find_unused_parameters=unused, gradient_as_bucket_view=view, bucket_cap_mb=3)
+    calls: list[int] = []
+    ddp.register_comm_hook(calls, count_gradients)
+    seen: list[str] = []
+    ddp.register_forward_pre_hook(lambda module, args: seen.append("forward"))
+    ddp.eval()
+    for parameter in model[:2].parameters():
+        parameter.requires_grad_(False)
+    reducer = ddp.reducer
+    rebuild_reducer(ddp)
+    assert ddp.reducer is not reducer
+    assert ddp.module is model
+    assert not ddp.training
+    assert (ddp.find_unused_parameters, ddp.gradient_as_bucket_view) == (unused, view)
+    assert ddp.bucket_bytes_cap == 3 * 1024 * 1024
+    ddp(torch.randn(2, 3)).sum().backward()
+    assert seen == ["forward"]
+    assert sum(calls) == 4  # the gradients of two of four layers
+    assert len(ddp._comm_hooks) == 1
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_growth_rebuilds_the_reducer_for_what_trains() -> None:
+    model = chain()
+    config = GrowthConfig(num_stages=2, min_trainable=0.5, order="suffix", stage_embedding=False)
+    growth = GrowthScheduler(model, config, blocks=["*"])
+    ddp = DistributedDataParallel(model)
+    calls: list[int] = []
+    ddp.register_comm_hook(calls, count_gradients)
+    growth.prepare(ddp, num_training_steps=2)
+    for trained in (4, 8):
+        calls.clear()
+        ddp(torch.randn(2, 3)).sum().backward()
+        assert sum(calls) == trained
+        growth.step()
+    growth.fold(ddp)
+
+
+def test_an_averaged_gradient_has_a_removable_hook() -> None:
+    asked: list[bool] = []
+    parameter = nn.Parameter(torch.ones(2))
+    handle = average_gradient(parameter, lambda: bool(asked.append(True)))
+    parameter.sum().backward()
+    handle.remove()
+    assert torch.equal(parameter.grad, torch.ones(2))
+    assert not asked  # one rank: nothing to average

@@ -1,0 +1,97 @@
+"""NTK and ZiCo scores of whole models against their literal twins, unit by unit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from autoprog_diffusion.growth.errors import SearchError
+from autoprog_diffusion.search.ntk import condition_number, parameter_grams, unit_grams
+from autoprog_diffusion.search.probe import untouched
+from autoprog_diffusion.search.reference import literal_condition_number, literal_gram, literal_zico
+from autoprog_diffusion.search.zero_shot import trained_units
+from autoprog_diffusion.search.zico import mean_gradients, parameter_scores, unit_gain, unit_zico
+
+from ..settings import BY_ID, FAMILIES, Family
+from .families import model_and_calls
+
+
+families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.id)
+
+
+def weights_of(layout: object, names: list[str]) -> list[str]:
+    units = {unit.name: unit for unit in layout.units}  # type: ignore[attr-defined]
+    return [name for unit in names for name in units[unit].parameters if "weight" in name]
+
+
+@families
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_one_probe_scores_every_subset(family: Family, checkpointing: bool) -> None:
+    model, layout, calls = model_and_calls(family)
+    if checkpointing:
+        model.enable_gradient_checkpointing()  # type: ignore[operator]
+    with untouched(model):
+        grams = unit_grams(layout, parameter_grams(model, calls[0]))
+        last = len(layout.blocks) - 1
+        for blocks in ([0], [0, last], [last], list(range(last + 1))):
+            names = trained_units(layout, blocks)
+            literal = literal_gram(model, calls[0], weights_of(layout, names))
+            ours = torch.stack([grams[name] for name in names if grams[name].dim()]).sum(0)
+            # Some host classes compute variances in float32 whatever the model's type.
+            torch.testing.assert_close(ours, literal, rtol=1e-8, atol=1e-9 * float(literal.abs().max()))
+            assert condition_number(ours) == pytest.approx(literal_condition_number(literal), rel=1e-7)
+
+
+@families
+def test_float32_agrees_within_1e_4(family: Family) -> None:
+    model, layout, calls = model_and_calls(family, dtype=torch.float32)
+    with untouched(model):
+        grams = unit_grams(layout, parameter_grams(model, calls[0]))
+        literal = literal_gram(model, calls[0], weights_of(layout, [unit.name for unit in layout.units]))
+    ours = sum(gram for gram in grams.values() if gram.dim())
+    assert condition_number(ours) == pytest.approx(literal_condition_number(literal), rel=1e-4)  # type: ignore[arg-type]
+
+
+@families
+@pytest.mark.parametrize("count", [2, 3], ids=["two-batches", "three-batches"])
+def test_zico_of_every_unit(family: Family, count: int) -> None:
+    model, layout, calls = model_and_calls(family, batch=2, count=count)
+    layers = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    with untouched(model):
+        scores = parameter_scores(model, calls)
+        zico = unit_zico(model, layout, scores)
+        for unit in (layout.blocks[0], layout.blocks[-1], layout.outputs):
+            names = [name for name in unit.parameters if name in layers and name in scores]
+            # Entries whose gradients almost agree make the literal sum of three itself uncertain.
+            assert zico[unit.name] == pytest.approx(
+                literal_zico(model, calls, names), rel=1e-9 if count == 2 else 1e-6
+            )
+
+
+def test_gain_is_the_product_of_independent_halves() -> None:
+    model, layout, calls = model_and_calls(BY_ID["unet2d"], batch=2, count=2)
+    with untouched(model):
+        gains = unit_gain(layout, parameter_scores(model, calls))
+        first, second = (mean_gradients(model, [call]) for call in calls)
+    for unit in layout.units:
+        expected = sum(
+            float((first[n] * second[n] / ((first[n] ** 2 + second[n] ** 2) / 2).sqrt().clamp_min(1e-300)).sum())
+            for n in unit.parameters
+        )
+        assert gains[unit.name] == pytest.approx(expected, rel=1e-9)
+
+
+def test_gain_of_equal_batches_is_the_step_it_predicts() -> None:
+    """Without noise the preconditioned step is lr * sign(g), and the loss falls by lr * sum |g|."""
+    model, layout, calls = model_and_calls(BY_ID["unet2d"], batch=2, count=1)
+    with untouched(model):
+        gains = unit_gain(layout, parameter_scores(model, [calls[0], calls[0]]))
+        gradient = mean_gradients(model, [calls[0]])
+    assert sum(gains.values()) == pytest.approx(float(sum(g.abs().sum() for g in gradient.values())), rel=1e-9)
+
+
+def test_one_call_is_not_enough() -> None:
+    model, _, calls = model_and_calls(BY_ID["unet2d"], batch=2, count=1)
+    with pytest.raises(SearchError, match="at least 2 mini-batches, 1 were recorded"):
+        parameter_scores(model, calls)
