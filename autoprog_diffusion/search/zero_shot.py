@@ -86,7 +86,8 @@ class ZeroShotSearch:
         started = time.perf_counter()
         candidates = list_candidates(self._config, len(self._layout.blocks), current.blocks, resolutions)
         if self._config.search_objective == "fixed":
-            index, scores = self._fixed(candidates, stage)
+            candidates = [self._fixed(stage)]
+            index, scores = 0, [Score(candidates[0], 0.0, 0.0, 0.0, 0.0, 0.0)]
         else:
             index, scores = agree(lambda: self._score(candidates, current.resolution), self._decide(stage))
         self._recorder.stop()
@@ -120,13 +121,11 @@ class ZeroShotSearch:
     def _decide(self, stage: int) -> Callable[[list[Score]], tuple[int, list[Score]]]:
         return lambda scores: choose(self._config.search_objective, scores, self._config.search_seed + stage)
 
-    def _fixed(self, candidates: list[Candidate], stage: int) -> tuple[int, list[Score]]:
-        """The candidate that the fixed schedule would train in this stage, as a baseline."""
+    def _fixed(self, stage: int) -> Candidate:
+        """What the fixed schedule would train in this stage, as a baseline."""
         config = replace(self._config, boundaries=None)
-        blocks = fixed_plan(config, len(self._layout.blocks), config.num_stages).stages[stage - 1].blocks
-        ranked = [(set(blocks) != set(c.blocks), -len(c.blocks), i) for i, c in enumerate(candidates)]
-        index = min(ranked)[2]
-        return index, [Score(c, 0.0, 0.0, 0.0, 0.0, float(i != index)) for i, c in enumerate(candidates)]
+        entry = fixed_plan(config, len(self._layout.blocks), config.num_stages).stages[stage - 1]
+        return Candidate("fixed", entry.blocks, entry.resolution)
 
     def _score(self, candidates: list[Candidate], now: float | int) -> list[Score]:
         """Scores of all candidates from one probe per resolution, on this rank's data."""

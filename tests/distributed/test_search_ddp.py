@@ -1,0 +1,46 @@
+"""Two real processes over gloo: one decision for all ranks; a failure anywhere is raised everywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("search")
+    script = Path(__file__).with_name("search_ddp_script.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*command, str(script), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("cost", ["flops", "measured"])
+def test_ranks_with_different_data_choose_the_same_plan(ranks: list[dict], cost: str) -> None:
+    first, second = (rank[cost] for rank in ranks)
+    assert first["error"] == second["error"] == ""
+    assert first["plan"] == second["plan"]
+    assert first["weights"] == second["weights"]
+    for ours, theirs in zip(first["decisions"], second["decisions"], strict=True):
+        assert ours["candidates"] == theirs["candidates"]
+        assert ours["choice"] == theirs["choice"]
+
+
+def test_a_failure_on_one_rank_is_raised_on_both(ranks: list[dict]) -> None:
+    for rank in ranks:
+        assert "failed on rank 1: TypeError" in rank["failing"]["error"]
