@@ -1,0 +1,78 @@
+"""What the benchmark scripts share: models, device facts, result files."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+import autoprog_diffusion
+from autoprog_diffusion.search.calls import Call, output_tensor
+
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def facts(seed: int) -> dict[str, Any]:
+    """Device, versions, seed and command of this process."""
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "autoprog_diffusion": autoprog_diffusion.__version__,
+        "seed": seed,
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def save(name: str, values: dict[str, Any]) -> None:
+    """Write `results/<name>.json`."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def make_dit(layers: int = 12, width: int = 384, size: int = 16) -> nn.Module:
+    """A class-conditional DiT with learned variance; no parameter at zero, as after some training."""
+    model = diffusers.DiTTransformer2DModel(
+        num_attention_heads=width // 64,
+        attention_head_dim=64,
+        num_layers=layers,
+        sample_size=size,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,
+        num_embeds_ada_norm=1000,
+    )
+    return without_zeros(model)
+
+
+def without_zeros(model: nn.Module) -> nn.Module:
+    """Fill zero-initialised parameters with small noise, in place: a fresh adaLN-zero model has no gradient inside."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(0.0, 0.02)
+    return model
+
+
+def make_call(model: nn.Module, inputs: dict[str, Any]) -> Call:
+    """A call whose output gradient is that of a mean squared error against noise."""
+    with torch.no_grad():
+        output = output_tensor(model(**inputs))
+    return Call((), inputs, 2 * (output - torch.randn_like(output)) / output.numel())
+
+
+def dit_inputs(batch: int, size: int = 16) -> dict[str, Any]:
+    """Random inputs of `make_dit`."""
+    return {
+        "hidden_states": torch.randn(batch, 4, size, size),
+        "timestep": torch.randint(0, 1000, (batch,)),
+        "class_labels": torch.randint(0, 1000, (batch,)),
+    }
