@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "tiny_sd"
 # Of the default model and data; any flag on the command line wins.
 DEFAULT_FLAGS = {"learning_rate": "5e-4", "lr_scheduler": "cosine", "lr_warmup_steps": "50", "max_train_steps": "1200",
-                 "snr_gamma": "5.0", "use_ema": None, "ema_decay": "0.99"}  # fmt: skip
+                 "use_ema": None, "ema_decay": "0.99"}  # fmt: skip
 # Held-out emoji: the fine-tuning never sees their OpenMoji pictures.
 DEFAULT_PROMPTS = 12
 

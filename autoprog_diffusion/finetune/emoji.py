@@ -96,21 +96,18 @@ def _svg_files(style: str) -> dict[str, Path]:
 
 def _in_split(codepoints: str, split: str) -> bool:
     """Holds out by a hash, so that an emoji stays on its side when the packages add or drop others."""
-    held_out = int(hashlib.sha256(codepoints.encode()).hexdigest(), 16) % 20 == 0
-    return split == "all" or held_out == (split == "held_out")
+    digest = int(hashlib.sha256(codepoints.encode()).hexdigest(), 16)
+    return split == "all" or (digest % 20 == 0) == (split == "held_out")
 
 
 def _render(path: Path, size: int) -> bytes:
     """Renders an SVG on white as PNG bytes, twice too large and then averaged: finer edges than resvg's own."""
     from PIL import Image, ImageOps
 
-    png = _import("resvg_py").svg_to_bytes(
-        svg_path=str(path), width=2 * size, height=2 * size, background="white", skip_system_fonts=True
-    )
-    image = Image.open(io.BytesIO(bytes(png))).convert("RGB")
-    image = ImageOps.pad(image, (2 * size, 2 * size), color="white").reduce(2)  # a few graphics are not square
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    options = {"width": 2 * size, "height": 2 * size, "background": "white", "skip_system_fonts": True}
+    image = Image.open(io.BytesIO(bytes(_import("resvg_py").svg_to_bytes(svg_path=str(path), **options))))
+    image = ImageOps.pad(image.convert("RGB"), (2 * size, 2 * size), color="white").reduce(2)  # not all are square
+    image.save(buffer := io.BytesIO(), format="PNG")
     return buffer.getvalue()
 
 
@@ -129,9 +126,7 @@ def emoji_dataset(
     Returns:
         Columns ``image`` (RGB on white), ``text`` (unique lower-case caption), ``category`` and ``codepoints``.
 
-    Raises:
-        ValueError: If an argument is outside its allowed values.
-        ImportError: If a package of the extra ``autoprog_diffusion[emoji]`` is missing.
+    Raises ``ValueError`` for other arguments, and ``ImportError`` without the extra ``autoprog_diffusion[emoji]``.
     """
     if style not in STYLES:
         raise ValueError(f"style must be one of {STYLES}, not {style!r}")

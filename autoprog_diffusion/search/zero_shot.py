@@ -61,6 +61,7 @@ class ZeroShotSearch:
         self._loss_fn, self._batches = loss_fn, batches
         self._recorder = CallRecorder(wrapped, config.search_batches)
         self._known_costs: dict[tuple[int, ...], UnitCosts] = {}
+        self._bandwidth: float | None = None
 
     def observe(self, steps_left: int) -> None:
         """Keep calls while a search is at most `search_batches` optimizer steps away."""
@@ -89,6 +90,9 @@ class ZeroShotSearch:
             candidates = [self._fixed(stage)]
             index, scores = 0, [Score(candidates[0], 0.0, 0.0, 0.0, 0.0, 0.0)]
         else:
+            if self._config.search_cost == "measured" and self._bandwidth is None and world_size() > 1:
+                # Here and not while scoring: a rank that fails there must not leave the others in a collective.
+                self._bandwidth = all_reduce_bandwidth(next(self._model.parameters()).device)
             index, scores = agree(lambda: self._score(candidates, current.resolution), self._decide(stage))
         self._recorder.stop()
         record = {
@@ -176,8 +180,7 @@ class ZeroShotSearch:
                 # Candidates are compared with each other, and FLOPs are proportional to the number of samples.
                 costs = count_costs(self._model, self._layout, call.first(1), firsts)
             else:
-                bandwidth = all_reduce_bandwidth(call.gradient.device) if world_size() > 1 else None
-                costs = measure_costs(self._model, self._layout, call, firsts, bandwidth=bandwidth)
+                costs = measure_costs(self._model, self._layout, call, firsts, bandwidth=self._bandwidth)
             self._known_costs[shape] = costs
         return self._known_costs[shape]
 
