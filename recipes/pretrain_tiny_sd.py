@@ -9,7 +9,7 @@ generalises; without it the VAE sees Twemoji alone)::
 
     pip install -e ".[emoji]"
     python recipes/pretrain_tiny_sd.py --phase vae --vae_minutes 19 --data_dir ../shared/data
-    python recipes/pretrain_tiny_sd.py --phase unet --unet_minutes 46
+    python recipes/pretrain_tiny_sd.py --phase unet --unet_lr 3.5e-3 --unet_minutes 78
     python recipes/pretrain_tiny_sd.py --phase export
 
 The bundled weights took this long on two cores of an AMD EPYC (AVX-512 with bfloat16) that other jobs kept half

@@ -157,6 +157,7 @@ class Trainer:
             batch = next(batches)
             if stage not in self.log.flops:
                 self.log.flops[stage] = self._count_flops(batch)
+                started = time.perf_counter()
             with accelerator.accumulate(self.denoiser):
                 loss = self.task.loss(self.denoiser, batch, growth)
                 accelerator.backward(loss)
