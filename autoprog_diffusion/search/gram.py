@@ -41,8 +41,9 @@ def pair_gram(inputs: Tensor, gradients: Tensor) -> Tensor:
 
 
 def vector_gram(vectors: Tensor) -> Tensor:
-    """(N, P) per-sample gradients -> (N, N) float64 Gram matrix."""
-    return (vectors @ vectors.T).double()
+    """(N, P) per-sample gradients -> (N, N) float64 Gram matrix, summed in float64: kappa magnifies rounding."""
+    precise = vectors.double()
+    return precise @ precise.T
 
 
 def linear_gram(module: Any, inputs: Tensor, gradients: Tensor) -> Grams:

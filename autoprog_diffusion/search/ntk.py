@@ -101,7 +101,7 @@ class _Collector:
             calls.append((args[0].detach(), None))
             # Mixed samples, or windows of different shapes: left to the pass per sample.
             mixed = len(args[0]) != self._batch or len(output) != self._batch
-            if mixed or (position and isinstance(module, (nn.Conv2d, nn.GroupNorm, nn.Embedding))):
+            if mixed or (position and isinstance(module, (nn.Conv2d, nn.GroupNorm))):
                 self._spoiled.add(name)
             output.register_hook(lambda gradient: self._arrived(module, name, position, gradient.detach()))
 
@@ -131,6 +131,8 @@ def _module_grams(module: nn.Module, calls: list[tuple[Tensor, Any]]) -> Grams:
 def _joined(tensors: list[Tensor]) -> Tensor:
     if len(tensors) == 1:
         return tensors[0]
+    if not tensors[0].is_floating_point():  # indices of an embedding: every one is a token
+        return torch.cat([tensor.reshape(len(tensor), -1) for tensor in tensors], dim=1)
     width = tensors[0].shape[-1]
     return torch.cat([tensor.reshape(len(tensor), -1, width) for tensor in tensors], dim=1)
 

@@ -19,11 +19,12 @@ def literal_gram(model: nn.Module, call: Call, names: Iterable[str]) -> Tensor:
     rows = []
     for index in range(call.batch):
         found = torch.autograd.grad(output[index].sum(), parameters, retain_graph=True, allow_unused=True)
-        rows.append(
-            torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found)])
-        )
-    stacked = torch.stack(rows)
-    return (stacked @ stacked.T).double()
+        rows.append([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found)])
+    gram = torch.zeros(call.batch, call.batch, dtype=torch.float64)
+    for column in zip(*rows):
+        gradients = torch.stack(column).double()
+        gram += gradients @ gradients.T
+    return gram
 
 
 def literal_condition_number(gram: Tensor) -> float:

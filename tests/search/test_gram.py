@@ -27,6 +27,17 @@ class Reused(nn.Module):
         return self.linear(torch.tanh(self.linear(x.mean(dim=(2, 3)))))
 
 
+class ReusedTokens(nn.Module):
+    """One embedding that runs twice, as DiT's label embedder in block 0 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(5, 4), nn.Linear(4, 2)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.table(index)) * self.table((index + 1) % 5))
+
+
 class Tied(nn.Module):
     """Two linear layers with one weight."""
 
@@ -81,6 +92,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "layer-norm-2d": (lambda: nn.LayerNorm((3, 6)), lambda: torch.randn(5, 3, 6)),
     "rms-norm": (lambda: nn.RMSNorm(6), lambda: torch.randn(5, 3, 6)),
     "embedding": (Tokens, lambda: torch.randint(5, (6, 7))),
+    "embedding-reused": (ReusedTokens, lambda: torch.randint(5, (6,))),
+    "embedding-reused-tokens": (ReusedTokens, lambda: torch.randint(5, (6, 7))),
     "reused": (Reused, lambda: image(3)),
     "tied": (Tied, lambda: torch.randn(5, 3)),
     "bare": (Bare, lambda: torch.randn(5, 3)),
