@@ -41,9 +41,15 @@ def pair_gram(inputs: Tensor, gradients: Tensor) -> Tensor:
 
 
 def vector_gram(vectors: Tensor) -> Tensor:
-    """(N, P) per-sample gradients -> (N, N) float64 Gram matrix, summed in float64: kappa magnifies rounding."""
-    precise = vectors.double()
-    return precise @ precise.T
+    """(N, P) per-sample gradients -> (N, N) float64 Gram matrix.
+
+    Short stretches are multiplied as they are and summed in float64: kappa magnifies rounding, and a copy of the
+    gradients in float64 would be the largest thing in memory.
+    """
+    gram = torch.zeros(len(vectors), len(vectors), dtype=torch.float64, device=vectors.device)
+    for part in vectors.split(2**14, dim=1):
+        gram += part @ part.T
+    return gram
 
 
 def linear_gram(module: Any, inputs: Tensor, gradients: Tensor) -> Grams:
