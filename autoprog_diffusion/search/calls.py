@@ -94,11 +94,6 @@ class CallRecorder:
         self._handle: Any = None
 
     @property
-    def recording(self) -> bool:
-        """Whether calls are being kept."""
-        return self._handle is not None
-
-    @property
     def calls(self) -> list[Call]:
         """The calls kept, oldest first."""
         return list(self._calls)

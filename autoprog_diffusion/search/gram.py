@@ -54,7 +54,7 @@ def vector_gram(vectors: Tensor) -> Tensor:
 
 def linear_gram(module: Any, inputs: Tensor, gradients: Tensor) -> Grams:
     """Linear: inputs (N, ..., I), output gradients (N, ..., O)."""
-    a, b = inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None], None
+    a = inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None]
     b = gradients.flatten(1, -2) if gradients.dim() > 2 else gradients[:, None]
     return _with_bias(module, pair_gram(a, b), b.sum(1))
 

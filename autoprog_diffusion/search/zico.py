@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,8 +154,3 @@ class _Moments:
 
 def _log(value: float) -> float:
     return math.log(value) if value > 0 else 0.0
-
-
-def sum_over(units: Iterable[str], scores: dict[str, float]) -> float:
-    """A candidate's score: the sum over its units."""
-    return sum(scores[name] for name in units)
