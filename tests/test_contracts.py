@@ -44,7 +44,7 @@ def train(family: Family, model: nn.Module, optimizer: torch.optim.Optimizer, se
 def outputs(family: Family, model: nn.Module) -> Tensor:
     """The output for the batch of seed 7, in evaluation mode."""
     training = model.training
-    result = model.eval()(**family.inputs(7, 2), return_dict=False)[0]
+    result = family.output(model.eval(), family.inputs(7, 2))
     model.train(training)
     return result
 
@@ -96,7 +96,9 @@ def test_blocks_are_named_in_forward_order(family: Family) -> None:
 @families
 def test_the_stage_embedding_enters_at_every_timestep_embedder(family: Family) -> None:
     growth = GrowthScheduler(family.build(), GrowthConfig())
-    assert len(growth._embedding.points) == family.points
+    assert (0 if growth._embedding is None else len(growth._embedding.points)) == family.points
+    if not family.points:
+        return
     assert not [name for name in growth._embedding.points if "guidance" in name or "add_embedding" in name]
 
 

@@ -1,7 +1,9 @@
-"""One file per model family. Importing this package registers them all; no host library is imported."""
+"""One file per kind of model. Importing this package registers them all; no host library is imported."""
 
 from . import transformer, unet
-from .stage_embedding import StageEmbedding, timestep_embedders
+from .saved_embedding import use_stage_embedding
+from .stage_embedding import StageEmbedding
+from .timestep import timestep_embedders
 
 
-__all__ = ["StageEmbedding", "timestep_embedders", "transformer", "unet"]
+__all__ = ["StageEmbedding", "timestep_embedders", "transformer", "unet", "use_stage_embedding"]

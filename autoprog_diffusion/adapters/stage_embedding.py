@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +13,11 @@ from torch import Tensor, nn
 from autoprog_diffusion.growth.config import GrowthConfig
 from autoprog_diffusion.growth.errors import OrderError, UnitError
 
+from .saved_embedding import write_embedding
+from .timestep import linear, timestep_embedders
 
-# Diffusers' name for the module that embeds the timestep, and only the timestep: guidance, size, pooled-text and
-# aspect embedders have other names, and folding into them would change what they mean.
-TIMESTEP_NAMES = ("time_embedding", "timestep_embedder", "time_embedder")
+
+logger = logging.getLogger(__name__)
 
 
 class StageEmbedding(nn.Module):
@@ -24,13 +27,14 @@ class StageEmbedding(nn.Module):
     ours). The table is kept in float32 whatever the model's type.
 
     Args:
-        points: Names of the model's timestep embedders.
+        points: Names of the layers that end the model's timestep embedders.
         num_stages: Number of stages, K.
         dim: Width D of the timestep embedding.
         dropout: Probability, per sample and forward pass, of the null row instead of the stage's (training mode).
         init: `zero`; `normal` for the paper's N(0, 0.02^2), drawn from a generator of its own; or `carry`, zero and
             every later row starting from the trained row before it, so that growth does not jump.
         ema_decay: Decay of the table's moving average; None keeps none.
+        folds: Whether a checkpoint of what trains holds the layers' biases, so that a fold is not lost.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class StageEmbedding(nn.Module):
         dropout: float = 0.0,
         init: str = "zero",
         ema_decay: float | None = None,
+        folds: bool = True,
     ) -> None:
         super().__init__()
         rows = num_stages + (dropout > 0)
@@ -52,6 +57,7 @@ class StageEmbedding(nn.Module):
         self.register_buffer("average", None if ema_decay is None else table.clone())
         self.points, self.num_stages, self.dropout = tuple(points), num_stages, dropout
         self.init, self.ema_decay = init, ema_decay
+        self.folds, self.saved = folds, False
         self.stage = 0
         self._handles: list[Any] = []
         self._dropped: Tensor | None = None
@@ -94,15 +100,34 @@ class StageEmbedding(nn.Module):
             decay = 0.0 if step <= 1 else min(self.ema_decay, step / (9 + step))
             self.average.lerp_(self.table.detach(), 1 - decay)
 
+    def save(self, folder: str | Path) -> None:
+        """Write the current stage's row and the null row (their averages, where they are kept) beside a checkpoint.
+
+        `adapters.use_stage_embedding(pipeline, folder)` samples with them.
+        """
+        table = self.table if self.average is None else self.average
+        rows = {"stage": table[self.stage]} | ({"null": table[self.num_stages]} if self.dropout else {})
+        write_embedding(folder, rows, {"points": self.points, "folded": self.folds})
+        self.saved = True
+
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
         """Add the current stage's row (its average, where one is kept) to every embedder's last bias, and detach.
 
-        Exact: an embedder ends in `linear_2`, so adding to its output is adding to its bias.
+        Exact: an embedder ends in a linear layer, so adding to its output is adding to its bias.
+
+        Raises:
+            OrderError: The bias is frozen, so that no checkpoint of what trained holds it, and `save` was not called.
         """
+        if not self.saved and not self.folds:
+            raise OrderError(
+                "the stage embedding would be lost: the timestep embedder is frozen, so a LoRA checkpoint does not "
+                "hold what is folded into it. Call growth.save_stage_embedding(folder) before growth.fold, or train "
+                "with stage_embedding=False."
+            )
         table = self.table if self.average is None else self.average
         for name in self.points:
-            bias = _last_linear(model, name).bias
+            bias = linear(model, name).bias
             bias.add_(table[self.stage].to(bias.dtype))
         self.detach()
 
@@ -112,60 +137,52 @@ class StageEmbedding(nn.Module):
         DiT embeds the timestep in every block, all must agree, and a recomputed block must not draw again.
         """
         if module.training and self.dropout > 0:
-            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim() > 0]
-            self._dropped = torch.rand(len(tensors[0]), device=tensors[0].device) < self.dropout
+            count, device = _batch(args, kwargs)
+            self._dropped = torch.rand(count, device=device) < self.dropout
         else:
             self._dropped = None
 
     def _add(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """(N, D) or (N, 1, D) timestep embedding -> the same plus the stage's row."""
+        """(N, D), (N, 1, D) or, with a timestep per frame or token, (N T, D) -> the same plus the stage's row."""
         row = self.table[self.stage]
         if self._dropped is not None:
-            mask = self._dropped.view(-1, *[1] * (output.dim() - 1))
+            dropped = self._dropped.repeat_interleave(len(output) // len(self._dropped))
+            mask = dropped.view(-1, *[1] * (output.dim() - 1))
             row = torch.where(mask, self.table[self.num_stages], row)
         return output + row.to(output.dtype)
 
 
-def timestep_embedders(model: nn.Module) -> list[str]:
-    """Names of the modules that embed the timestep of a Diffusers denoiser: by name, ending in `linear_2`.
-
-    Raises:
-        UnitError: There is none, or one that a bias cannot express (no bias, or an activation after it).
-    """
-    found = [
-        name
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in TIMESTEP_NAMES and isinstance(getattr(module, "linear_2", None), nn.Linear)
-    ]
-    if not found:
-        raise UnitError(
-            f"{type(model).__name__} has no timestep embedder (a module named one of {TIMESTEP_NAMES} that ends in "
-            "linear_2), so a stage embedding has no place: set GrowthConfig(stage_embedding=False)."
-        )
-    for name in found:
-        if getattr(model.get_submodule(name), "post_act", None) is not None or _last_linear(model, name).bias is None:
-            raise UnitError(
-                f"{name} does not end in a biased linear layer, so a stage embedding could not be folded into it: "
-                "set GrowthConfig(stage_embedding=False)."
-            )
-    return found
-
-
-def build_stage_embedding(model: nn.Module, config: GrowthConfig) -> StageEmbedding:
+def build_stage_embedding(model: nn.Module, config: GrowthConfig) -> StageEmbedding | None:
     """The stage embedding of a Diffusers denoiser under a `GrowthConfig`.
 
+    `stage_embedding=None` means none, with a warning in the log, where the model has no place for one, and where the
+    layer it would be folded into is frozen: a LoRA checkpoint holds no bias of the base model.
+
     Raises:
-        UnitError: The model has no place for one, or its embedders differ in width.
+        UnitError: `stage_embedding=True` or `stage_dropout` is set, and the model has no place for one.
     """
-    points = timestep_embedders(model)
-    widths = {_last_linear(model, name).out_features for name in points}
-    if len(widths) > 1:
-        raise UnitError(
-            f"the timestep embedders {points[:4]} differ in width {sorted(widths)}: set stage_embedding=False."
-        )
+    optional = config.stage_embedding is None and not config.stage_dropout
+    try:
+        points = timestep_embedders(model)
+    except UnitError as error:
+        if optional:
+            logger.warning("no stage embedding: %s", error)
+            return None
+        raise
+    biases = [linear(model, name).bias for name in points]
+    folds = all(bias.requires_grad for bias in biases)
+    if optional and not folds:
+        logger.info("no stage embedding: the timestep embedder is frozen, so a checkpoint would not hold the fold.")
+        return None
     settings = (config.stage_dropout, config.stage_embedding_init, config.ema_decay)
-    return StageEmbedding(points, config.plan_stages, widths.pop(), *settings)
+    return StageEmbedding(points, config.plan_stages, len(biases[0]), *settings, folds=folds)
 
 
-def _last_linear(model: nn.Module, embedder: str) -> nn.Linear:
-    return cast(nn.Linear, model.get_submodule(embedder).linear_2)
+def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, torch.device]:
+    """Number of samples in a denoiser's call, and their device: of its latents, a tensor or a list of tensors."""
+    named = [kwargs[name] for name in ("hidden_states", "sample", "x") if name in kwargs]
+    latents = next(
+        value for value in (*named, *args, *kwargs.values()) if not isinstance(value, Tensor) or value.dim()
+    )
+    first = latents if isinstance(latents, Tensor) else latents[0]
+    return len(latents), first.device

@@ -1,17 +1,35 @@
-"""UNet2DConditionModel (SD 1.x, 2.x, SDXL) and UNet2DModel: one unit per resnet with its attention."""
+"""Diffusers' UNets: one unit per resnet with what runs at its side."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from autoprog_diffusion.growth.adapter import Adapter, register_adapter
+from autoprog_diffusion.growth.adapter import Adapter, by_class, register_adapter
 from autoprog_diffusion.growth.units import Layout, build_layout
 
 from .stage_embedding import build_stage_embedding
 
 
-OUTPUTS = ("conv_norm_out", "conv_act", "conv_out")
+OUTPUTS = ("conv_norm_out", "conv_act", "conv_act_out", "conv_out", "out_block", "clf")
 STAGES = ("down_blocks", "mid_block", "up_blocks")
+# What a stage of a UNet repeats once per resnet, in the order it runs.
+SIDES = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")
+CLASSES = (
+    "UNet2DConditionModel",
+    "UNet2DModel",
+    "UNet3DConditionModel",
+    "UNetMotionModel",
+    "UNetSpatioTemporalConditionModel",
+    "I2VGenXLUNet",
+    "DreamLiteUNetModel",
+)
+# These order the parts of a stage in their own ways: a stage is one unit.
+WHOLE_STAGES = ("UNet1DModel", "Kandinsky3UNet", "StableCascadeUNet")
+# Stable Cascade keeps a stage's parts in lists of their own, beside its blocks.
+BESIDE = {
+    "down_blocks": ("down_downscalers", "down_repeat_mappers"),
+    "up_blocks": ("up_upscalers", "up_repeat_mappers"),
+}
 
 
 def unet_layout(model: nn.Module) -> Layout:
@@ -23,21 +41,24 @@ def unet_layout(model: nn.Module) -> Layout:
     Raises:
         UnitError: Two units share parameters.
     """
-    blocks = _sampled_blocks("down_blocks", model.down_blocks)  # type: ignore[arg-type]
+    whole = bool(by_class(model, dict.fromkeys(WHOLE_STAGES, True)))
+    blocks = _sampled_blocks(model, "down_blocks", whole)
     if getattr(model, "mid_block", None) is not None:
         blocks.append(("mid_block", ["mid_block"]))
-    blocks += _sampled_blocks("up_blocks", model.up_blocks)  # type: ignore[arg-type]
-    inputs = [name for name, _ in model.named_children() if name not in (*OUTPUTS, *STAGES)]
+    blocks += _sampled_blocks(model, "up_blocks", whole)
+    beside = [name for names in BESIDE.values() for name in names]
+    inputs = [name for name, _ in model.named_children() if name not in (*OUTPUTS, *STAGES, *beside)]
     return build_layout(model, blocks, inputs)
 
 
-def _sampled_blocks(prefix: str, stages: nn.ModuleList) -> list[tuple[str, list[str]]]:
+def _sampled_blocks(model: nn.Module, prefix: str, whole: bool) -> list[tuple[str, list[str]]]:
     units: list[tuple[str, list[str]]] = []
-    for index, stage in enumerate(stages):
+    for index, stage in enumerate(getattr(model, prefix)):
         name = f"{prefix}.{index}"
-        lists = [child for child in ("resnets", "attentions") if getattr(stage, child, None) is not None]
-        if "resnets" not in lists:
-            units.append((name, [name]))
+        lists = [child for child in SIDES if getattr(stage, child, None) is not None]
+        if whole or "resnets" not in lists:
+            beside = [f"{other}.{index}" for other in BESIDE[prefix] if hasattr(model, other)]
+            units.append((name, [name, *beside]))
             continue
         for position in range(len(stage.resnets)):  # type: ignore[arg-type]
             members = [f"{name}.{kind}.{position}" for kind in lists if position < len(getattr(stage, kind))]
@@ -51,4 +72,4 @@ def _holds(stage: nn.Module, name: str) -> bool:
     return any(found == name for found, _ in stage.named_modules())
 
 
-register_adapter(Adapter("UNet", ("UNet2DConditionModel", "UNet2DModel"), unet_layout, build_stage_embedding))
+register_adapter(Adapter("UNet", (*CLASSES, *WHOLE_STAGES), unet_layout, build_stage_embedding))

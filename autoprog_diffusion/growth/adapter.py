@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -18,6 +19,8 @@ class StageEmbeddingLike(Protocol):
 
     table: nn.Parameter
     stage: int
+
+    def save(self, folder: str | Path) -> None: ...
 
     def attach(self, model: nn.Module) -> None: ...
     def detach(self) -> None: ...
@@ -37,21 +40,23 @@ class Adapter:
         name: Of the family, for messages.
         classes: Names of the model classes it covers; by name, so that no adapter imports its host.
         layout: Cuts a model into units.
-        stage_embedding: Builds the stage embedding of a model; raises `UnitError` where there is no place for one.
+        stage_embedding: Builds the stage embedding of a model, or none where the configuration leaves it open and a
+            checkpoint would not hold it; raises `UnitError` where there is no place for one.
     """
 
     name: str
     classes: tuple[str, ...]
     layout: Callable[[nn.Module], Layout]
-    stage_embedding: Callable[[nn.Module, GrowthConfig], StageEmbeddingLike]
+    stage_embedding: Callable[[nn.Module, GrowthConfig], StageEmbeddingLike | None]
 
 
 _ADAPTERS: dict[str, Adapter] = {}
-_FALLBACK: list[Adapter] = []
+# Families recognised by what a class declares; the first one also serves models whose blocks the user names.
+_GENERIC: list[tuple[Callable[[nn.Module], bool], Adapter]] = []
 
 
-def register_adapter(adapter: Adapter, *, fallback: bool = False) -> None:
-    """Make a family known. The `fallback` family serves models whose blocks the user names.
+def register_adapter(adapter: Adapter, *, matches: Callable[[nn.Module], bool] | None = None) -> None:
+    """Make a family known: by its classes' names, and where none fits by `matches(model)`.
 
     Raises:
         UnitError: One of its classes is registered already.
@@ -60,8 +65,8 @@ def register_adapter(adapter: Adapter, *, fallback: bool = False) -> None:
     if taken:
         raise UnitError(f"classes {taken} already have an adapter: register each class once.")
     _ADAPTERS.update(dict.fromkeys(adapter.classes, adapter))
-    if fallback:
-        _FALLBACK[:] = [adapter]
+    if matches is not None:
+        _GENERIC.append((matches, adapter))
 
 
 def supported_classes() -> list[str]:
@@ -77,16 +82,26 @@ def find_adapter(model: nn.Module, blocks: Sequence[str] | None = None) -> Adapt
     """
     if isinstance(blocks, str):
         raise UnitError(f"blocks={blocks!r} is one string: give a list of patterns, blocks=[{blocks!r}].")
-    known = next((_ADAPTERS[c.__name__] for c in type(model).__mro__ if c.__name__ in _ADAPTERS), None)
+    known = by_class(model, _ADAPTERS) or next((adapter for matches, adapter in _GENERIC if matches(model)), None)
     if blocks is not None:
-        base = known or _FALLBACK[0]
+        base = known or _GENERIC[0][1]
         patterns = tuple(blocks)
         return Adapter(base.name, (), lambda m: layout_from_patterns(m, patterns), base.stage_embedding)
     if known is None:
-        lists = [f"{name}.*" for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and name]
-        hint = f"blocks={lists[:4]}" if lists else 'blocks=["layers.*"]'
         raise UnitError(
-            f"{type(model).__name__} is not a known model class; known are {supported_classes()}. Name its repeated "
-            f"blocks in forward order, for example GrowthScheduler(model, config, {hint})."
+            f"{type(model).__name__} is not a known model class; known are {supported_classes()}, and every denoiser "
+            f"of Diffusers that declares its blocks. {how_to_name_blocks(model)}"
         )
     return known
+
+
+def by_class(model: nn.Module, table: Mapping[str, Any]) -> Any:
+    """The entry of `table` for the model's class or the nearest base class that it names, or None."""
+    return next((table[c.__name__] for c in type(model).__mro__ if c.__name__ in table), None)
+
+
+def how_to_name_blocks(model: nn.Module) -> str:
+    """A sentence that shows how `blocks=` would name the lists of modules that `model` has."""
+    lists = [f"{name}.*" for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and name]
+    hint = f"blocks={lists[:4]}" if lists else 'blocks=["layers.*"]'
+    return f"Name its repeated blocks in forward order, for example GrowthScheduler(model, config, {hint})."

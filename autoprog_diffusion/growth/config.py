@@ -28,7 +28,9 @@ class GrowthConfig:
         order: Which blocks open first. `interleaved` opens every L-th block (the paper), `suffix` the blocks nearest
             the output (the frozen front then runs without gradient), `prefix` the blocks nearest the input.
         min_trainable: Fraction of the blocks trained in the first stage, in (0, 1]; later stages grow linearly to 1.
-        stage_embedding: Whether to train a Stage Identifier embedding beside the model (folded away by `fold`).
+        stage_embedding: Whether to train a Stage Identifier embedding beside the model (folded away by `fold`). `None`
+            trains one unless the model has no place for it, or its timestep embedder is frozen: a LoRA checkpoint
+            would not hold the fold.
         stage_embedding_init: `zero` leaves the pretrained function unchanged, `normal` is the paper's N(0, 0.02^2),
             `carry` starts every row but the first from the trained row before it.
         stage_dropout: Probability, per sample, of replacing the stage's embedding by a null row (the paper: 0.1).
@@ -60,7 +62,7 @@ class GrowthConfig:
     num_stages: int = 4
     order: Order = "interleaved"
     min_trainable: float = 0.25
-    stage_embedding: bool = True
+    stage_embedding: bool | None = None
     stage_embedding_init: EmbeddingInit = "zero"
     stage_dropout: float = 0.0
     ema_decay: float | None = None
@@ -182,8 +184,8 @@ def _check_ranges(config: GrowthConfig) -> None:
         raise ConfigError(f"min_trainable={config.min_trainable!r} is not allowed: use a fraction in (0, 1].")
     if not 0 <= config.stage_dropout < 1:
         raise ConfigError(f"stage_dropout={config.stage_dropout!r} is not allowed: use a probability in [0, 1).")
-    if config.stage_dropout and not config.stage_embedding:
-        raise ConfigError(f"stage_dropout={config.stage_dropout} needs stage_embedding=True.")
+    if config.stage_dropout and config.stage_embedding is False:
+        raise ConfigError(f"stage_dropout={config.stage_dropout} needs a stage embedding, but stage_embedding=False.")
     if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
         raise ConfigError(f"ema_decay={config.ema_decay!r} is not allowed: use None or a decay in [0, 1).")
     if not isinstance(config.search_batches, int) or config.search_batches < 2:

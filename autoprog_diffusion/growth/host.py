@@ -33,8 +33,13 @@ def check_bare(model: nn.Module) -> None:
     """Refuse a wrapped model at construction.
 
     Raises:
-        OrderError: The model is wrapped by DDP, DataParallel or torch.compile.
+        OrderError: The model is wrapped by DDP, DataParallel, torch.compile or PEFT.
     """
+    if any(cls.__name__ == "PeftModel" for cls in type(model).__mro__):
+        raise OrderError(
+            f"GrowthScheduler was given a {type(model).__name__} of PEFT: add the adapters to the Diffusers model "
+            "itself, model.add_adapter(LoraConfig(...)), and construct GrowthScheduler with that model."
+        )
     if unwrap(model) is not model:
         raise OrderError(
             f"GrowthScheduler was given a {type(model).__name__}: construct it with the bare model, before "
@@ -67,6 +72,20 @@ def check_prepared(model: nn.Module, bare: nn.Module, accelerator: Any) -> Distr
             "that accelerator.prepare (or DistributedDataParallel) returned."
         )
     return ddp
+
+
+def check_same_parameters(model: nn.Module, known: Iterable[str]) -> None:
+    """Check that the model has the parameters it had when its units were cut.
+
+    Raises:
+        OrderError: It has others, for example a LoRA adapter that was added in between.
+    """
+    changed = sorted({name for name, _ in model.named_parameters()} ^ set(known))
+    if changed:
+        raise OrderError(
+            f"the model's parameters changed after GrowthScheduler was constructed, first {changed[:3]}: add adapters "
+            "(model.add_adapter) and replace layers before constructing it."
+        )
 
 
 def check_optimizers(optimizers: Iterable[Any], named: Iterable[tuple[str, nn.Parameter]]) -> None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from . import host
 from .adapter import StageEmbeddingLike, find_adapter
 from .config import GrowthConfig
-from .distributed import average_gradient, check_ranks_equal, rebuild_reducer, unwrap
+from .distributed import unwrap
 from .errors import ConfigError, OrderError
 from .plan import GrowthPlan, check_plan_fits, fixed_plan
 from .resize import resize_images
 from .searching import StageSearch, open_plan, start_search
 from .state import STATE_VERSION, StageRecord, check_state, describe, fingerprint, record_stage
-from .units import NoGradRegion, front, set_trainable, trainable_names
+from .switch import StageSwitch
+from .units import only_growing
 
 
 class GrowthScheduler:
@@ -55,15 +56,14 @@ class GrowthScheduler:
         host.check_backend(accelerator)
         host.check_bare(model)
         adapter = find_adapter(model, blocks)
-        self.config, self.layout = config, adapter.layout(model)
+        self.config, self.layout = config, only_growing(model, adapter.layout(model))
         self._model, self._accelerator = model, accelerator
-        self._flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        self._names = [name for name, _ in model.named_parameters()]
         self._embedding: StageEmbeddingLike | None = None
-        if config.stage_embedding:
+        if config.stage_embedding is not False:
             self._embedding = adapter.stage_embedding(model, config)
-        self._region, self._reducer = NoGradRegion(), None
+        self._switch = StageSwitch(model, self.layout, self._embedding)
         self._wrapped: nn.Module | None = None
-        self._ddp: DistributedDataParallel | None = None
         self._plan: GrowthPlan | None = None
         self._search: StageSearch | None = None
         self._optimizers_checked = False
@@ -100,7 +100,7 @@ class GrowthScheduler:
             OrderError: Called twice, before `accelerator.prepare`, with another model, or with an optimizer that lacks
                 parameters.
             PlanError: The plan does not fit the model or the number of steps.
-            ConfigError: A plan and a search are both given.
+            ConfigError: A plan and a search are both given, or a loss for a search that is off.
             SyncError: The ranks' weights differ.
         """
         if self._plan is not None:
@@ -108,15 +108,18 @@ class GrowthScheduler:
         searches = self.config.search != "none"
         if searches and plan is not None:
             raise ConfigError('a plan and a search are both given: use search="none" with a plan.')
+        if (loss_fn is not None or batches is not None) and not searches:
+            raise ConfigError('loss_fn and batches are for a search, but search="none": set search="zero_shot".')
+        host.check_same_parameters(self._model, self._names)
         ddp = host.check_prepared(model, self._model, self._accelerator)
         self._check_optimizers([optimizer] if optimizer is not None else [])
-        new_plan = open_plan if searches else fixed_plan
-        plan = plan or new_plan(self.config, len(self.layout.blocks), num_training_steps)
         blocks = [unit.name for unit in self.layout.blocks]
+        if searches:
+            plan = open_plan(self.config, self.layout, num_training_steps)
+        plan = plan or fixed_plan(self.config, len(blocks), num_training_steps)
         check_plan_fits(plan, blocks, num_training_steps, self.config.plan_stages if self._embedding else None)
-        self._wrapped, self._plan, self._ddp = model, plan, ddp
-        if self._embedding is not None:
-            self._embedding.attach(self._model)
+        self._wrapped, self._plan = model, plan
+        self._switch.prepare(model, ddp)
         if searches:
             others = [self._embedding] if self._embedding is not None else []
             parts = (self.config, self._model, model, self.layout, others, loss_fn, batches)
@@ -146,7 +149,7 @@ class GrowthScheduler:
             self._embedding.update_average(self._step)
         stage = plan.stage_at(self._step)
         if stage != before:
-            self._leave()
+            self._switch.leave()
             if self._search is not None:
                 self._plan = self._search.decide(plan, stage)
             self._enter(stage)
@@ -169,21 +172,30 @@ class GrowthScheduler:
         overwrite the folded weights. With `stage_dropout` the null row is not expressible and is dropped.
 
         Raises:
-            OrderError: Another model, or called twice or before `prepare`.
+            OrderError: Another model, called twice or before `prepare`, or the fold would be lost (LoRA, not saved).
             SyncError: The ranks' weights differ.
         """
         if unwrap(model) is not self._model:
             raise OrderError("fold was given a model that this GrowthScheduler does not hold: pass the trained one.")
         if self._wrapped is None:
             raise OrderError("fold has nothing to fold: it runs once, after growth.prepare and training.")
-        check_ranks_equal(self._named_tensors(), "at the end of training")
-        self._leave()
+        self._switch.finish()
         if self._search is not None:
             self._search.stop()
-        if self._embedding is not None:
-            self._embedding.fold(self._model)
-        set_trainable(self._model, {name for name, flag in self._flags.items() if flag})
         self._wrapped = None
+
+    def save_stage_embedding(self, folder: str | Path) -> None:
+        """Write `stage_embedding.safetensors` beside a checkpoint; `adapters.use_stage_embedding` samples with it.
+
+        For what `fold` cannot express: LoRA, whose checkpoint holds no bias of the base model, and the null row of
+        `stage_dropout`. Call it before `fold`; under several processes on one.
+
+        Raises:
+            OrderError: The run has no stage embedding.
+        """
+        if self._embedding is None:
+            raise OrderError("this run has no stage embedding to save: set GrowthConfig(stage_embedding=True).")
+        self._embedding.save(folder)
 
     @property
     def plan(self) -> GrowthPlan:
@@ -214,12 +226,12 @@ class GrowthScheduler:
     @property
     def trainable_fraction(self) -> float:
         """Share of the model's parameters that train now, in [0, 1]."""
-        trainable, total = self._trainable()
+        trainable, total = self._switch.trainable()
         return trainable / total
 
     def print_trainable_parameters(self) -> None:
         """Print how much of the model trains, in PEFT's words."""
-        print(describe(self.plan, self.stage, *self._trainable()))
+        print(describe(self.plan, self.stage, *self._switch.trainable()))
 
     def state_dict(self) -> dict[str, Any]:
         """Counter, plan, embedding and history; everything else is derived from them on load."""
@@ -254,45 +266,11 @@ class GrowthScheduler:
             self._search.observe(self.plan, self._step)
 
     def _enter(self, stage: int, record: bool = True) -> None:
-        """Freeze, truncate and rebuild for a stage, after checking that the ranks have not drifted apart."""
-        check_ranks_equal(self._named_tensors(), f"on entering stage {stage}")
-        self._leave()
-        blocks = self.plan.stages[stage].blocks
-        names = {name for name in trainable_names(self.layout, blocks) if self._flags[name]}
-        set_trainable(self._model, names)
-        self._region.set(self._model, [name for unit in front(self.layout, blocks) for name in unit.modules])
-        if self._embedding is not None:
-            self._embedding.enter(stage, fresh=record)
-        if (ddp := self._ddp) is not None:
-            rebuild_reducer(ddp)
-            if self._embedding is not None:
-                self._reducer = average_gradient(self._embedding.table, lambda: ddp.require_backward_grad_sync)
-        if self._wrapped is not None and host.is_compiled(self._wrapped):
-            # Hooks are not guarded by default: a graph traced for the last stage would go on being used.
-            torch.compiler.reset()
+        self._switch.enter(stage, self.plan.stages[stage].blocks, fresh=record)
         if record:
-            self.history.append(record_stage(self.plan, stage, self._step, self.layout, *self._trainable()))
-
-    def _leave(self) -> None:
-        """Take off the hooks of the current stage, before a search or the end."""
-        self._region.clear()
-        if self._reducer is not None:
-            self._reducer.remove()
-            self._reducer = None
+            self.history.append(record_stage(self.plan, stage, self._step, self.layout, *self._switch.trainable()))
 
     def _check_optimizers(self, extra: list[torch.optim.Optimizer]) -> None:
         optimizers = [*extra, *getattr(self._accelerator, "_optimizers", [])]
-        growable = [(name, parameter) for name, parameter in self._model.named_parameters() if self._flags[name]]
-        if self._embedding is not None:
-            growable.append(("stage_embedding.table", self._embedding.table))
-        host.check_optimizers(optimizers, growable)
+        host.check_optimizers(optimizers, self._switch.growing())
         self._optimizers_checked = bool(optimizers) or self._accelerator is None
-
-    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self._model.named_parameters()
-        if self._embedding is not None:
-            yield "stage_embedding.table", self._embedding.table
-
-    def _trainable(self) -> tuple[int, int]:
-        counts = [(p.numel(), p.requires_grad) for p in self._model.parameters()]
-        return sum(count for count, trains in counts if trains), sum(count for count, _ in counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,8 +12,9 @@ import torch
 
 from .config import GrowthConfig
 from .distributed import rank
-from .errors import ConfigError, PlanError, UnitError
+from .errors import ConfigError, PlanError
 from .plan import GrowthPlan, Stage, stage_starts
+from .units import Layout
 
 
 class Choice(Protocol):
@@ -56,17 +58,8 @@ def make_search(name: str, *args: Any, **kwargs: Any) -> SearchLike:
 
 
 def start_search(parts: Sequence[Any], plan: GrowthPlan, accelerator: Any) -> StageSearch:
-    """Build the search that the configuration names (`parts[0]`), and let checkpoints hold its recorded calls.
-
-    Raises:
-        UnitError: The model has no output head that the warm-up could train.
-    """
-    config, layout = parts[0], parts[3]
-    if not layout.outputs.parameters:
-        raise UnitError(
-            "a search first watches a few steps that train the output head alone, but every parameter of this model "
-            "belongs to a block: leave its last layer out of blocks=[...]."
-        )
+    """Build the search that the configuration names (`parts[0]`), and let checkpoints hold its recorded calls."""
+    config = parts[0]
     search = StageSearch(config, make_search(config.search, *parts))
     search.observe(plan, 0)
     if accelerator is not None:
@@ -125,14 +118,19 @@ def _calls_file(folder: str) -> Path:
     return Path(folder) / f"growth_calls_{rank()}.pt"
 
 
-def open_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -> GrowthPlan:
+def warm_blocks(layout: Layout) -> tuple[int, ...]:
+    """Blocks that train while nothing is known: none beside the output head; the last one where no head trains."""
+    return () if layout.outputs.parameters else (len(layout.blocks) - 1,)
+
+
+def open_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> GrowthPlan:
     """The plan of a searched run before any decision: a short warm-up, undecided stages that train no more, the end.
 
-    While nothing is known only the output head trains, so that every candidate contains what trains already.
+    While nothing is known only `warm_blocks` train, so that every candidate contains what trains already.
 
     Raises:
         ConfigError: `num_stages` is 1: there is nothing to choose.
-        PlanError: The warm-up does not fit before the second stage.
+        PlanError: The warm-up does not fit before the second stage, or a stage is too short to be watched.
     """
     if config.num_stages < 2:
         raise ConfigError(f"num_stages={config.num_stages} leaves a search nothing to choose: use at least 2.")
@@ -143,11 +141,17 @@ def open_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) ->
             f"the search watches {warm_up} steps first, but the second stage begins at step {starts[1]}: train "
             'longer, move the boundaries, lower search_batches (at least 2), or use search="none".'
         )
+    short = [pair for pair in pairwise([0, warm_up, *starts[1:-1]]) if pair[1] - pair[0] < warm_up]
+    if short:
+        raise PlanError(
+            f"the stage from step {short[0][0]} to step {short[0][1]} is too short for the search at its end, which "
+            f"looks at {warm_up} steps: train longer, move the boundaries, or lower search_batches (at least 2)."
+        )
     resolutions = config.resolutions or (1.0,) * config.num_stages
     starts = [0, warm_up, *starts[1:]]
-    stages = [Stage(first, (), resolutions[0]) for first in starts[:-1]]
-    last = Stage(starts[-1], tuple(range(num_blocks)), resolutions[-1])
-    return GrowthPlan(num_blocks, num_training_steps, (*stages, last))
+    stages = [Stage(first, warm_blocks(layout), resolutions[0]) for first in starts[:-1]]
+    last = Stage(starts[-1], tuple(range(len(layout.blocks))), resolutions[-1])
+    return GrowthPlan(len(layout.blocks), num_training_steps, (*stages, last))
 
 
 def with_choice(plan: GrowthPlan, stage: int, choice: Choice) -> GrowthPlan:

@@ -1,13 +1,11 @@
-"""Units: the named slices of a model that freeze together, and what it means to freeze and truncate them."""
+"""Units: the named slices of a model that freeze together, and what it means to freeze them."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import nn
 
 from .errors import UnitError
@@ -30,7 +28,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Layout:
-    """A model cut into units: every parameter is in exactly one.
+    """A model cut into units: every parameter that may ever train is in exactly one.
 
     Attributes:
         inputs: What runs before the blocks (patch, time and label embedders). Always trained, except while the front
@@ -47,6 +45,11 @@ class Layout:
     def units(self) -> tuple[Unit, ...]:
         """All units in forward order."""
         return (self.inputs, *self.blocks, self.outputs)
+
+    @property
+    def names(self) -> set[str]:
+        """Names of all parameters in the units."""
+        return {name for unit in self.units for name in unit.parameters}
 
 
 def build_layout(
@@ -123,6 +126,40 @@ def layout_from_patterns(model: nn.Module, patterns: Sequence[str]) -> Layout:
     return build_layout(model, [(name, [name]) for name in matched], children[:first])
 
 
+def only_growing(model: nn.Module, layout: Layout) -> Layout:
+    """The layout without the parameters that the user froze before growth began (all but the adapters, with LoRA).
+
+    A block left with none joins the block before it, so that every step of the growth opens something.
+
+    Raises:
+        UnitError: No block holds a parameter that requires gradient.
+    """
+    growing = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if all(name in growing for unit in layout.units for name in unit.parameters):
+        return layout
+    blocks: list[Unit] = []
+    leading: tuple[str, ...] = ()
+    for unit in layout.blocks:
+        names = tuple(name for name in unit.parameters if name in growing)
+        if names:
+            blocks.append(Unit(unit.name, leading + unit.modules, names))
+            leading = ()
+        elif blocks:
+            blocks[-1] = Unit(blocks[-1].name, blocks[-1].modules + unit.modules, blocks[-1].parameters)
+        else:
+            leading += unit.modules
+    if not blocks:
+        raise UnitError(
+            f"no block of this {type(model).__name__} holds a parameter that requires gradient{_why_frozen(model)}: "
+            "call requires_grad_(True), or model.add_adapter(LoraConfig(...)) before constructing GrowthScheduler."
+        )
+    ends = [
+        Unit(u.name, u.modules, tuple(n for n in u.parameters if n in growing))
+        for u in (layout.inputs, layout.outputs)
+    ]
+    return Layout(ends[0], tuple(blocks), ends[1])
+
+
 def trainable_names(layout: Layout, blocks: Iterable[int]) -> set[str]:
     """Names of the parameters that train when `blocks` do.
 
@@ -152,45 +189,6 @@ def set_trainable(model: nn.Module, names: set[str]) -> None:
             parameter.grad = None
 
 
-class NoGradRegion:
-    """Runs chosen modules without gradient, by hooks that are exception-safe and removable."""
-
-    def __init__(self) -> None:
-        self._handles: list[Any] = []
-        self._modes: list[bool] = []
-
-    def set(self, model: nn.Module, names: Iterable[str]) -> None:
-        """Replace the region by the modules of `model` called `names`."""
-        self.clear()
-        for name in names:
-            module = model.get_submodule(name)
-            self._handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
-            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
-        if self._handles:
-            norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
-            self._handles += [norm.register_forward_pre_hook(_make_contiguous) for norm in norms]
-
-    def clear(self) -> None:
-        """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._modes.clear()
-
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        self._modes.append(torch.is_grad_enabled())
-        torch.set_grad_enabled(False)
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        torch.set_grad_enabled(self._modes.pop())
-
-
-def _make_contiguous(module: nn.Module, args: tuple[Any, ...]) -> Any:
-    """On the CPU, torch 2.13 crashes in GroupNorm's backward where a channels-last input needs no gradient."""
-    value = args[0]
-    return None if value.requires_grad or value.device.type != "cpu" else (value.contiguous(), *args[1:])
-
-
 def _parameters_under(model: nn.Module, prefix: str, names: dict[int, str]) -> list[str]:
     """Canonical names of the parameters in the module, or of the parameter, called `prefix`."""
     parent, _, leaf = prefix.rpartition(".")
@@ -199,6 +197,11 @@ def _parameters_under(model: nn.Module, prefix: str, names: dict[int, str]) -> l
         parameter = holder._parameters[leaf]
         return [] if parameter is None else [names[id(parameter)]]
     return [names[id(parameter)] for parameter in model.get_submodule(prefix).parameters()]
+
+
+def _why_frozen(model: nn.Module) -> str:
+    quantised = getattr(model, "is_quantized", False) or any(not p.is_floating_point() for p in model.parameters())
+    return " (quantised weights cannot train, LoRA adapters on top of them can)" if quantised else ""
 
 
 def _matches(name: str, pattern: str) -> bool:

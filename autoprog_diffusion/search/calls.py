@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,11 +23,13 @@ class Call:
         args: Positional inputs.
         kwargs: Keyword inputs.
         gradient: Of the user's loss with respect to the output, same shape as the output (N, ...).
+        listed: Whether the model takes and returns lists with one tensor per sample (Z-Image).
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     gradient: Tensor
+    listed: bool = False
 
     @property
     def batch(self) -> int:
@@ -39,16 +42,23 @@ class Call:
 
     def sample(self, index: int) -> Call:
         """The call with one sample only."""
-        part = slice(index, index + 1)
-        args, kwargs = self.mapped(lambda x: x[part] if x.dim() and len(x) == self.batch else x)
-        return Call(args, kwargs, self.gradient[part])
+        return self._part(slice(index, index + 1))
 
     def first(self, count: int) -> Call:
         """The call with at most `count` samples."""
-        if count >= self.batch:
-            return self
-        args, kwargs = self.mapped(lambda x: x[:count] if x.dim() and len(x) == self.batch else x)
-        return Call(args, kwargs, self.gradient[:count])
+        return self if count >= self.batch else self._part(slice(0, count))
+
+    def _part(self, part: slice) -> Call:
+        def cut(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[part] if value.dim() and len(value) == self.batch else value
+            if self.listed and isinstance(value, list) and len(value) == self.batch:
+                return value[part]
+            if isinstance(value, dict):
+                return {key: cut(inner) for key, inner in value.items()}
+            return type(value)(cut(inner) for inner in value) if type(value) in (tuple, list) else value
+
+        return replace(self, args=cut(self.args), kwargs=cut(self.kwargs), gradient=self.gradient[part])
 
     def resized(self, ratio: float) -> Call:
         """The call at another resolution: every image-like tensor resampled, the noise's variance kept.
@@ -73,7 +83,19 @@ class Call:
             return F.interpolate(x, size=target, mode="nearest-exact")
 
         args, kwargs = self.mapped(resample)
-        return Call(args, kwargs, resample(self.gradient))
+        return replace(self, args=args, kwargs=kwargs, gradient=resample(self.gradient))
+
+    def differentiable(self) -> Call:
+        """The call with the gradient of its largest floating-point input asked for."""
+        sizes: list[int] = []
+        self.mapped(lambda x: (sizes.append(x.numel() * x.is_floating_point()), x)[1])
+
+        def ask(x: Tensor) -> Tensor:
+            largest = x.is_floating_point() and x.numel() == max(sizes)
+            return x.detach().clone().requires_grad_() if largest else x
+
+        args, kwargs = self.mapped(ask)
+        return replace(self, args=args, kwargs=kwargs)
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Inputs with `function` applied to every tensor in them."""
@@ -110,36 +132,63 @@ class CallRecorder:
             self._handle = None
         self._calls.clear()
 
-    def saved(self) -> list[tuple[Any, Any, Tensor]]:
+    def saved(self) -> list[tuple[Any, ...]]:
         """The calls as plain containers of tensors."""
-        return [(call.args, call.kwargs, call.gradient) for call in self._calls]
+        return [(call.args, call.kwargs, call.gradient, call.listed) for call in self._calls]
 
     def restore(self, calls: list[Any], device: torch.device) -> None:
         """Put back calls that `saved` gave, on `device`."""
         self._calls.clear()
         for values in calls:
-            args, kwargs, gradient = map_tensors(tuple(values), lambda x: x.to(device))
-            self._calls.append(Call(args, kwargs, gradient))
+            self._calls.append(Call(*map_tensors(tuple(values), lambda x: x.to(device))))
 
     def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        result = output_tensor(output)
-        if not (torch.is_grad_enabled() and result.requires_grad):
+        found = output_value(output)
+        parts: list[Any] = found if isinstance(found, list) else [found]
+        if not (torch.is_grad_enabled() and all(part.requires_grad for part in parts)):
             return
         inputs = map_tensors(args, _copy), map_tensors(kwargs, _copy)
-        result.register_hook(lambda gradient: self._calls.append(Call(inputs[0], inputs[1], _copy(gradient))))
+        arrived: dict[int, Tensor] = {}
+
+        def keep(gradient: Tensor, index: int) -> None:
+            arrived[index] = _copy(gradient)
+            if len(arrived) == len(parts):
+                listed = isinstance(found, list)
+                whole = torch.stack([arrived[i] for i in range(len(parts))]) if listed else arrived[0]
+                self._calls.append(Call(*inputs, whole, listed))
+
+        for index, part in enumerate(parts):
+            part.register_hook(functools.partial(keep, index=index))
 
 
 def output_tensor(output: Any) -> Tensor:
-    """The tensor a denoiser returns: itself, the first of a tuple, or the first field of a model output.
+    """The tensor (N, ...) a denoiser returns; a list with one tensor per sample is stacked.
 
     Raises:
-        SearchError: There is none.
+        SearchError: There is none, or the samples differ in shape.
+    """
+    found = output_value(output)
+    if isinstance(found, Tensor):
+        return found
+    shapes = {tuple(part.shape) for part in found}
+    if len(shapes) > 1:
+        raise SearchError(f"the denoiser returned samples of shapes {sorted(shapes)}: a search needs one size.")
+    return torch.stack(found)
+
+
+def output_value(output: Any) -> Tensor | list[Tensor]:
+    """What a denoiser returns: itself, the first of a tuple, or the first field of a model output; maybe a list.
+
+    Raises:
+        SearchError: There is no tensor in it.
     """
     while not isinstance(output, Tensor):
+        if isinstance(output, list) and output and all(isinstance(part, Tensor) for part in output):
+            return output
         if isinstance(output, Mapping):
             output = next(iter(output.values()), None)
         elif hasattr(output, "__dataclass_fields__"):
-            output = getattr(output, next(iter(output.__dataclass_fields__)))
+            output = getattr(output, next(iter(vars(type(output))["__dataclass_fields__"])))
         elif isinstance(output, (tuple, list)) and output:
             output = output[0]
         else:

@@ -26,19 +26,24 @@ class Candidate:
 
 
 def list_candidates(
-    config: GrowthConfig, num_blocks: int, current: Iterable[int], resolutions: Sequence[float | int]
+    config: GrowthConfig,
+    num_blocks: int,
+    current: Iterable[int],
+    resolutions: Sequence[float | int],
+    always: Iterable[int] = (),
 ) -> list[Candidate]:
     """Every level of every order that holds the blocks that train already, at each of the resolutions.
 
     The user's own sets (`config.search_candidates`) come in place of the levels. Equal sets are listed once, under the
-    first name.
+    first name. Every set also holds the blocks that trained from the start, `always`.
 
     Raises:
         SearchError: No candidate holds the blocks that train already.
     """
     now = set(current)
     found: dict[tuple[tuple[int, ...], float | int], str] = {}
-    for name, blocks in _sets(config, num_blocks):
+    for name, chosen in _sets(config, num_blocks):
+        blocks = tuple(sorted({*chosen, *always}))
         if now <= set(blocks):
             for resolution in resolutions:
                 label = name if len(resolutions) == 1 and resolution == 1.0 else f"{name} at {resolution}"

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoprog_diffusion.growth.units import Layout, NoGradRegion, front, set_trainable, trainable_names
+from autoprog_diffusion.growth.region import NoGradRegion
+from autoprog_diffusion.growth.units import Layout, set_trainable, trainable_names
 
 from .calls import Call
 from .segments import INPUTS, OUTPUTS, device_clock, run_segments
@@ -117,11 +118,13 @@ def _two_steps(
     model: nn.Module, layout: Layout, call: Call, clock: Any
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Forward, full backward, and the backward that trains no block but runs through all of them."""
-    everything = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    everything = layout.names
     set_trainable(model, everything)
     forward, total = run_segments(model, layout, call, clock)
-    set_trainable(model, trainable_names(layout, [0]) - set(layout.blocks[0].parameters))
-    _, through = run_segments(model, layout, call, clock)
+    ends = trainable_names(layout, [0]) - set(layout.blocks[0].parameters)
+    set_trainable(model, ends)
+    # Where neither end trains (LoRA), what goes in takes the gradient all the way instead.
+    _, through = run_segments(model, layout, call if ends else call.differentiable(), clock)
     set_trainable(model, everything)
     # Inputs and outputs train in both: their share counts as weight gradient, since it comes and goes with them.
     for name in (INPUTS, OUTPUTS):
@@ -133,13 +136,13 @@ def _cut_steps(
     model: nn.Module, layout: Layout, call: Call, clock: Any, firsts: Iterable[int]
 ) -> dict[str, dict[str, float]]:
     """Backward cost of every unit, for every block in `firsts`, when all before that block runs without gradient."""
-    everything = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    everything = layout.names
     region, cut = NoGradRegion(), {}
     try:
         for first in sorted(set(firsts) - {0}):
             blocks = range(first, len(layout.blocks))
             set_trainable(model, trainable_names(layout, blocks))
-            region.set(model, [name for unit in front(layout, blocks) for name in unit.modules])
+            region.set(model, layout, blocks)
             _, cut[layout.blocks[first].name] = run_segments(model, layout, call, clock)
     finally:
         region.clear()

@@ -83,7 +83,8 @@ class _Collector:
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
         for name, module in self._model.named_modules():
             own = list(module.parameters(recurse=False))
-            if own and kernel_for(module) and all(owners[id(p)] == 1 for p in own):
+            trains = any(parameter.requires_grad for parameter in own)
+            if trains and kernel_for(module) and all(owners[id(p)] == 1 for p in own):
                 self._handles.append(module.register_forward_hook(self._hook(name)))
 
     def close(self) -> None:

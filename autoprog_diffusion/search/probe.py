@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,8 +10,8 @@ from torch import nn
 
 
 @contextmanager
-def untouched(model: nn.Module, *others: nn.Module) -> Iterator[None]:
-    """Let the block do forward and backward passes with every parameter trainable, then put everything back.
+def untouched(model: nn.Module, *others: nn.Module, names: Container[str] | None = None) -> Iterator[None]:
+    """Let the block do forward and backward passes with every growing parameter trainable, then put everything back.
 
     Restored also after an error: gradients (the same tensors, not recomputed), `requires_grad`, training modes and the
     random states of all devices. Inside, modules are in evaluation mode, so that dropout adds no noise to a score.
@@ -20,6 +20,7 @@ def untouched(model: nn.Module, *others: nn.Module) -> Iterator[None]:
     Args:
         model: The bare model.
         others: Further modules whose parameters take part, such as the stage embedding.
+        names: The model's parameters that may ever train; `None` for all of them.
     """
     modules = (model, *others)
     parameters = [parameter for module in modules for parameter in module.parameters()]
@@ -31,8 +32,8 @@ def untouched(model: nn.Module, *others: nn.Module) -> Iterator[None]:
                 parameter.grad = None
             for module in modules:
                 module.eval()
-            for parameter in model.parameters():
-                parameter.requires_grad_(parameter.is_floating_point())
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(parameter.is_floating_point() and (names is None or name in names))
             yield
     finally:
         for parameter, flag, gradient in flags:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from autoprog_diffusion.growth.region import called_modules
 from autoprog_diffusion.growth.units import Layout
 
 from .calls import Call, map_tensors
@@ -37,7 +38,7 @@ def run_segments(
     handles: list[Any] = []
     try:
         for unit in layout.blocks:
-            for module in _callables(model, unit.modules):
+            for module in called_modules(model, unit.modules):
                 handles.append(module.register_forward_pre_hook(meter.entering(), with_kwargs=True))
                 handles.append(module.register_forward_hook(meter.leaving(unit.name)))
         meter.start()
@@ -107,13 +108,6 @@ class _Meter:
         now = self._clock()
         account[name] = account.get(name, 0.0) + now - self._last
         self._last = now
-
-
-def _callables(model: nn.Module, names: tuple[str, ...]) -> Iterator[nn.Module]:
-    """The modules called `names`; lists of modules, which are never called themselves, give their members."""
-    for name in names:
-        module = model.get_submodule(name)
-        yield from module if isinstance(module, nn.ModuleList) else [module]
 
 
 def device_clock(device: torch.device, read: Callable[[], float]) -> Callable[[], float]:

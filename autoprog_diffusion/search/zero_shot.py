@@ -15,6 +15,7 @@ from autoprog_diffusion.growth.config import GrowthConfig
 from autoprog_diffusion.growth.distributed import world_size
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.growth.plan import Stage, fixed_plan
+from autoprog_diffusion.growth.searching import warm_blocks
 from autoprog_diffusion.growth.units import Layout
 
 from .calls import Call, CallRecorder, calls_from_loss
@@ -85,7 +86,8 @@ class ZeroShotSearch:
             SearchError: On every rank, where a probe failed on one.
         """
         started = time.perf_counter()
-        candidates = list_candidates(self._config, len(self._layout.blocks), current.blocks, resolutions)
+        count, always = len(self._layout.blocks), warm_blocks(self._layout)
+        candidates = list_candidates(self._config, count, current.blocks, resolutions, always)
         if self._config.search_objective == "fixed":
             candidates = [self._fixed(stage)]
             index, scores = 0, [Score(candidates[0], 0.0, 0.0, 0.0, 0.0, 0.0)]
@@ -129,13 +131,14 @@ class ZeroShotSearch:
         """What the fixed schedule would train in this stage, as a baseline."""
         config = replace(self._config, boundaries=None)
         entry = fixed_plan(config, len(self._layout.blocks), config.num_stages).stages[stage - 1]
-        return Candidate("fixed", entry.blocks, entry.resolution)
+        blocks = tuple(sorted({*entry.blocks, *warm_blocks(self._layout)}))
+        return Candidate("fixed", blocks, entry.resolution)
 
     def _score(self, candidates: list[Candidate], now: float | int) -> list[Score]:
         """Scores of all candidates from one probe per resolution, on this rank's data."""
         if not self._needs_calls:
             return [Score(candidate, 0.0, 0.0, 0.0, 0.0) for candidate in candidates]
-        with untouched(self._model, *self._others):
+        with untouched(self._model, *self._others, names=self._layout.names):
             calls = self._calls()
             by_resolution = {
                 resolution: self._probe(calls, resolution / now, candidates)

@@ -20,10 +20,10 @@ from ..settings import BY_ID
 
 
 def test_only_the_timestep_is_embedded() -> None:
-    assert timestep_embedders(BY_ID["sdxl"].build()) == ["time_embedding"]
-    assert timestep_embedders(BY_ID["flux"].build()) == ["time_text_embed.timestep_embedder"]
-    assert timestep_embedders(BY_ID["pixart"].build()) == ["adaln_single.emb.timestep_embedder"]
-    names = [f"transformer_blocks.{index}.norm1.emb.timestep_embedder" for index in range(8)]
+    assert timestep_embedders(BY_ID["sdxl"].build()) == ["time_embedding.linear_2"]
+    assert timestep_embedders(BY_ID["flux"].build()) == ["time_text_embed.timestep_embedder.linear_2"]
+    assert timestep_embedders(BY_ID["pixart"].build()) == ["adaln_single.emb.timestep_embedder.linear_2"]
+    names = [f"transformer_blocks.{index}.norm1.emb.timestep_embedder.linear_2" for index in range(8)]
     assert timestep_embedders(BY_ID["dit"].build()) == names
 
 
@@ -41,14 +41,30 @@ def tiny_unet(**settings: Any) -> nn.Module:
     )
 
 
-def test_an_embedder_that_a_bias_cannot_express_is_refused() -> None:
-    with pytest.raises(UnitError, match="time_embedding does not end in a biased linear layer.*stage_embedding=False"):
-        GrowthScheduler(tiny_unet(timestep_post_act="silu"), GrowthConfig())
-    GrowthScheduler(tiny_unet(timestep_post_act="silu"), GrowthConfig(stage_embedding=False))
+def test_an_embedder_without_a_bias_is_refused_or_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_unet()
+    model.time_embedding.linear_2.bias = None
+    for settings in ({"stage_embedding": True}, {"stage_dropout": 0.1}):
+        with pytest.raises(UnitError, match="time_embedding.linear_2 has no bias.*stage_embedding=False"):
+            GrowthScheduler(model, GrowthConfig(**settings))
+    with caplog.at_level("WARNING"):
+        assert GrowthScheduler(model, GrowthConfig())._embedding is None
+    assert "no stage embedding: time_embedding.linear_2 has no bias" in caplog.text
+
+
+def test_an_activation_behind_the_embedder_is_folded_through() -> None:
+    model = tiny_unet(timestep_post_act="silu").eval()
+    inputs = (torch.randn(2, 4, 8, 8), torch.tensor([5, 700]), torch.randn(2, 3, 8))
+    growth = GrowthScheduler(model, GrowthConfig(stage_embedding_init="normal"))
+    growth.prepare(model, num_training_steps=4)
+    with torch.no_grad():
+        before = model(*inputs).sample
+        growth.fold(model)
+        torch.testing.assert_close(model(*inputs).sample, before, rtol=1e-5, atol=1e-6)
 
 
 def test_class_embedders_of_the_same_class_are_left_alone() -> None:
-    assert timestep_embedders(tiny_unet(class_embed_type="timestep")) == ["time_embedding"]
+    assert timestep_embedders(tiny_unet(class_embed_type="timestep")) == ["time_embedding.linear_2"]
 
 
 def test_rows_and_their_start() -> None:

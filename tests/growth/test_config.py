@@ -30,7 +30,7 @@ from autoprog_diffusion.growth import ConfigError
         ({"min_trainable": float("nan")}, "min_trainable=nan"),
         ({"stage_dropout": 1.0}, "stage_dropout=1.0"),
         ({"stage_dropout": -0.1}, "stage_dropout=-0.1"),
-        ({"stage_dropout": 0.1, "stage_embedding": False}, "stage_dropout=0.1 needs stage_embedding=True"),
+        ({"stage_dropout": 0.1, "stage_embedding": False}, "stage_dropout=0.1 needs a stage embedding"),
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"ema_decay": -0.5}, "ema_decay=-0.5"),
         ({"resolution_multiple": 0}, "resolution_multiple=0"),

@@ -9,9 +9,16 @@ from torch import nn
 
 from autoprog_diffusion.growth import find_adapter
 from autoprog_diffusion.growth.units import Layout
-from autoprog_diffusion.search.calls import Call, map_tensors, output_tensor
+from autoprog_diffusion.search.calls import Call, map_tensors, output_tensor, output_value
 
-from ..settings import Family
+from ..settings import BY_ID, Family
+
+
+# One of every kind of layer, input and order that the probe meets; the rest of the table is made of the same parts.
+SEARCHED = [
+    BY_ID[name]
+    for name in ("sd", "sdxl", "unet2d", "dit", "pixart", "sd3", "flux", "lumina2", "unet3d", "z_image", "wan")
+]
 
 
 def model_and_calls(
@@ -37,6 +44,7 @@ def make_call(family: Family, model: nn.Module, seed: int, batch: int, dtype: to
 
     inputs: dict[str, Any] = map_tensors(family.inputs(seed, batch), cast)
     with torch.no_grad():
-        output = output_tensor(model(**inputs))
+        returned = model(**inputs)
+        output = output_tensor(returned)
     gradient = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed + 50), dtype=torch.float64)
-    return Call((), inputs, gradient.to(output.dtype))
+    return Call((), inputs, gradient.to(output.dtype), listed=isinstance(output_value(returned), list))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autoprog_diffusion import GrowthConfig, GrowthPlan, GrowthScheduler
-from autoprog_diffusion.growth.errors import ConfigError, PlanError, SearchError, UnitError
+from autoprog_diffusion.growth.errors import ConfigError, PlanError, SearchError
 
 from ..settings import BY_ID, Family
 
@@ -240,10 +240,23 @@ def test_what_cannot_be_searched_is_refused() -> None:
         GrowthConfig(search_orders=("sideways",))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="a plan and a search are both given"):
         start(plan=GrowthPlan.from_dict(start()[1].plan.to_dict()))
-    stack = nn.Sequential(*[nn.Linear(2, 2) for _ in range(4)])
-    growth = GrowthScheduler(stack, GrowthConfig(search="zero_shot", stage_embedding=False), blocks=["*"])
-    with pytest.raises(UnitError, match="leave its last layer out"):
-        growth.prepare(stack, num_training_steps=40)
+
+
+def test_without_an_output_head_the_last_block_warms_up_and_is_in_every_candidate() -> None:
+    stack = nn.Sequential(*[nn.Linear(2, 2) for _ in range(8)])
+    growth = GrowthScheduler(stack, GrowthConfig(search="zero_shot"), blocks=["*"])
+    optimizer = torch.optim.AdamW(growth.parameters(), lr=1e-2)
+    with pytest.raises(PlanError, match="step 2 to step 3.*search_batches"):
+        growth.prepare(stack, num_training_steps=12, optimizer=optimizer)
+    growth.prepare(stack, num_training_steps=16, optimizer=optimizer)
+    assert growth.plan.stages[0].blocks == (7,)
+    for _ in range(15):
+        stack(torch.randn(4, 2)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        growth.step()
+    assert [decision["stage"] for decision in growth.decisions] == [1, 2, 3]
+    assert all(7 in row["blocks"] for decision in growth.decisions for row in decision["candidates"])
 
 
 def test_a_loop_that_never_calls_the_model_is_told() -> None:

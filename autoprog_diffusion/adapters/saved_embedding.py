@@ -1,0 +1,166 @@
+"""A stage embedding on disk, and sampling with it: the null row on the unconditional half of guidance."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprog_diffusion.growth.errors import StateError
+
+from .timestep import linear
+
+
+FILE_NAME = "stage_embedding.safetensors"
+# Pipelines that put the unconditional half of a doubled batch last.
+UNCONDITIONAL_LAST = ("DiTPipeline", "ZImagePipeline", "StableCascadePriorPipeline", "LuminaPipeline")
+
+
+def write_embedding(folder: str | Path, rows: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write the final stage's row, the null row if there is one, and what they belong to.
+
+    Args:
+        folder: Of the checkpoint they travel with.
+        rows: `stage` (D,), and `null` (D,) with stage dropout.
+        about: `points`, names of the layers they enter at; `folded`, whether the checkpoint's weights hold the
+            stage row.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: row.detach().cpu().contiguous().clone() for name, row in rows.items()}
+    save_file(tensors, Path(folder) / FILE_NAME, metadata={"stage_embedding": json.dumps(about)})
+
+
+@contextlib.contextmanager
+def use_stage_embedding(pipeline: Any, folder: str | Path, unconditional: str | None = None) -> Iterator[None]:
+    """Sample with the stage embedding that was saved beside a checkpoint, as the paper does.
+
+    Inside, the denoiser has the final stage's row, and in classifier-free guidance its unconditional half has the null
+    row (AutoProg-Zero, SID dropout). Outside, the pipeline is as it was. A pipeline from a full fine-tuning without
+    stage dropout needs none of this: its weights hold the row.
+
+    Args:
+        pipeline: A Diffusers pipeline with the fine-tuned weights or LoRA loaded.
+        folder: What `GrowthScheduler.save_stage_embedding` was given.
+        unconditional: Which half of a doubled batch is unconditional, `first` or `second`; by default what the
+            pipeline's class does. Pipelines that call the denoiser twice need none.
+
+    Raises:
+        StateError: The folder holds no stage embedding, or one for another model.
+
+    Example:
+        >>> with use_stage_embedding(pipeline, "out"):  # doctest: +SKIP
+        ...     image = pipeline("a red apple").images[0]
+    """
+    denoiser = _denoiser(pipeline)
+    rows, about = read_embedding(folder)
+    layers = [_layer(denoiser, name, rows["stage"]) for name in about["points"]]
+    last = type(pipeline).__name__ in UNCONDITIONAL_LAST
+    half = _Halves(pipeline, {None: last, "first": False, "second": True}[unconditional])
+    base = torch.zeros_like(rows["stage"]) if about["folded"] else rows["stage"]
+    null = rows["null"] - rows["stage"] + base if "null" in rows else base
+
+    def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output + half.select(output, base, null)
+
+    handles = [layer.register_forward_hook(add) for layer in layers]
+    handles.append(denoiser.register_forward_pre_hook(half.begin, with_kwargs=True))
+    try:
+        with half.watching(denoiser):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def read_embedding(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_embedding` wrote: rows by name, and what they belong to.
+
+    Raises:
+        StateError: There is no such file, or it is another one.
+    """
+    from safetensors import safe_open
+
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        raise StateError(f"{folder} holds no {FILE_NAME}: give the folder that growth.save_stage_embedding wrote to.")
+    with safe_open(path, "pt") as file:
+        about = json.loads((file.metadata() or {}).get("stage_embedding", "null"))
+        rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if about is None:
+        raise StateError(f"{path} is not a stage embedding of this library: its header says nothing about one.")
+    return rows, about
+
+
+class _Halves:
+    """Knows which rows of the denoiser's current call are unconditional."""
+
+    def __init__(self, pipeline: Any, last: bool) -> None:
+        self._pipeline, self._last = pipeline, last
+        self._context: str | None = None
+        self._doubled = False
+
+    @contextlib.contextmanager
+    def watching(self, denoiser: Any) -> Iterator[None]:
+        """Learn the name of every call, from pipelines that call the denoiser twice (Diffusers' cache contexts)."""
+        if not hasattr(denoiser, "cache_context"):
+            yield
+            return
+        original = denoiser.cache_context
+
+        @contextlib.contextmanager
+        def cache_context(name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
+            self._context = name
+            try:
+                with original(name, *args, **kwargs):
+                    yield
+            finally:
+                self._context = None
+
+        denoiser.cache_context = cache_context
+        try:
+            yield
+        finally:
+            del denoiser.cache_context
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A doubled batch holds the same latents twice."""
+        named = [kwargs[name] for name in ("hidden_states", "sample", "x") if name in kwargs]
+        latents = (*named, *args)[0]
+        half, rest = divmod(len(latents), 2)
+        guided = getattr(self._pipeline, "do_classifier_free_guidance", True)
+        halves = list(zip(latents[:half], latents[half:]))
+        self._doubled = bool(guided and half and not rest and all(torch.equal(a, b) for a, b in halves))
+
+    def select(self, output: Tensor, stage: Tensor, null: Tensor) -> Tensor:
+        """The row for every sample of (N, ..., D): (D,), or (N, 1, ..., D)."""
+        stage, null = (row.to(output.device, output.dtype) for row in (stage, null))
+        if self._context is not None and self._context.startswith("uncond"):
+            return null
+        if self._context == "cond" or not self._doubled:
+            return stage
+        mask = torch.arange(len(output), device=output.device) >= len(output) // 2
+        mask = mask if self._last else ~mask
+        return torch.where(mask.view(-1, *[1] * (output.dim() - 1)), null, stage)
+
+
+def _denoiser(pipeline: Any) -> Any:
+    for name in ("unet", "transformer", "prior"):
+        if isinstance(getattr(pipeline, name, None), nn.Module):
+            return getattr(pipeline, name)
+    raise StateError(f"{type(pipeline).__name__} has no denoiser called unet, transformer or prior.")
+
+
+def _layer(denoiser: nn.Module, name: str, row: Tensor) -> nn.Module:
+    known = dict(denoiser.named_modules())
+    if name not in known or linear(denoiser, name).out_features != len(row):
+        raise StateError(
+            f"the stage embedding enters at {name!r} with width {len(row)}, and this {type(denoiser).__name__} has no "
+            "such layer: it belongs to another model."
+        )
+    return known[name]

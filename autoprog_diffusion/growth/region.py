@@ -1,0 +1,87 @@
+"""The frozen front of a model: it runs without gradient, which saves its activations and its whole backward pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import UnitError
+from .units import Layout, front
+
+
+class NoGradRegion:
+    """Runs chosen modules without gradient, by hooks that are exception-safe and removable."""
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._modes: list[bool] = []
+        self._live_ran = False
+
+    def set(self, model: nn.Module, layout: Layout, blocks: Iterable[int]) -> None:
+        """Replace the region by the front of `model` that `blocks` leave frozen (see `units.front`).
+
+        A front block that runs after a trained one would lose that one's gradient: the forward pass then raises
+        `UnitError`.
+        """
+        self.clear()
+        indices = sorted(blocks)
+        cut = [name for unit in front(layout, indices) for name in unit.modules]
+        if not cut:
+            return
+        self._handles.append(model.register_forward_pre_hook(self._begin))
+        for index in indices:
+            unit = layout.blocks[index]
+            for module in called_modules(model, unit.modules):
+                self._handles.append(module.register_forward_pre_hook(self._note_live))
+        for name in cut:
+            for module in called_modules(model, (name,)):
+                enter = functools.partial(self._enter, name)
+                self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
+                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+        norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
+        self._handles += [norm.register_forward_pre_hook(_make_contiguous) for norm in norms]
+
+    def clear(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._modes.clear()
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        self._live_ran = False
+
+    def _note_live(self, module: nn.Module, args: Any) -> None:
+        self._live_ran = True
+
+    def _enter(self, name: str, module: nn.Module, args: Any) -> None:
+        self._modes.append(torch.is_grad_enabled())
+        if self._live_ran and torch.is_grad_enabled():
+            raise UnitError(
+                f"block {name!r} ran after a block that trains, although it comes before it in the layout: its "
+                "gradient would be lost. Name the blocks in the order they run with blocks=[...]."
+            )
+        torch.set_grad_enabled(False)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        torch.set_grad_enabled(self._modes.pop())
+
+
+def _make_contiguous(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    """On the CPU, torch 2.13 crashes in GroupNorm's backward where a channels-last input needs no gradient."""
+    value = args[0]
+    return None if value.requires_grad or value.device.type != "cpu" else (value.contiguous(), *args[1:])
+
+
+def called_modules(model: nn.Module, names: Iterable[str]) -> Iterator[nn.Module]:
+    """The modules called `names`; lists of modules, which are never called themselves, give their members."""
+    for name in names:
+        module = model.get_submodule(name)
+        if isinstance(module, nn.ModuleList):
+            yield from called_modules(module, [child for child, _ in module.named_children()])
+        else:
+            yield module

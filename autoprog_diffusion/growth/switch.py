@@ -1,0 +1,98 @@
+"""Switching a model from one stage to the next: what trains, what runs without gradient, what the ranks exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from . import host
+from .adapter import StageEmbeddingLike
+from .distributed import average_gradient, check_ranks_equal, rebuild_reducer
+from .region import NoGradRegion
+from .units import Layout, set_trainable, trainable_names
+
+
+class StageSwitch:
+    """Everything that changes at a stage boundary, for one model.
+
+    Args:
+        model: The bare model.
+        layout: Its units.
+        embedding: Its stage embedding, if it has one.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, embedding: StageEmbeddingLike | None) -> None:
+        self._model, self._layout, self._embedding = model, layout, embedding
+        self._wrapped: nn.Module = model
+        self._ddp: DistributedDataParallel | None = None
+        self._region, self._reducer = NoGradRegion(), None
+
+    def prepare(self, wrapped: nn.Module, ddp: DistributedDataParallel | None) -> None:
+        """Learn the model's prepared form, once, and attach the stage embedding."""
+        self._wrapped, self._ddp = wrapped, ddp
+        if self._embedding is not None:
+            self._embedding.attach(self._model)
+
+    def enter(self, stage: int, blocks: Iterable[int], fresh: bool) -> None:
+        """Freeze, truncate and rebuild for a stage, after checking that the ranks have not drifted apart.
+
+        Raises:
+            SyncError: The ranks' weights differ.
+        """
+        self.check_ranks(f"on entering stage {stage}")
+        self.leave()
+        set_trainable(self._model, trainable_names(self._layout, blocks))
+        self._region.set(self._model, self._layout, blocks)
+        if self._embedding is not None:
+            self._embedding.enter(stage, fresh=fresh)
+        if (ddp := self._ddp) is not None:
+            rebuild_reducer(ddp)
+            if self._embedding is not None:
+                self._reducer = average_gradient(self._embedding.table, lambda: ddp.require_backward_grad_sync)
+        if host.is_compiled(self._wrapped):
+            # Hooks are not guarded by default: a graph traced for the last stage would go on being used.
+            torch.compiler.reset()
+
+    def leave(self) -> None:
+        """Take off the hooks of the current stage, before a search or the end."""
+        self._region.clear()
+        if self._reducer is not None:
+            self._reducer.remove()
+            self._reducer = None
+
+    def finish(self) -> None:
+        """Fold the stage embedding away, and let everything train that did before growth.
+
+        Raises:
+            SyncError: The ranks' weights differ.
+            OrderError: The fold would be lost.
+        """
+        self.check_ranks("at the end of training")
+        self.leave()
+        if self._embedding is not None:
+            self._embedding.fold(self._model)
+        set_trainable(self._model, self._layout.names)
+
+    def check_ranks(self, when: str) -> None:
+        """Raise `SyncError` where two ranks differ in a parameter or in the stage embedding."""
+        check_ranks_equal(self._named_tensors(), when)
+
+    def trainable(self) -> tuple[int, int]:
+        """Number of the model's parameters that train now, and of all."""
+        counts = [(p.numel(), p.requires_grad) for p in self._model.parameters()]
+        return sum(count for count, trains in counts if trains), sum(count for count, _ in counts)
+
+    def growing(self) -> list[tuple[str, Any]]:
+        """Every parameter that trains in some stage, with its name."""
+        names = self._layout.names
+        found = [(name, parameter) for name, parameter in self._model.named_parameters() if name in names]
+        return found if self._embedding is None else [*found, ("stage_embedding.table", self._embedding.table)]
+
+    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from self._model.named_parameters()
+        if self._embedding is not None:
+            yield "stage_embedding.table", self._embedding.table
