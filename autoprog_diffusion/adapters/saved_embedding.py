@@ -60,8 +60,7 @@ def use_stage_embedding(pipeline: Any, folder: str | Path, unconditional: str | 
     denoiser = _denoiser(pipeline)
     rows, about = read_embedding(folder)
     layers = [_layer(denoiser, name, rows["stage"]) for name in about["points"]]
-    last = type(pipeline).__name__ in UNCONDITIONAL_LAST
-    half = _Halves(pipeline, {None: last, "first": False, "second": True}[unconditional])
+    half = _Halves(pipeline, _is_last(pipeline, unconditional))
     base = torch.zeros_like(rows["stage"]) if about["folded"] else rows["stage"]
     null = rows["null"] - rows["stage"] + base if "null" in rows else base
 
@@ -147,6 +146,12 @@ class _Halves:
         mask = torch.arange(len(output), device=output.device) >= len(output) // 2
         mask = mask if self._last else ~mask
         return torch.where(mask.view(-1, *[1] * (output.dim() - 1)), null, stage)
+
+
+def _is_last(pipeline: Any, unconditional: str | None) -> bool:
+    if unconditional not in (None, "first", "second"):
+        raise StateError(f"unconditional={unconditional!r} is not allowed: use first, second or None.")
+    return type(pipeline).__name__ in UNCONDITIONAL_LAST if unconditional is None else unconditional == "second"
 
 
 def _denoiser(pipeline: Any) -> Any:

@@ -41,6 +41,8 @@ class GrowthConfig:
             or down-sampling.
         boundaries: First optimizer step of stages 1, 2, ... (num_stages - 1 values), or fractions of the training in
             (0, 1). `None` spaces them evenly.
+        rewarm_steps: Optimizer steps over which the learning rate of newly opened blocks rises from 1/n of the
+            schedule's to all of it; 0 for none. The optimizer is then built from `growth.parameter_groups()`.
         search: `none` follows the fixed schedule; `zero_shot` chooses every stage but the last by training-free
             scores, after a warm-up of `search_batches` steps (one more stage; only the output head trains in it).
         search_objective: `rank_vote` is the paper's; `gain_per_cost` the expected loss decrease per cost; `random` and
@@ -69,6 +71,7 @@ class GrowthConfig:
     resolutions: tuple[float | int, ...] | None = None
     resolution_multiple: int = 8
     boundaries: tuple[float | int, ...] | None = None
+    rewarm_steps: int = 0
     search: Search = "none"
     search_objective: Objective = "gain_per_cost"
     search_cost: Cost = "flops"
@@ -190,6 +193,8 @@ def _check_ranges(config: GrowthConfig) -> None:
         raise ConfigError(f"ema_decay={config.ema_decay!r} is not allowed: use None or a decay in [0, 1).")
     if not isinstance(config.search_batches, int) or config.search_batches < 2:
         raise ConfigError(f"search_batches={config.search_batches!r} is not allowed: scores need at least 2 calls.")
+    if not isinstance(config.rewarm_steps, int) or config.rewarm_steps < 0:
+        raise ConfigError(f"rewarm_steps={config.rewarm_steps!r} is not allowed: use 0 or a number of steps.")
     if not isinstance(config.resolution_multiple, int) or config.resolution_multiple < 1:
         raise ConfigError(f"resolution_multiple={config.resolution_multiple!r} is not allowed: use at least 1 pixel.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ class NoGradRegion:
     def __init__(self) -> None:
         self._handles: list[Any] = []
         self._modes: list[bool] = []
+        self._names: dict[int, str] = {}
         self._live_ran = False
 
     def set(self, model: nn.Module, layout: Layout, blocks: Iterable[int]) -> None:
@@ -39,8 +39,8 @@ class NoGradRegion:
                 self._handles.append(module.register_forward_pre_hook(self._note_live))
         for name in cut:
             for module in called_modules(model, (name,)):
-                enter = functools.partial(self._enter, name)
-                self._handles.append(module.register_forward_pre_hook(enter, prepend=True))
+                self._names[id(module)] = name
+                self._handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
                 self._handles.append(module.register_forward_hook(self._leave, always_call=True))
         norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
         self._handles += [norm.register_forward_pre_hook(_make_contiguous) for norm in norms]
@@ -51,6 +51,7 @@ class NoGradRegion:
             handle.remove()
         self._handles.clear()
         self._modes.clear()
+        self._names.clear()
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         self._live_ran = False
@@ -58,12 +59,12 @@ class NoGradRegion:
     def _note_live(self, module: nn.Module, args: Any) -> None:
         self._live_ran = True
 
-    def _enter(self, name: str, module: nn.Module, args: Any) -> None:
+    def _enter(self, module: nn.Module, args: Any) -> None:
         self._modes.append(torch.is_grad_enabled())
         if self._live_ran and torch.is_grad_enabled():
             raise UnitError(
-                f"block {name!r} ran after a block that trains, although it comes before it in the layout: its "
-                "gradient would be lost. Name the blocks in the order they run with blocks=[...]."
+                f"block {self._names[id(module)]!r} ran after a block that trains, although it comes before it in the "
+                "layout: its gradient would be lost. Name the blocks in the order they run with blocks=[...]."
             )
         torch.set_grad_enabled(False)
 

@@ -16,6 +16,7 @@ from .distributed import unwrap
 from .errors import ConfigError, OrderError
 from .plan import GrowthPlan, check_plan_fits, fixed_plan
 from .resize import resize_images
+from .rewarm import Rewarm
 from .searching import StageSearch, open_plan, start_search
 from .state import STATE_VERSION, StageRecord, check_state, describe, fingerprint, record_stage
 from .switch import StageSwitch
@@ -69,12 +70,25 @@ class GrowthScheduler:
         self._optimizers_checked = False
         self._step = 0
         self.history: list[StageRecord] = []
+        self._rewarm: Rewarm | None = None
+        if config.rewarm_steps:
+            self._rewarm = Rewarm(config.rewarm_steps, self.layout, dict(model.named_parameters()))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The model's parameters, then the stage embedding's: what the optimizer is built from."""
         yield from self._model.parameters()
         if self._embedding is not None:
             yield from self._embedding.parameters()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The same as one group per unit, for an optimizer with `config.rewarm_steps`; without what never trains."""
+        named = dict(self._switch.growing())
+        groups = [
+            {"name": u.name, "params": [named[n] for n in u.parameters]} for u in self.layout.units if u.parameters
+        ]
+        if self._embedding is not None:
+            groups.append({"name": "stage_embedding", "params": [self._embedding.table]})
+        return groups
 
     def prepare(
         self,
@@ -153,6 +167,8 @@ class GrowthScheduler:
             if self._search is not None:
                 self._plan = self._search.decide(plan, stage)
             self._enter(stage)
+        if self._rewarm is not None:
+            self._rewarm.follow(self.history, self._step)
         if self._search is not None:
             self._search.observe(self.plan, self._step)
         return stage != before
@@ -180,6 +196,8 @@ class GrowthScheduler:
         if self._wrapped is None:
             raise OrderError("fold has nothing to fold: it runs once, after growth.prepare and training.")
         self._switch.finish()
+        if self._rewarm is not None:
+            self._rewarm.stop()
         if self._search is not None:
             self._search.stop()
         self._wrapped = None
@@ -262,6 +280,8 @@ class GrowthScheduler:
             self._embedding.load_state_dict(state_dict["embedding"])
         self._enter(self.stage, record=False)
         self.history = [StageRecord.from_dict(record) for record in state_dict["history"]]
+        if self._rewarm is not None:
+            self._rewarm.follow(self.history, self._step)
         if self._search is not None:
             self._search.observe(self.plan, self._step)
 
@@ -273,4 +293,6 @@ class GrowthScheduler:
     def _check_optimizers(self, extra: list[torch.optim.Optimizer]) -> None:
         optimizers = [*extra, *getattr(self._accelerator, "_optimizers", [])]
         host.check_optimizers(optimizers, self._switch.growing())
+        if self._rewarm is not None and (optimizers or self._accelerator is None):
+            self._rewarm.watch(optimizers)
         self._optimizers_checked = bool(optimizers) or self._accelerator is None
