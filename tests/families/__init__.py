@@ -1,4 +1,4 @@
-"""The table of model families: one row gives a family every test of `test_contracts.py`."""
+"""The table of model families: one row gives a family every test of `tests/contracts`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What every model family promises, over the whole table of `tests/families/`."""

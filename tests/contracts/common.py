@@ -1,0 +1,79 @@
+"""What the contracts share: which families and orders they run over, and a short training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autoprog_diffusion import GrowthConfig, GrowthScheduler
+
+from ..settings import FAMILIES, Family
+
+
+ORDERS = ("interleaved", "suffix", "prefix")
+
+
+families = pytest.mark.parametrize("family", [pytest.param(family, id=family.id) for family in FAMILIES])
+
+
+# Those in which a stage embedding has a place.
+embedded = pytest.mark.parametrize("family", [pytest.param(f, id=f.id) for f in FAMILIES if f.points])
+
+
+orders = pytest.mark.parametrize("order", ORDERS)
+# One family of every shape takes every order; for the others the one that cuts most off says it all.
+CORE = ("sd", "dit", "flux", "lumina2")
+ordered = pytest.mark.parametrize(
+    ("family", "order"),
+    [pytest.param(f, o, id=f"{f.id}-{o}") for f in FAMILIES for o in (ORDERS if f.id in CORE else ("suffix",))],
+)
+embedded_ordered = pytest.mark.parametrize(
+    ("family", "order"),
+    [
+        pytest.param(f, o, id=f"{f.id}-{o}")
+        for f in FAMILIES
+        if f.points
+        for o in (ORDERS if f.id in CORE else ("suffix",))
+    ],
+)
+
+
+def start(family: Family, steps: int = 6, **settings: Any) -> tuple[nn.Module, GrowthScheduler, torch.optim.Optimizer]:
+    model = family.build().train()
+    growth = GrowthScheduler(model, GrowthConfig(**{"num_stages": 3, **settings}))
+    optimizer = torch.optim.AdamW(growth.parameters(), lr=1e-2, weight_decay=0.1)
+    growth.prepare(model, num_training_steps=steps, optimizer=optimizer)
+    return model, growth, optimizer
+
+
+def growable(family: Family) -> set[str]:
+    """Names of the parameters that train in the end: all but those the class itself keeps frozen."""
+    return {name for name, parameter in family.build().named_parameters() if parameter.requires_grad}
+
+
+def train(family: Family, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    family.loss(model, seed).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@torch.no_grad()
+def outputs(family: Family, model: nn.Module) -> Tensor:
+    """The output for the batch of seed 7, in evaluation mode."""
+    training = model.training
+    result = family.output(model.eval(), family.inputs(7, 2))
+    model.train(training)
+    return result
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def hooks(model: nn.Module) -> list[str]:
+    """Names of the modules that carry any hook."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [name for name, module in model.named_modules() if any(getattr(module, kind) for kind in kinds)]

@@ -1,0 +1,113 @@
+"""A folded model is a plain one: the same function, loaded without this library."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ..settings import FAMILIES, Family
+from .common import (
+    embedded,
+    families,
+    growable,
+    hooks,
+    outputs,
+    relative_error,
+    start,
+    train,
+)
+
+
+VANILLA = """
+import json, sys
+from pathlib import Path
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "autoprog_diffusion":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocker())
+try:
+    import autoprog_diffusion
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("autoprog_diffusion could be imported")
+import diffusers, torch
+torch.set_num_threads(1)
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    cls = getattr(diffusers, json.loads((folder / "config.json").read_text())["_class_name"])
+    model = cls.from_pretrained(folder).eval()
+    inputs = torch.load(folder / "inputs.pt", weights_only=True)
+    with torch.no_grad():
+        outputs = model(**inputs, return_dict=False)[0]
+        torch.save(torch.stack(outputs) if isinstance(outputs, list) else outputs, folder / "outputs.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Every family trained over three stages and folded; its outputs before, after, and in a process without us."""
+    root: Path = tmp_path_factory.mktemp("folded")
+    results: dict[str, dict[str, Any]] = {}
+    for family in FAMILIES:
+        torch.manual_seed(0)
+        model, growth, optimizer = start(family)
+        for step in range(6):
+            train(family, model, optimizer, step)
+            growth.step()
+        result = results[family.id] = {"model": model, "rows": torch.ones(3, 1)}
+        if growth._embedding is not None:
+            result["rows"] = growth._embedding.table.detach().clone()
+        result["before"] = outputs(family, model)
+        growth.fold(model)
+        result["after"] = outputs(family, model)
+        model.save_pretrained(root / family.id)
+        torch.save(family.inputs(7, 2), root / family.id / "inputs.pt")
+    command = [sys.executable, "-I", "-c", VANILLA, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for family in FAMILIES:
+        results[family.id]["vanilla"] = torch.load(root / family.id / "outputs.pt", weights_only=True)
+        results[family.id]["class"] = json.loads((root / family.id / "config.json").read_text())["_class_name"]
+    return results
+
+
+@families
+def test_fold_is_exact_and_leaves_a_plain_model(family: Family, folded: dict[str, dict[str, Any]]) -> None:
+    result = folded[family.id]
+    assert (result["rows"].abs().amax(dim=1) > 1e-3).all()
+    assert relative_error(result["after"], result["before"]) < 1e-5
+    model = result["model"]
+    assert hooks(model) == []
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == growable(family)
+    assert {name for name, _ in model.named_parameters()} == {name for name, _ in family.build().named_parameters()}
+
+
+@families
+def test_a_folded_model_reloads_without_the_library(family: Family, folded: dict[str, dict[str, Any]]) -> None:
+    result = folded[family.id]
+    assert result["class"] == type(family.build()).__name__
+    assert torch.equal(result["vanilla"], result["after"])
+
+
+@embedded
+def test_fold_writes_the_averaged_row(family: Family) -> None:
+    model, growth, optimizer = start(family, ema_decay=0.9)
+    for step in range(6):
+        train(family, model, optimizer, step)
+        growth.step()
+    embedding = growth._embedding
+    assert not torch.equal(embedding.average[2], embedding.table[2])
+    with torch.no_grad():
+        embedding.table.copy_(embedding.average)
+    before = outputs(family, model)
+    growth.fold(model)
+    assert relative_error(outputs(family, model), before) < 1e-5
