@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth.config import GrowthConfig
 from autoprog_diffusion.growth.errors import OrderError, UnitError
+from autoprog_diffusion.growth.sharding import add_vector
 
 from .saved_embedding import write_embedding
 from .timestep import linear, timestep_embedders
@@ -127,8 +128,7 @@ class StageEmbedding(nn.Module):
             )
         table = self.table if self.average is None else self.average
         for name in self.points:
-            bias = linear(model, name).bias
-            bias.add_(table[self.stage].to(bias.dtype))
+            add_vector(linear(model, name).bias, table[self.stage])
         self.detach()
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:

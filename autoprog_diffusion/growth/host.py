@@ -8,25 +8,55 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .config import GrowthConfig
 from .distributed import find_ddp, unwrap, world_size
 from .errors import OrderError
+from .sharding import is_sharded
 
 
 SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA")
+INSTEAD = "use one process, DistributedDataParallel, or FSDP with fsdp_version: 2 (`accelerate config`)."
+REFUSED = {
+    "DEEPSPEED": "DeepSpeed's ZeRO stages fix their partitions of the optimizer when the engine is built: frozen "
+    "parameters would go on being updated, and parameters opened later would never start",
+    "MEGATRON_LM": "Megatron-LM owns the model's layers and its optimizer",
+    "XLA": "XLA compiles the set of trainable parameters into the step",
+}
 
 
-def check_backend(accelerator: Any) -> None:
-    """Refuse, at construction, a distributed backend whose trainable set cannot change yet.
+def check_backend(accelerator: Any, config: GrowthConfig) -> None:
+    """Refuse, at construction, a distributed backend that cannot do what the configuration asks.
 
     Raises:
-        OrderError: The accelerator runs FSDP, DeepSpeed, Megatron or XLA.
+        OrderError: The accelerator runs FSDP version 1, DeepSpeed, Megatron or XLA; or FSDP version 2 with a search or
+            a stage embedding.
     """
-    kind = getattr(getattr(accelerator, "distributed_type", None), "value", "NO")
-    if kind not in SUPPORTED:
+    kind = backend(accelerator)
+    if kind in SUPPORTED:
+        return
+    if kind != "FSDP":
+        reason = REFUSED.get(kind, "its trainable parameters cannot change during training")
+        raise OrderError(f"distributed_type={kind} cannot grow: {reason}; {INSTEAD}")
+    version = getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1)
+    if version != 2:
         raise OrderError(
-            f"distributed_type={kind} cannot change its trainable parameters during training yet: use one process or "
-            "DistributedDataParallel (accelerate config: multi-GPU or multi-CPU, no FSDP, no DeepSpeed)."
+            f"fsdp_version={version} cannot grow: it flattens frozen and trainable parameters into one; {INSTEAD}"
         )
+    if config.search != "none":
+        raise OrderError(
+            f"search={config.search!r} does not work on sharded parameters, whose per-sample gradients no rank holds: "
+            "search in one process on a smaller run, save growth.plan, and pass plan=GrowthPlan.load(...) here."
+        )
+    if config.stage_embedding or config.stage_dropout:
+        raise OrderError(
+            "Accelerate's FSDP takes no optimizer with parameters outside of the model, such as the stage embedding: "
+            "set stage_embedding=False and stage_dropout=0."
+        )
+
+
+def backend(accelerator: Any) -> str:
+    """Accelerate's name of what distributes the run; NO without an accelerator."""
+    return getattr(getattr(accelerator, "distributed_type", None), "value", "NO")
 
 
 def check_bare(model: nn.Module) -> None:
@@ -66,10 +96,10 @@ def check_prepared(model: nn.Module, bare: nn.Module, accelerator: Any) -> Distr
             "growth.prepare(model, num_training_steps=...)."
         )
     ddp = find_ddp(model)
-    if world_size() > 1 and ddp is None:
+    if world_size() > 1 and ddp is None and not is_sharded(bare):
         raise OrderError(
-            f"{world_size()} processes run, but the model is not wrapped in DistributedDataParallel: pass the model "
-            "that accelerator.prepare (or DistributedDataParallel) returned."
+            f"{world_size()} processes run, but the model is neither in DistributedDataParallel nor sharded by "
+            "fully_shard: pass the model that accelerator.prepare (or DistributedDataParallel) returned."
         )
     return ddp
 

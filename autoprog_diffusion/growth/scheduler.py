@@ -54,14 +54,14 @@ class GrowthScheduler:
         *,
         blocks: Sequence[str] | None = None,
     ) -> None:
-        host.check_backend(accelerator)
+        host.check_backend(accelerator, config)
         host.check_bare(model)
         adapter = find_adapter(model, blocks)
         self.config, self.layout = config, only_growing(model, adapter.layout(model))
         self._model, self._accelerator = model, accelerator
         self._names = [name for name, _ in model.named_parameters()]
         self._embedding: StageEmbeddingLike | None = None
-        if config.stage_embedding is not False:
+        if config.stage_embedding is not False and host.backend(accelerator) != "FSDP":
             self._embedding = adapter.stage_embedding(model, config)
         self._switch = StageSwitch(model, self.layout, self._embedding)
         self._wrapped: nn.Module | None = None

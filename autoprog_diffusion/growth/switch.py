@@ -11,8 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import host
 from .adapter import StageEmbeddingLike
-from .distributed import average_gradient, check_ranks_equal, rebuild_reducer
+from .distributed import average_gradient, check_ranks_equal, rebuild_reducer, world_size
 from .region import NoGradRegion
+from .sharding import is_sharded_tensor, reduces_gradients
 from .units import Layout, set_trainable, trainable_names
 
 
@@ -49,10 +50,10 @@ class StageSwitch:
         self._region.set(self._model, self._layout, blocks)
         if self._embedding is not None:
             self._embedding.enter(stage, fresh=fresh)
-        if (ddp := self._ddp) is not None:
-            rebuild_reducer(ddp)
-            if self._embedding is not None:
-                self._reducer = average_gradient(self._embedding.table, lambda: ddp.require_backward_grad_sync)
+        if self._ddp is not None:
+            rebuild_reducer(self._ddp)
+        if self._embedding is not None and world_size() > 1:
+            self._reducer = average_gradient(self._embedding.table, self._reduces_now)
         if host.is_compiled(self._wrapped):
             # Hooks are not guarded by default: a graph traced for the last stage would go on being used.
             torch.compiler.reset()
@@ -78,8 +79,10 @@ class StageSwitch:
         set_trainable(self._model, self._layout.names)
 
     def check_ranks(self, when: str) -> None:
-        """Raise `SyncError` where two ranks differ in a parameter or in the stage embedding."""
-        check_ranks_equal(self._named_tensors(), when)
+        """Raise `SyncError` where two ranks differ in what they both hold: not in a parameter that is sharded."""
+        whole = [(name, tensor) for name, tensor in self._named_tensors() if not is_sharded_tensor(tensor)]
+        if whole:
+            check_ranks_equal(whole, when)
 
     def trainable(self) -> tuple[int, int]:
         """Number of the model's parameters that train now, and of all."""
@@ -91,6 +94,10 @@ class StageSwitch:
         names = self._layout.names
         found = [(name, parameter) for name, parameter in self._model.named_parameters() if name in names]
         return found if self._embedding is None else [*found, ("stage_embedding.table", self._embedding.table)]
+
+    def _reduces_now(self) -> bool:
+        """Whether the current backward pass is the last of its optimizer step."""
+        return self._ddp.require_backward_grad_sync if self._ddp is not None else reduces_gradients(self._model)
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self._model.named_parameters()

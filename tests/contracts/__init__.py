@@ -1,1 +1,0 @@
-"""What every model family promises, over the whole table of `tests/families/`."""
