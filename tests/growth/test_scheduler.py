@@ -130,7 +130,7 @@ def test_a_wrapped_model_is_refused_at_construction(one_rank: None) -> None:
         GrowthScheduler(torch.compile(DIT.build(), backend="eager"), GrowthConfig())
 
 
-@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"])
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM", "XLA"])
 def test_backends_that_cannot_grow_are_refused(kind: str) -> None:
     from accelerate.utils import DistributedType
 
