@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.config import GrowthConfig
+from autoprog_diffusion.growth.distributed import rank
 from autoprog_diffusion.growth.errors import OrderError, UnitError
 from autoprog_diffusion.growth.sharding import add_vector
 
@@ -19,6 +21,12 @@ from .timestep import linear, timestep_embedders
 
 
 logger = logging.getLogger(__name__)
+
+NOT_IN_CHECKPOINT = (
+    "the timestep embedder is frozen, so a LoRA checkpoint does not hold the stage embedding: call "
+    "growth.save_stage_embedding(folder) beside it, before or after growth.fold, and sample with "
+    "adapters.use_stage_embedding."
+)
 
 
 class StageEmbedding(nn.Module):
@@ -58,7 +66,7 @@ class StageEmbedding(nn.Module):
         self.register_buffer("average", None if ema_decay is None else table.clone())
         self.points, self.num_stages, self.dropout = tuple(points), num_stages, dropout
         self.init, self.ema_decay = init, ema_decay
-        self.folds, self.saved = folds, False
+        self.folds, self.saved, self.muted = folds, False, False
         self.stage = 0
         self._handles: list[Any] = []
         self._dropped: Tensor | None = None
@@ -108,7 +116,8 @@ class StageEmbedding(nn.Module):
         """
         table = self.table if self.average is None else self.average
         rows = {"stage": table[self.stage]} | ({"null": table[self.num_stages]} if self.dropout else {})
-        write_embedding(folder, rows, {"points": self.points, "folded": self.folds})
+        if rank() == 0:
+            write_embedding(folder, rows, {"points": self.points, "folded": self.folds})
         self.saved = True
 
     @torch.no_grad()
@@ -116,20 +125,31 @@ class StageEmbedding(nn.Module):
         """Add the current stage's row (its average, where one is kept) to every embedder's last bias, and detach.
 
         Exact: an embedder ends in a linear layer, so adding to its output is adding to its bias.
-
-        Raises:
-            OrderError: The bias is frozen, so that no checkpoint of what trained holds it, and `save` was not called.
         """
         if not self.saved and not self.folds:
-            raise OrderError(
-                "the stage embedding would be lost: the timestep embedder is frozen, so a LoRA checkpoint does not "
-                "hold what is folded into it. Call growth.save_stage_embedding(folder) before growth.fold, or train "
-                "with stage_embedding=False."
-            )
+            logger.error(NOT_IN_CHECKPOINT)
+        self._add_row(model)
+        self.detach()
+
+    @contextmanager
+    def folded(self, model: nn.Module) -> Iterator[None]:
+        """Fold inside a `with` block only; the biases are then what they were, bit for bit."""
+        biases = [linear(model, name).bias for name in self.points]
+        before = [bias.detach().clone() for bias in biases]
+        muted, self.muted = self.muted, True
+        try:
+            self._add_row(model)
+            yield
+        finally:
+            self.muted = muted
+            with torch.no_grad():
+                for bias, old in zip(biases, before):
+                    bias.copy_(old)
+
+    def _add_row(self, model: nn.Module) -> None:
         table = self.table if self.average is None else self.average
         for name in self.points:
             add_vector(linear(model, name).bias, table[self.stage])
-        self.detach()
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Draw who loses the stage, once per forward pass and outside of any checkpointed block.
@@ -144,6 +164,8 @@ class StageEmbedding(nn.Module):
 
     def _add(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """(N, D), (N, 1, D) or, with a timestep per frame or token, (N T, D) -> the same plus the stage's row."""
+        if self.muted:
+            return output
         row = self.table[self.stage]
         if self._dropped is not None:
             dropped = self._dropped.repeat_interleave(len(output) // len(self._dropped))
@@ -175,6 +197,8 @@ def build_stage_embedding(model: nn.Module, config: GrowthConfig) -> StageEmbedd
         logger.info("no stage embedding: the timestep embedder is frozen, so a checkpoint would not hold the fold.")
         return None
     settings = (config.stage_dropout, config.stage_embedding_init, config.ema_decay)
+    if not folds:
+        logger.warning(NOT_IN_CHECKPOINT)
     return StageEmbedding(points, config.plan_stages, len(biases[0]), *settings, folds=folds)
 
 

@@ -19,7 +19,7 @@ class Rewarm:
     and checkpoints see the unscaled rates, since every group is scaled before a step and restored after it.
 
     Args:
-        steps: n.
+        steps: n; 0 leaves the rates alone.
         layout: The model's units.
         parameters: Of the model, by name.
     """
@@ -39,6 +39,8 @@ class Rewarm:
         Raises:
             OrderError: There is none, or a group holds parameters of two units.
         """
+        if not self._steps:
+            return
         found = [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]
         every = [group for optimizer in found for group in optimizer.param_groups]
         groups = [(group, {self._units.get(id(parameter), "") for parameter in group["params"]}) for group in every]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,7 @@ class GrowthScheduler:
         self._optimizers_checked = False
         self._step = 0
         self.history: list[StageRecord] = []
-        self._rewarm: Rewarm | None = None
-        if config.rewarm_steps:
-            self._rewarm = Rewarm(config.rewarm_steps, self.layout, dict(model.named_parameters()))
+        self._rewarm = Rewarm(config.rewarm_steps, self.layout, dict(model.named_parameters()))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The model's parameters, then the stage embedding's: what the optimizer is built from."""
@@ -82,13 +81,7 @@ class GrowthScheduler:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The same as one group per unit, for an optimizer with `config.rewarm_steps`; without what never trains."""
-        named = dict(self._switch.growing())
-        groups = [
-            {"name": u.name, "params": [named[n] for n in u.parameters]} for u in self.layout.units if u.parameters
-        ]
-        if self._embedding is not None:
-            groups.append({"name": "stage_embedding", "params": [self._embedding.table]})
-        return groups
+        return self._switch.groups()
 
     def prepare(
         self,
@@ -150,7 +143,7 @@ class GrowthScheduler:
 
         Raises:
             OrderError: `prepare` has not been called, `fold` has, or the optimizer lacks parameters.
-            SyncError: A new stage begins and the ranks' weights differ.
+            SyncError: A new stage begins, or training ends, and the ranks' weights differ.
         """
         plan = self.plan
         if self._wrapped is None:
@@ -167,10 +160,11 @@ class GrowthScheduler:
             if self._search is not None:
                 self._plan = self._search.decide(plan, stage)
             self._enter(stage)
-        if self._rewarm is not None:
-            self._rewarm.follow(self.history, self._step)
+        self._rewarm.follow(self.history, self._step)
         if self._search is not None:
             self._search.observe(self.plan, self._step)
+        if self._step == plan.num_training_steps:
+            self._switch.check_ranks("at the end of training")
         return stage != before
 
     def resize(self, images: Tensor) -> Tensor:
@@ -185,19 +179,15 @@ class GrowthScheduler:
         """Write the stage embedding into the model's weights, remove every hook and restore `requires_grad`.
 
         The model is then a plain one with exactly the same function. Call it after `ema.copy_to`, which would
-        overwrite the folded weights. With `stage_dropout` the null row is not expressible and is dropped.
+        overwrite the folded weights. With `stage_dropout` the null row is not expressible and is dropped. Nothing is
+        communicated: one process may fold alone, unless parameters are sharded.
 
         Raises:
-            OrderError: Another model, called twice or before `prepare`, or the fold would be lost (LoRA, not saved).
-            SyncError: The ranks' weights differ.
+            OrderError: Another model, or called twice or before `prepare`.
         """
-        if unwrap(model) is not self._model:
-            raise OrderError("fold was given a model that this GrowthScheduler does not hold: pass the trained one.")
-        if self._wrapped is None:
-            raise OrderError("fold has nothing to fold: it runs once, after growth.prepare and training.")
+        self._check_foldable(model)
         self._switch.finish()
-        if self._rewarm is not None:
-            self._rewarm.stop()
+        self._rewarm.stop()
         if self._search is not None:
             self._search.stop()
         self._wrapped = None
@@ -206,7 +196,7 @@ class GrowthScheduler:
         """Write `stage_embedding.safetensors` beside a checkpoint; `adapters.use_stage_embedding` samples with it.
 
         For what `fold` cannot express: LoRA, whose checkpoint holds no bias of the base model, and the null row of
-        `stage_dropout`. Call it before `fold`; under several processes on one.
+        `stage_dropout`. Every process may call it; the first one writes.
 
         Raises:
             OrderError: The run has no stage embedding.
@@ -214,6 +204,13 @@ class GrowthScheduler:
         if self._embedding is None:
             raise OrderError("this run has no stage embedding to save: set GrowthConfig(stage_embedding=True).")
         self._embedding.save(folder)
+
+    @contextmanager
+    def folded(self, model: nn.Module) -> Iterator[None]:
+        """Fold inside a `with` block only, to save a plain model in the middle of training; raises as `fold` does."""
+        self._check_foldable(model)
+        with nullcontext() if self._embedding is None else self._embedding.folded(self._model):
+            yield
 
     @property
     def plan(self) -> GrowthPlan:
@@ -244,8 +241,7 @@ class GrowthScheduler:
     @property
     def trainable_fraction(self) -> float:
         """Share of the model's parameters that train now, in [0, 1]."""
-        trainable, total = self._switch.trainable()
-        return trainable / total
+        return self._switch.trainable()[0] / self._switch.trainable()[1]
 
     def print_trainable_parameters(self) -> None:
         """Print how much of the model trains, in PEFT's words."""
@@ -280,8 +276,7 @@ class GrowthScheduler:
             self._embedding.load_state_dict(state_dict["embedding"])
         self._enter(self.stage, record=False)
         self.history = [StageRecord.from_dict(record) for record in state_dict["history"]]
-        if self._rewarm is not None:
-            self._rewarm.follow(self.history, self._step)
+        self._rewarm.follow(self.history, self._step)
         if self._search is not None:
             self._search.observe(self.plan, self._step)
 
@@ -290,9 +285,15 @@ class GrowthScheduler:
         if record:
             self.history.append(record_stage(self.plan, stage, self._step, self.layout, *self._switch.trainable()))
 
+    def _check_foldable(self, model: nn.Module) -> None:
+        if unwrap(model) is not self._model:
+            raise OrderError("fold was given a model that this GrowthScheduler does not hold: pass the trained one.")
+        if self._wrapped is None:
+            raise OrderError("fold has nothing to fold: it runs once, after growth.prepare and training.")
+
     def _check_optimizers(self, extra: list[torch.optim.Optimizer]) -> None:
         optimizers = [*extra, *getattr(self._accelerator, "_optimizers", [])]
         host.check_optimizers(optimizers, self._switch.growing())
-        if self._rewarm is not None and (optimizers or self._accelerator is None):
+        if optimizers or self._accelerator is None:
             self._rewarm.watch(optimizers)
         self._optimizers_checked = bool(optimizers) or self._accelerator is None

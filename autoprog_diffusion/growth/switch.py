@@ -66,13 +66,7 @@ class StageSwitch:
             self._reducer = None
 
     def finish(self) -> None:
-        """Fold the stage embedding away, and let everything train that did before growth.
-
-        Raises:
-            SyncError: The ranks' weights differ.
-            OrderError: The fold would be lost.
-        """
-        self.check_ranks("at the end of training")
+        """Fold the stage embedding away, and let everything train that did before growth; without communication."""
         self.leave()
         if self._embedding is not None:
             self._embedding.fold(self._model)
@@ -88,6 +82,15 @@ class StageSwitch:
         """Number of the model's parameters that train now, and of all."""
         counts = [(p.numel(), p.requires_grad) for p in self._model.parameters()]
         return sum(count for count, trains in counts if trains), sum(count for count, _ in counts)
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameters that train in some stage as one optimizer group per unit."""
+        named = dict(self._model.named_parameters())
+        units = [unit for unit in self._layout.units if unit.parameters]
+        groups = [{"name": unit.name, "params": [named[name] for name in unit.parameters]} for unit in units]
+        if self._embedding is not None:
+            groups.append({"name": "stage_embedding", "params": [self._embedding.table]})
+        return groups
 
     def growing(self) -> list[tuple[str, Any]]:
         """Every parameter that trains in some stage, with its name."""

@@ -176,3 +176,23 @@ def test_the_cut_of_a_suffix_stage_does_not_crash_torch(layout: str, tmp_path: P
     command = [sys.executable, "-c", SUFFIX_ON_CHANNELS_LAST, layout]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert (done.returncode, done.stdout.strip()) == (0, "seven stages"), done.stderr
+
+
+def test_folded_holds_inside_its_block_only() -> None:
+    family = BY_ID["sd"]
+    model = family.build().eval()
+    growth = GrowthScheduler(model, GrowthConfig(stage_embedding_init="normal", ema_decay=0.9))
+    growth.prepare(model, num_training_steps=4)
+    inputs, bias = family.inputs(0, 2), model.time_embedding.linear_2.bias
+    old = bias.detach().clone()
+    with torch.no_grad():
+        before = family.output(model, inputs)
+        with pytest.raises(KeyError), growth.folded(model):
+            torch.testing.assert_close(family.output(model, inputs), before, rtol=1e-5, atol=1e-6)
+            assert not torch.equal(bias, old)
+            raise KeyError
+        assert torch.equal(bias, old)
+        assert torch.equal(family.output(model, inputs), before)
+    growth.fold(model)
+    with pytest.raises(OrderError, match="nothing to fold"), growth.folded(model):
+        pass

@@ -62,7 +62,7 @@ def test_gradients_of_the_stage_embedding_are_averaged_before_clipping(ranks: li
         assert any(result[case]["clipped"])
 
 
-@pytest.mark.parametrize("when", ["step", "load", "fold"])
+@pytest.mark.parametrize("when", ["step", "load", "end"])
 def test_a_corrupted_rank_is_reported_on_both(ranks: list[dict[str, Any]], when: str) -> None:
     for result in ranks:
         assert "ranks differ" in result["corrupted"][when]

@@ -1,0 +1,147 @@
+"""The diffs in `docs/diffs`: small, in order, and what the README and `docs/integrate.md` say."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from autoprog_diffusion import GrowthConfig, GrowthScheduler
+
+from .scripts import BY_NAME, CONFIG, DIFFS, ROOT, Line, Script, every_script, needs_checkout, parse_diff, patched
+
+
+IMPORT = "from autoprog_diffusion import GrowthConfig, GrowthScheduler"
+# What may stand above an added line.
+ABOVE = {
+    "growth.prepare": ("args.num_train_epochs = math.ceil(", "max_train_steps = args.num_epochs"),
+    "growth.step": ("global_step += 1",),
+    "growth.fold": ("ema_unet.copy_to(", "accelerator.wait_for_everyone()", "if epoch == args.num_epochs - 1:"),
+    "if epoch": ("ema_model.copy_to(",),
+}
+
+
+def changed(text: str, sign: str) -> list[str]:
+    """Code of the lines of a diff that begin with `sign`."""
+    lines = [line[1:].strip() for line in text.splitlines() if line.startswith(sign)]
+    return [line for line in lines if not line.startswith(("-- ", "++ "))]
+
+
+def signed(script: Script, sign: str) -> list[Line]:
+    return [line for line in parse_diff(script.diff) if line.sign == sign]
+
+
+def blocks(document: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(r"^```diff\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_every_script_has_a_diff_and_a_mention() -> None:
+    assert sorted(path.name for path in DIFFS.iterdir()) == sorted(f"{name}.diff" for name in BY_NAME)
+    text = (ROOT / "docs" / "integrate.md").read_text(encoding="utf-8")
+    assert not [name for name in BY_NAME if f"(diffs/{name}.diff)" not in text]
+
+
+def test_the_documents_quote_the_diffs() -> None:
+    quoted = BY_NAME["train_text_to_image"].diff
+    assert blocks("docs/integrate.md")[0] == quoted[quoted.index("--- a/") :]
+    known = {(sign, line) for script in BY_NAME.values() for sign in "+-" for line in changed(script.diff, sign)}
+    fragments = "\n".join(blocks("docs/integrate.md"))
+    optional = 'batch["pixel_values"] = growth.resize(batch["pixel_values"])'
+    assert {(sign, line) for sign in "+-" for line in changed(fragments, sign)} - known == {("+", optional)}
+    readme = blocks("README.md")[0]
+    assert [changed(readme, sign) for sign in "+-"] == [changed(quoted, sign) for sign in "+-"]
+
+
+@every_script
+def test_a_diff_is_of_one_file_at_the_stated_commit(script: Script) -> None:
+    assert "58eb52c080" in script.diff.splitlines()[0]
+    heads = re.findall(r"^(?:---|\+\+\+) (\S+)", script.diff, flags=re.MULTILINE)
+    assert heads == [f"a/{script.path}", f"b/{script.path}"]
+
+
+@every_script
+def test_the_lines_are_the_six_lines_in_order(script: Script) -> None:
+    (old,) = (line.text.strip() for line in signed(script, "-"))
+    new = old.replace(f"{script.model}.parameters()", "growth.parameters()")
+    assert new != old
+    model, last, steps = script.model, [f"growth.fold({script.model})"], "args.max_train_steps"
+    if script.name == "train_unconditional":
+        last, steps = ["if epoch == args.num_epochs - 1:", "growth.fold(unet)"], "max_train_steps"
+    assert [line.text.strip() for line in signed(script, "+")] == [
+        IMPORT,
+        f"growth = GrowthScheduler({model}, {CONFIG}, accelerator)",
+        new,
+        f"growth.prepare({model}, num_training_steps={steps})",
+        "growth.step()",
+        *last,
+    ]
+
+
+@every_script
+def test_every_call_fits_the_library(script: Script) -> None:
+    assert GrowthConfig(num_stages=4) == eval(CONFIG, {"GrowthConfig": GrowthConfig})
+    bound = []
+    for line in signed(script, "+"):
+        code = line.text.strip()
+        calls = ast.walk(ast.parse(code)) if code.startswith("growth") else []
+        for call in (node for node in calls if isinstance(node, ast.Call)):
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else ast.unparse(call.func)
+            function = {"GrowthScheduler": GrowthScheduler, "GrowthConfig": GrowthConfig}.get(name)
+            self = () if function else (None,)
+            keywords = {str(keyword.arg): keyword.value for keyword in call.keywords}
+            signature = inspect.signature(function or getattr(GrowthScheduler, name))
+            bound.append(signature.bind(*self, *call.args, **keywords))
+    assert len(bound) >= 5
+
+
+@every_script
+def test_a_line_stands_below_the_right_one(script: Script) -> None:
+    lines = [line for line in parse_diff(script.diff) if line.sign != "-"]
+    seen = []
+    for above, line in zip(lines, lines[1:]):
+        for start, allowed in ABOVE.items():
+            if line.sign == "+" and line.text.strip().startswith(start):
+                assert above.number == line.number - 1
+                assert above.text.strip().startswith(allowed)
+                seen.append(start)
+    assert {"growth.prepare", "growth.step", "growth.fold"} <= set(seen)
+
+
+def places(text: str, *starts: str) -> list[int]:
+    """Numbers of the lines whose code begins with one of `starts`, or assigns it."""
+    lines = enumerate(text.splitlines())
+    return [n for n, line in lines if line.strip().startswith(starts) or line.partition("= ")[2].startswith(starts)]
+
+
+@needs_checkout
+@every_script
+def test_the_patched_script_keeps_the_order(script: Script, tmp_path: Path) -> None:
+    text = patched(script, tmp_path).read_text(encoding="utf-8")
+    main = text.index("\ndef main(")
+    text = "\n" * text[:main].count("\n") + text[main:]
+    (built,) = places(text, "GrowthScheduler(")
+    (prepared,) = places(text, "growth.prepare(")
+    (stepped,) = places(text, "growth.step(")
+    (folded,) = places(text, "growth.fold(")
+    shaped = places(text, "EMAModel(", f"{script.model}.add_adapter(", "cast_training_params(")
+    assert shaped or script.name == "train_dreambooth"
+    assert all(n < built for n in shaped)
+    assert built < min(places(text, "optimizer_cls(", "optimizer_class(", "torch.optim.AdamW("))
+    assert max(places(text, "accelerator.prepare(")) < prepared < min(places(text, "accelerator.load_state("))
+    assert all(n < stepped for n in places(text, "ema_unet.step(", "ema_model.step("))
+    assert max(places(text, "optimizer.step(")) < stepped < min(places(text, "accelerator.save_state("))
+    assert all(n < folded for n in places(text, "ema_unet.copy_to(", "ema_model.copy_to("))
+    saved = places(text, "pipeline.save_pretrained(args.output_dir", "get_peft_model_state_dict(transformer)")
+    assert folded < saved[-1]
+
+
+@needs_checkout
+@every_script
+def test_the_patched_script_has_no_unknown_name(script: Script, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F811,F821"]
+    done = subprocess.run([*command, str(patched(script, tmp_path))], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
