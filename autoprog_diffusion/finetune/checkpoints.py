@@ -7,8 +7,12 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from autoprog_diffusion.growth.errors import StateError
 
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MARKER = "complete.json"
+TRAINED_FILE = "trained.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -42,6 +47,30 @@ def save_checkpoint(accelerator: Accelerator, root: Path, step: int, limit: int 
         _complete(temporary, final, step)
         _prune(root, limit)
     accelerator.wait_for_everyone()
+
+
+def keep_only(accelerator: Accelerator, model: nn.Module, names: Sequence[str]) -> None:
+    """Let checkpoints hold only the named parameters of the model: the rest never trains, so it need not be kept."""
+
+    def save(models: list[Any], weights: list[dict[str, Tensor]], folder: str) -> None:
+        weights.clear()
+        if accelerator.is_main_process:
+            parameters = dict(model.named_parameters())
+            save_file({name: parameters[name].detach().contiguous() for name in names}, Path(folder) / TRAINED_FILE)
+
+    def load(models: list[Any], folder: str) -> None:
+        models.clear()
+        path = Path(folder) / TRAINED_FILE
+        found = load_file(path) if path.exists() else {}
+        if sorted(found) != sorted(names):
+            raise StateError(
+                f"{folder} holds the weights of {len(found)} parameters that train, the run has {len(names)}: resume "
+                "with the settings that the checkpoint was made with."
+            )
+        model.load_state_dict(found, strict=False)
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
 
 
 def newest_checkpoint(root: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,44 @@ def check_batch(count: int, per_step: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Window:
+    """What of an image is trained on, in pixels.
+
+    Attributes:
+        width: Of the resized image.
+        height: Of the resized image.
+        left: Of the crop in the resized image.
+        top: Of the crop in the resized image.
+        mirrored: Whether the crop is mirrored.
+    """
+
+    width: int
+    height: int
+    left: int
+    top: int
+    mirrored: bool
+
+
+def crop_window(
+    size: tuple[int, int], side: int, args: DataArguments, generator: torch.Generator | None = None
+) -> Window:
+    """Where a square is cut from an image, the shorter side resized to fit.
+
+    Args:
+        size: Width and height of the image in pixels.
+        side: Of the square in pixels.
+        args: Crop and flip.
+        generator: Draws crop and flip; None crops the centre and does not flip.
+    """
+    scale = side / min(size)
+    width, height = (max(side, round(length * scale)) for length in size)
+    random = generator is not None and not args.center_crop
+    left, top = (_offset(length - side, generator if random else None) for length in (width, height))
+    mirrored = generator is not None and args.random_flip and bool(torch.rand((), generator=generator) < 0.5)
+    return Window(width, height, left, top, mirrored)
+
+
 def to_pixels(image: Image.Image, size: int, args: DataArguments, generator: torch.Generator | None = None) -> Tensor:
     """A PIL image -> (3, size, size) float32 in [-1, 1]: shorter side resized, then cropped, perhaps mirrored.
 
@@ -69,18 +108,19 @@ def to_pixels(image: Image.Image, size: int, args: DataArguments, generator: tor
         args: Interpolation, crop and flip.
         generator: Draws crop and flip; None crops the centre and does not flip.
     """
+    return cut(image, crop_window(image.size, size, args, generator), size, args)
+
+
+def cut(image: Image.Image, window: Window, size: int, args: DataArguments) -> Tensor:
+    """The window of an image, (3, size, size) float32 in [-1, 1]; transparency is laid on white."""
     image = _flatten(image)
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling[args.image_interpolation_mode.upper()])
-    random = generator is not None and not args.center_crop
-    left, top = (_offset(side - size, generator if random else None) for side in (width, height))
-    pixels = np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.float32)
+    if (window.width, window.height) != image.size:
+        filter_ = Image.Resampling[args.image_interpolation_mode.upper()]
+        image = image.resize((window.width, window.height), filter_)
+    box = (window.left, window.top, window.left + size, window.top + size)
+    pixels = np.asarray(image.crop(box), dtype=np.float32)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1.0
-    if generator is not None and args.random_flip and torch.rand((), generator=generator) < 0.5:
-        tensor = tensor.flip(-1)
-    return tensor
+    return tensor.flip(-1) if window.mirrored else tensor
 
 
 def read_image(data: datasets.Dataset, index: int) -> Image.Image:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -21,7 +20,7 @@ from autoprog_diffusion.growth import GrowthError, GrowthPlan, GrowthScheduler
 from autoprog_diffusion.growth.resize import stage_size
 
 from .arguments import Arguments
-from .checkpoints import checkpoint_step, find_checkpoint, save_checkpoint
+from .checkpoints import checkpoint_step, find_checkpoint, keep_only, save_checkpoint
 from .measure import counted_flops, peak_memory, synchronize
 from .runlog import RunLog
 from .setup import make_optimizer
@@ -78,7 +77,13 @@ class Trainer:
         self.args, self.accelerator, self.growth, self.task = args, accelerator, growth, task
         self.bare, self.log, self.step = denoiser, RunLog(), 0
         train = args.train
-        self.ema = _make_ema(denoiser, args, accelerator)
+        trained = [name for name, parameter in denoiser.named_parameters() if parameter.requires_grad]
+        # Taken now: growing freezes parameters, but what does not train from the start never will.
+        self._trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+        self._whole = len(trained) == len(list(denoiser.parameters()))
+        if not self._whole:
+            keep_only(accelerator, denoiser, trained)
+        self.ema = _make_ema(self._trained, args, accelerator)
         batch = train.train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
         optimizer = make_optimizer(growth.parameters(), train, batch)
         steps = train.max_train_steps or train.num_train_epochs * max(
@@ -141,11 +146,11 @@ class Trainer:
     def finish(self) -> None:
         """Put the averaged weights in place, if there are any, and fold the stage embedding into them."""
         if self.ema is not None:
-            self.ema.copy_to(self.bare.parameters())
-        table = self.growth.state_dict()["embedding"]
-        if self.growth.config.stage_dropout and self.accelerator.is_main_process:
-            # A fold cannot express the null row: the table travels beside the pipeline.
-            save_file(table, Path(self.args.output.output_dir) / "stage_embedding.safetensors")
+            self.ema.copy_to(self._trained)
+        embedded = self.growth.state_dict()["embedding"] is not None
+        if embedded and (self.growth.config.stage_dropout or not self._whole):
+            # A fold cannot express the null row, and LoRA's file holds no bias: the rows travel beside the weights.
+            self.growth.save_stage_embedding(self.args.output.output_dir)
         self.growth.fold(self.denoiser)
         if self.accelerator.num_processes > 1:
             self.accelerator.print(f"{self.accelerator.num_processes} ranks end with bit-identical weights.")
@@ -171,7 +176,7 @@ class Trainer:
                 break
         mean_loss = self._mean(losses)
         if self.ema is not None:
-            self.ema.step(self.bare.parameters())
+            self.ema.step(self._trained)
         self.step += 1
         synchronize(accelerator.device)
         self._report(mean_loss, time.perf_counter() - started, stage, bar)
@@ -244,10 +249,10 @@ class Trainer:
                 done += 1
 
 
-def _make_ema(denoiser: nn.Module, args: Arguments, accelerator: Accelerator) -> EMAModel | None:
+def _make_ema(trained: list[nn.Parameter], args: Arguments, accelerator: Accelerator) -> EMAModel | None:
     if not args.train.use_ema:
         return None
-    ema = EMAModel(denoiser.parameters(), decay=args.train.ema_decay, foreach=args.train.foreach_ema)
+    ema = EMAModel(trained, decay=args.train.ema_decay, foreach=args.train.foreach_ema)
     ema.to("cpu" if args.train.offload_ema else accelerator.device)
     if args.train.offload_ema and torch.cuda.is_available():
         ema.pin_memory()

@@ -2,57 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
+from torch import nn
+
+
+@contextmanager
+def sampling(pipeline: Any, scheduler: Any = None) -> Iterator[None]:
+    """No gradient, evaluation mode, no progress bar; modes, scheduler and global random state come back afterwards.
+
+    Args:
+        pipeline: Any Diffusers pipeline.
+        scheduler: To sample with, instead of the pipeline's own.
+    """
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    modes, own = [module.training for module in modules], pipeline.scheduler
+    pipeline.set_progress_bar_config(disable=True)
+    try:
+        pipeline.scheduler = own if scheduler is None else scheduler
+        for module in modules:
+            module.eval()
+        with torch.no_grad(), torch.random.fork_rng():
+            yield
+    finally:
+        pipeline.scheduler = own
+        for module, mode in zip(modules, modes):
+            module.train(mode)
+
+
+def seeds(first: int, count: int) -> list[torch.Generator]:
+    """One generator per picture, seeded `first`, `first + 1`, ...: the same noise on any device."""
+    return [torch.Generator("cpu").manual_seed(first + index) for index in range(count)]
 
 
 def sample_images(
-    pipeline: Any,
-    prompts: Sequence[str],
-    *,
-    size: int,
-    steps: int,
-    guidance: float,
-    seed: int,
+    pipeline: Any, prompts: Sequence[str], *, size: int, steps: int, guidance: float, seed: int
 ) -> list[Image.Image]:
     """One image per prompt, by DDIM, every prompt with a seed of its own (`seed`, `seed + 1`, ...).
 
-    The modules' training mode and the global random state are left as they were.
-
     Args:
-        pipeline: A Stable-Diffusion-class pipeline, on `device`.
+        pipeline: A Stable Diffusion or SDXL pipeline.
         prompts: What to draw.
         size: Side of the images in pixels.
         steps: Denoising steps.
         guidance: Scale of classifier-free guidance.
         seed: Of the first prompt.
     """
-    modes = [(module, module.training) for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder)]
-    scheduler = pipeline.scheduler
-    pipeline.scheduler = DDIMScheduler.from_config(scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    try:
-        for module, _ in modes:
-            module.eval()
-        generators = [torch.Generator("cpu").manual_seed(seed + index) for index in range(len(prompts))]
-        with torch.no_grad(), torch.random.fork_rng():
-            return pipeline(
-                list(prompts),
-                height=size,
-                width=size,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=generators,
-            ).images
-    finally:
-        pipeline.scheduler = scheduler
-        for module, mode in modes:
-            module.train(mode)
+    with sampling(pipeline, DDIMScheduler.from_config(pipeline.scheduler.config)):
+        return pipeline(
+            list(prompts),
+            height=size,
+            width=size,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=seeds(seed, len(prompts)),
+        ).images
 
 
 def save_grid(path: Path, prompts: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthError, GrowthPlan
 
 from .arguments import Arguments, TrainArguments, check_arguments
-from .images import read_image, to_pixels
+from .images import crop_window, cut, read_image
 
 
 if TYPE_CHECKING:
@@ -53,31 +54,51 @@ def make_accelerator(args: Arguments) -> Accelerator:
 class RowDataset(Dataset):
     """Row numbers, and for uncached training the decoded images.
 
+    An item is `index` and, uncached, `pixel_values` (3, H, W) in [-1, 1] and `window` (4,): height and width of the
+    image, top and left of the crop in the resized image, in pixels. With groups each has a first axis of one row each.
+
     Args:
         data: Column `image`.
         args: The recipe's arguments.
         resolution: Side of the images in pixels, or None for row numbers only.
+        groups: Rows that are trained together, an item each; None for one row each.
     """
 
-    def __init__(self, data: datasets.Dataset, args: Arguments, resolution: int | None) -> None:
-        self._data, self._args, self._resolution = data, args, resolution
+    def __init__(
+        self,
+        data: datasets.Dataset,
+        args: Arguments,
+        resolution: int | None,
+        groups: Sequence[tuple[int, ...]] | None = None,
+    ) -> None:
+        self._data, self._args, self._resolution, self._groups = data, args, resolution, groups
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self._data if self._groups is None else self._groups)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if self._resolution is None:
-            return {"index": index}
-        # Crop and flip depend on seed, epoch and row alone: the same in any worker, and after a resume.
+        # Crop and flip depend on seed, epoch and item alone: the same in any worker, and after a resume.
         generator = torch.Generator().manual_seed(hash((self._args.train.seed, self.epoch, index)) % 2**63)
-        pixels = to_pixels(read_image(self._data, index), self._resolution, self._args.data, generator)
-        return {"index": index, "pixel_values": pixels}
+        if self._groups is None:
+            return self._item(index, generator)
+        return default_collate([self._item(row, generator) for row in self._groups[index]])
+
+    def _item(self, row: int, generator: torch.Generator) -> dict[str, Any]:
+        if self._resolution is None:
+            return {"index": row}
+        image, args = read_image(self._data, row), self._args.data
+        window = crop_window(image.size, self._resolution, args, generator)
+        left = window.width - self._resolution - window.left if window.mirrored else window.left
+        pixels = cut(image, window, self._resolution, args)
+        return {"index": row, "pixel_values": pixels, "window": torch.tensor([*image.size[::-1], window.top, left])}
 
 
-def make_loader(data: datasets.Dataset, args: Arguments, resolution: int) -> DataLoader:
+def make_loader(
+    data: datasets.Dataset, args: Arguments, resolution: int, groups: Sequence[tuple[int, ...]] | None = None
+) -> DataLoader:
     """Shuffled batches of `RowDataset`, the last incomplete one dropped."""
-    rows = RowDataset(data, args, None if args.data.cache_latents else resolution)
+    rows = RowDataset(data, args, None if args.data.cache_latents else resolution, groups)
     return DataLoader(
         rows,
         batch_size=args.train.train_batch_size,

@@ -9,14 +9,18 @@ import datasets
 import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import set_seed
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 from autoprog_diffusion.finetune.arguments import Arguments
 from autoprog_diffusion.finetune.images import load_captioned_images
-from autoprog_diffusion.finetune.setup import make_accelerator
-from autoprog_diffusion.finetune.stable_diffusion import load_pipeline
+from autoprog_diffusion.finetune.loop import Trainer
+from autoprog_diffusion.finetune.setup import growth_config, make_accelerator, make_loader
+from autoprog_diffusion.finetune.stable_diffusion import TextToImage, load_pipeline
+from autoprog_diffusion.growth import GrowthScheduler
 
 from .tiny import build_pipeline, parse, write_images
+from .training import NewTrainer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,13 +54,34 @@ def new_accelerator() -> Iterator[Callable[[Arguments], Accelerator]]:
     """Accelerate keeps its state in class attributes: each call starts as a new process would."""
 
     def make(args: Arguments) -> Accelerator:
-        _forget()
+        forget()
         return make_accelerator(args)
 
     yield make
-    _forget()
+    forget()
 
 
-def _forget() -> None:
+@pytest.fixture
+def new_trainer(
+    pipeline_dir: Path,
+    data: datasets.Dataset,
+    tmp_path: Path,
+    new_accelerator: Callable[[Arguments], Accelerator],
+) -> NewTrainer:
+    def make(*flags: object) -> Trainer:
+        args = parse("--output_dir", tmp_path / "out", "--search", "none", *flags)
+        accelerator = new_accelerator(args)
+        pipeline = load_pipeline(str(pipeline_dir), args)
+        set_seed(args.train.seed, device_specific=True)
+        config, plan = growth_config(args, 4)
+        growth = GrowthScheduler(pipeline.unet, config, accelerator)
+        task = TextToImage(pipeline, data, args, accelerator, 64)
+        return Trainer(pipeline.unet, growth, plan, task, make_loader(data, args, 64), args, accelerator)
+
+    return make
+
+
+def forget() -> None:
+    """Drop what Accelerate keeps between runs in one process."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

@@ -1,4 +1,4 @@
-"""The trainer in this process: against the literal Diffusers loop, and where it must stop."""
+"""The trainer in this process, against the literal Diffusers loop."""
 
 from __future__ import annotations
 
@@ -18,51 +18,11 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.loop import Trainer, TrainingError
-from autoprog_diffusion.finetune.setup import growth_config, make_loader
-from autoprog_diffusion.finetune.stable_diffusion import TextToImage, load_pipeline
-from autoprog_diffusion.growth import GrowthError, GrowthScheduler
-from autoprog_diffusion.growth.errors import ConfigError, PlanError, StateError
+from autoprog_diffusion.finetune.setup import make_loader
+from autoprog_diffusion.finetune.stable_diffusion import load_pipeline
 
 from .tiny import parse
-
-
-NewTrainer = Callable[..., Trainer]
-STEPS = 5
-# Crosses an epoch: 24 images are 6 batches of 4, and 5 steps of 2 are 10.
-FLAGS = (
-    "--max_train_steps", STEPS, "--train_batch_size", 4, "--gradient_accumulation_steps", 2,
-    "--lr_scheduler", "cosine", "--lr_warmup_steps", 2, "--learning_rate", 1e-3, "--max_grad_norm", 0.5,
-    "--random_flip", "--no-cache_latents",
-)  # fmt: skip
-
-
-@pytest.fixture
-def new_trainer(
-    pipeline_dir: Path,
-    data: datasets.Dataset,
-    tmp_path: Path,
-    new_accelerator: Callable[[Arguments], Accelerator],
-) -> NewTrainer:
-    def make(*flags: object) -> Trainer:
-        args = parse("--output_dir", tmp_path / "out", "--search", "none", *flags)
-        accelerator = new_accelerator(args)
-        pipeline = load_pipeline(str(pipeline_dir), args)
-        set_seed(args.train.seed, device_specific=True)
-        config, plan = growth_config(args, 4)
-        growth = GrowthScheduler(pipeline.unet, config, accelerator)
-        task = TextToImage(pipeline, data, args, accelerator, 64)
-        return Trainer(pipeline.unet, growth, plan, task, make_loader(data, args, 64), args, accelerator)
-
-    return make
-
-
-def weights(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.bare.state_dict().items()}
-
-
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+from .training import FLAGS, STEPS, NewTrainer, same, weights
 
 
 def plain_diffusers_loop(
@@ -199,107 +159,6 @@ def test_epochs_count_where_steps_are_not_given(new_trainer: NewTrainer) -> None
     assert new_trainer(*flags).max_steps == 3 * (24 // 5 // 2)
 
 
-@pytest.mark.parametrize("wanted", ["latest", "checkpoint-2"])
-def test_a_resumed_run_ends_bit_identical(new_trainer: NewTrainer, tmp_path: Path, wanted: str) -> None:
-    flags = (*FLAGS, "--use_ema", "--ema_decay", 0.5, "--checkpointing_steps", 2, "--resolutions", 0.5, 0.5, 1, 1)
-    whole = new_trainer(*flags)
-    whole.train()
-    whole.finish()
-    resumed = new_trainer(*flags)
-    assert resumed.resume(wanted)
-    assert resumed.step == {"latest": 4, "checkpoint-2": 2}[wanted]
-    resumed.train()
-    resumed.finish()
-    assert same(weights(whole), weights(resumed))
-    assert resumed.log.rows["loss"] == whole.log.rows["loss"]
-
-
-def test_a_run_resumed_within_a_search_ends_bit_identical(new_trainer: NewTrainer) -> None:
-    flags = ("--max_train_steps", 20, "--train_batch_size", 4, "--checkpointing_steps", 7, "--search", "zero_shot")
-    whole = new_trainer(*flags)
-    whole.train()
-    whole.finish()
-    for wanted in ("checkpoint-7", "checkpoint-14"):
-        resumed = new_trainer(*flags)
-        assert resumed.resume(wanted)
-        resumed.train()
-        resumed.finish()
-        assert resumed.growth.plan == whole.growth.plan
-        assert same(weights(whole), weights(resumed))
-
-
-def test_a_finished_run_can_be_resumed_and_does_nothing(new_trainer: NewTrainer) -> None:
-    flags = ("--max_train_steps", 4, "--train_batch_size", 4, "--checkpointing_steps", 4)
-    whole = new_trainer(*flags)
-    whole.train()
-    whole.finish()
-    again = new_trainer(*flags)
-    assert again.resume("latest")
-    again.train(pytest.fail)
-    again.finish()
-    assert same(weights(whole), weights(again))
-
-
-def test_there_is_nothing_to_resume_at_first(new_trainer: NewTrainer) -> None:
-    trainer = new_trainer(*FLAGS)
-    assert trainer.resume("latest") is False
-    assert trainer.step == 0
-    with pytest.raises(StateError, match=r"checkpoint-7 is not a complete checkpoint"):
-        trainer.resume("checkpoint-7")
-
-
-def test_a_checkpoint_of_another_plan_is_refused(new_trainer: NewTrainer) -> None:
-    flags = ("--train_batch_size", 4, "--checkpointing_steps", 2)
-    new_trainer("--max_train_steps", 4, *flags).train()
-    with pytest.raises(StateError, match="num_training_steps was 4, now 8"):
-        new_trainer("--max_train_steps", 8, *flags).resume("latest")
-
-
-def test_a_run_shorter_than_its_stages_is_refused(new_trainer: NewTrainer) -> None:
-    with pytest.raises(PlanError, match="num_training_steps=3 is shorter than num_stages=4"):
-        new_trainer("--max_train_steps", 3, "--train_batch_size", 4)
-
-
-def test_a_plan_of_other_steps_is_refused(new_trainer: NewTrainer, tmp_path: Path) -> None:
-    trainer = new_trainer("--max_train_steps", 4, "--train_batch_size", 4)
-    trainer.growth.plan.save(tmp_path / "plan.json")
-    with pytest.raises(PlanError, match=r"the plan is for 4 steps, the run has 8: use plan\.rescaled\(8\)"):
-        new_trainer("--max_train_steps", 8, "--train_batch_size", 4, "--growth_plan", tmp_path / "plan.json")
-
-
-def test_a_later_stage_s_resolution_is_refused_before_any_training(new_trainer: NewTrainer) -> None:
-    """0.65 of 64 pixels is 42, which the VAE does not divide; stage 0 would train well."""
-    steps = []
-    with pytest.raises(ConfigError, match="0.65"):
-        new_trainer("--max_train_steps", 8, "--train_batch_size", 4, "--resolutions", 0.5, 0.65, 1, 1).train(
-            steps.append
-        )
-    assert steps == []
-
-
-def test_a_resolution_above_the_data_is_refused_before_any_training(new_trainer: NewTrainer) -> None:
-    steps = []
-    with pytest.raises(ConfigError, match="larger than the images"):
-        new_trainer("--max_train_steps", 8, "--train_batch_size", 4, "--resolutions", 32, 64, 64, 128).train(
-            steps.append
-        )
-    assert steps == []
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_with_the_newest_checkpoint(new_trainer: NewTrainer) -> None:
-    trainer = new_trainer("--max_train_steps", 8, "--train_batch_size", 4, "--checkpointing_steps", 1)
-
-    def poison(step: int) -> None:
-        if step == 2:
-            with torch.no_grad():
-                trainer.bare.conv_out.bias.fill_(float("nan"))
-
-    with pytest.raises(
-        TrainingError, match=r"the loss is nan at step 2, stage 2: lower --learning_rate.*checkpoint-2"
-    ):
-        trainer.train(poison)
-
-
 @pytest.mark.parametrize("flag", ["--offload_ema", "--foreach_ema"])
 def test_variants_of_the_average_train(new_trainer: NewTrainer, flag: str) -> None:
     flags = ("--max_train_steps", 4, "--train_batch_size", 4, "--use_ema", "--ema_decay", 0.5)
@@ -311,21 +170,3 @@ def test_variants_of_the_average_train(new_trainer: NewTrainer, flag: str) -> No
         results.append(weights(trainer))
     for name, tensor in results[0].items():
         torch.testing.assert_close(tensor, results[1][name], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--lr_scheduler", "zigzag"),
-        ("--train_batch_size", 0),
-        ("--gradient_accumulation_steps", 0),
-        ("--checkpointing_steps", 0),
-        ("--max_train_steps", -1),
-    ],
-    ids=lambda flags: flags[0],
-)
-def test_numbers_and_names_that_are_not_allowed_are_refused_at_once(new_trainer: NewTrainer, flags: tuple) -> None:
-    steps = []
-    with pytest.raises(GrowthError, match=str(flags[1])):
-        new_trainer("--max_train_steps", 4, "--train_batch_size", 4, *flags).train(steps.append)
-    assert steps == []

@@ -128,7 +128,8 @@ def test_growth_settings_reach_the_configuration() -> None:
     assert growth_config(args, 4) == (
         GrowthConfig(
             num_stages=3, order="suffix", min_trainable=0.5, resolutions=(0.5, 0.5, 1.0), boundaries=(10, 20),
-            stage_embedding_init="carry", stage_dropout=0.1, ema_decay=0.9, resolution_multiple=4,
+            stage_embedding=True, stage_embedding_init="carry", stage_dropout=0.1, ema_decay=0.9,
+                resolution_multiple=4,
         ),
         None,
     )  # fmt: skip

@@ -16,9 +16,8 @@ from autoprog_diffusion.finetune.arguments import Arguments
 from autoprog_diffusion.finetune.images import load_captioned_images, read_image, to_pixels
 from autoprog_diffusion.finetune.samples import sample_images
 from autoprog_diffusion.finetune.setup import growth_config
-from autoprog_diffusion.finetune.stable_diffusion import TextToImage, check_sizes, load_pipeline, training_scheduler
+from autoprog_diffusion.finetune.stable_diffusion import TextToImage, load_pipeline, training_scheduler
 from autoprog_diffusion.growth import GrowthError, GrowthScheduler
-from autoprog_diffusion.growth.errors import ConfigError
 
 from .tiny import COUNT, parse, write_images
 
@@ -34,6 +33,7 @@ def new_task(
 
     def make(*flags: object, data: datasets.Dataset = data) -> tuple[TextToImage, GrowthScheduler]:
         args = parse("--output_dir", tmp_path / "out", "--num_stages", 2, "--search", "none", *flags)
+        pipeline.unet.requires_grad_(True)  # as a new process would
         growth = GrowthScheduler(pipeline.unet, growth_config(args, 4)[0])
         growth.prepare(pipeline.unet, num_training_steps=8)
         task = TextToImage(pipeline, data, args, new_accelerator(args), 64)
@@ -53,9 +53,9 @@ def encode(task: TextToImage, index: int, side: int, flip: bool = False) -> torc
 def test_cached_latents_are_the_vae_s(new_task: Callable) -> None:
     task, growth = new_task()
     task.enter_stage(growth)
-    assert task._latents is not None
+    assert task.latents._cache is not None
     rows = torch.tensor([5, 0, 23])
-    cached = task._latents[rows]
+    cached = task.latents._cache[rows]
     assert cached.shape == (3, 8, 16, 16)
     for row, moments in zip(rows.tolist(), cached):
         torch.testing.assert_close(moments, encode(task, row, 64), rtol=1e-4, atol=1e-5)
@@ -64,35 +64,34 @@ def test_cached_latents_are_the_vae_s(new_task: Callable) -> None:
 def test_cached_text_is_the_text_encoder_s(new_task: Callable) -> None:
     task, growth = new_task()
     task.enter_stage(growth)
-    assert task._text is not None
     for index in (0, 7, 23):
         ids = task.pipeline.tokenizer(
             task.data[index]["text"], padding="max_length", max_length=16, truncation=True, return_tensors="pt"
         ).input_ids
         with torch.no_grad():
             literal = task.pipeline.text_encoder(ids)[0][0]
-        torch.testing.assert_close(task._text[task._caption_rows[[index]]][0], literal, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(task.captions.draw(torch.tensor([index]))[0][0], literal, rtol=1e-4, atol=1e-5)
 
 
 def test_equal_captions_are_encoded_once(new_task: Callable, data: datasets.Dataset, tmp_path: Path) -> None:
     same = data.select(range(6)).remove_columns("text").add_column("text", ["b", "a", "b", "b", "a", "b"])
     task, growth = new_task(data=same)
     task.enter_stage(growth)
-    assert task._caption_rows.tolist() == [1, 0, 1, 1, 0, 1]
-    assert task._text is not None
-    assert len(task._text._array) == 2
+    assert task.captions._places.tolist() == [1, 0, 1, 1, 0, 1]
+    assert task.captions._cache is not None
+    assert len(task.captions._cache._array) == 2
 
 
 def test_every_stage_resolution_has_its_own_latents(new_task: Callable, tmp_path: Path) -> None:
     task, growth = new_task("--resolutions", 0.5, 1)
     task.enter_stage(growth)
-    assert task._latents is not None
-    assert task._latents[torch.tensor([3])].shape == (1, 8, 8, 8)
-    torch.testing.assert_close(task._latents[torch.tensor([3])][0], encode(task, 3, 32), rtol=1e-4, atol=1e-5)
+    assert task.latents._cache is not None
+    assert task.latents._cache[torch.tensor([3])].shape == (1, 8, 8, 8)
+    torch.testing.assert_close(task.latents._cache[torch.tensor([3])][0], encode(task, 3, 32), rtol=1e-4, atol=1e-5)
     for _ in range(4):
         growth.step()
     task.enter_stage(growth)
-    torch.testing.assert_close(task._latents[torch.tensor([3])][0], encode(task, 3, 64), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(task.latents._cache[torch.tensor([3])][0], encode(task, 3, 64), rtol=1e-4, atol=1e-5)
     names = sorted(path.name for path in (tmp_path / "out" / "cache").glob("*.npy"))
     assert names == ["latents-32.npy", "latents-64.npy", "text.npy"]
 
@@ -100,12 +99,12 @@ def test_every_stage_resolution_has_its_own_latents(new_task: Callable, tmp_path
 def test_rows_past_the_data_are_mirrored_and_both_are_drawn(new_task: Callable) -> None:
     task, growth = new_task("--random_flip")
     task.enter_stage(growth)
-    assert task._latents is not None
-    plain, mirrored = task._latents[torch.tensor([4, COUNT + 4])]
+    assert task.latents._cache is not None
+    plain, mirrored = task.latents._cache[torch.tensor([4, COUNT + 4])]
     torch.testing.assert_close(mirrored, encode(task, 4, 64, flip=True), rtol=1e-4, atol=1e-5)
     assert (plain - mirrored).abs().max() > 0.01
     batch = {"index": torch.full((40,), 4)}
-    latents = task._batch_latents(batch, growth) / task.pipeline.vae.config.scaling_factor
+    latents = task.latents.draw(batch, growth) / task.pipeline.vae.config.scaling_factor
     near = [min(((one - m[:4]).square().mean().item(), k) for k, m in enumerate((plain, mirrored))) for one in latents]
     assert 8 < sum(k for _, k in near) < 32
 
@@ -142,8 +141,8 @@ def test_a_replaced_picture_is_encoded_anew(new_task: Callable, tmp_path: Path) 
             Image.new("RGB", (40, 32), colour).save(folder / "02.png")
         task, growth = new_task(data=load_captioned_images(args, 64, str(tmp_path / "datasets")))
         task.enter_stage(growth)
-        assert task._latents is not None
-        seen.append(task._latents[torch.tensor([2])])
+        assert task.latents._cache is not None
+        seen.append(task.latents._cache[torch.tensor([2])])
     torch.testing.assert_close(seen[1][0], encode(task, 2, 64), rtol=1e-4, atol=1e-5)
     assert not torch.equal(seen[0], seen[1])
 
@@ -152,7 +151,7 @@ def test_latents_are_drawn_from_the_posterior(new_task: Callable) -> None:
     task, growth = new_task()
     task.enter_stage(growth)
     batch = {"index": torch.full((400,), 9)}
-    latents = task._batch_latents(batch, growth)
+    latents = task.latents.draw(batch, growth)
     assert latents.shape == (400, 4, 16, 16)
     mean, logvar = encode(task, 9, 64).chunk(2)
     scale = task.pipeline.vae.config.scaling_factor
@@ -166,7 +165,7 @@ def test_uncached_images_are_resized_to_the_stage_before_the_vae(new_task: Calla
     task.enter_stage(growth)
     pixels = torch.stack([to_pixels(read_image(task.data, index), 64, task.args.data) for index in (0, 1)])
     torch.manual_seed(3)
-    latents = task._batch_latents({"index": torch.tensor([0, 1]), "pixel_values": pixels}, growth)
+    latents = task.latents.draw({"index": torch.tensor([0, 1]), "pixel_values": pixels}, growth)
     small = torch.nn.functional.avg_pool2d(pixels, 2)
     torch.manual_seed(3)
     with torch.no_grad():
@@ -195,17 +194,6 @@ def test_the_training_scheduler_keeps_the_pipeline_s_settings(pipeline: StableDi
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.alphas_cumprod[-1] < 1e-6
     assert training_scheduler(pipeline, parse("--prediction_type", "epsilon")).config.prediction_type == "epsilon"
-
-
-@pytest.mark.parametrize(("size", "near"), [(66, 64), (63, 64), (2, 4), (0, 4), (-64, 4), (47, 48)])
-def test_a_size_that_the_vae_cannot_divide_is_refused(pipeline: StableDiffusionPipeline, size: int, near: int) -> None:
-    with pytest.raises(ConfigError, match=rf"--resolution {size} is not a multiple of 4 .*: use {near}\."):
-        check_sizes(pipeline, size)
-
-
-def test_sizes_that_the_vae_divides_pass(pipeline: StableDiffusionPipeline) -> None:
-    for size in (4, 32, 64, 68):
-        check_sizes(pipeline, size)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "not json", "other class", "no unet", "torn weights"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from string import ascii_lowercase
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from autoprog_diffusion.finetune.arguments import Arguments
+from autoprog_diffusion.finetune.convert import sdxl_from_sd
+from autoprog_diffusion.finetune.stable_diffusion import load_pipeline
 
 
 COUNT = 24
@@ -73,6 +77,18 @@ def build_pipeline(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder)
     torch.set_rng_state(state)
+    return folder
+
+
+def build_sdxl(folder: Path) -> Path:
+    """Save the same as a Stable Diffusion XL pipeline in which sizes and pooled text have an effect."""
+    with tempfile.TemporaryDirectory() as source:
+        pipeline: Any = sdxl_from_sd(load_pipeline(str(build_pipeline(Path(source))), parse()))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in pipeline.unet.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    pipeline.save_pretrained(folder)
     return folder
 
 

@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from ..finetune.tiny import build_pipeline, write_images
+from autoprog_diffusion.finetune.loop import Trainer
+from autoprog_diffusion.finetune.recipe import Recipe
+from autoprog_diffusion.finetune.run import Pictures, get_ready
+from autoprog_diffusion.finetune.setup import make_accelerator
+
+from ..finetune.conftest import forget
+from ..finetune.tiny import build_pipeline, build_sdxl, write_images
 
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "recipes" / "finetune_sd.py"
+NewRun = Callable[..., tuple[Any, Trainer, Pictures]]
+
+
+def load_recipe(name: str) -> ModuleType:
+    """The module of `recipes/<name>.py`, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"{name}_under_test", ROOT / "recipes" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass(frozen=True)
 class Script:
-    """`recipes/finetune_sd.py` with the tiny pipeline and pictures.
+    """A recipe with a tiny pipeline and pictures, in processes of its own.
 
     Attributes:
+        name: `recipes/<name>.py`.
         model: Folder of the pipeline.
         images: Folder of the pictures.
         environment: Of its processes.
     """
 
+    name: str
     model: Path
     images: Path
     environment: dict[str, str]
@@ -42,7 +63,7 @@ class Script:
 
     def command(self, output: Path, flags: tuple[object, ...], ranks: int = 1) -> list[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        start = [sys.executable, *(launcher if ranks > 1 else []), str(SCRIPT)]
+        start = [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / "recipes" / f"{self.name}.py")]
         return [*start, *self.flags(output), *(str(flag) for flag in flags)]
 
     def run(
@@ -74,15 +95,49 @@ class Script:
 
 
 @pytest.fixture(scope="session")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Script:
-    environment = os.environ | {
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return os.environ | {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(tmp_path_factory.mktemp("hf")),
         "MPLCONFIGDIR": str(tmp_path_factory.mktemp("mpl")),
     }
+
+
+@pytest.fixture(scope="session")
+def script(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Script:
     model = build_pipeline(tmp_path_factory.mktemp("pipeline"))
-    return Script(model, write_images(tmp_path_factory.mktemp("images")), environment)
+    return Script("finetune_sd", model, write_images(tmp_path_factory.mktemp("images")), environment)
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its state in class attributes: start and leave as a new process would."""
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture(scope="session")
+def sdxl_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_sdxl(tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture
+def new_run(tmp_path: Path) -> Iterator[NewRun]:
+    """A recipe in this process, ready to train: its pipeline, trainer and pictures."""
+
+    def make(recipe: Recipe, *flags: object) -> tuple[Any, Trainer, Pictures]:
+        forget()
+        output = ("--output_dir", tmp_path / "out", "--cache_dir", tmp_path / "hub", "--num_inference_steps", 2)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        args = recipe.parse([str(flag) for flag in (*output, "--search", "none", *flags)])
+        accelerator = make_accelerator(args)
+        pipeline = recipe.load(args)
+        return pipeline, *get_ready(recipe, pipeline, args, accelerator)
+
+    yield make
+    forget()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,120 @@
+"""A Stable Diffusion pipeline as a Stable Diffusion XL pipeline with the same function.
+
+SDXL reads the states before a text encoder's last layer, without the final normalisation that Stable Diffusion's UNet
+was trained with, from two encoders side by side, and adds sizes and pooled text to the timestep. So the text encoder
+gets two more layers (the first puts the normalised states on a residual stream that was made negligible, the second is
+not read), it is used twice, and whatever is new in the UNet starts at zero.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from autoprog_diffusion.growth.errors import GrowthError
+
+
+# Of the residual stream. A power of two scales without rounding; this one is below the precision of the states.
+SCALE = 2.0**-30
+TIME_CHANNELS = 32
+
+
+@torch.no_grad()
+def sdxl_from_sd(pipeline: StableDiffusionPipeline) -> StableDiffusionXLPipeline:
+    """An SDXL pipeline that draws what `pipeline` draws; VAE, tokenizer and scheduler are shared with it.
+
+    Raises:
+        GrowthError: The text encoder's layers cannot express an identity.
+    """
+    source: Any = pipeline.text_encoder
+    unet: Any = pipeline.unet
+    config = source.config
+    if config.hidden_act not in ("gelu", "quick_gelu") or config.intermediate_size < 2 * config.hidden_size:
+        raise GrowthError(
+            f"a text encoder with hidden_act={config.hidden_act!r} and intermediate_size={config.intermediate_size} "
+            f"cannot be converted: use gelu or quick_gelu, and at least {2 * config.hidden_size} units."
+        )
+    return StableDiffusionXLPipeline(
+        vae=pipeline.vae,
+        text_encoder=_deeper(source, CLIPTextModel),
+        text_encoder_2=_deeper(source, CLIPTextModelWithProjection),
+        tokenizer=pipeline.tokenizer,
+        tokenizer_2=copy.deepcopy(pipeline.tokenizer),
+        unet=_wider_unet(unet, source.config.hidden_size),
+        scheduler=pipeline.scheduler,
+        force_zeros_for_empty_prompt=False,  # Stable Diffusion guides away from the empty prompt, encoded
+        add_watermarker=False,
+    )
+
+
+def _wider_unet(source: Any, width: int) -> UNet2DConditionModel:
+    """The UNet with room for a second encoder, pooled text and sizes, which do nothing yet."""
+    settings = dict(source.config) | {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": TIME_CHANNELS,
+        "projection_class_embeddings_input_dim": width + 6 * TIME_CHANNELS,
+        "cross_attention_dim": source.config.cross_attention_dim + width,
+    }
+    unet: Any = UNet2DConditionModel.from_config(settings)
+    weights = source.state_dict()
+    for name, parameter in unet.named_parameters():
+        if name.startswith("add_embedding.linear_2"):
+            parameter.zero_()
+        elif not name.startswith("add_embedding."):
+            old = weights[name]
+            parameter.copy_(old if old.shape == parameter.shape else _padded(old, parameter.shape[1]))
+    return unet
+
+
+def _deeper(source: Any, kind: Any) -> Any:
+    """The text encoder with two more layers; the states before the last are the normalised ones of `source`."""
+    config = source.config
+    layers, width = config.num_hidden_layers, config.hidden_size
+    settings: dict[str, Any] = config.to_dict() | {
+        "num_hidden_layers": layers + 2,
+        "layer_norm_eps": config.layer_norm_eps * SCALE**2,
+        "projection_dim": width,
+    }
+    encoder = kind(CLIPTextConfig(**settings)).eval()
+    text = _plain(encoder)
+    text.load_state_dict(_plain(source).state_dict(), strict=False)  # all but the two new layers
+    text.embeddings.token_embedding.weight.mul_(SCALE)
+    text.embeddings.position_embedding.weight.mul_(SCALE)
+    for layer in text.encoder.layers[:layers]:
+        for linear in (layer.self_attn.out_proj, layer.mlp.fc2):
+            linear.weight.mul_(SCALE)
+            linear.bias.mul_(SCALE)
+    norm, unread = text.encoder.layers[layers], text.encoder.layers[layers + 1]
+    for layer in (norm, unread):
+        for linear in (layer.self_attn.out_proj, layer.mlp.fc1, layer.mlp.fc2):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+    norm.layer_norm2.load_state_dict(text.final_layer_norm.state_dict())
+    _make_identity(norm.mlp, width)
+    if hasattr(encoder, "text_projection"):
+        nn.init.eye_(encoder.text_projection.weight)
+    return encoder
+
+
+def _plain(encoder: Any) -> Any:
+    """The transformer itself: classes and versions of transformers differ in where they keep it."""
+    return encoder.text_model if hasattr(encoder, "text_model") else encoder
+
+
+def _make_identity(mlp: Any, width: int) -> None:
+    """Exact for GELU, sigmoid's and the true one: f(x) - f(-x) = x."""
+    eye = torch.eye(width)
+    mlp.fc1.weight[: 2 * width] = torch.cat([eye, -eye])
+    mlp.fc2.weight[:, : 2 * width] = torch.cat([eye, -eye], dim=1)
+
+
+def _padded(weight: Tensor, columns: int) -> Tensor:
+    """(R, C) -> (R, columns), zero to the right."""
+    return torch.cat([weight, weight.new_zeros(len(weight), columns - weight.shape[1])], dim=1)

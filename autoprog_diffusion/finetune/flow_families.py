@@ -1,0 +1,127 @@
+"""What SD3 and Flux do differently: text, the call of the denoiser, and the shift of time with the resolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+from torch import Tensor
+
+
+class SD3:
+    """Stable Diffusion 3 and 3.5. Its position embedding is cropped to the stage's resolution, as in the pipeline.
+
+    Args:
+        pipeline: A `StableDiffusion3Pipeline`.
+        guidance: Unused: SD3 has no embedding of guidance.
+    """
+
+    pipeline_class = StableDiffusion3Pipeline
+    guidance_scale = 7.0  # the pipeline's own, for pictures
+    most_text = 256  # T5 tokens, as the pipeline takes by itself
+
+    def __init__(self, pipeline: Any, guidance: float) -> None:
+        del guidance
+        self.pipeline, self.patch = pipeline, int(pipeline.transformer.config.patch_size)
+
+    def resolution(self) -> int:
+        """Side of the images the pipeline was made for, in pixels."""
+        return self.pipeline.transformer.config.sample_size * self.pipeline.vae_scale_factor
+
+    def encode(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Captions -> (len, L, D) tokens and (len, P) pooled."""
+        tokens, _, pooled, _ = self.pipeline.encode_prompt(
+            list(captions), None, None, max_sequence_length=length, do_classifier_free_guidance=False
+        )
+        return tokens, pooled
+
+    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """The denoiser's output, (N, C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
+        return denoiser(
+            hidden_states=noisy,
+            timestep=sigmas * self.pipeline.scheduler.config.num_train_timesteps,
+            encoder_hidden_states=tokens,
+            pooled_projections=pooled,
+            return_dict=False,
+        )[0]
+
+
+class Flux:
+    """Flux.1. Rotary positions count patches from the corner, at every resolution, as in the pipeline.
+
+    Args:
+        pipeline: A `FluxPipeline`.
+        guidance: Value of the guidance embedding of a guidance-distilled model (Flux.1 dev).
+    """
+
+    pipeline_class = FluxPipeline
+    guidance_scale = 3.5
+    most_text = 512
+    patch = 2  # latents are packed in twos
+
+    def __init__(self, pipeline: Any, guidance: float) -> None:
+        self.pipeline, self.guidance = pipeline, guidance
+
+    def resolution(self) -> int:
+        """Side of the images the pipeline was made for, in pixels."""
+        return self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
+
+    def encode(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+        """Captions -> (len, L, D) tokens and (len, P) pooled."""
+        tokens, pooled, _ = self.pipeline.encode_prompt(list(captions), None, max_sequence_length=length)
+        return tokens, pooled
+
+    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """The denoiser's output, (N, C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
+        count, channels, height, width = noisy.shape
+        place = {"device": noisy.device, "dtype": noisy.dtype}
+        guided = self.pipeline.transformer.config.guidance_embeds
+        output = denoiser(
+            hidden_states=FluxPipeline._pack_latents(noisy, count, channels, height, width),
+            timestep=sigmas,
+            guidance=torch.full((count,), self.guidance, **place) if guided else None,
+            encoder_hidden_states=tokens,
+            pooled_projections=pooled,
+            txt_ids=torch.zeros(tokens.shape[1], 3, **place),
+            img_ids=FluxPipeline._prepare_latent_image_ids(count, height // 2, width // 2, **place),
+            return_dict=False,
+        )[0]
+        factor = self.pipeline.vae_scale_factor
+        return FluxPipeline._unpack_latents(output, height * factor, width * factor, factor)
+
+
+FAMILIES: tuple[type[SD3] | type[Flux], ...] = (SD3, Flux)
+
+
+def stage_shift(config: Any, tokens: int, full_tokens: int) -> float:
+    """Shift s of time at a stage's resolution: sigma becomes s * sigma / (1 + (s - 1) * sigma).
+
+    With dynamic shifting (Flux) s follows the number of image tokens as it does in the pipeline: mu is linear in it,
+    s = exp(mu). Otherwise (SD3) the scheduler's own shift belongs to the full resolution, and SD3's rule for another
+    one (arXiv 2403.03206, section 5.3.2) multiplies it by sqrt(tokens / full_tokens): fewer tokens need less noise to
+    lose the same signal.
+
+    Args:
+        config: Of the pipeline's `FlowMatchEulerDiscreteScheduler`.
+        tokens: Image tokens at the stage's resolution.
+        full_tokens: Image tokens at the run's resolution.
+    """
+    if not config.get("use_dynamic_shifting", False):
+        return config.get("shift", 1.0) * math.sqrt(tokens / full_tokens)
+    mu = calculate_shift(
+        tokens,
+        config.get("base_image_seq_len", 256),
+        config.get("max_image_seq_len", 4096),
+        config.get("base_shift", 0.5),
+        config.get("max_shift", 1.15),
+    )
+    return mu if config.get("time_shift_type", "exponential") == "linear" else math.exp(mu)
+
+
+def shift_time(sigmas: Tensor, shift: float) -> Tensor:
+    """(N,) times in [0, 1], 1 being noise, moved towards it by a shift above 1."""
+    return shift * sigmas / (1 + (shift - 1) * sigmas)

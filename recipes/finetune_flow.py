@@ -1,0 +1,85 @@
+"""Fine-tune a flow-matching text-to-image pipeline, Stable Diffusion 3 or Flux, progressively.
+
+    accelerate launch recipes/finetune_flow.py --output_dir out
+
+fine-tunes the small SD3 pipeline beside this file, pretrained on Twemoji, to OpenMoji, a style it has never seen:
+under 5 minutes on 2 CPU cores. Your own model and data:
+
+    accelerate launch recipes/finetune_flow.py --output_dir out \
+        --pretrained_model_name_or_path stabilityai/stable-diffusion-3.5-medium --train_data_dir my_images \
+        --resolution 512 --train_batch_size 4 --max_train_steps 5000 --resolutions 256 384 512 512 \
+        --mixed_precision bf16 --gradient_checkpointing --use_ema
+
+Data and flags are those of finetune_sd.py, and Diffusers' --weighting_scheme and its settings. The shift of time
+follows the stage's resolution. Results: a plain pipeline in the output folder, before_after.png, timeline.png,
+growth.json and one printed table.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch import nn
+
+from autoprog_diffusion.finetune.arguments import Arguments
+from autoprog_diffusion.finetune.bundled import load_tiny_flow
+from autoprog_diffusion.finetune.flow_matching import (
+    FlowMatching,
+    FlowMatchingArguments,
+    draw_prompts,
+    flow_family,
+    load_flow,
+    text_length,
+)
+from autoprog_diffusion.finetune.run import main
+from autoprog_diffusion.finetune.text_to_image import TextToImageRecipe
+
+
+if TYPE_CHECKING:
+    import datasets
+    from accelerate import Accelerator
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+class FinetuneFlow(TextToImageRecipe):
+    """Full fine-tuning of an SD3 or Flux transformer on captioned images."""
+
+    arguments = FlowMatchingArguments
+    default_model = ASSETS / "tiny_flow"
+    default_flags = {"learning_rate": "1e-3", "lr_scheduler": "cosine", "lr_warmup_steps": "50",
+                     "max_train_steps": "800", "use_ema": None, "ema_decay": "0.99", "max_sequence_length": "16",
+                     "proportion_empty_prompts": "0.1"}  # fmt: skip
+
+    def load(self, args: Arguments) -> Any:
+        name = args.model.pretrained_model_name_or_path
+        return load_flow(name, args) if name else load_tiny_flow(ASSETS)
+
+    def denoiser(self, pipeline: Any) -> nn.Module:
+        return pipeline.transformer
+
+    def resolution(self, pipeline: Any) -> int:
+        return flow_family(pipeline).resolution()
+
+    def multiple(self, pipeline: Any) -> int:
+        return pipeline.vae_scale_factor * flow_family(pipeline).patch
+
+    def task(
+        self, pipeline: Any, data: datasets.Dataset, args: Any, accelerator: Accelerator, resolution: int
+    ) -> FlowMatching:
+        return FlowMatching(pipeline, data, args, accelerator, resolution)
+
+    def draw(self, pipeline: Any, args: Any, titles: Sequence[str], size: int) -> list[Image.Image]:
+        own = flow_family(pipeline).guidance_scale if args.model.pretrained_model_name_or_path else 3.0
+        return draw_prompts(
+            pipeline, titles, size=size, steps=args.output.num_inference_steps,
+            guidance=args.output.guidance_scale or own, seed=args.train.seed, length=text_length(pipeline, args),
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(FinetuneFlow(), sys.argv[1:], __doc__)

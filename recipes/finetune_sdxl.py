@@ -1,0 +1,57 @@
+"""Fine-tune a Stable Diffusion XL pipeline progressively.
+
+    accelerate launch recipes/finetune_sdxl.py --output_dir out
+
+fine-tunes the small emoji pipeline beside this file, converted to the SDXL architecture with the same function, from
+Twemoji to OpenMoji, a style it has never seen: under 5 minutes on 2 CPU cores. Your own model and data:
+
+    accelerate launch recipes/finetune_sdxl.py --output_dir out \
+        --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 --train_data_dir my_images \
+        --resolution 1024 --resolutions 512 768 1024 1024 --train_batch_size 1 --gradient_accumulation_steps 4 \
+        --gradient_checkpointing --max_train_steps 10000 --learning_rate 1e-5 --mixed_precision bf16
+
+`--help` lists every flag; they carry the names of Diffusers' train_text_to_image_sdxl.py. Image sizes, crops and
+target size are conditions of SDXL: they follow the resolution of the growing stage. The VAE works in float32. Results:
+a plain StableDiffusionXLPipeline in the output folder, before_after.png, timeline.png, growth.json and one printed
+table.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoprog_diffusion.finetune.arguments import Arguments
+from autoprog_diffusion.finetune.convert import sdxl_from_sd
+from autoprog_diffusion.finetune.run import main
+from autoprog_diffusion.finetune.sdxl import SDXLArguments, TextToImageXL, load_sdxl
+from autoprog_diffusion.finetune.stable_diffusion import load_pipeline
+from autoprog_diffusion.finetune.text_to_image import TextToImageRecipe
+
+
+if TYPE_CHECKING:
+    import datasets
+    from accelerate import Accelerator
+
+
+class FinetuneSDXL(TextToImageRecipe):
+    """Full fine-tuning of the UNet."""
+
+    arguments = SDXLArguments
+    default_model = Path(__file__).parent / "assets" / "tiny_sd"
+    default_flags = {"learning_rate": "5e-4", "lr_scheduler": "cosine", "lr_warmup_steps": "50",
+                     "max_train_steps": "700", "use_ema": None, "ema_decay": "0.99"}  # fmt: skip
+
+    def load(self, args: Arguments) -> Any:
+        name = args.model.pretrained_model_name_or_path
+        return load_sdxl(name, args) if name else sdxl_from_sd(load_pipeline(str(self.default_model), args))
+
+    def task(
+        self, pipeline: Any, data: datasets.Dataset, args: Any, accelerator: Accelerator, resolution: int
+    ) -> TextToImageXL:
+        return TextToImageXL(pipeline, data, args, accelerator, resolution, args.xl.proportion_empty_prompts)
+
+
+if __name__ == "__main__":
+    main(FinetuneSDXL(), sys.argv[1:], __doc__)

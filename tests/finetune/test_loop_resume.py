@@ -1,0 +1,67 @@
+"""The trainer killed and started again: bit for bit the run that was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoprog_diffusion.growth.errors import StateError
+
+from .training import FLAGS, NewTrainer, same, weights
+
+
+@pytest.mark.parametrize("wanted", ["latest", "checkpoint-2"])
+def test_a_resumed_run_ends_bit_identical(new_trainer: NewTrainer, tmp_path: Path, wanted: str) -> None:
+    flags = (*FLAGS, "--use_ema", "--ema_decay", 0.5, "--checkpointing_steps", 2, "--resolutions", 0.5, 0.5, 1, 1)
+    whole = new_trainer(*flags)
+    whole.train()
+    whole.finish()
+    resumed = new_trainer(*flags)
+    assert resumed.resume(wanted)
+    assert resumed.step == {"latest": 4, "checkpoint-2": 2}[wanted]
+    resumed.train()
+    resumed.finish()
+    assert same(weights(whole), weights(resumed))
+    assert resumed.log.rows["loss"] == whole.log.rows["loss"]
+
+
+def test_a_run_resumed_within_a_search_ends_bit_identical(new_trainer: NewTrainer) -> None:
+    flags = ("--max_train_steps", 20, "--train_batch_size", 4, "--checkpointing_steps", 7, "--search", "zero_shot")
+    whole = new_trainer(*flags)
+    whole.train()
+    whole.finish()
+    for wanted in ("checkpoint-7", "checkpoint-14"):
+        resumed = new_trainer(*flags)
+        assert resumed.resume(wanted)
+        resumed.train()
+        resumed.finish()
+        assert resumed.growth.plan == whole.growth.plan
+        assert same(weights(whole), weights(resumed))
+
+
+def test_a_finished_run_can_be_resumed_and_does_nothing(new_trainer: NewTrainer) -> None:
+    flags = ("--max_train_steps", 4, "--train_batch_size", 4, "--checkpointing_steps", 4)
+    whole = new_trainer(*flags)
+    whole.train()
+    whole.finish()
+    again = new_trainer(*flags)
+    assert again.resume("latest")
+    again.train(pytest.fail)
+    again.finish()
+    assert same(weights(whole), weights(again))
+
+
+def test_there_is_nothing_to_resume_at_first(new_trainer: NewTrainer) -> None:
+    trainer = new_trainer(*FLAGS)
+    assert trainer.resume("latest") is False
+    assert trainer.step == 0
+    with pytest.raises(StateError, match=r"checkpoint-7 is not a complete checkpoint"):
+        trainer.resume("checkpoint-7")
+
+
+def test_a_checkpoint_of_another_plan_is_refused(new_trainer: NewTrainer) -> None:
+    flags = ("--train_batch_size", 4, "--checkpointing_steps", 2)
+    new_trainer("--max_train_steps", 4, *flags).train()
+    with pytest.raises(StateError, match="num_training_steps was 4, now 8"):
+        new_trainer("--max_train_steps", 8, *flags).resume("latest")

@@ -1,0 +1,144 @@
+"""Adapters: what trains, what is written, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from autoprog_diffusion.finetune.lora import AdapterArguments, add_lora, load_any, save_lora
+from autoprog_diffusion.growth import GrowthError
+
+from .tiny import build_sdxl, parse
+from .tiny_transformers import build_flux, build_sd3, build_transformer, save
+
+
+@pytest.fixture(scope="module")
+def folders(pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("pipelines")
+    return {
+        "sd": pipeline_dir,
+        "sdxl": build_sdxl(root / "sdxl"),
+        "sd3": save(root / "sd3", build_sd3),
+        "flux": save(root / "flux", build_flux),
+    }
+
+
+def denoiser_of(pipeline: Any) -> Any:
+    return getattr(pipeline, "transformer", None) or pipeline.unet
+
+
+def output(kind: str, denoiser: Any) -> Tensor:
+    """Of fixed inputs, in evaluation mode."""
+    generator = torch.Generator().manual_seed(5)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    config, times = denoiser.config, torch.tensor([0.3, 0.9])
+    if kind == "flux":
+        inputs: dict[str, Any] = {
+            "hidden_states": noise(2, 16, config.in_channels), "timestep": times, "guidance": torch.ones(2),
+            "pooled_projections": noise(2, config.pooled_projection_dim), "img_ids": torch.zeros(16, 3),
+            "encoder_hidden_states": noise(2, 3, config.joint_attention_dim), "txt_ids": torch.zeros(3, 3),
+        }  # fmt: skip
+    elif kind == "sd3":
+        inputs = {
+            "hidden_states": noise(2, 4, 8, 8), "timestep": 1000 * times,
+            "encoder_hidden_states": noise(2, 3, config.joint_attention_dim),
+            "pooled_projections": noise(2, config.pooled_projection_dim),
+        }  # fmt: skip
+    else:
+        added = {"text_embeds": noise(2, 32), "time_ids": 64 * noise(2, 6)}
+        inputs = {
+            "sample": noise(2, 4, 16, 16), "timestep": 1000 * times,
+            "encoder_hidden_states": noise(2, 16, config.cross_attention_dim),
+            **({"added_cond_kwargs": added} if kind == "sdxl" else {}),
+        }  # fmt: skip
+    with torch.no_grad():
+        return denoiser.eval()(**inputs, return_dict=False)[0]
+
+
+SETTINGS = {
+    "default": AdapterArguments(),
+    "alpha": AdapterArguments(rank=2, lora_alpha=6.0, lora_dropout=0.3),
+    "dora": AdapterArguments(rank=2, use_dora=True, init_lora_weights="default"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*DoRA.*:UserWarning")
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3", "flux"])
+def test_the_file_gives_the_trained_model_back(
+    folders: dict[str, Path], tmp_path: Path, kind: str, settings: str
+) -> None:
+    pipeline = load_any(str(folders[kind]), parse())
+    denoiser = denoiser_of(pipeline)
+    before = output(kind, denoiser)
+    frozen = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
+    add_lora(denoiser, SETTINGS[settings], seed=0)
+    torch.testing.assert_close(output(kind, denoiser), before, rtol=1e-5, atol=1e-5)  # it starts as the base model
+    trained = [name for name, parameter in denoiser.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    for name, tensor in frozen.items():
+        base = name if name in denoiser.state_dict() else ".base_layer.".join(name.rsplit(".", 1))
+        assert torch.equal(denoiser.state_dict()[base], tensor)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    after = output(kind, denoiser)
+    assert not torch.allclose(after, before, atol=1e-3)
+    save_lora(pipeline, denoiser, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
+    fresh = load_any(str(folders[kind]), parse())
+    fresh.load_lora_weights(tmp_path)
+    torch.testing.assert_close(output(kind, denoiser_of(fresh)), after, rtol=1e-4, atol=1e-5)
+
+
+def test_the_seed_decides_the_first_values_and_leaves_the_random_state(pipeline_dir: Path) -> None:
+    seen, state = [], torch.get_rng_state()
+    for seed in (0, 0, 1):
+        unet = load_any(str(pipeline_dir), parse()).unet
+        torch.set_rng_state(state)
+        add_lora(unet, AdapterArguments(), seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        seen.append(torch.cat([p.flatten() for p in unet.parameters() if p.requires_grad]))
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
+BAD = {
+    "rank": (AdapterArguments(rank=0), "--rank 0 is not allowed: use a whole number of at least 1"),
+    "alpha": (AdapterArguments(lora_alpha=0.0), "--lora_alpha 0.0 is not allowed"),
+    "dropout": (AdapterArguments(lora_dropout=1.0), "--lora_dropout 1.0 is not allowed"),
+    "nothing": (AdapterArguments(target_modules=("to_k", "query")), "'query' names no linear.*'attn1.to_k'"),
+    "part": (AdapterArguments(target_modules=("o_k",)), "'o_k' names no linear"),
+    "norm": (AdapterArguments(target_modules=("norm1",)), "'norm1' names no linear"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_settings_that_do_not_fit_are_refused(pipeline_dir: Path, name: str) -> None:
+    lora, message = BAD[name]
+    unet = load_any(str(pipeline_dir), parse()).unet
+    with pytest.raises(GrowthError, match=message):
+        add_lora(unet, lora, seed=0)
+    assert all(parameter.requires_grad for parameter in unet.parameters())
+
+
+def test_a_model_without_peft_is_refused() -> None:
+    with pytest.raises(GrowthError, match="DiTTransformer2DModel takes no PEFT adapters"):
+        add_lora(build_transformer(), AdapterArguments(), seed=0)
+
+
+def test_other_pipelines_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "DiTPipeline", "_diffusers_version": "0.42.1"}')
+    with pytest.raises(GrowthError, match="is a DiTPipeline, which this recipe does not train: use one of"):
+        load_any(str(tmp_path), parse())
+    with pytest.raises(GrowthError, match="holds no Diffusers pipeline"):
+        load_any(str(tmp_path / "none"), parse())
