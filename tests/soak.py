@@ -3,8 +3,8 @@
     python tests/soak.py --minutes 5 --seed 1
 
 Every scenario is a run of `faults/worker.py` that is killed and resumed until it ends. While the number of ranks stays
-the same, the end must equal, bit for bit, that of the same run left alone; where it changes, the plan and the decisions
-taken before must travel. After every event: no frozen weight moved, ranks are equal, and no checkpoint is corrupt.
+the same, the end must equal, bit for bit, that of the same run left alone; where it changes, the plan must travel.
+After every event: no frozen weight moved, ranks are equal, and no checkpoint is corrupt.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What growth needs of many processes: rebuilt reducers, equal ranks, averaged gradients. torch only."""
+"""What growth needs of many processes: wrappers seen through, equal ranks, averaged gradients. torch only."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,11 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import OrderError, SyncError
-
-
-_HOOK_DICTS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_HOOK_DICTS += ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
+from .errors import SyncError
 
 
 def world_size() -> int:
@@ -44,45 +39,6 @@ def find_ddp(model: nn.Module) -> DistributedDataParallel | None:
     while model is not None and not isinstance(model, DistributedDataParallel):
         model = getattr(model, "_orig_mod", None)  # type: ignore[assignment]
     return model
-
-
-def rebuild_reducer(ddp: DistributedDataParallel) -> None:
-    """Rebuild a DDP wrapper in place for the parameters that train now, keeping every reference to it.
-
-    The reducer fixes its set of parameters when it is built: flipping `requires_grad` afterwards lets ranks drift
-    apart silently. Rebuilding also means that gradients of frozen parameters are not communicated.
-
-    Raises:
-        OrderError: The wrapper was built with delayed all-reduce hooks, which cannot be carried over.
-    """
-    if ddp._delay_all_reduce_params:
-        raise OrderError("DistributedDataParallel with delay_all_reduce_named_params cannot grow: build it without.")
-    wanted = {
-        "device_ids": ddp.device_ids,
-        "output_device": ddp.output_device,
-        "dim": ddp.dim,
-        "process_group": ddp.process_group,
-        "bucket_cap_mb": None if ddp.bucket_bytes_cap_default else ddp.bucket_bytes_cap / (1024 * 1024),
-        "find_unused_parameters": ddp.find_unused_parameters,
-        "gradient_as_bucket_view": ddp.gradient_as_bucket_view,
-        "static_graph": ddp.static_graph,
-        "mixed_precision": ddp.mixed_precision,
-        "skip_all_reduce_unused_params": getattr(ddp, "skip_all_reduce_unused_params", False),
-        # Ranks were checked to be equal; a broadcast here would hide a drift instead of reporting it.
-        "init_sync": False,
-    }
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    # torch 2.13 renamed the flag, and warns about the old name.
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    wanted[buffers] = getattr(ddp, buffers)
-    hooks, training = list(ddp._comm_hooks), ddp.training
-    module_hooks = {name: getattr(ddp, name) for name in _HOOK_DICTS if hasattr(ddp, name)}
-    ddp.__init__(ddp.module, **{key: value for key, value in wanted.items() if key in known})
-    for name, hooked in module_hooks.items():
-        setattr(ddp, name, hooked)
-    ddp.training = training
-    for hook, state in hooks:
-        ddp.register_comm_hook(state, hook)
 
 
 def average_gradient(parameter: nn.Parameter, should_reduce: Callable[[], bool]) -> Any:

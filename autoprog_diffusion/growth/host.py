@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,43 +18,69 @@ from .errors import OrderError
 from .sharding import is_sharded
 
 
+# Those that run DistributedDataParallel.
 SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA")
 INSTEAD = "use one process, DistributedDataParallel, or FSDP with fsdp_version: 2 (`accelerate config`)."
 REFUSED = {
-    "DEEPSPEED": "DeepSpeed's ZeRO stages fix their partitions of the optimizer when the engine is built: frozen "
-    "parameters would go on being updated, and parameters opened later would never start",
     "MEGATRON_LM": "Megatron-LM owns the model's layers and its optimizer",
     "XLA": "XLA compiles the set of trainable parameters into the step",
 }
+# What was seen with DeepSpeed 0.19.8 on a model that was built trainable as a whole, and then frozen in part.
+ZERO = {
+    0: "it shards nothing, so DistributedDataParallel does the same",
+    1: "its partitions of the optimizer are fixed when the engine is built, so frozen parameters go on being updated",
+    2: "its partitions of gradients and optimizer are fixed when the engine is built, so frozen parameters go on being "
+    "updated, and parameters opened later never start",
+    3: "its partitions of parameters, gradients and optimizer are fixed when the engine is built, so frozen parameters "
+    "go on being updated",
+}
 
 
-def check_backend(accelerator: Any, config: GrowthConfig) -> None:
+def check_backend(accelerator: Any, config: GrowthConfig, model: nn.Module) -> None:
     """Refuse, at construction, a distributed backend that cannot do what the configuration asks.
 
     Raises:
-        OrderError: The accelerator runs FSDP version 1, DeepSpeed, Megatron or XLA; or FSDP version 2 with a search or
-            a stage embedding.
+        OrderError: The accelerator runs FSDP version 1, DeepSpeed, Megatron or XLA; or FSDP version 2 with activation
+            checkpointing or a stage embedding; or parameters are sharded, and there is a search.
     """
     kind = backend(accelerator)
+    if kind == "FSDP" or is_sharded(model):
+        _check_searchable(config)
     if kind in SUPPORTED:
         return
+    if kind == "DEEPSPEED":
+        stage = getattr(accelerator.state.deepspeed_plugin, "zero_stage", None)
+        reason = ZERO.get(stage, "its optimizer is fixed when the engine is built")
+        raise OrderError(f"DeepSpeed with ZeRO stage {stage} cannot grow: {reason}; {INSTEAD}")
     if kind != "FSDP":
-        reason = REFUSED.get(kind, "its trainable parameters cannot change during training")
+        reason = REFUSED.get(kind, "nobody has tried whether its trainable parameters can change during training")
         raise OrderError(f"distributed_type={kind} cannot grow: {reason}; {INSTEAD}")
-    version = getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1)
+    _check_fsdp(accelerator.state.fsdp_plugin, config)
+
+
+def _check_fsdp(plugin: Any, config: GrowthConfig) -> None:
+    version = getattr(plugin, "fsdp_version", 1)
     if version != 2:
         raise OrderError(
             f"fsdp_version={version} cannot grow: it flattens frozen and trainable parameters into one; {INSTEAD}"
         )
-    if config.search != "none":
+    if getattr(plugin, "activation_checkpointing", False):
         raise OrderError(
-            f"search={config.search!r} does not work on sharded parameters, whose per-sample gradients no rank holds: "
-            "search in one process on a smaller run, save growth.plan, and pass plan=GrowthPlan.load(...) here."
+            "fsdp_activation_checkpointing=True renames the blocks' parameters: set it to False, and call "
+            "model.enable_gradient_checkpointing() instead."
         )
     if config.stage_embedding or config.stage_dropout:
         raise OrderError(
             "Accelerate's FSDP takes no optimizer with parameters outside of the model, such as the stage embedding: "
             "set stage_embedding=False and stage_dropout=0."
+        )
+
+
+def _check_searchable(config: GrowthConfig) -> None:
+    if config.search != "none":
+        raise OrderError(
+            f"search={config.search!r} does not work on sharded parameters, whose per-sample gradients no rank holds: "
+            "search in one process on a smaller run, save growth.plan, and pass plan=GrowthPlan.load(...) here."
         )
 
 
@@ -77,11 +107,14 @@ def check_bare(model: nn.Module) -> None:
         )
 
 
-def check_prepared(model: nn.Module, bare: nn.Module, accelerator: Any) -> DistributedDataParallel | None:
+def check_prepared(
+    model: nn.Module, bare: nn.Module, accelerator: Any, config: GrowthConfig
+) -> DistributedDataParallel | None:
     """Check that `model` is the prepared form of `bare`, and return its DDP wrapper if there is one.
 
     Raises:
-        OrderError: It is another model, or `accelerator.prepare` has not run on it.
+        OrderError: It is another model, `accelerator.prepare` has not run on it, its parameters are sharded and there
+            is a search, or its DDP wrapper has a static graph and gradients are accumulated.
     """
     if unwrap(model) is not bare:
         raise OrderError(
@@ -101,7 +134,49 @@ def check_prepared(model: nn.Module, bare: nn.Module, accelerator: Any) -> Distr
             f"{world_size()} processes run, but the model is neither in DistributedDataParallel nor sharded by "
             "fully_shard: pass the model that accelerator.prepare (or DistributedDataParallel) returned."
         )
+    if is_sharded(bare):
+        _check_searchable(config)
+    if ddp is not None and ddp.static_graph and getattr(accelerator, "gradient_accumulation_steps", 1) > 1:
+        raise OrderError(
+            "DistributedDataParallel with static_graph=True breaks torch where the first backward pass of a stage is "
+            "not synchronised, as with gradient_accumulation_steps="
+            f"{accelerator.gradient_accumulation_steps}: set static_graph=False."
+        )
     return ddp
+
+
+def check_foldable(model: nn.Module, bare: nn.Module, running: bool) -> None:
+    """Check that a fold is asked for the trained model, once.
+
+    Raises:
+        OrderError: It is another model, or nothing was prepared, or it was folded already.
+    """
+    if unwrap(model) is not bare:
+        raise OrderError("fold was given a model that this GrowthScheduler does not hold: pass the trained one.")
+    if not running:
+        raise OrderError("fold has nothing to fold: it runs once, after growth.prepare and training.")
+
+
+def register(accelerator: Any, growth: Any) -> None:
+    """Let the accelerator's checkpoints hold the state of `growth`."""
+    accelerator.register_for_checkpointing(growth)
+    if backend(accelerator) == "FSDP":
+        accelerator.register_load_state_pre_hook(functools.partial(_load_optimizers_again, accelerator, growth))
+
+
+def _load_optimizers_again(accelerator: Any, growth: Any, models: Any, folder: str) -> None:
+    """Load the optimizers' state of all that had trained; an `accelerator.register_load_state_pre_hook` hook.
+
+    Accelerate has just loaded them, but under FSDP only for what trains now, in stage 0.
+    """
+    path = Path(folder) / f"custom_checkpoint_{accelerator._custom_objects.index(growth)}.pkl"
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    # Accelerate is there, since its accelerator is; this package does not depend on it.
+    load = importlib.import_module("accelerate.utils").load_fsdp_optimizer
+    with growth.loading(state):
+        for index, (model, optimizer) in enumerate(zip(accelerator._models, accelerator._optimizers)):
+            optimizer.state.clear()
+            load(accelerator.state.fsdp_plugin, accelerator, optimizer, model, folder, index)
 
 
 def check_same_parameters(model: nn.Module, known: Iterable[str]) -> None:

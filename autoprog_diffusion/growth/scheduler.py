@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from . import host
 from .adapter import StageEmbeddingLike, find_adapter
 from .config import GrowthConfig
-from .distributed import unwrap
-from .errors import ConfigError, OrderError
+from .errors import OrderError
 from .plan import GrowthPlan, check_plan_fits, fixed_plan
 from .resize import resize_images
 from .rewarm import Rewarm
-from .searching import StageSearch, open_plan, start_search
+from .searching import StageSearch, check_arguments, open_plan, start_search
 from .state import STATE_VERSION, StageRecord, check_state, describe, fingerprint, record_stage
 from .switch import StageSwitch
 from .units import only_growing
@@ -55,7 +54,7 @@ class GrowthScheduler:
         *,
         blocks: Sequence[str] | None = None,
     ) -> None:
-        host.check_backend(accelerator, config)
+        host.check_backend(accelerator, config, model)
         host.check_bare(model)
         adapter = find_adapter(model, blocks)
         self.config, self.layout = config, only_growing(model, adapter.layout(model))
@@ -71,7 +70,6 @@ class GrowthScheduler:
         self._optimizers_checked = False
         self._step = 0
         self.history: list[StageRecord] = []
-        self._rewarm = Rewarm(config.rewarm_steps, self.layout, dict(model.named_parameters()))
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The model's parameters, then the stage embedding's: what the optimizer is built from."""
@@ -113,12 +111,11 @@ class GrowthScheduler:
         if self._plan is not None:
             raise OrderError("growth.prepare was called already: construct a new GrowthScheduler for a new run.")
         searches = self.config.search != "none"
-        if searches and plan is not None:
-            raise ConfigError('a plan and a search are both given: use search="none" with a plan.')
-        if (loss_fn is not None or batches is not None) and not searches:
-            raise ConfigError('loss_fn and batches are for a search, but search="none": set search="zero_shot".')
+        check_arguments(self.config, plan, loss_fn, batches)
         host.check_same_parameters(self._model, self._names)
-        ddp = host.check_prepared(model, self._model, self._accelerator)
+        ddp = host.check_prepared(model, self._model, self._accelerator, self.config)
+        # Not earlier: sharding puts other parameters in place.
+        self._rewarm = Rewarm(self.config.rewarm_steps, self.layout, dict(self._model.named_parameters()))
         self._check_optimizers([optimizer] if optimizer is not None else [])
         blocks = [unit.name for unit in self.layout.blocks]
         if searches:
@@ -133,7 +130,7 @@ class GrowthScheduler:
             self._search = start_search(parts, plan, self._accelerator)
         self._enter(0)
         if self._accelerator is not None:
-            self._accelerator.register_for_checkpointing(self)
+            host.register(self._accelerator, self)
 
     def step(self) -> bool:
         """Count one optimizer step; call it after `ema.step` and before saving a checkpoint.
@@ -185,7 +182,7 @@ class GrowthScheduler:
         Raises:
             OrderError: Another model, or called twice or before `prepare`.
         """
-        self._check_foldable(model)
+        host.check_foldable(model, self._model, self._wrapped is not None)
         self._switch.finish()
         self._rewarm.stop()
         if self._search is not None:
@@ -208,7 +205,8 @@ class GrowthScheduler:
     @contextmanager
     def folded(self, model: nn.Module) -> Iterator[None]:
         """Fold inside a `with` block only, to save a plain model in the middle of training; raises as `fold` does."""
-        self._check_foldable(model)
+        host.check_foldable(model, self._model, self._wrapped is not None)
+        self._switch.reshard()
         with nullcontext() if self._embedding is None else self._embedding.folded(self._model):
             yield
 
@@ -260,6 +258,16 @@ class GrowthScheduler:
             "decisions": self.decisions,
         }
 
+    @contextmanager
+    def loading(self, state_dict: dict[str, Any]) -> Iterator[None]:
+        """Where a distributed checkpoint of sharded parameters is loaded, before this scheduler's own `state_dict`.
+
+        Inside the `with` block trains what the checkpoint's optimizer has state of; torch loads no other.
+        """
+        self._check_state(state_dict)
+        with self._switch.opened(trained_before(state_dict, self.layout)):
+            yield
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; the model's own weights are loaded by the host.
 
@@ -267,8 +275,8 @@ class GrowthScheduler:
             StateError: The state is of another plan, model or version.
             SyncError: The ranks' weights differ after loading.
         """
-        table = None if self._embedding is None else self._embedding.state_dict()
-        check_state(state_dict, self.plan, fingerprint(self._model, self.layout), table, self._search is not None)
+        self._check_state(state_dict)
+        self._switch.check_loaded(self._optimizers(), state_dict)
         self._step = state_dict["step"]
         if self._search is not None:
             self._plan, self._search.decisions = GrowthPlan.from_dict(state_dict["plan"]), state_dict["decisions"]
@@ -285,11 +293,9 @@ class GrowthScheduler:
         if record:
             self.history.append(record_stage(self.plan, stage, self._step, self.layout, *self._switch.trainable()))
 
-    def _check_foldable(self, model: nn.Module) -> None:
-        if unwrap(model) is not self._model:
-            raise OrderError("fold was given a model that this GrowthScheduler does not hold: pass the trained one.")
-        if self._wrapped is None:
-            raise OrderError("fold has nothing to fold: it runs once, after growth.prepare and training.")
+    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        table = None if self._embedding is None else self._embedding.state_dict()
+        check_state(state_dict, self.plan, fingerprint(self._model, self.layout), table, self._search is not None)
 
     def _check_optimizers(self, extra: list[torch.optim.Optimizer]) -> None:
         optimizers = [*extra, *getattr(self._accelerator, "_optimizers", [])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from . import host
 from .adapter import StageEmbeddingLike
-from .distributed import average_gradient, check_ranks_equal, rebuild_reducer, world_size
+from .distributed import average_gradient, check_ranks_equal, world_size
+from .reducer import rebuild_reducer
 from .region import NoGradRegion
-from .sharding import is_sharded_tensor, reduces_gradients
+from .sharding import follow_trainable, is_sharded_tensor, reduces_gradients, reshard
 from .units import Layout, set_trainable, trainable_names
 
 
@@ -47,6 +49,7 @@ class StageSwitch:
         self.check_ranks(f"on entering stage {stage}")
         self.leave()
         set_trainable(self._model, trainable_names(self._layout, blocks))
+        follow_trainable(self._wrapped)
         self._region.set(self._model, self._layout, blocks)
         if self._embedding is not None:
             self._embedding.enter(stage, fresh=fresh)
@@ -68,12 +71,29 @@ class StageSwitch:
     def finish(self) -> None:
         """Fold the stage embedding away, and let everything train that did before growth; without communication."""
         self.leave()
+        self.reshard()
         if self._embedding is not None:
             self._embedding.fold(self._model)
         set_trainable(self._model, self._layout.names)
 
+    def reshard(self) -> None:
+        """Let the model's parameters be the ones that optimizer and checkpoints know, where they are sharded."""
+        reshard(self._wrapped)
+
+    @contextmanager
+    def opened(self, names: set[str]) -> Iterator[None]:
+        """Let exactly `names` require gradient inside a `with` block."""
+        self.reshard()
+        before = {name for name, parameter in self._model.named_parameters() if parameter.requires_grad}
+        set_trainable(self._model, names)
+        try:
+            yield
+        finally:
+            set_trainable(self._model, before)
+
     def check_ranks(self, when: str) -> None:
         """Raise `SyncError` where two ranks differ in what they both hold: not in a parameter that is sharded."""
+        self.reshard()
         whole = [(name, tensor) for name, tensor in self._named_tensors() if not is_sharded_tensor(tensor)]
         if whole:
             check_ranks_equal(whole, when)
@@ -94,13 +114,14 @@ class StageSwitch:
 
     def growing(self) -> list[tuple[str, Any]]:
         """Every parameter that trains in some stage, with its name."""
+        self.reshard()
         names = self._layout.names
         found = [(name, parameter) for name, parameter in self._model.named_parameters() if name in names]
         return found if self._embedding is None else [*found, ("stage_embedding.table", self._embedding.table)]
 
     def _reduces_now(self) -> bool:
         """Whether the current backward pass is the last of its optimizer step."""
-        return self._ddp.require_backward_grad_sync if self._ddp is not None else reduces_gradients(self._model)
+        return self._ddp.require_backward_grad_sync if self._ddp is not None else reduces_gradients(self._wrapped)
 
     def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self._model.named_parameters()

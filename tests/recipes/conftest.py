@@ -62,18 +62,27 @@ class Script:
         ]  # fmt: skip
 
     def command(self, output: Path, flags: tuple[object, ...], ranks: int = 1) -> list[str]:
+        return self.bare_command((*self.flags(output), *flags), ranks)
+
+    def bare_command(self, flags: tuple[object, ...], ranks: int = 1) -> list[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-        start = [sys.executable, *(launcher if ranks > 1 else []), str(ROOT / "recipes" / f"{self.name}.py")]
-        return [*start, *self.flags(output), *(str(flag) for flag in flags)]
+        script = str(ROOT / "recipes" / f"{self.name}.py")
+        return [sys.executable, *(launcher if ranks > 1 else []), script, *(str(flag) for flag in flags)]
 
     def run(
         self, output: Path, *flags: object, ranks: int = 1, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run to the end; a failure shows what the script printed."""
-        command = self.command(output, flags, ranks)
+        return self.run_bare((*self.flags(output), *flags), ranks, check)
+
+    def run_bare(
+        self, flags: tuple[object, ...], ranks: int = 1, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end with these flags alone."""
         done = subprocess.run(
-            command, env=self.environment, cwd=output.parent, capture_output=True, text=True, timeout=300, check=False
-        )
+            self.bare_command(flags, ranks), env=self.environment, cwd=self.model.parent, capture_output=True,
+            text=True, timeout=300, check=False,
+        )  # fmt: skip
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done
 
