@@ -157,7 +157,7 @@ class Trainer:
 
     def _optimizer_step(self, batches: Iterator[dict[str, Tensor]], bar: tqdm) -> None:
         accelerator, growth = self.accelerator, self.growth
-        started, losses, stage = time.perf_counter(), [], growth.stage
+        started, losses, stage, norm = time.perf_counter(), [], growth.stage, None
         while True:
             batch = next(batches)
             if stage not in self.log.flops:
@@ -168,13 +168,15 @@ class Trainer:
                 accelerator.backward(loss)
                 losses.append(loss.detach())
                 if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(growth.parameters(), self.args.train.max_grad_norm)
+                    norm = accelerator.clip_grad_norm_(growth.parameters(), self.args.train.max_grad_norm)
                 self.optimizer.step()
                 self.lr_scheduler.step()
                 self.optimizer.zero_grad()
             if accelerator.sync_gradients:
                 break
         mean_loss = self._mean(losses)
+        # A gradient scaler (fp16) skips such steps by itself.
+        self._check_finite("gradient's norm", 0.0 if accelerator.scaler is not None or norm is None else float(norm))
         if self.ema is not None:
             self.ema.step(self._trained)
         self.step += 1
@@ -184,7 +186,7 @@ class Trainer:
             self._enter_stage()
             self._log_decision()
         if self.step % self.args.output.checkpointing_steps == 0:
-            save_checkpoint(accelerator, self.root, self.step, self.args.output.checkpoints_total_limit)
+            self._save_checkpoint()
 
     def _count_flops(self, batch: Any) -> int:
         """FLOPs of a pass whose gradients are thrown away: the counter takes other kernels, so it may not train."""
@@ -208,13 +210,26 @@ class Trainer:
     def _mean(self, losses: list[Tensor]) -> float:
         mean = torch.stack(losses).mean()
         value = float(self.accelerator.reduce(mean, reduction="mean"))  # type: ignore[arg-type]
+        self._check_finite("loss", value)
+        return value
+
+    def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
             newest = find_checkpoint(self.root, "latest")
             raise TrainingError(
-                f"the loss is {value} at step {self.step}, stage {self.growth.stage + 1}: lower --learning_rate or "
+                f"the {name} is {value} at step {self.step}, stage {self.growth.stage + 1}: lower --learning_rate or "
                 f"use --mixed_precision bf16. The newest complete checkpoint is {newest}."
             )
-        return value
+
+    def _save_checkpoint(self) -> None:
+        try:
+            save_checkpoint(self.accelerator, self.root, self.step, self.args.output.checkpoints_total_limit)
+        except Exception as error:  # torch, safetensors and the file system each have their own
+            newest = find_checkpoint(self.root, "latest")
+            raise TrainingError(
+                f"checkpoint-{self.step} cannot be written: {error}. The newest complete checkpoint is {newest}: free "
+                "space and go on with --resume_from_checkpoint latest."
+            ) from error
 
     def _report(self, loss: float, seconds: float, stage: int, bar: tqdm) -> None:
         growth, pixels = self.growth, self.pixels
