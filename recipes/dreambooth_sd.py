@@ -3,7 +3,8 @@
     accelerate launch recipes/dreambooth_sd.py --output_dir out
 
 teaches the small emoji pipeline beside this file a blue cat from six of its faces, while its other cats stay as they
-are: under 5 minutes on 2 CPU cores. Your own model and subject:
+are: under 5 minutes on 2 CPU cores. Blocks open from the output to the input (--order suffix). Your own model and
+subject:
 
     accelerate launch recipes/dreambooth_sd.py --output_dir out \
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --resolution 512 \
@@ -63,6 +64,7 @@ class DreamboothSD(TextToImageRecipe):
         "instance_prompt": "zwx cat face", "class_prompt": "cat face", "with_prior_preservation": None,
         "num_class_images": "32", "max_train_steps": "240", "train_batch_size": "8", "learning_rate": "2e-4",
         "lr_scheduler": "cosine", "lr_warmup_steps": "20", "use_ema": None, "ema_decay": "0.95",
+        "search": "none", "order": "suffix",
     }  # fmt: skip
 
     def load(self, args: Any) -> Any:
@@ -97,14 +99,14 @@ class DreamboothSD(TextToImageRecipe):
         return Dreambooth(pipeline, data, args, accelerator, resolution)
 
     def titles(self, args: Any, data: datasets.Dataset) -> tuple[str, ...]:
-        """The subject, and its class that must stay as it is; the default model's with other looks."""
+        """The subject, and its class that must stay as it is."""
         subject, classes = args.subject.instance_prompt, args.subject.class_prompt
         if args.output.validation_prompts:
             return args.output.validation_prompts
         if args.subject.instance_data_dir:
             return (subject,) * 4 + ((classes,) * 2 if classes else ())
-        looks = ("", " with tears of joy", " with wry smile")
-        return tuple(name + look for name in (subject, classes or "cat face") for look in looks) + ("dog face",)
+        joy = " with tears of joy"  # none of the pictures shows it
+        return (subject, subject, subject + joy, "cat face", "cat face" + joy, "dog face")
 
     def references(self, args: Any, titles: Sequence[str], size: int) -> list[tuple[str, Sequence[Image.Image]]]:
         """Pictures of the subject that it was taught from."""

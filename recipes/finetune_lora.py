@@ -3,7 +3,8 @@
     accelerate launch recipes/finetune_lora.py --output_dir out
 
 trains a LoRA of rank 16 on the small emoji pipeline beside this file, from Twemoji to OpenMoji, a style it has never
-seen: under 5 minutes on 2 CPU cores. Your own model (Stable Diffusion, SDXL, SD3 or Flux) and data:
+seen: under 5 minutes on 2 CPU cores. Its adapters open from the output to the input (--order suffix), so that early
+steps need no gradient in the front. Your own model (Stable Diffusion, SDXL, SD3 or Flux) and data:
 
     accelerate launch recipes/finetune_lora.py --output_dir out \
         --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 --train_data_dir my_images \
@@ -29,11 +30,11 @@ from torch import nn
 
 from autoprog_diffusion.finetune.flow_matching import FlowMatching, draw_prompts, flow_family, text_length
 from autoprog_diffusion.finetune.loop import Task
-from autoprog_diffusion.finetune.lora import LoraArguments, add_lora, load_any, save_lora
+from autoprog_diffusion.finetune.lora import LoraArguments, add_lora, check_flow_flags, load_any, save_lora
 from autoprog_diffusion.finetune.run import main
 from autoprog_diffusion.finetune.sdxl import TextToImageXL
 from autoprog_diffusion.finetune.stable_diffusion import TextToImage
-from autoprog_diffusion.finetune.text_to_image import TextToImageRecipe, guidance_scale
+from autoprog_diffusion.finetune.text_to_image import TextToImageRecipe
 
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class FinetuneLora(TextToImageRecipe):
     default_flags = {
         "rank": "16", "target_modules": ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_shortcut"),
         "learning_rate": "2e-3", "lr_scheduler": "cosine", "lr_warmup_steps": "50", "max_train_steps": "700",
-        "use_ema": None, "ema_decay": "0.99",
+        "use_ema": None, "ema_decay": "0.99", "search": "none", "order": "suffix",
     }  # fmt: skip
 
     def load(self, args: Any) -> Any:
@@ -71,16 +72,19 @@ class FinetuneLora(TextToImageRecipe):
     def task(
         self, pipeline: Any, data: datasets.Dataset, args: Any, accelerator: Accelerator, resolution: int
     ) -> Task:
-        xl = isinstance(pipeline, StableDiffusionXLPipeline)
-        kind = FlowMatching if is_flow(pipeline) else TextToImageXL if xl else TextToImage
-        return kind(pipeline, data, args, accelerator, resolution)
+        if is_flow(pipeline):
+            return FlowMatching(pipeline, data, args, accelerator, resolution)
+        check_flow_flags(args)
+        kind = TextToImageXL if isinstance(pipeline, StableDiffusionXLPipeline) else TextToImage
+        return kind(pipeline, data, args, accelerator, resolution, args.flow.proportion_empty_prompts)
 
     def draw(self, pipeline: Any, args: Any, titles: Sequence[str], size: int) -> list[Image.Image]:
         if not is_flow(pipeline):
             return super().draw(pipeline, args, titles, size)
+        given, own = args.output.guidance_scale, flow_family(pipeline).guidance_scale
         return draw_prompts(
-            pipeline, titles, size=size, steps=args.output.num_inference_steps, guidance=guidance_scale(args),
-            seed=args.train.seed, length=text_length(pipeline, args),
+            pipeline, titles, size=size, steps=args.output.num_inference_steps,
+            guidance=own if given is None else given, seed=args.train.seed, length=text_length(pipeline, args),
         )  # fmt: skip
 
     def save(self, pipeline: Any, output: Path) -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from autoprog_diffusion.growth.errors import ConfigError
+
 from .arguments import Arguments
 from .cache import ArrayCache, build_cache, module_fingerprint, text_fingerprint
 
@@ -29,6 +31,9 @@ class Captions:
         args: The recipe's arguments.
         accelerator: Of the run.
         empty: Probability of training an image without its caption, for classifier-free guidance.
+
+    Raises:
+        ConfigError: The probability is not in [0, 1].
     """
 
     def __init__(
@@ -40,6 +45,8 @@ class Captions:
         accelerator: Accelerator,
         empty: float = 0.0,
     ) -> None:
+        if not 0 <= empty <= 1:
+            raise ConfigError(f"--proportion_empty_prompts {empty} is not allowed: use a probability in [0, 1].")
         for encoder in encoders:
             encoder.requires_grad_(False).eval().to(accelerator.device)
         self._encode, self._encoders, self._accelerator, self._empty = encode, encoders, accelerator, empty

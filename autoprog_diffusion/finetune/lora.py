@@ -21,7 +21,7 @@ from autoprog_diffusion.growth.errors import ConfigError, GrowthError, UnitError
 
 from .arguments import Arguments
 from .flow_families import FAMILIES
-from .flow_matching import FlowMatchingArguments, load_flow
+from .flow_matching import FlowArguments, FlowMatchingArguments, load_flow
 from .loading import pipeline_class
 from .sdxl import load_sdxl
 from .stable_diffusion import load_pipeline
@@ -70,6 +70,18 @@ def load_any(name: str, args: Arguments) -> Any:
     if kind not in loaders:
         raise GrowthError(f"{name} is a {kind}, which this recipe does not train: use one of {sorted(loaders)}.")
     return loaders[kind](name, args)
+
+
+def check_flow_flags(args: LoraArguments) -> None:
+    """Refuse flags of flow matching for a pipeline that is trained by denoising.
+
+    Raises:
+        ConfigError: The message names the flag.
+    """
+    plain = FlowArguments()
+    for name in ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "guidance", "max_sequence_length"):
+        if getattr(args.flow, name) != getattr(plain, name):
+            raise ConfigError(f"--{name} is for SD3 and Flux, this pipeline is Stable Diffusion's: remove the flag.")
 
 
 def add_lora(model: nn.Module, lora: AdapterArguments, seed: int) -> None:

@@ -13,8 +13,8 @@ from autoprog_diffusion.growth.errors import GrowthError
 RUN_FILE = "run.json"
 # What says that a folder holds a run, and what else a run leaves there.
 _SIGNS = (RUN_FILE, "checkpoints", "cache", "growth.json", "model_index.json", "pytorch_lora_weights.safetensors")
+_SIGNS += ("class_images", "instance_images")
 _LEFT = ("before", "growth_plan.json", "stage_embedding.safetensors", "before_after.png", "timeline.png", "logs")
-_LEFT += ("class_images", "instance_images")
 
 
 class OutputError(GrowthError):

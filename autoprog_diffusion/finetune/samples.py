@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,18 @@ def save_grid(path: Path, prompts: Sequence[str], rows: Sequence[tuple[str, Sequ
     Args:
         path: PNG file.
         prompts: Titles of the columns.
-        rows: Label and images of every row.
+        rows: Label and images of every row, perhaps fewer than prompts.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.15 * len(prompts) + 1.0, 1.2 * len(rows) + 0.7), dpi=110)
     axes = figure.subplots(len(rows), len(prompts), squeeze=False)
     for line, (label, images) in zip(axes, rows):
-        for axis, image in zip(line, images):
-            axis.imshow(image, interpolation="nearest")
+        for axis, image in zip_longest(line, images):
             axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_color("0.85")
+            axis.spines[:].set(color="0.85", visible=image is not None)
+            if image is not None:
+                axis.imshow(image, interpolation="nearest")
         line[0].set_ylabel(label, fontsize=9)
     for axis, prompt in zip(axes[0], prompts):
         axis.set_title(_wrap(prompt), fontsize=7, parse_math=False)

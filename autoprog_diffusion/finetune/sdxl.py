@@ -12,8 +12,6 @@ import tyro
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from autoprog_diffusion.growth.errors import ConfigError
-
 from .arguments import Arguments
 from .cache import ArrayCache, build_cache, text_fingerprint
 from .images import read_image
@@ -81,8 +79,6 @@ class TextToImageXL(TextToImage):
         resolution: int,
         empty: float = 0.0,
     ) -> None:
-        if not 0 <= empty <= 1:
-            raise ConfigError(f"--proportion_empty_prompts {empty} is not allowed: use a probability in [0, 1].")
         super().__init__(pipeline, data, args, accelerator, resolution, empty)
         self._sizes: ArrayCache | None = None
 

@@ -54,6 +54,9 @@ class TextToImage:
         accelerator: Of the run.
         resolution: Side of the training images in pixels.
         empty: Probability of training an image without its caption.
+
+    Raises:
+        ConfigError: The probability is not in [0, 1].
     """
 
     def __init__(

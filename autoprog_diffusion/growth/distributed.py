@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import SyncError
@@ -50,13 +51,20 @@ def average_gradient(parameter: nn.Parameter, should_reduce: Callable[[], bool])
     Returns:
         A handle with `remove()`.
     """
+    engine: Any = Variable._execution_engine
 
-    def reduce(tensor: Tensor) -> None:
-        if world_size() > 1 and should_reduce() and tensor.grad is not None:
-            dist.all_reduce(tensor.grad)
-            tensor.grad.div_(world_size())
+    def reduce() -> None:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad.div_(world_size())
 
-    return parameter.register_post_accumulate_grad_hook(reduce)
+    def reduce_last(tensor: Tensor) -> None:
+        if world_size() > 1 and should_reduce():
+            # At the end of the pass, and after DDP's own end, which may be queued later than this: a communication
+            # hook's collectives may be issued at any time until then, and all ranks need the same order.
+            engine.queue_callback(lambda: engine.queue_callback(reduce))
+
+    return parameter.register_post_accumulate_grad_hook(reduce_last)
 
 
 def checksums(tensors: Iterable[Tensor]) -> Tensor:

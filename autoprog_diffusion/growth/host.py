@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .errors import OrderError
 from .sharding import is_sharded
 
 
+logger = logging.getLogger(__name__)
+
 # Those that run DistributedDataParallel.
 SUPPORTED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU", "MULTI_MLU", "MULTI_SDAA", "MULTI_MUSA")
 INSTEAD = "use one process, DistributedDataParallel, or FSDP with fsdp_version: 2 (`accelerate config`)."
@@ -29,10 +32,10 @@ REFUSED = {
 ZERO = {
     0: "it shards nothing, so DistributedDataParallel does the same",
     1: "its partitions of the optimizer are fixed when the engine is built, so frozen parameters go on being updated",
-    2: "its partitions of gradients and optimizer are fixed when the engine is built, so frozen parameters go on being "
-    "updated, and parameters opened later never start",
-    3: "its partitions of parameters, gradients and optimizer are fixed when the engine is built, so frozen parameters "
-    "go on being updated",
+    2: "its partitions of gradients and optimizer are fixed when the engine is built, so frozen parameters go on "
+    "being updated, and parameters opened later never start",
+    3: "its partitions of parameters, gradients and optimizer are fixed when the engine is built, so frozen "
+    "parameters go on being updated",
 }
 
 
@@ -49,9 +52,9 @@ def check_backend(accelerator: Any, config: GrowthConfig, model: nn.Module) -> N
     if kind in SUPPORTED:
         return
     if kind == "DEEPSPEED":
-        stage = getattr(accelerator.state.deepspeed_plugin, "zero_stage", None)
-        reason = ZERO.get(stage, "its optimizer is fixed when the engine is built")
-        raise OrderError(f"DeepSpeed with ZeRO stage {stage} cannot grow: {reason}; {INSTEAD}")
+        plugin = getattr(getattr(accelerator, "state", None), "deepspeed_plugin", None)
+        stage = int(getattr(plugin, "zero_stage", 2))  # 2 is Accelerate's default
+        raise OrderError(f"distributed_type={kind} with ZeRO stage {stage} cannot grow: {ZERO[stage]}; {INSTEAD}")
     if kind != "FSDP":
         reason = REFUSED.get(kind, "nobody has tried whether its trainable parameters can change during training")
         raise OrderError(f"distributed_type={kind} cannot grow: {reason}; {INSTEAD}")
@@ -74,6 +77,8 @@ def _check_fsdp(plugin: Any, config: GrowthConfig) -> None:
             "Accelerate's FSDP takes no optimizer with parameters outside of the model, such as the stage embedding: "
             "set stage_embedding=False and stage_dropout=0."
         )
+    if config.stage_embedding is None:
+        logger.info("no stage embedding: Accelerate's FSDP takes no optimizer with parameters outside of the model.")
 
 
 def _check_searchable(config: GrowthConfig) -> None:
@@ -136,11 +141,11 @@ def check_prepared(
         )
     if is_sharded(bare):
         _check_searchable(config)
-    if ddp is not None and ddp.static_graph and getattr(accelerator, "gradient_accumulation_steps", 1) > 1:
+    accumulated = getattr(accelerator, "gradient_accumulation_steps", 1)
+    if ddp is not None and ddp.static_graph and accumulated > 1:
         raise OrderError(
-            "DistributedDataParallel with static_graph=True breaks torch where the first backward pass of a stage is "
-            "not synchronised, as with gradient_accumulation_steps="
-            f"{accelerator.gradient_accumulation_steps}: set static_graph=False."
+            "static_graph=True needs a first backward pass that is synchronised, or torch fails inside: set "
+            f"static_graph=False to train with gradient_accumulation_steps={accumulated}."
         )
     return ddp
 

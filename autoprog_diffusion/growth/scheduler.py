@@ -14,10 +14,10 @@ from . import host
 from .adapter import StageEmbeddingLike, find_adapter
 from .config import GrowthConfig
 from .errors import OrderError
-from .plan import GrowthPlan, check_plan_fits, fixed_plan
+from .plan import GrowthPlan, check_plan_fits
 from .resize import resize_images
 from .rewarm import Rewarm
-from .searching import StageSearch, check_arguments, open_plan, start_search
+from .searching import StageSearch, check_arguments, first_plan, start_search
 from .state import STATE_VERSION, StageRecord, check_state, describe, fingerprint, record_stage
 from .switch import StageSwitch
 from .units import only_growing
@@ -67,7 +67,7 @@ class GrowthScheduler:
         self._wrapped: nn.Module | None = None
         self._plan: GrowthPlan | None = None
         self._search: StageSearch | None = None
-        self._optimizers_checked = False
+        self._optimizers: list[torch.optim.Optimizer] = []
         self._step = 0
         self.history: list[StageRecord] = []
 
@@ -110,7 +110,6 @@ class GrowthScheduler:
         """
         if self._plan is not None:
             raise OrderError("growth.prepare was called already: construct a new GrowthScheduler for a new run.")
-        searches = self.config.search != "none"
         check_arguments(self.config, plan, loss_fn, batches)
         host.check_same_parameters(self._model, self._names)
         ddp = host.check_prepared(model, self._model, self._accelerator, self.config)
@@ -118,15 +117,12 @@ class GrowthScheduler:
         self._rewarm = Rewarm(self.config.rewarm_steps, self.layout, dict(self._model.named_parameters()))
         self._check_optimizers([optimizer] if optimizer is not None else [])
         blocks = [unit.name for unit in self.layout.blocks]
-        if searches:
-            plan = open_plan(self.config, self.layout, num_training_steps)
-        plan = plan or fixed_plan(self.config, len(blocks), num_training_steps)
+        plan = plan or first_plan(self.config, self.layout, num_training_steps)
         check_plan_fits(plan, blocks, num_training_steps, self.config.plan_stages if self._embedding else None)
         self._wrapped, self._plan = model, plan
         self._switch.prepare(model, ddp)
-        if searches:
-            others = [self._embedding] if self._embedding is not None else []
-            parts = (self.config, self._model, model, self.layout, others, loss_fn, batches)
+        if self.config.search != "none":
+            parts = (self.config, self._model, model, self.layout, self._embedding, loss_fn, batches)
             self._search = start_search(parts, plan, self._accelerator)
         self._enter(0)
         if self._accelerator is not None:
@@ -145,7 +141,7 @@ class GrowthScheduler:
         plan = self.plan
         if self._wrapped is None:
             raise OrderError("step was called after fold: the run is over, construct a new GrowthScheduler.")
-        if not self._optimizers_checked:
+        if not self._optimizers and self._accelerator is not None:
             self._check_optimizers([])
         before = plan.stage_at(self._step)
         self._step += 1
@@ -260,12 +256,9 @@ class GrowthScheduler:
 
     @contextmanager
     def loading(self, state_dict: dict[str, Any]) -> Iterator[None]:
-        """Where a distributed checkpoint of sharded parameters is loaded, before this scheduler's own `state_dict`.
-
-        Inside the `with` block trains what the checkpoint's optimizer has state of; torch loads no other.
-        """
+        """Load a distributed checkpoint inside: its optimizer's state returns for what trains, so all it has does."""
         self._check_state(state_dict)
-        with self._switch.opened(trained_before(state_dict, self.layout)):
+        with self._switch.opened_before(state_dict):
             yield
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -276,7 +269,7 @@ class GrowthScheduler:
             SyncError: The ranks' weights differ after loading.
         """
         self._check_state(state_dict)
-        self._switch.check_loaded(self._optimizers(), state_dict)
+        self._switch.check_loaded(self._optimizers, state_dict)
         self._step = state_dict["step"]
         if self._search is not None:
             self._plan, self._search.decisions = GrowthPlan.from_dict(state_dict["plan"]), state_dict["decisions"]
@@ -297,9 +290,9 @@ class GrowthScheduler:
         table = None if self._embedding is None else self._embedding.state_dict()
         check_state(state_dict, self.plan, fingerprint(self._model, self.layout), table, self._search is not None)
 
-    def _check_optimizers(self, extra: list[torch.optim.Optimizer]) -> None:
-        optimizers = [*extra, *getattr(self._accelerator, "_optimizers", [])]
+    def _check_optimizers(self, given: list[torch.optim.Optimizer]) -> None:
+        optimizers = [*given, *getattr(self._accelerator, "_optimizers", [])]
         host.check_optimizers(optimizers, self._switch.growing())
         if optimizers or self._accelerator is None:
             self._rewarm.watch(optimizers)
-        self._optimizers_checked = bool(optimizers) or self._accelerator is None
+        self._optimizers = optimizers

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 
 from .config import GrowthConfig
-from .distributed import rank
+from .distributed import rank, world_size
 from .errors import ConfigError, PlanError
-from .plan import GrowthPlan, Stage, stage_starts
+from .plan import GrowthPlan, Stage, fixed_plan, stage_starts
 from .units import Layout
 
 
@@ -57,10 +57,23 @@ def make_search(name: str, *args: Any, **kwargs: Any) -> SearchLike:
     return _SEARCHES[name](*args, **kwargs)
 
 
+def check_arguments(config: GrowthConfig, plan: Any, loss_fn: Any, batches: Any) -> None:
+    """Refuse arguments of `growth.prepare` that do not go with the configuration's search.
+
+    Raises:
+        ConfigError: A plan and a search are both given, or a loss for a search that is off.
+    """
+    if config.search != "none" and plan is not None:
+        raise ConfigError('a plan and a search are both given: use search="none" with a plan.')
+    if config.search == "none" and (loss_fn is not None or batches is not None):
+        raise ConfigError('loss_fn and batches are for a search, but search="none": set search="zero_shot".')
+
+
 def start_search(parts: Sequence[Any], plan: GrowthPlan, accelerator: Any) -> StageSearch:
-    """Build the search that the configuration names (`parts[0]`), and let checkpoints hold its recorded calls."""
-    config = parts[0]
-    search = StageSearch(config, make_search(config.search, *parts))
+    """Build the search that the configuration names, `parts[0]`, and let checkpoints hold its recorded calls."""
+    config, model, wrapped, layout, embedding, *rest = parts
+    others = [] if embedding is None else [embedding]
+    search = StageSearch(config, make_search(config.search, config, model, wrapped, layout, others, *rest))
     search.observe(plan, 0)
     if accelerator is not None:
         accelerator.register_save_state_pre_hook(search.save_calls)
@@ -105,22 +118,40 @@ class StageSearch:
 
     def save_calls(self, models: Any, weights: Any, folder: str) -> None:
         """Write this rank's recorded calls into a checkpoint; an `accelerator.register_save_state_pre_hook` hook."""
-        torch.save(self._search.saved_calls(), _calls_file(folder))
+        torch.save(self._search.saved_calls(), Path(folder) / f"growth_calls_{rank()}.pt")
+        # What more ranks once left in the same folder is of another time.
+        for number, stale in _calls_files(folder).items() if rank() == 0 else ():
+            if number >= world_size():
+                stale.unlink()
 
     def load_calls(self, models: Any, folder: str) -> None:
-        """Read them back; an `accelerator.register_load_state_pre_hook` hook. None were kept under more ranks."""
-        path = _calls_file(folder)
-        if path.exists():
-            self._search.restore_calls(torch.load(path, weights_only=True, map_location="cpu"))
+        """Read them back; an `accelerator.register_load_state_pre_hook` hook.
+
+        Under another number of ranks, or where the first one saved alone, ranks take the files in turn: the calls of
+        a rank are samples of the same training, and scores are averaged over ranks.
+        """
+        files = list(_calls_files(folder).values())
+        if files:
+            calls = torch.load(files[rank() % len(files)], weights_only=True, map_location="cpu")
+            self._search.restore_calls(calls)
 
 
-def _calls_file(folder: str) -> Path:
-    return Path(folder) / f"growth_calls_{rank()}.pt"
+def _calls_files(folder: str) -> dict[int, Path]:
+    """The files of recorded calls in a checkpoint: rank -> path, sorted."""
+    files = {int(path.stem.rpartition("_")[2]): path for path in Path(folder).glob("growth_calls_*.pt")}
+    return dict(sorted(files.items()))
 
 
 def warm_blocks(layout: Layout) -> tuple[int, ...]:
     """Blocks that train while nothing is known: none beside the output head; the last one where no head trains."""
     return () if layout.outputs.parameters else (len(layout.blocks) - 1,)
+
+
+def first_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> GrowthPlan:
+    """The plan a run starts with: its fixed schedule, or one that a search has yet to decide; raises as they do."""
+    if config.search != "none":
+        return open_plan(config, layout, num_training_steps)
+    return fixed_plan(config, len(layout.blocks), num_training_steps)
 
 
 def open_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> GrowthPlan:

@@ -15,7 +15,15 @@ from .adapter import StageEmbeddingLike
 from .distributed import average_gradient, check_ranks_equal, world_size
 from .reducer import rebuild_reducer
 from .region import NoGradRegion
-from .sharding import follow_trainable, is_sharded_tensor, reduces_gradients, reshard
+from .sharding import (
+    check_optimizer_state,
+    follow_trainable,
+    is_sharded,
+    is_sharded_tensor,
+    reduces_gradients,
+    reshard,
+    trained_before,
+)
 from .units import Layout, set_trainable, trainable_names
 
 
@@ -81,15 +89,21 @@ class StageSwitch:
         reshard(self._wrapped)
 
     @contextmanager
-    def opened(self, names: set[str]) -> Iterator[None]:
-        """Let exactly `names` require gradient inside a `with` block."""
+    def opened_before(self, state: dict[str, Any]) -> Iterator[None]:
+        """Let require gradient, inside a `with` block, what the last step before a saved growth state trained."""
         self.reshard()
-        before = {name for name, parameter in self._model.named_parameters() if parameter.requires_grad}
-        set_trainable(self._model, names)
+        now = {name for name, parameter in self._model.named_parameters() if parameter.requires_grad}
+        set_trainable(self._model, trained_before(state, self._layout))
         try:
             yield
         finally:
-            set_trainable(self._model, before)
+            set_trainable(self._model, now)
+
+    def check_loaded(self, optimizers: Iterable[Any], state: dict[str, Any]) -> None:
+        """Raise `StateError` where a distributed checkpoint gave back the optimizer's state of some blocks only."""
+        if is_sharded(self._model):
+            trained = trained_before(state, self._layout)
+            check_optimizer_state(optimizers, self.growing(), self._layout, trained)
 
     def check_ranks(self, when: str) -> None:
         """Raise `SyncError` where two ranks differ in what they both hold: not in a parameter that is sharded."""

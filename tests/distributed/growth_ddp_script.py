@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from rank_tools import BY_ID, Family, alone, equal_on_ranks, finish, optimizer_of, refusal, seeds, weights_of, worst
+from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from accelerate import Accelerator  # noqa: E402
-from accelerate.utils import DistributedDataParallelKwargs  # noqa: E402
-from settings import BY_ID, Family  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from autoprog_diffusion import GrowthConfig, GrowthScheduler  # noqa: E402
-from autoprog_diffusion.growth import SyncError  # noqa: E402
+from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
 
 CASES = [(family, order) for family in ("unet2d", "pixart") for order in ("interleaved", "suffix", "prefix")]
@@ -30,46 +23,11 @@ def config(order: str) -> GrowthConfig:
     return GrowthConfig(num_stages=3, order=order, stage_embedding_init="normal", ema_decay=0.9)
 
 
-def optimizer_of(growth: GrowthScheduler) -> torch.optim.Optimizer:
-    # A large epsilon: Adam would blow the rounding of gradients that are zero up to the size of a step.
-    return torch.optim.AdamW(growth.parameters(), lr=1e-2, weight_decay=0.1, eps=1e-3)
-
-
-def seeds(step: int, part: int) -> list[int]:
-    """Seeds of the batches that the ranks see in one micro-step."""
-    return [1000 * step + 10 * part + rank for rank in range(RANKS)]
-
-
-def weights_of(model: nn.Module, growth: GrowthScheduler) -> dict[str, Tensor]:
-    """Copies of the model's weights, and of the stage embedding's table and average."""
-    state = [*model.named_parameters(), *growth._embedding.state_dict().items()]
-    return {name: value.detach().clone() for name, value in state}
-
-
-def alone(family: Family, order: str) -> dict[str, Tensor]:
+def reference(family: Family, order: str) -> dict[str, Tensor]:
     """The same training in one process, on the concatenated batches."""
-    model = family.build().train()
-    growth = GrowthScheduler(model, config(order))
-    optimizer = optimizer_of(growth)
-    growth.prepare(model, num_training_steps=STEPS, optimizer=optimizer)
-    for step in range(STEPS):
-        for part in range(ACCUMULATION):
-            losses = [family.loss(model, seed) for seed in seeds(step, part)]
-            (sum(losses) / (RANKS * ACCUMULATION)).backward()
-        nn.utils.clip_grad_norm_(growth.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad()
-        growth.step()
+    model, growth = alone(family, config(order), STEPS, ACCUMULATION, CLIP)
     growth.fold(model)
-    return {
-        name: value.clone() for name, value in [*model.named_parameters(), *growth._embedding.state_dict().items()]
-    }
-
-
-def equal_on_ranks(value: Tensor) -> bool:
-    gathered = [torch.empty_like(value) for _ in range(RANKS)]
-    dist.all_gather(gathered, value.detach().contiguous())
-    return all(torch.equal(gathered[0], other) for other in gathered)
+    return weights_of(model, growth)
 
 
 def together(family: Family, order: str, accelerator: Accelerator) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -107,11 +65,6 @@ def together(family: Family, order: str, accelerator: Accelerator) -> tuple[dict
     return seen, weights
 
 
-def worst(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """Largest deviation over all tensors, relative to the size of the tensor."""
-    return max(((ours[n] - theirs[n]).norm() / (theirs[n].norm() + 1e-3)).item() for n in theirs)
-
-
 def corrupted(accelerator: Accelerator) -> dict[str, Any]:
     """Rank 1 loses a bit of one weight; both ranks must say so at the next growth, at loading and at the end."""
     family, said = BY_ID["unet2d"], {}
@@ -125,11 +78,8 @@ def corrupted(accelerator: Accelerator) -> dict[str, Any]:
         if accelerator.process_index == 1:
             with torch.no_grad():
                 model.conv_in.bias[0] += 1e-3
-        try:
-            growth.load_state_dict(growth.state_dict()) if when == "load" else growth.step()
-            said[when] = "nothing"
-        except SyncError as error:
-            said[when] = str(error)
+        act = growth.step if when != "load" else lambda g=growth: g.load_state_dict(g.state_dict())
+        said[when] = refusal(act)
         accelerator._custom_objects.clear()
         accelerator.free_memory()
     return said
@@ -168,16 +118,12 @@ def rebuilt(accelerator: Accelerator) -> dict[str, Any]:
 def bare_model_refused(accelerator: Accelerator) -> str:
     """In a plain loop with two processes, the model must come wrapped."""
     model = BY_ID["unet2d"].build()
-    try:
-        GrowthScheduler(model, config("suffix")).prepare(model, num_training_steps=3)
-    except ValueError as error:
-        return f"{type(error).__name__}: {error}"
-    return "nothing"
+    return refusal(lambda: GrowthScheduler(model, config("suffix")).prepare(model, num_training_steps=3))
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    references = {(family, order): alone(BY_ID[family], order) for family, order in CASES}
+    references = {case: reference(BY_ID[case[0]], case[1]) for case in CASES}
     plain = DistributedDataParallelKwargs(find_unused_parameters=False)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATION, kwargs_handlers=[plain])
     result: dict[str, Any] = {"ranks": accelerator.num_processes}
@@ -188,9 +134,7 @@ def main() -> None:
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
     result["rebuilt"] = rebuilt(accelerator)
     result["bare"] = bare_model_refused(accelerator)
-    Path(sys.argv[1], f"rank{accelerator.process_index}.json").write_text(json.dumps(result))
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    finish(result)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-
 import diffusers
 import torch
 from accelerate import Accelerator
+from rank_tools import finish
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.growth.distributed import checksums
@@ -62,8 +59,7 @@ def main() -> None:
     accelerator = Accelerator(cpu=True)
     results = {cost: run(accelerator, cost) for cost in ("flops", "measured")}
     results["failing"] = run(accelerator, "flops", fails=True)
-    Path(sys.argv[1], f"{accelerator.process_index}.json").write_text(json.dumps(results))
-    accelerator.end_training()
+    finish(results)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from autoprog_diffusion.finetune.output import OutputError, check_output_dir, wr
 
 
 def held(folder: Path) -> Path:
-    for name in ("checkpoints", "cache"):
+    for name in ("checkpoints", "cache", "class_images"):
         (folder / name).mkdir(parents=True)
         (folder / name / "file").write_text("old")
-    for name in ("run.json", "growth.json", "model_index.json", "mine.txt"):
+    for name in ("run.json", "growth.json", "model_index.json", "pytorch_lora_weights.safetensors", "mine.txt"):
         (folder / name).write_text("old")
     return folder
 
@@ -34,7 +34,10 @@ def test_a_path_at_or_below_a_file_is_refused(tmp_path: Path, below: str) -> Non
         check_output_dir(tmp_path / "file" / below, resume=False, overwrite=True)
 
 
-@pytest.mark.parametrize("name", ["run.json", "growth.json", "model_index.json", "checkpoints", "cache"])
+@pytest.mark.parametrize(
+    "name",
+    ["run.json", "growth.json", "pytorch_lora_weights.safetensors", "checkpoints", "cache", "class_images"],
+)
 def test_any_trace_of_a_run_is_refused_by_name(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("")
     with pytest.raises(OutputError, match=rf"already holds a run \({name}\).*--resume_from_checkpoint latest"):

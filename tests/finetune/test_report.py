@@ -110,6 +110,18 @@ def test_the_grid_takes_any_prompts(tmp_path: Path, prompts: list[str]) -> None:
     assert (image == [255, 0, 0]).all(-1).mean() > 0.2
 
 
+def test_a_row_of_fewer_images_leaves_blanks(tmp_path: Path) -> None:
+    red = Image.new("RGB", (8, 8), "red")
+    shares = []
+    for count in (3, 1):
+        save_grid(tmp_path / "grid.png", ["a", "b", "c"], [("all", [red] * 3), ("some", [red] * count)])
+        image = np.asarray(Image.open(tmp_path / "grid.png").convert("RGB"))
+        shares.append((image == [255, 0, 0]).all(-1).mean())
+        white = (image == 255).all(-1).mean()
+    assert shares[1] == pytest.approx(shares[0] * 4 / 6, rel=0.02)
+    assert white > 0.9 - shares[1]  # no axes where there is no picture
+
+
 def test_flops_are_exact_and_counting_leaves_the_random_state() -> None:
     layer = torch.nn.Linear(5, 7, bias=False)
     state = torch.get_rng_state()

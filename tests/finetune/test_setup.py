@@ -203,3 +203,31 @@ def test_the_tracker_none_starts_none(tmp_path: Path, new_accelerator: NewAccele
     accelerator = new_accelerator(parse("--output_dir", tmp_path))
     assert isinstance(accelerator, Accelerator)
     assert make_accelerator(parse("--output_dir", tmp_path)).log_with == []
+
+
+def test_rows_of_a_group_come_together(data: datasets.Dataset) -> None:
+    args = parse("--train_batch_size", 2)
+    groups = [(0, 20), (1, 21), (2, 22)]
+    rows = RowDataset(data, args, None, groups)
+    assert len(rows) == 3
+    assert rows[1]["index"].tolist() == [1, 21]
+    batches = list(make_loader(data, args, 64, groups))
+    assert [batch["index"].shape for batch in batches] == [(2, 2)]
+    images = RowDataset(data, args, 32, groups)
+    assert images[2]["pixel_values"].shape == (2, 3, 32, 32)
+    alone = RowDataset(data, parse("--center_crop"), 32)
+    together = RowDataset(data, parse("--center_crop"), 32, groups)[2]
+    for place, row in enumerate(groups[2]):
+        assert torch.equal(together["pixel_values"][place], alone[row]["pixel_values"])
+
+
+def test_an_item_tells_where_it_was_cut(data: datasets.Dataset) -> None:
+    """The pictures are 40x32 and 32x40: the longer side leaves 8 pixels to choose from, at 32."""
+    rows, seen = RowDataset(data, parse(), 32), set()
+    for rows.epoch in range(20):
+        tall, wide = rows[0]["window"].tolist(), rows[1]["window"].tolist()
+        assert (tall[:2], tall[3]) == ([40, 32], 0)
+        assert wide[:3] == [32, 40, 0]
+        seen |= {tall[2], wide[3]}
+    assert len(seen) > 4
+    assert seen <= set(range(9))

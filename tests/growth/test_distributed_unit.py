@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
+from torch.distributed.optim import _apply_optimizer_in_backward
 from torch.nn.parallel import DistributedDataParallel
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
@@ -16,10 +20,13 @@ from autoprog_diffusion.growth.distributed import (
     check_ranks_equal,
     checksums,
     find_ddp,
-    rebuild_reducer,
     unwrap,
     world_size,
 )
+from autoprog_diffusion.growth.errors import OrderError
+from autoprog_diffusion.growth.reducer import rebuild_reducer
+from autoprog_diffusion.growth.searching import open_plan, start_search
+from autoprog_diffusion.growth.units import layout_from_patterns
 
 
 def chain() -> nn.Sequential:
@@ -104,6 +111,68 @@ def test_a_rebuilt_reducer_keeps_what_the_user_chose(unused: bool, view: bool) -
 
 
 @pytest.mark.usefixtures("one_rank")
+def test_a_rebuilt_reducer_keeps_what_it_was_doing() -> None:
+    model = chain()
+    ddp = DistributedDataParallel(model, bucket_cap_mb_list=[1, 2], batched_grad_copy=True)
+    with ddp.no_sync():
+        rebuild_reducer(ddp)
+        assert not ddp.require_backward_grad_sync
+    assert ddp.require_backward_grad_sync
+    assert ddp.bucket_bytes_cap_list == [1024**2, 2 * 1024**2]
+    assert ddp.batched_grad_copy
+    ddp._register_builtin_comm_hook(dist.BuiltinCommHookType.FP16_COMPRESS)
+    for _ in range(2):
+        rebuild_reducer(ddp)
+        assert ddp._get_ddp_logging_data()["comm_hook"] == "BuiltinCommHookType.FP16_COMPRESS"
+
+
+class Named:
+    """A state of a communication hook that is not the buckets' own."""
+
+    names = ("first", "second")
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("state", [None, [1], {"count": 2}, Named(), chain()], ids=lambda s: type(s).__name__)
+def test_states_without_tensors_are_carried_over(state: object) -> None:
+    ddp = DistributedDataParallel(chain())
+    ddp.register_comm_hook(state, default_hooks.allreduce_hook)
+    rebuild_reducer(ddp)
+    assert ddp._comm_hooks == [(default_hooks.allreduce_hook, state)]
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("state", [torch.zeros(1), [torch.zeros(1)], {"a": {"b": (torch.zeros(1),)}}])
+def test_states_with_tensors_are_refused(state: object) -> None:
+    ddp = DistributedDataParallel(chain())
+    ddp.register_comm_hook(state, default_hooks.allreduce_hook)
+    with pytest.raises(OrderError, match=f"allreduce_hook, a {type(state).__name__}, holds tensors.*powerSGD_hook"):
+        rebuild_reducer(ddp)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_an_optimizer_that_steps_inside_the_backward_pass_is_refused() -> None:
+    model = chain()
+    _apply_optimizer_in_backward(torch.optim.SGD, model.parameters(), {"lr": 0.1})
+    ddp = DistributedDataParallel(model)
+    with pytest.raises(OrderError, match="an optimizer that steps inside the backward pass cannot grow"):
+        rebuild_reducer(ddp)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_power_sgd_forgets_its_buckets() -> None:
+    state = PowerSGDState(None, start_powerSGD_iter=5)
+    ddp = DistributedDataParallel(chain())
+    ddp.register_comm_hook(state, powerSGD_hook)
+    state.iter, state.p_memory_dict[0] = 9, torch.zeros(1)
+    rebuild_reducer(ddp)
+    assert (state.iter, state.p_memory_dict) == (3, {})
+    state.iter = 1
+    rebuild_reducer(ddp)
+    assert state.iter == 1  # it has not begun
+
+
+@pytest.mark.usefixtures("one_rank")
 def test_growth_rebuilds_the_reducer_for_what_trains() -> None:
     model = chain()
     config = GrowthConfig(num_stages=2, min_trainable=0.5, order="suffix", stage_embedding=False)
@@ -118,6 +187,17 @@ def test_growth_rebuilds_the_reducer_for_what_trains() -> None:
         assert sum(calls) == trained
         growth.step()
     growth.fold(ddp)
+
+
+def test_calls_of_ranks_that_are_gone_are_removed(tmp_path: Path) -> None:
+    for number in (0, 1, 10):
+        torch.save(["old"], tmp_path / f"growth_calls_{number}.pt")
+    layout = layout_from_patterns(chain(), ["*"])
+    config = GrowthConfig(search="zero_shot")
+    search = start_search((config, chain(), chain(), layout, None, None, None), open_plan(config, layout, 40), None)
+    search.save_calls(None, None, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["growth_calls_0.pt"]
+    search.load_calls(None, str(tmp_path))
 
 
 def test_an_averaged_gradient_has_a_removable_hook() -> None:

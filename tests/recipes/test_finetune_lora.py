@@ -76,10 +76,12 @@ def test_a_resumed_run_ends_bit_identical(
     folder = tmp_path / "out" / "checkpoints" / "checkpoint-3"
     assert sorted(load_file(folder / "trained.safetensors")) == sorted(start)
     assert not list(folder.glob("model*"))
-    _, resumed, _ = new_run(RECIPE, *flags, "--resume_from_checkpoint", "checkpoint-3")
+    _, resumed, pictures = new_run(RECIPE, *flags, "--resume_from_checkpoint", "checkpoint-3")
     assert resumed.step == 3
     resumed.train()
     resumed.finish()
+    pictures.save_before_after()
+    assert (tmp_path / "out" / "before_after.png").stat().st_size > 100
     assert same(trained(resumed.bare), ends)
     assert resumed.log.rows["loss"] == whole.log.rows["loss"]
 
@@ -103,6 +105,8 @@ BAD = {
     "rank": (("--rank", 0), "--rank 0 is not allowed"),
     "target": (("--target_modules", "to_k", "nonsense"), "'nonsense' names no linear or convolution layer"),
     "model": (("--pretrained_model_name_or_path", "{tmp}/dit"), "is a DiTPipeline, which this recipe does not train"),
+    "flow": (("--weighting_scheme", "mode"), "--weighting_scheme is for SD3 and Flux"),
+    "empty": (("--proportion_empty_prompts", 1.5), "--proportion_empty_prompts 1.5 is not allowed"),
     "data": (("--train_data_dir", "{tmp}/none"), "is not a folder with files"),
 }
 

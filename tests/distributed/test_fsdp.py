@@ -1,0 +1,87 @@
+"""FSDP2: sharded parameters grow as whole ones do, frozen shards cost nothing, the result is a plain checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .launching import run_ranks
+
+
+pytestmark = pytest.mark.distributed
+
+CASES = ["dit-interleaved", "dit-suffix", "unet2d-suffix"]
+cases = pytest.mark.parametrize("case", CASES)
+KINDS = ("parameters", "gradients", "optimizer")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_ranks("fsdp_script.py", tmp_path_factory.mktemp("fsdp"))
+
+
+@cases
+def test_two_ranks_equal_one_process(ranks: list[dict[str, Any]], case: str) -> None:
+    """With accumulation, clipping, an EMA copied back and the fold; the gathered weights load in plain Diffusers."""
+    for result in ranks:
+        assert result[case]["stages"] == [0, 0, 1, 1, 2, 2]
+        assert result[case]["error"] < 1e-4
+        assert any(result[case]["clipped"])
+    assert ranks[0][case]["output error"] < 1e-4
+
+
+@cases
+def test_frozen_shards_rest_and_hold_nothing(ranks: list[dict[str, Any]], case: str) -> None:
+    for result in ranks:
+        counts = result[case]["frozen"]
+        assert counts[0] == counts[1] > counts[2] == counts[3] > counts[4] == counts[5] == 0
+        assert result[case]["moved"] == []
+        assert result[case]["held"] == [[]] * 6  # in the optimizer, of what was frozen when it stepped
+        assert result[case]["grads"] == [[]] * 6  # missing where it trains, or there where it does not
+
+
+@cases
+def test_the_stage_embedding_is_reduced_by_the_last_pass_of_a_step(ranks: list[dict[str, Any]], case: str) -> None:
+    for result in ranks:
+        assert result[case]["table"] == [False, True] * 6
+
+
+@cases
+def test_only_gradients_of_what_trains_are_reduced(ranks: list[dict[str, Any]], case: str) -> None:
+    """Once per step of two passes; every value that gloo reduces, the stage embedding's (the smallest) included."""
+    for result in ranks:
+        for step in (0, 2, 4):
+            table, *groups = result[case]["sent"][step]
+            assert sum(groups) == result[case]["memory"][step]["reduced"]
+            assert table == min(result[case]["sent"][0])
+
+
+@cases
+def test_memory_of_a_rank_follows_what_trains(ranks: list[dict[str, Any]], case: str) -> None:
+    for step in (0, 2, 4):
+        rows = [result[case]["memory"][step] for result in ranks]
+        print(case, f"stage {step // 2}", [{kind: row[kind] for kind in KINDS} for row in rows], "bytes per rank")
+        for row in rows:
+            assert row["gradients"] == row["trains"]
+            assert row["optimizer"] == 2 * row["trains"]  # Adam's two moments
+            assert (row["trains"] == row["parameters"]) == (step == 4)
+        assert sum(row["parameters"] for row in rows) == 4 * rows[0]["numel"]  # nothing is held twice
+    sizes = [ranks[0][case]["memory"][step]["gradients"] for step in (0, 2, 4)]
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+def test_groups_that_open_late_keep_the_types_of_the_mixed_precision_policy(ranks: list[dict[str, Any]]) -> None:
+    for result in ranks:
+        assert result["types"] == [["torch.float32"]] * 3
+
+
+def test_a_plain_model_can_be_saved_in_the_middle(ranks: list[dict[str, Any]]) -> None:
+    for result in ranks:
+        assert result["saved folded"] == {"folded": True, "restored": True}
+
+
+@pytest.mark.parametrize("when", ["sharded", "sharded later"])
+def test_a_search_on_shards_is_refused(ranks: list[dict[str, Any]], when: str) -> None:
+    for result in ranks:
+        assert result["refused"][when].startswith("OrderError: search='zero_shot' does not work on sharded parameters")
