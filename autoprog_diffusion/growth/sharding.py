@@ -18,6 +18,11 @@ def is_sharded_tensor(tensor: Any) -> bool:
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
 
 
+def class_name(model: nn.Module) -> str:
+    """Name of the model's class; `fully_shard` derives another one from it."""
+    return next(cls.__name__ for cls in type(model).__mro__ if not hasattr(cls, "_get_fsdp_state"))
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether `fully_shard` has spread the model's parameters over the ranks."""
     return bool(_groups(model)) or any(is_sharded_tensor(parameter) for parameter in model.parameters())

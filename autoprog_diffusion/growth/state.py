@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import StateError
 from .plan import GrowthPlan
+from .sharding import class_name
 from .units import Layout
 
 
@@ -74,7 +75,7 @@ def fingerprint(model: nn.Module, layout: Layout) -> dict[str, Any]:
     """What a model must have in common with the one a checkpoint was written for: class, blocks, parameter shapes."""
     lines = [f"{name} {tuple(parameter.shape)}" for name, parameter in model.named_parameters()]
     return {
-        "model_class": type(model).__name__,
+        "model_class": class_name(model),
         "blocks": [unit.name for unit in layout.blocks],
         "parameters": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
     }
