@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from faults.launching import finish, found_wrong, launch  # noqa: E402
+from faults.launching import finish, found_wrong, launch, was_killed  # noqa: E402
 from faults.worker import Settings  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
@@ -94,8 +94,8 @@ def scenario(root: Path, number: int, chance: random.Random, counts: Counter[str
         status, output = launch(folder, dying, ranks)
         died = status != 0
         counts["kills survived" if died else "deaths never reached"] += 1
-        if died and "SIGKILL" not in output and "-9" not in output and status != -9:
-            return [f"the run ended with status {status}, but nobody killed it: {output[-1500:]}"]
+        if died != was_killed(folder):
+            return [f"the run ended with status {status}, unlike what was to happen: {output[-1500:]}"]
         newest = newest_checkpoint(folder / "checkpoints")
         at = newest.name if newest else "no checkpoint"
         print(

@@ -29,6 +29,14 @@ def launch(folder: Path, settings: Settings, ranks: int) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+def was_killed(folder: Path) -> bool:
+    """Whether the last run in `folder` died as it was told to; forgotten by asking."""
+    mark = folder / "killed"
+    killed = mark.exists()
+    mark.unlink(missing_ok=True)
+    return killed
+
+
 def finish(folder: Path, settings: Settings, ranks: int) -> None:
     """Run to the end, from wherever the folder stands, without dying."""
     status, output = launch(folder, replace(settings, place="nowhere"), ranks)
