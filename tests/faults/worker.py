@@ -75,7 +75,7 @@ class Tower(nn.Module):
 
 
 def die(settings: Settings, place: str, step: int) -> None:
-    """Kill this process, without any cleaning up, where the settings say so; `killed` in the folder says it was done."""
+    """Kill this process, without any cleaning up, where the settings say so; a file `killed` says it was done."""
     if (place, step, rank()) == (settings.place, settings.at, settings.dying_rank):
         (Path(sys.argv[1]) / "killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
