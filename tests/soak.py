@@ -27,8 +27,9 @@ from faults.launching import finish, found_wrong, launch, was_killed  # noqa: E4
 from faults.worker import Settings  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from autoprog_diffusion.finetune.checkpoints import newest_checkpoint  # noqa: E402
-from autoprog_diffusion.growth import GrowthPlan  # noqa: E402
+from autoprog_diffusion.finetune.checkpoints import checkpoint_step, newest_checkpoint  # noqa: E402
+from autoprog_diffusion.growth import GrowthConfig, GrowthPlan  # noqa: E402
+from autoprog_diffusion.growth.plan import stage_starts  # noqa: E402
 
 
 PLACES = ("step", "search", "rebuild", "checkpoint")
@@ -49,10 +50,18 @@ def random_settings(chance: random.Random) -> Settings:
     )
 
 
-def with_death(settings: Settings, ranks: int, chance: random.Random) -> Settings:
-    """The run, dying at a random point of the kind that exists in it (a place that is never reached kills nobody)."""
-    place = chance.choice(PLACES)
-    return replace(settings, place=place, at=chance.randrange(1, settings.steps), dying_rank=chance.randrange(ranks))
+def with_death(settings: Settings, ranks: int, after: int, chance: random.Random) -> Settings:
+    """The run, dying at a random point that it reaches after optimizer step number `after`."""
+    starts = stage_starts(GrowthConfig(num_stages=settings.num_stages), settings.steps)[1:]
+    points = {
+        "step": range(settings.steps),
+        "checkpoint": range(settings.every, settings.steps + 1, settings.every),
+        "rebuild": starts if ranks > 1 else (),
+        "search": (2, *starts[:-1]) if settings.search != "none" else (),
+    }
+    place = chance.choice([place for place in PLACES if any(at > after for at in points[place])])
+    at = chance.choice([at for at in points[place] if at > after])
+    return replace(settings, place=place, at=at, dying_rank=chance.randrange(ranks))
 
 
 def corrupt(folder: Path) -> list[str]:
@@ -90,7 +99,11 @@ def scenario(root: Path, number: int, chance: random.Random, counts: Counter[str
     print(f"scenario {number}: {asdict(settings)}, {ranks} rank(s)", flush=True)
     finish(alone, settings, ranks)
     for _ in range(chance.randrange(1, 4)):
-        dying = with_death(settings, ranks, chance)
+        newest = newest_checkpoint(folder / "checkpoints")
+        done = checkpoint_step(newest) if newest else 0
+        if done >= settings.steps - 1:
+            break
+        dying = with_death(settings, ranks, done, chance)
         status, output = launch(folder, dying, ranks)
         died = status != 0
         counts["kills survived" if died else "deaths never reached"] += 1
