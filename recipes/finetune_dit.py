@@ -91,7 +91,8 @@ class FinetuneDiT(Recipe):
         return chosen
 
     def draw(self, pipeline: Any, args: Arguments, titles: Sequence[str], size: int) -> list[Image.Image]:
-        guidance = args.output.guidance_scale or (4.0 if args.model.pretrained_model_name_or_path else 3.0)
+        own, given = 4.0 if args.model.pretrained_model_name_or_path else 3.0, args.output.guidance_scale
+        guidance = own if given is None else given
         labels, steps = [self._rows[title] for title in titles], args.output.num_inference_steps
         return draw_classes(pipeline, labels, steps=steps, guidance=guidance, seed=args.train.seed)
 

@@ -75,9 +75,10 @@ class FinetuneFlow(TextToImageRecipe):
 
     def draw(self, pipeline: Any, args: Any, titles: Sequence[str], size: int) -> list[Image.Image]:
         own = flow_family(pipeline).guidance_scale if args.model.pretrained_model_name_or_path else 3.0
+        given = args.output.guidance_scale
         return draw_prompts(
             pipeline, titles, size=size, steps=args.output.num_inference_steps,
-            guidance=args.output.guidance_scale or own, seed=args.train.seed, length=text_length(pipeline, args),
+            guidance=own if given is None else given, seed=args.train.seed, length=text_length(pipeline, args),
         )  # fmt: skip
 
 

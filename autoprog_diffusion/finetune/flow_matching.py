@@ -185,6 +185,9 @@ class FlowMatching:
 
     def _check(self) -> None:
         flow, most = self.args.flow, 512
+        for name in ("snr_gamma", "prediction_type", "noise_offset", "input_perturbation"):
+            if value := getattr(self.args.train, name):
+                raise ConfigError(f"--{name} {value} belongs to noise prediction; flow matching has no such setting.")
         if not 0 <= flow.proportion_empty_prompts <= 1:
             value = flow.proportion_empty_prompts
             raise ConfigError(f"--proportion_empty_prompts {value} is not allowed: use a probability in [0, 1].")

@@ -218,6 +218,9 @@ def test_other_pipelines_and_values_are_refused(
     for flag, value in (("proportion_empty_prompts", 1.5), ("max_sequence_length", 600), ("logit_std", 0)):
         with pytest.raises(ConfigError, match=f"--{flag} {value}.* is not allowed"):
             new_task("sd3", f"--{flag}", value)
+    for flag, value in (("snr_gamma", 5.0), ("noise_offset", 0.1), ("prediction_type", "epsilon")):
+        with pytest.raises(ConfigError, match=f"--{flag} {value} belongs to noise prediction"):
+            new_task("sd3", f"--{flag}", value)
 
 
 @pytest.mark.parametrize("guidance", [True, False])
