@@ -52,7 +52,7 @@ class FinetuneFlow(TextToImageRecipe):
     arguments = FlowMatchingArguments
     default_model = ASSETS / "tiny_flow"
     default_flags = {"learning_rate": "1e-3", "lr_scheduler": "cosine", "lr_warmup_steps": "50",
-                     "max_train_steps": "800", "use_ema": None, "ema_decay": "0.99", "max_sequence_length": "16",
+                     "max_train_steps": "1000", "use_ema": None, "ema_decay": "0.99", "max_sequence_length": "16",
                      "proportion_empty_prompts": "0.1"}  # fmt: skip
 
     def load(self, args: Arguments) -> Any:
