@@ -16,8 +16,7 @@ from ..settings import BY_ID, Family
 
 # One of every kind of layer, input and order that the probe meets; the rest of the table is made of the same parts.
 SEARCHED = [
-    BY_ID[name]
-    for name in ("sd", "sdxl", "unet2d", "dit", "pixart", "sd3", "flux", "lumina2", "z_image", "wan")
+    BY_ID[name] for name in ("sd", "sdxl", "unet2d", "dit", "pixart", "sd3", "flux", "lumina2", "z_image", "wan")
 ]
 
 
