@@ -35,6 +35,8 @@ def compilations(depth: int, order: str) -> list[int]:
     return counts
 
 
+# torch looks at gradients of what is not a leaf while it traces.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["suffix", "interleaved"])
 def test_a_stage_compiles_once_per_kind_of_block(order: str) -> None:
