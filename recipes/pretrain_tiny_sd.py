@@ -46,7 +46,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from autoprog_diffusion.finetune.emoji import emoji_dataset
+from autoprog_diffusion.training.emoji import emoji_dataset
 
 
 SIZE = 64

@@ -27,9 +27,9 @@ from faults.launching import finish, found_wrong, launch, was_killed  # noqa: E4
 from faults.worker import Settings  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from autoprog_diffusion.finetune.checkpoints import checkpoint_step, newest_checkpoint  # noqa: E402
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan  # noqa: E402
 from autoprog_diffusion.growth.plan import stage_starts  # noqa: E402
+from autoprog_diffusion.training.checkpoints import checkpoint_step, newest_checkpoint  # noqa: E402
 
 
 PLACES = ("step", "search", "rebuild", "checkpoint")

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from autoprog_diffusion.growth.distributed import checksums
-
-from .output import write_text_atomically
+from autoprog_diffusion.training.output import write_text_atomically
 
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.training.emoji import emoji_dataset
 
 from .arguments import Arguments
-from .emoji import emoji_dataset
 from .images import DataError
 from .samples import sampling, seeds
 from .stable_diffusion import TextToImage

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from autoprog_diffusion.growth.errors import ConfigError
-
-from .emoji import emoji_dataset
+from autoprog_diffusion.training.emoji import emoji_dataset
 
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from autoprog_diffusion.growth.errors import GrowthError
+from autoprog_diffusion.training.emoji import emoji_dataset
 
 from .arguments import DataArguments
-from .emoji import emoji_dataset
 
 
 if TYPE_CHECKING:

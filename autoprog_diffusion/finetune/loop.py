@@ -18,10 +18,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from autoprog_diffusion.growth import GrowthError, GrowthPlan, GrowthScheduler
 from autoprog_diffusion.growth.resize import stage_size
+from autoprog_diffusion.training.checkpoints import checkpoint_step, find_checkpoint, keep_only, save_checkpoint
+from autoprog_diffusion.training.measure import counted_flops, peak_memory, synchronize
 
 from .arguments import Arguments
-from .checkpoints import checkpoint_step, find_checkpoint, keep_only, save_checkpoint
-from .measure import counted_flops, peak_memory, synchronize
 from .runlog import RunLog
 from .setup import make_optimizer
 

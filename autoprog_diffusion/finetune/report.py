@@ -14,8 +14,8 @@ from rich.table import Table
 
 import autoprog_diffusion
 from autoprog_diffusion.growth import GrowthScheduler
+from autoprog_diffusion.training.output import write_text_atomically
 
-from .output import write_text_atomically
 from .runlog import RunLog, StageSummary, saving
 
 

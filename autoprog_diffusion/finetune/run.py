@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import set_seed
 
 from autoprog_diffusion.growth import ConfigError, GrowthError, GrowthScheduler
+from autoprog_diffusion.training.output import RUN_FILE, check_output_dir, write_text_atomically
 
 from .arguments import Arguments
 from .images import check_batch
 from .loop import Trainer
-from .output import RUN_FILE, check_output_dir, write_text_atomically
 from .recipe import Recipe
 from .report import write_report
 from .samples import load_images, save_grid, save_images

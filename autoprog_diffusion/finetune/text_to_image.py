@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import nn
 
+from autoprog_diffusion.training.emoji import emoji_dataset
+
 from .arguments import Arguments
-from .emoji import emoji_dataset
 from .images import DEFAULT_STYLE
 from .recipe import Recipe
 from .samples import sample_images

@@ -11,14 +11,14 @@ import torch
 from accelerate import Accelerator
 
 from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.checkpoints import (
+from autoprog_diffusion.growth.errors import StateError
+from autoprog_diffusion.training.checkpoints import (
     MARKER,
     checkpoint_step,
     find_checkpoint,
     newest_checkpoint,
     save_checkpoint,
 )
-from autoprog_diffusion.growth.errors import StateError
 
 from .tiny import parse
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autoprog_diffusion.finetune.output import OutputError, check_output_dir, write_text_atomically
+from autoprog_diffusion.training.output import OutputError, check_output_dir, write_text_atomically
 
 
 def held(folder: Path) -> Path:

@@ -1,0 +1,1 @@
+"""What every training loop here shares: checkpoints, output folder, memory and FLOPs of a step, the default data."""
