@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,34 @@ class Stage:
         start: First optimizer step (counted from 0) that trains in this stage.
         blocks: Sorted indices, in forward order, of the blocks that train; with none only the output head does.
         resolution: Fraction (float, up to 1.0) of the data's size, or pixels (int).
+        stride: Pixels from one token to the next in the first projection, for a host that re-tokenizes (As-ViT); None
+            is the model's own, the smallest.
     """
 
     start: int
     blocks: tuple[int, ...]
     resolution: float | int = 1.0
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolution", as_resolution(self.resolution, PlanError))
+        if self.stride is not None and _whole(self.stride) < 1:
+            raise PlanError(
+                f"stride {self.stride} is not allowed: use a number of pixels, or None for the model's own."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The stage as plain JSON types; a stride only where there is one, as in plans older than it."""
+        values = {"start": self.start, "blocks": list(self.blocks), "resolution": self.resolution}
+        return values if self.stride is None else {**values, "stride": self.stride}
 
 
 @dataclass(frozen=True)
 class GrowthPlan:
     """A monotone schedule of stages for a model of `num_blocks` blocks and a run of `num_training_steps` steps.
 
-    Once a block trains it trains to the end, and the resolution never falls (design: an EMA of a block that freezes
-    again would be thrown away).
+    Once a block trains it trains to the end, the resolution never falls and the stride never rises (design: an EMA of
+    a block that freezes again would be thrown away).
 
     Raises:
         PlanError: The stages are not monotone, or do not fit the number of blocks or steps.
@@ -62,12 +74,11 @@ class GrowthPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
-        stages = [{"start": s.start, "blocks": list(s.blocks), "resolution": s.resolution} for s in self.stages]
         return {
             "plan_version": PLAN_VERSION,
             "num_blocks": self.num_blocks,
             "num_training_steps": self.num_training_steps,
-            "stages": stages,
+            "stages": [stage.to_dict() for stage in self.stages],
         }
 
     @classmethod
@@ -82,7 +93,7 @@ class GrowthPlan:
             raise PlanError(f"plan_version {version!r} is not known: this library reads {PLAN_VERSION}.")
         try:
             stages = tuple(
-                Stage(_whole(s["start"]), tuple(map(_whole, s["blocks"])), s.get("resolution", 1.0))
+                Stage(_whole(s["start"]), tuple(map(_whole, s["blocks"])), s.get("resolution", 1.0), s.get("stride"))
                 for s in values["stages"]
             )
             return cls(_whole(values["num_blocks"]), _whole(values["num_training_steps"]), stages)
@@ -118,7 +129,7 @@ class GrowthPlan:
             PlanError: The run is too short to hold every stage.
         """
         old = self.num_training_steps
-        stages = tuple(Stage(s.start * num_training_steps // old, s.blocks, s.resolution) for s in self.stages)
+        stages = tuple(replace(stage, start=stage.start * num_training_steps // old) for stage in self.stages)
         return GrowthPlan(self.num_blocks, num_training_steps, stages)
 
 
@@ -183,8 +194,14 @@ def check_plan_fits(plan: GrowthPlan, blocks: list[str], num_training_steps: int
         rows: Stages the stage embedding has rows for; None without one.
 
     Raises:
-        PlanError: The number of blocks, steps or stages differs.
+        PlanError: The number of blocks, steps or stages differs, or the plan re-tokenizes.
     """
+    strides = [stage.stride for stage in plan.stages]
+    if any(stride is not None for stride in strides):
+        raise PlanError(
+            f"the plan re-tokenizes (strides {strides}), which only the patch projection of a vision transformer can: "
+            "leave the strides out, or follow the plan with autoprog_diffusion.vit."
+        )
     if plan.num_blocks != len(blocks):
         raise PlanError(f"the plan is for a model of {plan.num_blocks} blocks, this one has {len(blocks)}: {blocks}.")
     if plan.num_training_steps != num_training_steps:
@@ -252,3 +269,6 @@ def _check_plan(plan: GrowthPlan) -> None:
                 "add them to the later stage."
             )
     check_increasing_resolutions(tuple(stage.resolution for stage in plan.stages), PlanError)
+    strides = [stage.stride for stage in plan.stages]
+    if any(late is not None and (early is None or late > early) for early, late in zip(strides, strides[1:])):
+        raise PlanError(f"strides {strides} rise (None is the model's own, the smallest): growth is monotone.")

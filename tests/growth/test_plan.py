@@ -12,6 +12,7 @@ import pytest
 
 from autoprog_diffusion import GrowthConfig, GrowthError, GrowthPlan, Stage
 from autoprog_diffusion.growth import PlanError, fixed_plan, select_blocks
+from autoprog_diffusion.growth.plan import check_plan_fits
 
 
 def plan_of(*blocks: tuple[int, ...], num_blocks: int = 4, steps: int = 100) -> GrowthPlan:
@@ -151,6 +152,29 @@ def test_round_trip_through_a_file_and_through_a_runs_growth_json(tmp_path: Path
     run = {"config": config.to_dict(), "plan": plan.to_dict(), "history": []}
     (tmp_path / "growth.json").write_text(json.dumps(run))
     assert GrowthPlan.load(tmp_path / "growth.json") == plan
+
+
+def test_strides_survive_a_file_and_another_length_and_old_plans_have_none(tmp_path: Path) -> None:
+    stages = (Stage(0, (0,), 1.0, 16), Stage(4, (0, 1), 1.0, 8), Stage(6, (0, 1)))
+    plan = GrowthPlan(2, 10, stages)
+    plan.save(tmp_path / "plan.json")
+    assert GrowthPlan.load(tmp_path / "plan.json") == plan
+    assert [stage.stride for stage in plan.rescaled(100).stages] == [16, 8, None]
+    assert "stride" not in plan.to_dict()["stages"][2]  # so that states written before strides still compare equal
+    with pytest.raises(PlanError, match=r"strides \[16, 8, None\].*autoprog_diffusion.vit"):
+        check_plan_fits(plan, ["a", "b"], 10, None)
+
+
+@pytest.mark.parametrize("strides", [(8, 16), (None, 4), (None, None, 4)], ids=str)
+def test_strides_that_rise_are_refused(strides: tuple[int | None, ...]) -> None:
+    with pytest.raises(PlanError, match=r"strides .* rise"):
+        GrowthPlan(1, 10, tuple(Stage(index, (0,), 1.0, stride) for index, stride in enumerate(strides)))
+
+
+@pytest.mark.parametrize("stride", [0, -4, 2.0, True, "4"], ids=repr)
+def test_a_stride_that_is_no_number_of_pixels_is_refused(stride: Any) -> None:
+    with pytest.raises(PlanError, match="stride 0|stride -4|2.0|True|'4'"):
+        Stage(0, (0,), 1.0, stride)
 
 
 def test_a_stage_without_resolution_trains_at_the_datas_size() -> None:
