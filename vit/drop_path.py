@@ -1,0 +1,67 @@
+"""Stochastic depth (arXiv 1603.09382) whose rate can change during training, for timm's and transformers' blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from autoprog_diffusion.growth.errors import ConfigError, UnitError
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch per sample with probability `rate`, and scales what is kept by 1 / (1 - rate)."""
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(N, ...) output of a residual branch -> the same, with the samples that are dropped at zero."""
+        if not self.training or not self.rate:
+            return branch
+        keep = torch.empty(len(branch), *[1] * (branch.ndim - 1), dtype=branch.dtype, device=branch.device)
+        return branch * keep.bernoulli_(1 - self.rate).div_(1 - self.rate)
+
+
+def set_drop_path(model: nn.Module, rate: float) -> None:
+    """Let the rate of stochastic depth rise linearly over the blocks from 0 to `rate`, as timm does.
+
+    No parameter is added. As in timm, VOLO's outlookers and class-attention blocks are never dropped.
+
+    Raises:
+        ConfigError: The rate is not in [0, 1).
+        UnitError: A rate is asked for and the model has no block whose branches could be dropped.
+    """
+    if not 0 <= rate < 1:
+        raise ConfigError(f"drop_path={rate} is not in [0, 1): use for example 0.1, or 0 for none.")
+    blocks = [module for module in model.modules() if _branches(module)]
+    if not blocks:
+        if rate:
+            raise UnitError(f"drop_path={rate}, but no block of {type(model).__name__} has branches to drop: use 0.")
+        return
+    if type(model).__name__ == "VOLO":
+        blocks = blocks[: -len(model.post_network or ())] if model.post_network else blocks  # type: ignore[arg-type]
+    last = max(len(blocks) - 1, 1)
+    for index, block in enumerate(blocks):
+        share = 0.0 if type(block).__name__ == "Outlooker" else rate * index / last
+        for name in _branches(block):
+            _place(block, name, share)
+
+
+def _branches(block: nn.Module) -> list[str]:
+    """Names of the children that a block sends its residual branches through."""
+    children = dict(block.named_children())
+    names = [name for name in ("drop_path", "drop_path1", "drop_path2") if name in children]
+    # transformers' layers have one dropout for both branches.
+    return names or (["dropout"] if {"dropout", "attention", "mlp"} <= set(children) else [])
+
+
+def _place(block: nn.Module, name: str, rate: float) -> None:
+    found = getattr(block, name)
+    placed = found[-1] if isinstance(found, nn.Sequential) else found
+    if isinstance(placed, DropPath):
+        placed.rate = rate
+    elif isinstance(found, nn.Dropout) and found.p:
+        setattr(block, name, nn.Sequential(found, DropPath(rate)))
+    elif rate or not isinstance(found, (nn.Identity, nn.Dropout)):
+        setattr(block, name, DropPath(rate).train(block.training))

@@ -1,0 +1,214 @@
+"""Building, saving and loading the vision transformers of timm and transformers, by one name each.
+
+A checkpoint is the library's own: `timm.create_model("local-dir:FOLDER", pretrained=True)` or
+`AutoModelForImageClassification.from_pretrained(FOLDER)` loads it without this package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from autoprog_diffusion.growth.errors import GrowthError
+
+from .drop_path import set_drop_path
+
+
+# timm's modules whose models are plain stacks of blocks; their names are `timm.list_models()`.
+TIMM_MODULES = ("deit", "eva", "vision_transformer", "volo")
+# Name -> classes of transformers.
+TRANSFORMERS = {
+    "deit": ("DeiTConfig", "DeiTForImageClassification"),
+    "vit": ("ViTConfig", "ViTForImageClassification"),
+}
+WEIGHTS = "model.safetensors"
+
+
+class ModelError(GrowthError):
+    """A vision transformer cannot be built, saved or loaded as asked."""
+
+
+def build_model(
+    name: str, *, num_classes: int, image_size: int, drop_path: float = 0.0, **overrides: Any
+) -> nn.Module:
+    """A vision transformer with random weights, or with those of a local folder and a head of `num_classes`.
+
+    Args:
+        name: `timm:<architecture>`, `transformers:vit`, `transformers:deit`, or a folder that `save_model` wrote.
+        num_classes: Width of the head; one that differs from the folder's gives a new head.
+        image_size: Side of the (square) images, in pixels; position embeddings are interpolated for others.
+        drop_path: Rate of stochastic depth of the last block.
+        overrides: Sizes, in the library's words (timm: `depth`, `embed_dim`, `num_heads`, `patch_size`; transformers:
+            `num_hidden_layers`, `hidden_size`, `num_attention_heads`, `patch_size`, ...).
+
+    Raises:
+        ModelError: The name is unknown, heads do not divide the width, or patches do not divide the image.
+        ImportError: timm is named and not installed.
+    """
+    library, _, architecture = name.partition(":")
+    if library == "timm":
+        model = _build_timm(architecture, num_classes, image_size, overrides)
+    elif library == "transformers":
+        model = _build_transformers(architecture, num_classes, image_size, overrides)
+    elif Path(name).is_dir():
+        model = _adapted(load_model(name), name, num_classes, overrides)
+    else:
+        raise ModelError(
+            f"model={name!r} is neither a folder nor a known name: use timm:<architecture>, "
+            f"{', '.join(f'transformers:{known}' for known in TRANSFORMERS)}, or the folder of a saved model."
+        )
+    check_size(model, image_size)
+    set_drop_path(model, drop_path)
+    return model
+
+
+def save_model(model: nn.Module, folder: str | Path, *, labels: Sequence[str] | None = None) -> None:
+    """Write a standard checkpoint of the model's own library: `config.json` and `model.safetensors`.
+
+    Args:
+        model: The bare model.
+        folder: Created where it does not exist.
+        labels: Names of the classes, for the configuration.
+    """
+    if is_transformers(model):
+        if labels is not None:
+            model.config.id2label = dict(enumerate(labels))  # type: ignore[union-attr]
+            model.config.label2id = {label: index for index, label in enumerate(labels)}  # type: ignore[union-attr]
+        model.save_pretrained(folder)  # type: ignore[operator]
+    elif is_timm(model):
+        config = {"label_names": list(labels)} if labels is not None else None
+        _timm().models.save_for_hf(model, folder, model_config=config, safe_serialization=True)
+    else:
+        raise ModelError(f"{type(model).__name__} is a model of neither timm nor transformers: save its state_dict.")
+
+
+def load_model(folder: str | Path) -> nn.Module:
+    """The model that `save_model`, timm or transformers wrote into a folder.
+
+    Raises:
+        ModelError: The folder holds no checkpoint, or one of another kind of model.
+        ImportError: It is timm's, and timm is not installed.
+    """
+    path = Path(folder)
+    missing = [name for name in ("config.json", WEIGHTS) if not (path / name).is_file()]
+    if missing:
+        raise ModelError(f"{str(path)!r} holds no {' and no '.join(missing)}: give the folder of a saved model.")
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if "architecture" in config:
+        return _timm().create_model(f"local-dir:{path}", pretrained=True)
+    classes = [model for _, model in TRANSFORMERS.values()]
+    found = (config.get("architectures") or [None])[0]
+    if found not in classes:
+        raise ModelError(f"{str(path)!r} holds a {found}: known are timm's models and {classes} of transformers.")
+    return getattr(importlib.import_module("transformers"), found).from_pretrained(path)
+
+
+def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """(N, C, H, W) images -> (N, classes), for both libraries, also wrapped, also at other resolutions."""
+    inner = getattr(model, "module", model)
+    if is_transformers(inner):
+        return model(pixel_values=images, interpolate_pos_encoding=True).logits
+    return model(images)
+
+
+def size_multiple(model: nn.Module) -> int:
+    """What image sides must be multiples of: the patch, for VOLO also its pooling."""
+    config = getattr(model, "config", None)
+    patch = config.patch_size if config is not None else model.patch_embed.patch_size  # type: ignore[union-attr]
+    side = patch if isinstance(patch, int) else int(patch[0])  # type: ignore[index]
+    return side * getattr(model, "pooling_scale", 1)
+
+
+def check_size(model: nn.Module, image_size: int) -> None:
+    """Raise `ModelError` where the model's patches do not divide the image side."""
+    multiple = size_multiple(model)
+    if image_size < multiple or image_size % multiple:
+        below = max(multiple, image_size // multiple * multiple)
+        raise ModelError(
+            f"image_size={image_size} is not a multiple of the patch, {multiple}: use {below} or {below + multiple}."
+        )
+
+
+def is_transformers(model: nn.Module) -> bool:
+    """Whether the model is one of transformers."""
+    return hasattr(model, "save_pretrained") and hasattr(model, "config")
+
+
+def is_timm(model: nn.Module) -> bool:
+    """Whether the model is one of timm."""
+    return hasattr(model, "pretrained_cfg") and hasattr(model, "group_matcher")
+
+
+def _build_timm(name: str, num_classes: int, image_size: int, overrides: dict[str, Any]) -> nn.Module:
+    timm = _timm()
+    if not timm.models.is_model_in_modules(name, TIMM_MODULES):
+        known = [model for module in TIMM_MODULES for model in timm.list_models(module=module)]
+        close = difflib.get_close_matches(name, known, n=5) or known[:5]
+        raise ModelError(
+            f"model='timm:{name}' is not a vision transformer of timm {timm.__version__}'s modules {TIMM_MODULES}: "
+            f"did you mean one of {close}?"
+        )
+    # VOLO adds its position embeddings at one size only; `vit/resolution.py` has the others.
+    sizes = {"img_size": image_size}
+    if not timm.models.is_model_in_modules(name, ("volo",)):
+        sizes["dynamic_img_size"] = True
+    try:
+        return timm.create_model(name, num_classes=num_classes, **{**sizes, **overrides})
+    except (AssertionError, TypeError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in overrides.items()) or "its own sizes"
+        raise ModelError(f"timm:{name} cannot be built with {given}: {error}; change that size.") from error
+
+
+def _build_transformers(name: str, num_classes: int, image_size: int, overrides: dict[str, Any]) -> nn.Module:
+    if name not in TRANSFORMERS:
+        close = difflib.get_close_matches(name, TRANSFORMERS, n=1) or list(TRANSFORMERS)
+        raise ModelError(
+            f"model='transformers:{name}' is not known: use transformers:{' or transformers:'.join(close)}."
+        )
+    transformers = importlib.import_module("transformers")
+    config_class, model_class = (getattr(transformers, cls) for cls in TRANSFORMERS[name])
+    unknown = sorted(set(overrides) - set(vars(config_class())))
+    if unknown:
+        raise ModelError(
+            f"{config_class.__name__} has no {unknown}: its sizes are hidden_size, num_hidden_layers, "
+            "num_attention_heads, intermediate_size and patch_size."
+        )
+    if "hidden_size" in overrides:
+        overrides = {"intermediate_size": 4 * overrides["hidden_size"], **overrides}
+    config = config_class(num_labels=num_classes, image_size=image_size, **overrides)
+    if config.hidden_size % config.num_attention_heads:
+        raise ModelError(
+            f"num_attention_heads={config.num_attention_heads} does not divide hidden_size={config.hidden_size}: "
+            "change one of them."
+        )
+    return model_class(config)
+
+
+def _adapted(model: nn.Module, name: str, num_classes: int, overrides: dict[str, Any]) -> nn.Module:
+    """A loaded model with a head of `num_classes`: its own where that fits, else a new one."""
+    if overrides:
+        raise ModelError(
+            f"{sorted(overrides)} cannot change the saved model in {name!r}: build a new one by its name."
+        )
+    if is_timm(model):
+        if model.num_classes != num_classes:
+            model.reset_classifier(num_classes)  # type: ignore[operator]
+    elif model.config.num_labels != num_classes:  # type: ignore[union-attr]
+        model.config.num_labels = model.num_labels = num_classes  # type: ignore[union-attr]
+        head = nn.Linear(model.config.hidden_size, num_classes)  # type: ignore[union-attr]
+        model._init_weights(head)  # type: ignore[operator]
+        model.classifier = head
+    return model
+
+
+def _timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise ImportError('this model needs timm: pip install "autoprog-diffusion[vit]".') from error
