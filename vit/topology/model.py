@@ -1,0 +1,189 @@
+"""The network of a genotype: four stages of windowed attention, no class token, no position embedding."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .genotype import STAGES, STRIDE, Genotype, GenotypeError
+
+
+class PatchEmbed(nn.Module):
+    """First projection: K x K pixels every `stride` pixels, then LayerNorm.
+
+    The weight is one (C, in, K, K) tensor; its stride and dilation may be changed between steps (progressive
+    re-tokenization). The padding follows: the windows' reach minus the stride, so that any stride that divides the
+    image gives image_size / stride tokens a side.
+
+    Args:
+        kernel: K, in pixels.
+        channels: Channels of the image.
+        width: C.
+    """
+
+    def __init__(self, kernel: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.proj = nn.Conv2d(channels, width, kernel, stride=STRIDE)
+        self.norm = nn.LayerNorm(width)
+
+    @property
+    def stride(self) -> int:
+        """Pixels between neighbouring tokens."""
+        return self.proj.stride[0]
+
+    @stride.setter
+    def stride(self, value: int) -> None:
+        self.proj.stride = (value, value)
+
+    @property
+    def dilation(self) -> int:
+        """Pixels between neighbouring taps of the kernel."""
+        return self.proj.dilation[0]
+
+    @dilation.setter
+    def dilation(self, value: int) -> None:
+        self.proj.dilation = (value, value)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, H / stride, W / stride, C)."""
+        if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
+            height, width = images.shape[-2:]
+            raise GenotypeError(f"the stride {self.stride} does not divide images of {height} x {width} pixels.")
+        # Negative where the stride outruns the kernel's reach: the uncovered margin is then shared by both sides.
+        missing = self.dilation * (self.kernel - 1) + 1 - self.stride
+        before, after = missing // 2, missing - missing // 2
+        tokens = self.proj(F.pad(images, (before, after, before, after)))
+        return self.norm(tokens.permute(0, 2, 3, 1))
+
+
+class Merging(nn.Module):
+    """Halve the grid: K x K tokens every second token, concatenated, LayerNorm, linear map without bias."""
+
+    def __init__(self, kernel: int, width: int, next_width: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.norm = nn.LayerNorm(kernel**2 * width)
+        self.reduction = nn.Linear(kernel**2 * width, next_width, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, h, w, C) -> (N, ceil(h / 2), ceil(w / 2), 2C); odd grids appear with coarse first strides only."""
+        height, width = (math.ceil(side / 2) for side in tokens.shape[1:3])
+        before, after = (self.kernel - 2) // 2, (self.kernel - 1) // 2
+        odd_h, odd_w = tokens.shape[1] % 2, tokens.shape[2] % 2
+        grid = F.pad(tokens.permute(0, 3, 1, 2), (before, after + odd_w, before, after + odd_h))
+        windows = F.unfold(grid, self.kernel, stride=2).transpose(1, 2)  # (N, L, C K K)
+        return self.reduction(self.norm(windows)).unflatten(1, (height, width))
+
+
+class WindowAttention(nn.Module):
+    """Self-attention within each of splits x splits windows, without shift.
+
+    Where a coarse grid cannot be cut into that many windows, it is cut into the largest number that divides both.
+    """
+
+    def __init__(self, width: int, heads: int, splits: int) -> None:
+        super().__init__()
+        self.heads, self.splits = heads, splits
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, h, w, C) -> (N, h, w, C)."""
+        count, height, width, channels = tokens.shape
+        rows, columns = math.gcd(height, self.splits), math.gcd(width, self.splits)
+        # The layers see whole images, one row a sample: windows are cut between them only.
+        x = self.qkv(tokens)
+        x = x.view(count, rows, height // rows, columns, width // columns, 3, self.heads, channels // self.heads)
+        x = x.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(1, 3).flatten(3, 4)  # (3, N windows, heads, tokens, C / heads)
+        x = F.scaled_dot_product_attention(x[0], x[1], x[2])
+        x = x.view(count, rows, columns, self.heads, height // rows, width // columns, channels // self.heads)
+        return self.proj(x.permute(0, 1, 4, 2, 5, 3, 6).reshape(count, height, width, channels))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each with a residual connection that training drops for some samples."""
+
+    def __init__(self, width: int, heads: int, splits: int, expansion: int, drop_path: float) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = WindowAttention(width, heads, splits)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, h, w, C) -> (N, h, w, C)."""
+        tokens = tokens + self._dropped(self.attn(self.norm1(tokens)))
+        return tokens + self._dropped(self.mlp(self.norm2(tokens)))
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return branch
+        keep = branch.new_empty(len(branch), 1, 1, 1).bernoulli_(1 - self.drop_path)
+        return branch * keep / (1 - self.drop_path)
+
+
+class AsViT(nn.Module):
+    """The network of a genotype (As-ViT, section 3), with a Linear-Tanh-Linear head.
+
+    Args:
+        genotype: The network.
+        num_classes: Outputs of the head.
+        image_size: Side of the images, in pixels; a multiple of 32.
+        in_channels: Channels of the images.
+        drop_path: Largest rate of stochastic depth; it rises linearly over the blocks.
+
+    Raises:
+        GenotypeError: The network does not exist at this image size.
+    """
+
+    def __init__(
+        self, genotype: Genotype, num_classes: int, image_size: int, in_channels: int = 3, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        genotype.check(image_size)
+        self.genotype, self.image_size = genotype, image_size
+        widths, total = genotype.widths, sum(genotype.depths)
+        rates = iter(drop_path * index / max(1, total - 1) for index in range(total))
+        self.embed = PatchEmbed(genotype.kernels[0], in_channels, widths[0])
+        self.merges = nn.ModuleList(
+            Merging(genotype.kernels[stage], widths[stage - 1], widths[stage]) for stage in range(1, STAGES)
+        )
+        shape = zip(widths, genotype.stage_heads, genotype.splits, genotype.expansions, genotype.depths)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(Block(width, heads, splits, expansion, next(rates)) for _ in range(depth))
+            for width, heads, splits, expansion, depth in shape
+        )
+        self.norm = nn.LayerNorm(widths[-1])
+        self.head = nn.Sequential(nn.Linear(widths[-1], widths[-1]), nn.Tanh(), nn.Linear(widths[-1], num_classes))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew: linear weights from a truncated normal of 0.02, biases 0, norms 1."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, (nn.Conv2d, nn.LayerNorm)):
+                module.reset_parameters()
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Tokens of the last stage before the final norm: (N, in, H, W) -> (N, h, w, 8C)."""
+        x = self.embed(images)
+        for index, blocks in enumerate(self.stages):
+            x = self.merges[index - 1](x) if index else x
+            for block in blocks:  # type: ignore[union-attr]
+                x = block(x)
+        return x
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the scores without training look at: the mean of `tokens`, (N, 8C)."""
+        return self.tokens(images).mean(dim=(1, 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, in, H, W) -> logits (N, num_classes)."""
+        return self.head(self.norm(self.tokens(images)).mean(dim=(1, 2)))

@@ -1,0 +1,102 @@
+"""The architecture space: the values every choice may take, samples and neighbours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from .genotype import PUBLISHED, STAGES, Genotype, GenotypeError
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Independent choices, in the order of the genotype string. The default is the published space (4,556,250).
+
+    Narrow it by passing fewer values: `SearchSpace({"K1": (4,), "H": (16, 32)})`; what is not named keeps its values.
+
+    Attributes:
+        choices: Part (K1, S1, E1, ..., E4, H) -> values allowed.
+
+    Raises:
+        GenotypeError: A part does not exist, has no value left, or has one outside the published space.
+    """
+
+    choices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in self.choices.items():
+            if name not in PUBLISHED:
+                raise GenotypeError(f"the space has no part {name!r}; its parts are {', '.join(PUBLISHED)}.")
+            if not values:
+                raise GenotypeError(f"{name}: no value is left; give at least one of {list(PUBLISHED[name])}.")
+            unknown = [value for value in values if value not in PUBLISHED[name]]
+            if unknown:
+                raise GenotypeError(f"{name}: {unknown} is not in the space; it may be {list(PUBLISHED[name])}.")
+        # Each value once, in a fixed order, so that a seed gives the same samples however the space was written.
+        full = {
+            name: tuple(v for v in values if v in self.choices.get(name, values)) for name, values in PUBLISHED.items()
+        }
+        object.__setattr__(self, "choices", full)
+
+    @property
+    def size(self) -> int:
+        """Number of networks."""
+        return math.prod(len(values) for values in self.choices.values())
+
+    def at(self, image_size: int, width: int | None = None) -> SearchSpace:
+        """The part of the space that exists at an image size (and, where given, at a first-stage width).
+
+        Raises:
+            GenotypeError: Nothing is left, or the strides do not divide the image.
+        """
+        first = self.build({name: 1 if name[0] == "S" else values[0] for name, values in self.choices.items()})
+        grids = first.grids(image_size)
+        left = dict(self.choices)
+        for stage in range(STAGES):
+            name = f"S{stage + 1}"
+            left[name] = tuple(value for value in self.choices[name] if grids[stage] and grids[stage] % value == 0)
+        if width is not None:
+            # Widths double from stage to stage as heads do; the cap of 1024 is divisible by all of them.
+            left["H"] = tuple(heads for heads in self.choices["H"] if width % (heads // 8) == 0)
+        for name, values in left.items():
+            if not values:
+                where = f"width {width}" if name == "H" else f"image size {image_size}"
+                raise GenotypeError(
+                    f"no network is left at {where}: none of {name} = {list(self.choices[name])} divides it; allow "
+                    f"other values of {name}, or change the {where.rsplit(' ', 1)[0]}."
+                )
+        space = SearchSpace(left)
+        some = space.build({name: values[0] for name, values in space.choices.items()})
+        (some if width is None else replace(some, width=width)).check(image_size)
+        return space
+
+    def build(self, values: Mapping[str, int], depths: tuple[int, ...] = (1,) * STAGES, width: int = 32) -> Genotype:
+        """The genotype with these choices."""
+        kernels, splits, expansions = (tuple(values[f"{x}{i}"] for i in range(1, STAGES + 1)) for x in "KSE")
+        return Genotype(kernels, splits, expansions, values["H"], depths, width)
+
+    def sample(self, rng: Random) -> Genotype:
+        """A network drawn uniformly."""
+        return self.build({name: rng.choice(values) for name, values in self.choices.items()})
+
+    def mutate(self, genotype: Genotype, rng: Random) -> Genotype:
+        """A neighbour: one part, drawn uniformly among those with a choice, takes another value.
+
+        Raises:
+            GenotypeError: The space has one network only.
+        """
+        values = genotype.choices
+        free = [name for name, allowed in self.choices.items() if set(allowed) - {values[name]}]
+        if not free:
+            raise GenotypeError("the space holds one network only: nothing can be mutated; allow more values.")
+        name = rng.choice(free)
+        values[name] = rng.choice([value for value in self.choices[name] if value != values[name]])
+        return self.build(values, genotype.depths, genotype.width)
+
+    def __contains__(self, genotype: object) -> bool:
+        """Whether a genotype's choices lie in the space (depths and width are free)."""
+        if not isinstance(genotype, Genotype):
+            return False
+        return all(value in self.choices[name] for name, value in genotype.choices.items())
