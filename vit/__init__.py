@@ -1,1 +1,9 @@
-"""Progressive pretraining of vision transformers, on the same growth core. Arrives in a later version; see README."""
+"""Progressive pretraining and fine-tuning of vision transformers, on the same growth core.
+
+Importing this package registers the units of timm's and transformers' vision transformers; it needs torch only.
+"""
+
+from . import adapter
+
+
+__all__ = ["adapter"]
