@@ -1,0 +1,238 @@
+"""Progressive re-tokenization: the first projection keeps its weights and sees fewer, larger tokens early in training.
+
+Source: As-ViT (arXiv 2202.11921), whose training code was never released. Its published schedule for a 4-pixel kernel
+(stride 16, dilation 5; stride 8, dilation 2; stride 4, dilation 1) follows one rule, `dilation_for`. The rule needs
+nothing of As-ViT, so it serves every vision transformer whose patch projection is a convolution.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoprog_diffusion.growth.errors import GrowthError
+
+
+# Where timm, transformers and our As-ViT keep the first projection, relative to what holds the position embeddings.
+PROJECTIONS = ("patch_embed.proj", "patch_embeddings.projection", "embed.proj")
+PADS_ITSELF = "embed.proj"  # As-ViT's embedder pads by this file's rule, from the projection's stride and dilation
+POSITIONS = ("pos_embed", "position_embeddings")
+AFTER_POSITIONS = ("pos_drop", "dropout")
+
+
+class RetokenError(GrowthError):
+    """A model cannot be re-tokenized, or not with this stride or image size."""
+
+
+def dilation_for(stride: int, kernel: int) -> int:
+    """Pixels between the weights of a kernel (one side) at a stride: the most that keeps it within one token.
+
+    Source: papers.md section 3, the rule that fits all three stages of the paper's figure.
+
+    Example:
+        >>> [dilation_for(stride, 4) for stride in (16, 8, 4)], dilation_for(32, 16)
+        ([5, 2, 1], 2)
+    """
+    return max(1, (stride - 1) // (kernel - 1)) if kernel > 1 else 1
+
+
+def padding_for(stride: int, kernel: int) -> tuple[int, int]:
+    """Pixels to add before and after a side (negative: to cut off) so that n * stride pixels give exactly n tokens.
+
+    A kernel wider than its token reaches evenly into both neighbours, a narrower one sits in the token's middle; of an
+    odd number of pixels the larger part is added behind. At the model's own stride this is As-ViT's padding.
+
+    Example:
+        >>> padding_for(4, 7), padding_for(16, 4), padding_for(12, 4)
+        ((1, 2), (0, 0), (-1, -1))
+    """
+    spare = dilation_for(stride, kernel) * (kernel - 1) + 1 - stride
+    return spare // 2, spare - spare // 2
+
+
+def find_projection(model: nn.Module) -> str:
+    """Name of the model's patch projection.
+
+    Raises:
+        RetokenError: There is none, or more than one; the message lists the model's convolutions.
+    """
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and f".{name}".endswith(tuple(f".{end}" for end in PROJECTIONS))
+    ]
+    if len(found) != 1:
+        convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+        raise RetokenError(
+            f"{type(model).__name__} has {len(found)} patch projections ({' or '.join(PROJECTIONS)}), not one: name "
+            f"it with projection=...; its convolutions are {convolutions[:8]}."
+        )
+    return found[0]
+
+
+class Retokenizer:
+    """Changes the stride of a model's first projection, in place and back.
+
+    Nothing is added to the model: the convolution's own stride and dilation change, a hook adapts the padding, and at
+    a larger stride the position embeddings are interpolated for the moment they are added (gradients reach the real
+    ones). At the model's own stride no hook is left and the model is bit for bit the one it was.
+
+    Args:
+        model: The bare model.
+        projection: Name of the convolution, where it is not where timm or transformers keep it.
+
+    Raises:
+        RetokenError: The projection cannot be found, is not square, does not fit the position embeddings, or is
+            re-tokenized already.
+
+    Example:
+        >>> model = nn.Sequential()
+        >>> model.patch_embed = nn.Sequential()
+        >>> model.patch_embed.proj = nn.Conv2d(3, 8, 4, 4)
+        >>> tokens = Retokenizer(model)
+        >>> tokens.enter(16)
+        >>> model.patch_embed.proj.dilation, tokens.stride
+        ((5, 5), 16)
+        >>> tokens.restore()
+        >>> model.patch_embed.proj.dilation, tokens.stride
+        ((1, 1), 4)
+    """
+
+    def __init__(self, model: nn.Module, projection: str | None = None) -> None:
+        name = projection or find_projection(model)
+        self.convolution = _square_convolution(model, name)
+        self.kernel, self.native = self.convolution.kernel_size[0], self.convolution.stride[0]
+        self._own = {key: getattr(self.convolution, key) for key in ("stride", "dilation", "padding")}
+        self._embed = model.get_submodule(name.rpartition(".")[0])
+        self._holder = model.get_submodule(".".join(name.split(".")[:-2]))
+        self._pads_itself = f".{name}".endswith(f".{PADS_ITSELF}")
+        self._positions = next((key for key in POSITIONS if self._holder._parameters.get(key) is not None), None)
+        self._kept: nn.Parameter | None = None
+        self._handles: list[Any] = []
+        self._grid()  # refuses now what would fail in the middle of a run
+
+    @property
+    def stride(self) -> int:
+        """The current stride, in pixels."""
+        return self.convolution.stride[0]
+
+    def check(self, stride: int | None) -> int:
+        """The stride in pixels that `enter` would take; None is the model's own.
+
+        Raises:
+            RetokenError: It is not a multiple of the model's own.
+        """
+        wanted = self.native if stride is None else stride
+        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < self.native or wanted % self.native:
+            allowed = [self.native * factor for factor in (1, 2, 4, 8)]
+            raise RetokenError(
+                f"stride {wanted!r} is not a multiple of the model's own, {self.native}: use one of {allowed}, ..."
+            )
+        return wanted
+
+    def enter(self, stride: int | None) -> None:
+        """Let tokens be `stride` pixels apart; None is the model's own stride.
+
+        Raises:
+            RetokenError: As `check`. An image whose sides the stride does not divide raises in the forward pass.
+        """
+        wanted = self.check(stride)
+        self.restore()
+        if wanted == self.native:
+            return
+        dilation = dilation_for(wanted, self.kernel)
+        # Set in place, not by a new layer: optimizers, EMA and wrappers know this one.
+        self.convolution.stride, self.convolution.dilation = (wanted, wanted), (dilation, dilation)
+        self.convolution.padding = (0, 0)
+        self._handles.append(self.convolution.register_forward_pre_hook(self._pad))
+        if self._positions is not None and not getattr(self._holder, "dynamic_img_size", False):
+            self._handles.append(self.convolution.register_forward_hook(self._swap))
+            # After the dropout that follows the sum, which also runs where a caller enters by `forward_features`; the
+            # hook on the whole is for a forward pass that fails before.
+            for module in (getattr(self._holder, name, None) for name in AFTER_POSITIONS):
+                if isinstance(module, nn.Module):
+                    self._handles.append(module.register_forward_pre_hook(self._put_back))
+            self._handles.append(self._holder.register_forward_hook(self._put_back, always_call=True))
+
+    def restore(self) -> None:
+        """Give the model its own stride, dilation and padding back; does nothing where it has them."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for key, value in self._own.items():
+            setattr(self.convolution, key, value)
+
+    def _pad(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+        if self._pads_itself:
+            return None
+        images = inputs[0]
+        if images.shape[-2] % self.stride or images.shape[-1] % self.stride:
+            raise RetokenError(
+                f"images of {tuple(images.shape[-2:])} pixels cannot be cut into tokens {self.stride} pixels apart: "
+                "both sides must be multiples of the stride; resize them or use a smaller one."
+            )
+        before, after = padding_for(self.stride, self.kernel)
+        return (F.pad(images, (before, after, before, after)),)
+
+    def _swap(self, module: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> None:
+        """Put interpolated position embeddings in place of the model's until its forward pass ends."""
+        rows = self._grid()
+        kept = None if self._positions is None else self._holder._parameters[self._positions]
+        if self._positions is None or kept is None or rows is None or tuple(tokens.shape[-2:]) == rows:
+            return
+        self._kept = kept
+        prefix = kept.shape[1] - rows[0] * rows[1]
+        moved = interpolate_positions(kept, rows, (tokens.shape[-2], tokens.shape[-1]), prefix)
+        # Past __setattr__, which takes only parameters: this one is computed from the real one.
+        self._holder._parameters[self._positions] = moved  # type: ignore[assignment]
+
+    def _put_back(self, module: nn.Module, inputs: Any, output: Any = None) -> None:
+        if self._kept is not None and self._positions is not None:
+            self._holder._parameters[self._positions], self._kept = self._kept, None
+
+    def _grid(self) -> tuple[int, int] | None:
+        """Rows and columns of tokens that the position embeddings are for."""
+        if self._positions is None:
+            return None
+        shape = self._holder._parameters[self._positions].shape  # type: ignore[union-attr]
+        grid = getattr(self._embed, "grid_size", None)
+        if grid is None and (size := getattr(self._embed, "image_size", None)) is not None:
+            grid = [side // self.native for side in ((size, size) if isinstance(size, int) else size)]
+        if grid is None or len(shape) != 3 or shape[1] < grid[0] * grid[1]:
+            raise RetokenError(
+                f"position embeddings of shape {tuple(shape)} do not match the projection's tokens, {grid}: only "
+                "models that add one embedding to every token of the first projection can be re-tokenized."
+            )
+        return int(grid[0]), int(grid[1])
+
+
+def interpolate_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int) -> Tensor:
+    """Position embeddings (1, prefix + h * w, d) of an `old` grid -> of a `new` one; differentiable.
+
+    The `prefix` rows (class and distillation token) stay. Bicubic with antialiasing, as timm resamples them.
+    """
+    head, grid = positions[:, :prefix], positions[:, prefix:].unflatten(1, old).permute(0, 3, 1, 2)
+    moved = F.interpolate(grid.float(), size=new, mode="bicubic", antialias=True, align_corners=False)
+    tail = moved.to(positions.dtype).permute(0, 2, 3, 1).flatten(1, 2)
+    return tail if prefix == 0 else torch.cat([head, tail], dim=1)
+
+
+def _square_convolution(model: nn.Module, name: str) -> nn.Conv2d:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as error:
+        raise RetokenError(f"{type(model).__name__} has no module {name!r}: {error}.") from error
+    if not isinstance(module, nn.Conv2d):
+        raise RetokenError(f"{name!r} is a {type(module).__name__}, not a Conv2d: only convolutions have a stride.")
+    hooks = [*module._forward_pre_hooks.values()]
+    if any(isinstance(getattr(hook, "__self__", None), Retokenizer) for hook in hooks):
+        raise RetokenError(f"{name!r} is re-tokenized already: use that Retokenizer, or call its restore() first.")
+    if len(set(module.kernel_size)) > 1 or len(set(module.stride)) > 1 or set(module.dilation) != {1}:
+        raise RetokenError(
+            f"{name!r} has kernel {module.kernel_size}, stride {module.stride} and dilation {module.dilation}: only "
+            "square kernels and strides without dilation can be re-tokenized."
+        )
+    return module
