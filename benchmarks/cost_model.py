@@ -148,7 +148,8 @@ def main() -> None:
     errors = sorted(abs(row["error"]) for row in rows)
     within = sum(error <= 0.1 for error in errors)
     print(f"{within} of {len(rows)} within 10 %; median error {median(errors):.1%}, largest {errors[-1]:.1%}")
-    save("cost_model", {**facts(SEED), "rows": rows, "within_10_percent": within, "median_error": median(errors)})
+    summary = {"within_10_percent": within, "median_error": median(errors), "largest_error": errors[-1]}
+    save("cost_model", {**facts(SEED), "rows": rows, **summary})
     draw(rows)
 
 
