@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +14,18 @@ import torch
 
 
 torch.set_num_threads(1)
+
+
+def _provide_torchvision() -> None:
+    """Let a torchvision for another torch be imported, here and in the processes that tests start; see the shim."""
+    shim = Path(__file__).parent / "torchvision_shim"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(shim), *filter(None, [os.environ.get("PYTHONPATH")])])
+    spec = importlib.util.spec_from_file_location("torchvision_shim", shim / "sitecustomize.py")
+    sys.modules["torchvision_shim"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+_provide_torchvision()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

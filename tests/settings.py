@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 if __package__:
-    from .families import BY_ID, FAMILIES, Family
+    from .families import BY_ID, DENOISERS, FAMILIES, Classifier, Family
 else:  # a script of tests/distributed, which has this folder on its path
-    from families import BY_ID, FAMILIES, Family
+    from families import BY_ID, DENOISERS, FAMILIES, Classifier, Family
 
 
-__all__ = ["BY_ID", "FAMILIES", "Family"]
+__all__ = ["BY_ID", "DENOISERS", "FAMILIES", "Classifier", "Family"]

@@ -105,7 +105,7 @@ def _patterns(model: nn.Module) -> Iterator[tuple[int, re.Pattern[str], tuple[in
 register_adapter(Adapter("timm", (), declared_by_timm, no_stage_embedding), matches=is_timm_model)
 register_adapter(
     Adapter(
-        "transformers",
+        "transformers ViT",
         ("DeiTPreTrainedModel", "ViTPreTrainedModel"),
         declared_by_transformers,
         no_stage_embedding,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from . import images, joint, others, unets, video
+from . import classifiers, images, joint, others, unets, video
+from .classifiers import Classifier
 from .family import Family
 
 
-FAMILIES = [*unets.ROWS, *images.ROWS, *joint.ROWS, *video.ROWS, *others.ROWS]
+DENOISERS = [*unets.ROWS, *images.ROWS, *joint.ROWS, *video.ROWS, *others.ROWS]
+FAMILIES = [*DENOISERS, *classifiers.ROWS]
 BY_ID = {family.id: family for family in FAMILIES}
 
-__all__ = ["BY_ID", "FAMILIES", "Family"]
+__all__ = ["BY_ID", "DENOISERS", "FAMILIES", "Classifier", "Family"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class Family:
         points: Number of places where the stage embedding enters; 0 where no biased layer ends a timestep embedder.
         unused: Patterns of the parameters whose gradient is none or zero, whatever is trained.
         time_token: Whether the timestep enters as a token of the sequence only, so that it ends at a frozen front.
+        reloads: Whether its library can build it again from a folder; timm fixes the sizes of VOLO.
     """
 
     id: str
@@ -31,11 +33,22 @@ class Family:
     points: int
     unused: tuple[str, ...] = ()
     time_token: bool = False
+    reloads: bool = True
 
     def output(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The model's first output; a list of equal shapes (Z-Image) is stacked along a new batch dimension."""
         output = model(**inputs, return_dict=False)[0]
         return torch.stack(list(output)) if isinstance(output, (list, tuple)) else output
+
+    def checkpoint(self, model: nn.Module) -> bool:
+        """Let the model compute its activations again in the backward pass; whether it can."""
+        if model._supports_gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        return model._supports_gradient_checkpointing
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the model as its library does."""
+        model.save_pretrained(folder)
 
     def loss(self, model: nn.Module, seed: int, batch: int = 2) -> Tensor:
         """A loss with a random target; the same seed gives the same loss, dropout included."""
@@ -46,7 +59,7 @@ class Family:
         return nn.functional.mse_loss(output, target)
 
 
-def seeded(cls: type[nn.Module], **config: Any) -> Callable[[], nn.Module]:
+def seeded(cls: Callable[..., nn.Module], **config: Any) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         state = torch.get_rng_state()
         torch.manual_seed(0)

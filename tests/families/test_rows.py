@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from . import BY_ID, FAMILIES, Family
+from . import BY_ID, DENOISERS, FAMILIES, Family
 
 
 # Mochi asks for autocast to float32, which torch does not have on the CPU.
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
 families = pytest.mark.parametrize("family", [pytest.param(family, id=family.id) for family in FAMILIES])
+# Those with a timestep, whose blocks Diffusers declares.
+denoisers = pytest.mark.parametrize("family", [pytest.param(family, id=family.id) for family in DENOISERS])
 # Diffusers lists this block's parts instead.
 UNDECLARED = {"UNetMidBlock2DCrossAttn"}
 TIME_INPUTS = ("timestep", "t")
@@ -68,7 +70,7 @@ def test_forward_runs_and_is_deterministic(family: Family, batch: int) -> None:
     assert not torch.equal(evaluate(family, model, family.inputs(4, batch)), first)
 
 
-@families
+@denoisers
 def test_the_timestep_changes_the_output(family: Family) -> None:
     model = family.build()
     early, late = (evaluate(family, model, inputs) for inputs in both_ends(family))
@@ -99,7 +101,7 @@ def test_blocks_run_once_in_the_listed_order(family: Family) -> None:
     assert tuple(ran) == family.blocks
 
 
-@families
+@denoisers
 def test_blocks_are_whole_lists_of_what_diffusers_repeats(family: Family) -> None:
     model = family.build()
     for parent in {name.rpartition(".")[0] for name in family.blocks} - {""}:
@@ -110,13 +112,13 @@ def test_blocks_are_whole_lists_of_what_diffusers_repeats(family: Family) -> Non
     assert not declared or classes - declared <= UNDECLARED
 
 
-@families
+@denoisers
 def test_points_count_the_biased_embedders_that_see_the_timestep(family: Family) -> None:
     """Embedders of guidance, sizes and frame numbers are of the same class, but do not follow the timestep."""
     assert sum(head.bias is not None for head in timestep_heads(family, family.build())) == family.points
 
 
-@families
+@denoisers
 def test_only_a_timestep_token_ends_at_a_frozen_front(family: Family) -> None:
     model = family.build()
     heads = timestep_heads(family, model)

@@ -12,7 +12,7 @@ from autoprog_diffusion import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.growth import Adapter, UnitError, find_adapter, register_adapter, supported_classes
 from autoprog_diffusion.growth.units import build_layout, front, layout_from_patterns, set_trainable, trainable_names
 
-from ..settings import FAMILIES
+from ..settings import DENOISERS, FAMILIES, Classifier
 
 
 class Tower(nn.Module):
@@ -133,7 +133,10 @@ def test_no_place_for_a_stage_embedding_names_the_fix() -> None:
 
 
 def test_every_row_of_the_table_is_found_and_subclasses_too() -> None:
-    assert {find_adapter(family.build()).name for family in FAMILIES} == {"UNet", "transformer"}
+    denoisers = {find_adapter(family.build()).name for family in DENOISERS}
+    classifiers = {find_adapter(family.build()).name for family in FAMILIES if isinstance(family, Classifier)}
+    assert denoisers == {"UNet", "transformer"}
+    assert classifiers - {"timm"} == {"transformers ViT"}
     model = FAMILIES[0].build()
     model.__class__ = type("MyUNet", (type(model),), {})
     assert find_adapter(model).name == "UNet"
