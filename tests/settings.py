@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import autoprog_diffusion.vit  # noqa: F401, registers the units of vision transformers
+
 
 if __package__:
     from .families import BY_ID, DENOISERS, FAMILIES, Classifier, Family

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import autoprog_diffusion.vit  # noqa: F401, registers the vision transformers
 import pytest
 import torch
 from torch import Tensor, nn
