@@ -110,7 +110,6 @@ class Retokenizer:
         self._holder = model.get_submodule(".".join(name.split(".")[:-2]))
         self._pads_itself = f".{name}".endswith(f".{PADS_ITSELF}")
         self._positions = next((key for key in POSITIONS if self._holder._parameters.get(key) is not None), None)
-        self._kept: nn.Parameter | None = None
         self._handles: list[Any] = []
         self._grid()  # refuses now what would fail in the middle of a run
 
@@ -148,14 +147,14 @@ class Retokenizer:
         self.convolution.stride, self.convolution.dilation = (wanted, wanted), (dilation, dilation)
         self.convolution.padding = (0, 0)
         self._handles.append(self.convolution.register_forward_pre_hook(self._pad))
-        if self._positions is not None and not getattr(self._holder, "dynamic_img_size", False):
-            self._handles.append(self.convolution.register_forward_hook(self._swap))
+        if self._positions is not None:
+            self._handles.append(self.convolution.register_forward_hook(self._shadow))
             # After the dropout that follows the sum, which also runs where a caller enters by `forward_features`; the
             # hook on the whole is for a forward pass that fails before.
             for module in (getattr(self._holder, name, None) for name in AFTER_POSITIONS):
                 if isinstance(module, nn.Module):
-                    self._handles.append(module.register_forward_pre_hook(self._put_back))
-            self._handles.append(self._holder.register_forward_hook(self._put_back, always_call=True))
+                    self._handles.append(module.register_forward_pre_hook(self._unshadow))
+            self._handles.append(self._holder.register_forward_hook(self._unshadow, always_call=True))
 
     def restore(self) -> None:
         """Give the model its own stride, dilation and padding back; does nothing where it has them."""
@@ -177,21 +176,19 @@ class Retokenizer:
         before, after = padding_for(self.stride, self.kernel)
         return (F.pad(images, (before, after, before, after)),)
 
-    def _swap(self, module: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> None:
-        """Put interpolated position embeddings in place of the model's until its forward pass ends."""
-        rows = self._grid()
-        kept = None if self._positions is None else self._holder._parameters[self._positions]
-        if self._positions is None or kept is None or rows is None or tuple(tokens.shape[-2:]) == rows:
-            return
-        self._kept = kept
-        prefix = kept.shape[1] - rows[0] * rows[1]
-        moved = interpolate_positions(kept, rows, (tokens.shape[-2], tokens.shape[-1]), prefix)
-        # Past __setattr__, which takes only parameters: this one is computed from the real one.
-        self._holder._parameters[self._positions] = moved  # type: ignore[assignment]
+    def _shadow(self, module: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> None:
+        """Let interpolated position embeddings be found in place of the parameter until they have been added."""
+        rows, columns = tokens.shape[-2:]
+        old = self._grid()
+        if old is None or old == (rows, columns) or getattr(self._holder, "dynamic_img_size", False):
+            return  # timm's dynamic models resample by themselves
+        positions: Tensor = self._holder._parameters[self._positions]  # type: ignore[index,assignment]
+        moved = interpolate_positions(positions, old, (rows, columns), positions.shape[1] - old[0] * old[1])
+        # An attribute of the instance is found before a parameter; parameters and state dict stay as they are.
+        self._holder.__dict__[str(self._positions)] = moved
 
-    def _put_back(self, module: nn.Module, inputs: Any, output: Any = None) -> None:
-        if self._kept is not None and self._positions is not None:
-            self._holder._parameters[self._positions], self._kept = self._kept, None
+    def _unshadow(self, module: nn.Module, inputs: Any, output: Any = None) -> None:
+        self._holder.__dict__.pop(str(self._positions), None)
 
     def _grid(self) -> tuple[int, int] | None:
         """Rows and columns of tokens that the position embeddings are for."""
