@@ -15,9 +15,10 @@ from ..settings import BY_ID, Family
 
 
 # One of every kind of layer, input and order that the probe meets; the rest of the table is made of the same parts.
-SEARCHED = [
-    BY_ID[name] for name in ("sd", "sdxl", "unet2d", "dit", "pixart", "sd3", "flux", "lumina2", "z_image", "wan")
-]
+NAMES = ("sd", "sdxl", "unet2d", "dit", "pixart", "sd3", "flux", "lumina2", "z_image", "wan", "hf_vit")
+# Where timm is installed.
+TIMM = ("timm_deit3", "timm_eva", "timm_volo")
+SEARCHED = [BY_ID[name] for name in (*NAMES, *(name for name in TIMM if name in BY_ID))]
 
 
 def model_and_calls(

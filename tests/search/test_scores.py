@@ -29,8 +29,8 @@ def weights_of(layout: object, names: list[str]) -> list[str]:
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_one_probe_scores_every_subset(family: Family, checkpointing: bool) -> None:
     model, layout, calls = model_and_calls(family)
-    if checkpointing and model._supports_gradient_checkpointing:
-        model.enable_gradient_checkpointing()  # type: ignore[operator]
+    if checkpointing:
+        family.checkpoint(model)
     with untouched(model):
         grams = unit_grams(layout, parameter_grams(model, calls[0]))
         last = len(layout.blocks) - 1

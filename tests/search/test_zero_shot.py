@@ -51,7 +51,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("objective", ["gain_per_cost", "rank_vote", "random", "fixed"])
-@pytest.mark.parametrize("family", [UNET, BY_ID["dit"]], ids=lambda family: family.id)
+@pytest.mark.parametrize("family", [UNET, BY_ID["dit"], BY_ID["hf_vit"]], ids=lambda family: family.id)
 def test_every_stage_but_the_last_is_chosen(family: Family, objective: str) -> None:
     run = start(family, search_objective=objective)
     growth = run[1]
