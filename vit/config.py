@@ -1,0 +1,157 @@
+"""`ViTGrowthConfig`: how a vision transformer grows while it is pretrained. Pure data, no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from autoprog_diffusion.growth.config import check_increasing_resolutions
+from autoprog_diffusion.growth.errors import ConfigError
+
+
+Search = Literal["one_shot", "zero_shot", "random", "fixed"]
+Operator = Literal["momentum", "interpolation", "stacking", "identity", "random"]
+OptimizerState = Literal["copy", "average", "fresh"]
+Cost = Literal["flops", "measured"]
+Objective = Literal["gain_per_cost", "rank_vote"]
+
+
+@dataclass(frozen=True)
+class ViTGrowthConfig:
+    """How a vision transformer grows in depth and resolution (AutoProg-One, arXiv 2203.14509 and 2410.00350).
+
+    Attributes:
+        num_stages: Number of stages; the last one trains the whole model at full resolution.
+        min_depth: Fraction of the blocks in the smallest network, in (0, 1]; the grid of depths is linear from there.
+        resolutions: Image side of every stage in pixels, never decreasing; `None` rises linearly from
+            `min_resolution` times the model's own size, in multiples of the patch.
+        min_resolution: Fraction of the model's image side in the first stage, where `resolutions` is `None`.
+        search: `one_shot` trains an elastic supernet at the start of each stage and takes the candidate with the best
+            loss for its cost; `zero_shot` chooses by the core's training-free scores; `random` draws; `fixed` follows
+            the grid. Candidates are the same for the first three; the last stage is never searched.
+        operator: How weights of a deeper network come from a shallower one (see `operators.growth_map`). `momentum`
+            is MoGrow, interpolation of the moving average.
+        optimizer_state: What an inserted block starts with: a `copy` of its source's, the `average` of the two blocks
+            it lies between, or `fresh`, none.
+        search_steps: Length of the supernet phase: steps, or a fraction in (0, 1) of the stage.
+        evaluations: How often candidates are evaluated, spread evenly over the second half of the supernet phase (the
+            paper: the last of two epochs, 5 times).
+        search_cost: `flops` counts, so that a run repeats bit for bit; `measured` times steps, as in the paper.
+        search_objective: Of `zero_shot`.
+        ema_decay: Of the moving average of the weights, in [0, 1); the first steps average less,
+            min(ema_decay, (1 + n) / (10 + n)), so that short runs forget their start.
+        boundaries: First optimizer step of stages 1, 2, ... (num_stages - 1 values), or fractions of the run in
+            (0, 1). `None` spaces them evenly.
+        seed: Of sub-network draws, of the `random` search and of newly initialised blocks.
+
+    Raises:
+        ConfigError: A value is out of range; the message names it and what is allowed.
+
+    Example:
+        >>> ViTGrowthConfig(num_stages=2, resolutions=(112, 224)).to_dict()["resolutions"]
+        [112, 224]
+    """
+
+    num_stages: int = 4
+    min_depth: float = 0.5
+    resolutions: tuple[int, ...] | None = None
+    min_resolution: float = 0.5
+    search: Search = "one_shot"
+    operator: Operator = "momentum"
+    optimizer_state: OptimizerState = "copy"
+    search_steps: int | float = 0.1
+    evaluations: int = 5
+    search_cost: Cost = "flops"
+    search_objective: Objective = "gain_per_cost"
+    ema_decay: float = 0.998
+    boundaries: tuple[int | float, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("resolutions", "boundaries"):  # JSON gives lists; the dataclass stays hashable
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (list, tuple)):
+                raise ConfigError(f"{name}={value!r} is not allowed: give a list of values.")
+            if value is not None:
+                object.__setattr__(self, name, tuple(value))
+        for check in (_check_choices, _check_numbers, _check_resolutions, _check_boundaries):
+            check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain JSON types."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ViTGrowthConfig:
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            ConfigError: A key is not a field of `ViTGrowthConfig`.
+        """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"ViTGrowthConfig has no field(s) {unknown}; fields are {sorted(known)}.")
+        return cls(**values)
+
+
+def _check_choices(config: ViTGrowthConfig) -> None:
+    choices = {"search": Search, "operator": Operator, "optimizer_state": OptimizerState}
+    choices |= {"search_cost": Cost, "search_objective": Objective}
+    for name, kind in choices.items():
+        if getattr(config, name) not in get_args(kind):
+            raise ConfigError(f"{name}={getattr(config, name)!r} is not allowed: use one of {get_args(kind)}.")
+
+
+def _check_numbers(config: ViTGrowthConfig) -> None:
+    for name, least in (("num_stages", 1), ("evaluations", 1), ("seed", 0)):
+        value = getattr(config, name)
+        if not _is_whole(value) or value < least:
+            raise ConfigError(f"{name}={value!r} is not allowed: use a whole number of at least {least}.")
+    for name in ("min_depth", "min_resolution"):
+        value = getattr(config, name)
+        if not _is_number(value) or not 0 < value <= 1:
+            raise ConfigError(f"{name}={value!r} is not allowed: use a fraction in (0, 1].")
+    if not _is_number(config.ema_decay) or not 0 <= config.ema_decay < 1:
+        raise ConfigError(f"ema_decay={config.ema_decay!r} is not allowed: use a decay in [0, 1).")
+    steps = config.search_steps
+    if not (_is_whole(steps) and steps >= 1) and not (isinstance(steps, float) and 0 < steps < 1):
+        raise ConfigError(f"search_steps={steps!r} is not allowed: use steps (from 1), or a fraction in (0, 1).")
+
+
+def _check_resolutions(config: ViTGrowthConfig) -> None:
+    sizes = config.resolutions
+    if sizes is None:
+        return
+    if len(sizes) != config.num_stages:
+        raise ConfigError(
+            f"resolutions={sizes} has {len(sizes)} values for num_stages={config.num_stages}: give one per stage."
+        )
+    if not all(_is_whole(size) and size > 0 for size in sizes):
+        raise ConfigError(f"resolutions={sizes} is not allowed: give whole numbers of pixels.")
+    check_increasing_resolutions(sizes, ConfigError)
+
+
+def _check_boundaries(config: ViTGrowthConfig) -> None:
+    bounds = config.boundaries
+    if bounds is None:
+        return
+    if len(bounds) != config.num_stages - 1:
+        raise ConfigError(
+            f"boundaries={bounds} has {len(bounds)} values for num_stages={config.num_stages}: give the first step "
+            f"of every stage but the first, {config.num_stages - 1} values."
+        )
+    fractions = all(isinstance(bound, float) and 0 < bound < 1 for bound in bounds)
+    if not fractions and not all(_is_whole(bound) and bound > 0 for bound in bounds):
+        raise ConfigError(f"boundaries={bounds}: use all steps (whole numbers from 1) or all fractions in (0, 1).")
+    if any(late <= early for early, late in zip(bounds, bounds[1:])):
+        raise ConfigError(f"boundaries={bounds} do not increase: a stage must begin after the one before it.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,169 @@
+"""The block groups of a vision transformer, and the depths and resolutions it grows through.
+
+A network of depth l is a prefix of every group: full models are allocated once, names and shapes never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from autoprog_diffusion.growth.adapter import how_to_name_blocks
+from autoprog_diffusion.growth.errors import ConfigError, PlanError, UnitError
+from autoprog_diffusion.growth.units import layout_from_patterns
+
+from .config import ViTGrowthConfig
+
+
+OUTLOOKER_SHARE = 0.23  # of VOLO's depth, rounded to an even number (released code of arXiv 2203.14509)
+
+
+@dataclass(frozen=True)
+class BlockGroup:
+    """Blocks of one shape that grow together.
+
+    Attributes:
+        blocks: Names of the modules, in forward order.
+        tensors: For every block the names of its parameters and buffers, in the same order for all.
+    """
+
+    blocks: tuple[str, ...]
+    tensors: tuple[tuple[str, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+
+def find_groups(model: nn.Module, patterns: Sequence[str] | None = None) -> tuple[BlockGroup, ...]:
+    """The block groups that a model declares: one for ViT and DeiT, outlookers and transformer blocks for VOLO.
+
+    Args:
+        model: The bare model, of timm or transformers (recognised by what it declares).
+        patterns: Names of the blocks in forward order, for another model, for example `["layers.*"]`.
+
+    Raises:
+        UnitError: No blocks are found, or blocks of a group differ in shape.
+    """
+    if patterns is not None:
+        found = [[unit.name for unit in layout_from_patterns(model, patterns).blocks]]
+    elif isinstance(getattr(model, "network", None), nn.ModuleList) and hasattr(model, "post_network"):
+        found = _volo(model)
+    else:
+        found = [_listed(model)]
+    return tuple(_group(model, names) for names in found)
+
+
+def split_depths(depths: Iterable[int], sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    """Depth of every group for each of the increasing total `depths`; no group ever shrinks.
+
+    One group has it all. Of two (VOLO), the first has 23 %, rounded to an even number.
+
+    Args:
+        depths: Total depths, increasing, at most the sum of the sizes.
+        sizes: Blocks of the full groups.
+
+    Example:
+        >>> split_depths([9, 12, 15, 18], [4, 14])
+        [(2, 7), (4, 8), (4, 11), (4, 14)]
+    """
+    if len(sizes) == 1:
+        return [(depth,) for depth in depths]
+    result: list[tuple[int, ...]] = []
+    for depth in depths:
+        # Each group holds a block, fits its full size, and is as deep as in the network before.
+        low, high = max(1, depth - sizes[1]), min(sizes[0], depth - 1)
+        if result:
+            first, second = result[-1]
+            low, high = max(low, first), min(high, depth - second)
+        first = min(max(make_divisible(OUTLOOKER_SHARE * depth, 2), low), high)
+        result.append((first, depth - first))
+    return result
+
+
+def make_divisible(value: float, divisor: int) -> int:
+    """The multiple of `divisor` nearest to `value`, but not below 90 % of it (MobileNet's rule, as in timm)."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def depth_grid(config: ViTGrowthConfig, sizes: Sequence[int]) -> list[int]:
+    """Total depth of every stage of the linear schedule; VOLO-D1's 18 blocks give 9, 12, 15, 18.
+
+    Raises:
+        PlanError: There are fewer blocks than stages.
+    """
+    full, count = sum(sizes), config.num_stages
+    if full < count:
+        raise PlanError(f"the model has {full} blocks for num_stages={count}: use at most {full} stages.")
+    low = max(len(sizes), round(config.min_depth * full))
+    return [full if k == count - 1 else low + (full - low) * k // max(count - 1, 1) for k in range(count)]
+
+
+def resolution_grid(config: ViTGrowthConfig, image_size: int, multiple: int) -> list[int]:
+    """Image side in pixels of every stage of the linear schedule.
+
+    Args:
+        config: With its `resolutions`, or `min_resolution`.
+        image_size: The model's own image side.
+        multiple: What sides must be multiples of.
+
+    Raises:
+        ConfigError: A side is no multiple, or larger than the model's, or the last one is not the model's.
+    """
+    count = config.num_stages
+    if config.resolutions is None:
+        low = config.min_resolution
+        shares = [1.0 if k == count - 1 else low + (1 - low) * k / max(count - 1, 1) for k in range(count)]
+        return [min(image_size, make_divisible(share * image_size, multiple)) for share in shares]
+    for size in config.resolutions:
+        if size % multiple:
+            below = max(multiple, size // multiple * multiple)
+            raise ConfigError(
+                f"resolution {size} is not a multiple of {multiple}, what the model's patches cover: use {below} or "
+                f"{below + multiple}."
+            )
+    if config.resolutions[-1] != image_size:
+        raise ConfigError(
+            f"resolutions={config.resolutions} must end in the model's own image size, {image_size}: position "
+            "embeddings of the full grid are what a checkpoint holds."
+        )
+    return list(config.resolutions)
+
+
+def _volo(model: nn.Module) -> list[list[str]]:
+    """The outlookers of stage 1, and the transformer blocks of all later stages; class attention never grows."""
+    stages = [
+        [f"network.{index}.{inner}" for inner in range(len(stage))]
+        for index, stage in enumerate(model.network)  # type: ignore[arg-type]
+        if isinstance(stage, nn.Sequential)
+    ]
+    return [stages[0], [name for stage in stages[1:] for name in stage]]
+
+
+def _listed(model: nn.Module) -> list[str]:
+    """Members of the one list of repeated blocks: timm's `blocks`, or what transformers declares it never splits."""
+    declared = set(getattr(model, "_no_split_modules", None) or ())
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or not len(module):
+            continue
+        if name == "blocks" or (declared and all(type(block).__name__ in declared for block in module)):
+            return [f"{name}.{index}" for index in range(len(module))]
+    raise UnitError(f"{type(model).__name__} declares no list of blocks. {how_to_name_blocks(model)}")
+
+
+def _group(model: nn.Module, names: list[str]) -> BlockGroup:
+    shapes = []
+    for name in names:
+        block = model.get_submodule(name)
+        tensors = [*block.named_parameters(), *block.named_buffers()]
+        shapes.append({inner: tuple(tensor.shape) for inner, tensor in tensors})
+    for name, shape in zip(names, shapes):
+        if shape != shapes[0]:
+            keys = [key for key in sorted({*shape, *shapes[0]}) if shape.get(key) != shapes[0].get(key)]
+            raise UnitError(
+                f"block {name!r} differs from {names[0]!r} in {keys[0]!r}: {shape.get(keys[0])} instead of "
+                f"{shapes[0].get(keys[0])}. Weights of one can only grow into the other where blocks have one shape."
+            )
+    return BlockGroup(tuple(names), tuple(tuple(f"{name}.{inner}" for inner in shapes[0]) for name in names))

@@ -1,0 +1,189 @@
+"""Growth operators: which block a block of the deeper network comes from, and moving weights and state there.
+
+Source: AutoProg (arXiv 2203.14509), its released code for the exact maps; stacking as in LiGO (arXiv 2303.00980).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprog_diffusion.growth.errors import UnitError
+
+from .config import Operator, OptimizerState
+
+
+# Last projections of a block's residual branches, in the words of timm, VOLO and transformers (new and old).
+BRANCH_ENDS = ("attn.proj", "mlp.fc2", "attention.o_proj", "attention.output.dense", "output.dense")
+
+
+@dataclass(frozen=True)
+class GrowthMap:
+    """Where the blocks of a deeper prefix come from.
+
+    Attributes:
+        sources: For every new position the old one; None for a newly initialised block.
+        inserted: The new positions that are duplicates or new, in order; the others hold each old block once.
+    """
+
+    sources: tuple[int | None, ...]
+    inserted: tuple[int, ...]
+
+
+def growth_map(operator: Operator, old: int, new: int) -> GrowthMap:
+    """The map from `old` blocks to `new` >= `old` ones.
+
+    `momentum` and `identity` use the map of `interpolation`; what differs is the weights (see `ElasticModel.grow`).
+
+    Example:
+        >>> growth_map("interpolation", 3, 5)
+        GrowthMap(sources=(0, 1, 1, 2, 2), inserted=(1, 3))
+        >>> growth_map("stacking", 2, 3)
+        GrowthMap(sources=(0, 1, 0), inserted=(2,))
+    """
+    if operator == "random":
+        return GrowthMap((*range(old), *[None] * (new - old)), tuple(range(old, new)))
+    if operator == "stacking":
+        return GrowthMap(tuple(index % old for index in range(new)), tuple(range(old, new)))
+    sources = tuple(_interpolated(index, old, new) for index in range(new))
+    return GrowthMap(sources, tuple(i for i in range(new - 1) if sources[i] == sources[i + 1]))
+
+
+def _interpolated(index: int, old: int, new: int) -> int:
+    """Source of one block: each old block q = new // old times, the last new % old of them once more."""
+    times, rest = divmod(new, old)
+    source = index // times
+    return source if source < old - rest else (index + old - rest) // (times + 1)
+
+
+def kept_positions(growth: GrowthMap, depth: int) -> tuple[int, ...]:
+    """Positions of the sub-network of `depth` in the grown one: the first inserted blocks are left out.
+
+    So the deepest duplicates are kept longest, and sub-networks are nested.
+    """
+    dropped = set(growth.inserted[: len(growth.sources) - depth])
+    return tuple(position for position in range(len(growth.sources)) if position not in dropped)
+
+
+def move_tensors(tensors: Mapping[str, Tensor], names: Sequence[Sequence[str]], sources: Sequence[int | None]) -> None:
+    """Copy the tensors of block `sources[i]` into block i, all at once.
+
+    Args:
+        tensors: Name -> tensor; names that are missing are passed over (an average holds no buffers).
+        names: For every block the names of its tensors, in the same order.
+        sources: None leaves a block as it is.
+    """
+    # Copies first: a block that is read may be written before its turn.
+    values = {
+        source: [tensors[name].detach().clone() if name in tensors else None for name in names[source]]
+        for source in set(sources)
+        if source is not None
+    }
+    with torch.no_grad():
+        for position, source in enumerate(sources):
+            for name, value in zip(names[position], values.get(source, ())):  # type: ignore[arg-type]
+                if value is not None and source != position:
+                    tensors[name].copy_(value)
+
+
+def move_state(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    names: Sequence[Sequence[str]],
+    growth: GrowthMap,
+    policy: OptimizerState,
+) -> None:
+    """Let the optimizer's state follow the blocks; blocks behind the prefix lose theirs.
+
+    Old blocks keep their state. An inserted one starts with a copy of its source's; with the mean of its source's and
+    that of the old block behind it, between which it lies; or with none.
+    """
+    states = {name: _cloned(optimizer.state.get(p)) for name, p in parameters.items() if p in optimizer.state}
+    for position, block in enumerate(names):
+        source = growth.sources[position] if position < len(growth.sources) else None
+        inserted = position in growth.inserted
+        for offset, name in enumerate(block):
+            if name not in parameters:
+                continue
+            state = None if source is None else states.get(names[source][offset])
+            if inserted and policy == "fresh":
+                state = None
+            elif inserted and policy == "average" and source is not None:
+                behind = min(source + 1, max(s for s in growth.sources if s is not None))
+                state = _mean(state, states.get(names[behind][offset]))
+            if state is None:
+                optimizer.state.pop(parameters[name], None)
+            else:
+                optimizer.state[parameters[name]] = _cloned(state)
+
+
+def zero_branches(block: nn.Module, name: str) -> list[str]:
+    """Make a residual block the identity: zero the last projection of both branches.
+
+    Returns:
+        Names of what was zeroed, relative to the block.
+
+    Raises:
+        UnitError: The block does not have two branches that end in a known projection.
+    """
+    ends = [end for end in BRANCH_ENDS if isinstance(_find(block, end), nn.Linear)]
+    if len(ends) != 2:
+        raise UnitError(
+            f"operator='identity' zeroes the last projections of a block's two branches, known as {BRANCH_ENDS}, but "
+            f"{name!r}, a {type(block).__name__}, has {ends}: use operator='interpolation'."
+        )
+    zeroed = [f"{end}.{inner}" for end in ends for inner, _ in block.get_submodule(end).named_parameters()]
+    with torch.no_grad():
+        for inner in zeroed:
+            block.get_parameter(inner).zero_()
+    return zeroed
+
+
+def initialise(model: nn.Module, block: nn.Module, seed: int) -> None:
+    """Give a block new weights by the model's own initialisation; the random state of the run does not move."""
+    own: Callable[[nn.Module], Any] | None = getattr(model, "_init_weights", None)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in block.modules():
+            # transformers marks what it has initialised, and would pass over it.
+            for marked in (module, *module.parameters(recurse=False)):
+                marked.__dict__.pop("_is_hf_initialized", None)
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+            if own is not None:
+                own(module)
+
+
+def _find(block: nn.Module, name: str) -> Any:
+    found: Any = block
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _cloned(state: Any) -> Any:
+    if state is None:
+        return None
+    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
+def _mean(state: Any, other: Any) -> Any:
+    """The mean of two states; step counters, which are no moments, are the first one's."""
+    if state is None or other is None:
+        return state
+
+    def of(key: str, value: Any) -> Any:
+        moment = isinstance(value, Tensor) and value.dim() and key in other
+        return (value + other[key]) / 2 if moment else value
+
+    return {key: of(key, value) for key, value in state.items()}
+
+
+def all_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a model by name."""
+    pairs: Iterable[tuple[str, Tensor]] = (*model.named_parameters(), *model.named_buffers())
+    return dict(pairs)
