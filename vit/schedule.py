@@ -1,0 +1,61 @@
+"""Optimizer and learning rate of pretraining, as timm makes them."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from .arguments import TrainArguments
+
+
+def make_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:
+    """AdamW over all that trains; norms, biases and position embeddings are not decayed."""
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token", "position_embeddings"))
+            groups[not plain].append(parameter)
+    settings = [
+        {"params": groups[decayed], "weight_decay": args.weight_decay if decayed else 0.0} for decayed in (True, False)
+    ]
+    return torch.optim.AdamW([group for group in settings if group["params"]], args.lr, args.opt_betas, args.opt_eps)
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, args: TrainArguments, steps: int, steps_per_epoch: int
+) -> LambdaLR:
+    """The learning rate of every optimizer step; growth does not start it again.
+
+    Args:
+        optimizer: Whose learning rate it is.
+        args: Warm-up, peak and end.
+        steps: Optimizer steps of the run.
+        steps_per_epoch: Optimizer steps of an epoch.
+    """
+    warmup = args.warmup_steps if args.warmup_steps is not None else round(args.warmup_epochs * steps_per_epoch)
+    return LambdaLR(optimizer, partial(_factor, args, warmup, steps))
+
+
+def learning_rate(step: int, args: TrainArguments, warmup: int, steps: int) -> float:
+    """Learning rate of an optimizer step, counted from 0: linear warm-up, then cosine from the first step on.
+
+    The cosine's own clock includes the warm-up, as in timm.
+
+    Example:
+        >>> args = TrainArguments(lr=1.0, warmup_lr=0.0, min_lr=0.0)
+        >>> [learning_rate(step, args, 2, 8) for step in (0, 1, 4, 8)]
+        [0.0, 0.5, 0.5, 0.0]
+    """
+    if step < warmup:
+        return args.warmup_lr + (args.lr - args.warmup_lr) * step / warmup
+    if args.sched == "constant":
+        return args.lr
+    return args.min_lr + (args.lr - args.min_lr) * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
+
+
+def _factor(args: TrainArguments, warmup: int, steps: int, step: int) -> float:
+    return learning_rate(step, args, warmup, steps) / args.lr
