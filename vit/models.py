@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,10 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def size_multiple(model: nn.Module) -> int:
-    """What image sides must be multiples of: the patch, for VOLO also its pooling."""
-    config = getattr(model, "config", None)
-    patch = config.patch_size if config is not None else model.patch_embed.patch_size  # type: ignore[union-attr]
-    side = patch if isinstance(patch, int) else int(patch[0])  # type: ignore[index]
-    return side * getattr(model, "pooling_scale", 1)
+    """What image sides must be multiples of: the strides in front of the first block, for VOLO also its pooling."""
+    embedder = model.patch_embed if is_timm(model) else model
+    strides = [module.stride[0] for module in embedder.modules() if isinstance(module, nn.Conv2d)]  # type: ignore
+    return math.prod(strides) * getattr(model, "pooling_scale", 1)
 
 
 def check_size(model: nn.Module, image_size: int) -> None:
