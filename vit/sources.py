@@ -103,7 +103,7 @@ def _pair(args: DataArguments, size: int) -> tuple[Source, Source | None]:
 def _one(name: str, args: DataArguments, *, split: str, fallback: str) -> Source:
     path = Path(name)
     if path.suffix == ".npz":
-        return npz_sources(path)[split != "train"]
+        return npz_sources(path)[0] if split == "train" else _held_part(path)
     if path.suffix == ".parquet" or (path.is_dir() and list(path.glob("*.parquet"))):
         return parquet_source(path, args.image_column, args.label_column)
     if path.is_dir() and not (path / "dataset_info.json").exists() and not (path / "dataset_dict.json").exists():
@@ -154,6 +154,12 @@ def npz_sources(path: Path) -> tuple[Source, Source | None]:
     if test is None:
         return whole, None
     return whole.select(np.flatnonzero(~test).tolist()), whole.select(np.flatnonzero(test).tolist())
+
+
+def _held_part(path: Path) -> Source:
+    """The part of an .npz that is marked as test, or all of one that is not divided."""
+    train, test = npz_sources(path)
+    return test or train
 
 
 def parquet_source(path: Path, image_column: str, label_column: str) -> Source:
