@@ -37,12 +37,19 @@ class ElasticModel:
         self.depths: tuple[int, ...] = tuple(len(group) for group in groups)
         # What the user froze stays frozen.
         self._growing = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._positions: Positions = tuple(tuple(range(len(group))) for group in groups)
         self._in_blocks = {name for group in self.groups for block in group.tensors for name in block}
 
     @property
     def depth(self) -> int:
         """Blocks of the current prefix, over all groups."""
         return sum(self.depths)
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Indices, in forward order over all groups, of the blocks that run now."""
+        starts = [sum(map(len, self.groups[:index])) for index in range(len(self.groups))]
+        return tuple(start + position for start, kept in zip(starts, self._positions) for position in kept)
 
     def set_depths(self, depths: Sequence[int]) -> None:
         """Let the first `depths[g]` blocks of every group g run and train, and no other."""
@@ -56,6 +63,7 @@ class ElasticModel:
 
         Blocks of the prefix that are left out stay trainable and get no gradient: no optimizer moves them.
         """
+        self._positions = positions
         for group, kept in zip(self.groups, positions):
             for position, name in enumerate(group.blocks):
                 block = self.model.get_submodule(name)

@@ -151,7 +151,7 @@ def initialise(model: nn.Module, block: nn.Module, seed: int) -> None:
         for module in block.modules():
             # transformers marks what it has initialised, and would pass over it.
             for marked in (module, *module.parameters(recurse=False)):
-                marked.__dict__.pop("_is_hf_initialized", None)
+                vars(marked).pop("_is_hf_initialized", None)
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()  # type: ignore[operator]
             if own is not None:

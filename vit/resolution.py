@@ -12,6 +12,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.growth.resize import stage_size
+
 from .models import is_transformers, size_multiple
 
 
@@ -41,6 +44,19 @@ def enable_dynamic_resolution(model: nn.Module) -> Callable[[], None]:
     if getattr(model, "dynamic_img_size", True):
         return lambda: None
     return _switch_timm(model)
+
+
+def resize_images(images: Tensor, resolution: int, multiple: int) -> Tensor:
+    """(N, C, H, W) images -> the same with a shorter side of `resolution` pixels, bilinear with antialiasing.
+
+    Raises:
+        ConfigError: The batch is not four-dimensional, smaller than the resolution, or a side is no multiple.
+    """
+    if images.dim() != 4:
+        raise ConfigError(f"resize takes a batch of shape (N, C, H, W), not {tuple(images.shape)}.")
+    size = (images.shape[2], images.shape[3])
+    target = stage_size(size, resolution, multiple)
+    return images if target == size else F.interpolate(images, size=target, mode="bilinear", antialias=True)
 
 
 def image_size(model: nn.Module) -> int:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth import GrowthConfig, host
 from autoprog_diffusion.growth.distributed import unwrap
-from autoprog_diffusion.growth.errors import ConfigError, OrderError
+from autoprog_diffusion.growth.errors import OrderError
 from autoprog_diffusion.growth.plan import GrowthPlan
-from autoprog_diffusion.growth.resize import stage_size
 from autoprog_diffusion.growth.state import fingerprint
 from autoprog_diffusion.growth.units import build_layout
 
@@ -28,9 +27,10 @@ from .models import size_multiple
 from .one_shot import LossFn
 from .planning import Shape, check_backend, first_plan, make_grid, with_shape
 from .ranks import RankSwitch, bare_optimizers
-from .resolution import enable_dynamic_resolution
+from .resolution import enable_dynamic_resolution, resize_images
 from .searching import StageChoice
 from .state import STATE_VERSION, ShapeRecord, check_state
+from .supernet import Supernet
 
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class ViTGrowth:
         self._model, self._accelerator = model, accelerator
         self._elastic = ElasticModel(model, find_groups(model, blocks))
         self._grid = make_grid(config, model, self._elastic.groups)
-        self._multiple = size_multiple(model)
+        self._resized = functools.partial(resize_images, multiple=size_multiple(model))
         names = [name for group in self._elastic.groups for name in group.blocks]
         self.layout = build_layout(model, [(name, [name]) for name in names], [])
         self._plan: GrowthPlan | None = None
@@ -107,7 +107,8 @@ class ViTGrowth:
             raise OrderError("growth.prepare was called already: construct a new ViTGrowth for a new run.")
         ddp = host.check_prepared(model, self._model, self._accelerator, GrowthConfig())
         self._optimizers = bare_optimizers(optimizer, self._accelerator, self._model)
-        self._choice = StageChoice(self.config, self._grid, self._model, self.layout, held_out, loss_fn)
+        parts = (self.config, self._grid, self._elastic, self.layout, self._resized)
+        self._choice = StageChoice(*parts, held_out, loss_fn)
         plan = first_plan(self.config, self._grid, num_training_steps)
         self._ranks = RankSwitch(model, ddp, self.config.search == "one_shot")
         self._average = WeightAverage(self._model, self.config.ema_decay)
@@ -252,9 +253,11 @@ class ViTGrowth:
         self.decisions = state_dict["decisions"]
         self._check_ranks("after loading")
         self._elastic.set_depths(state_dict["depths"])
-        self._choice.load_state_dict(state_dict["search"], self.plan, self._elastic)
+        self._choice.load_state_dict(state_dict["search"], self.stage, self.plan)
         entry = self.plan.stages[self.stage]
         self._shape = Shape(len(entry.blocks), int(entry.resolution))
+        if self._choice.supernet is not None:
+            self._draw(self._choice.supernet)
         self._ranks.rebuild(self.searching)
 
     def _enter(self, stage: int) -> None:
@@ -262,17 +265,51 @@ class ViTGrowth:
         self._check_ranks(f"on entering stage {stage}")
         current = self._shape if stage else None
         candidates = self._choice.candidates(stage, current)
-        largest = max(candidates)
-        if not stage:
-            self._elastic.set_depths(self._grid.splits[largest.depth])
-        self._grow(largest.depth)
-        self._settle(stage, largest)
+        self._grow(candidates[-1].depth, fresh=current is None)
+        if len(candidates) == 1:
+            self._settle(stage, candidates[0])
+            return
+        net = self._choice.open(stage, self.plan, current)
+        if net.ends(self._step):
+            self._decide(net)
+            return
+        self._ranks.rebuild(searching=True)
+        self._record(stage, candidates[-1])
+        self._draw(net)
 
-    def _grow(self, depth: int) -> None:
-        if depth > self._elastic.depth:
-            config, seed = self.config, 1000 * self.config.seed + self._step
-            depths = self._grid.splits[depth]
-            self._elastic.grow(depths, config.operator, config.optimizer_state, self._average, self._optimizers, seed)
+    def _search(self) -> bool:
+        """Go on with a supernet phase, if there is one, after an optimizer step; True where it ends."""
+        net = self._choice.supernet
+        if net is None:
+            return False
+        if net.evaluates(self._step):
+            self._choice.evaluate(net, self._average)
+        if net.ends(self._step):
+            self._check_ranks(f"at the end of the search of stage {self.stage}")
+            self._decide(net)
+            return True
+        self._draw(net)
+        return False
+
+    def _draw(self, net: Supernet) -> None:
+        self._shape = net.draw(self._step)
+        self._elastic.show(net.positions(self._shape.depth))
+
+    def _decide(self, net: Supernet) -> None:
+        """Go on with the chosen part of a supernet, which keeps its weights, average and optimizer state."""
+        shape, record = self._choice.decide(net, self.stage)
+        self.decisions.append(record)
+        self._elastic.extract(net.positions(shape.depth), self._average, self._optimizers)
+        self._settle(self.stage, shape)
+
+    def _grow(self, depth: int, fresh: bool) -> None:
+        """Bring the model to a depth: by its operator, or, while it holds no trained weights, as it was built."""
+        depths, config = self._grid.splits[depth], self.config
+        if fresh:
+            self._elastic.set_depths(depths)
+        elif depth > self._elastic.depth:
+            parts = (config.operator, config.optimizer_state, self._average, self._optimizers)
+            self._elastic.grow(depths, *parts, seed=1000 * config.seed + self._step)
 
     def _settle(self, stage: int, shape: Shape) -> None:
         """Train a shape to the end of the stage."""
@@ -281,9 +318,6 @@ class ViTGrowth:
         self._shape = shape
         self._ranks.rebuild(searching=False)
         self._record(stage, shape)
-
-    def _search(self) -> bool:
-        return False
 
     def _record(self, stage: int, shape: Shape) -> None:
         counts = [(p.numel(), p.requires_grad) for p in self._model.parameters()]
@@ -296,13 +330,6 @@ class ViTGrowth:
             stage + 1, self.num_stages, self._step, "a supernet of up to " if self.searching else "",
             shape.depth, self._grid.full.depth, shape.resolution,
         )  # fmt: skip
-
-    def _resized(self, images: Tensor, resolution: int) -> Tensor:
-        if images.dim() != 4:
-            raise ConfigError(f"resize takes a batch of shape (N, C, H, W), not {tuple(images.shape)}.")
-        size = (images.shape[2], images.shape[3])
-        target = stage_size(size, resolution, self._multiple)
-        return images if target == size else F.interpolate(images, size=target, mode="bilinear", antialias=True)
 
     def _check_ranks(self, when: str) -> None:
         averages = ((f"average of {name}", value) for name, value in self._average.values.items())

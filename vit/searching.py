@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.units import Layout
+from autoprog_diffusion.search import objective
+from autoprog_diffusion.search.consensus import agree, decide_once, gather
 
+from .average import WeightAverage
 from .config import ViTGrowthConfig
 from .elastic import ElasticModel
-from .one_shot import LossFn
-from .planning import Grid, Shape, list_candidates
+from .one_shot import LossFn, choose, evaluating, mean_loss, step_flops, step_seconds
+from .operators import growth_map
+from .planning import Grid, Shape, list_candidates, search_length
 from .supernet import Supernet
+from .zero_shot import score_running
 
 
 class StageChoice:
@@ -25,9 +31,10 @@ class StageChoice:
     Args:
         config: Which search.
         grid: Shapes of the run.
-        model: The bare model.
+        elastic: The model, in the depth of the current stage.
         layout: Its units, for the scores of the core.
-        held_out: Batches (images (N, C, H, W), targets) to score on.
+        resize: (images (N, C, H, W), pixels) -> images.
+        held_out: Batches (images, targets) at full resolution to score on.
         loss_fn: `loss_fn(model, images, targets) -> loss`.
 
     Raises:
@@ -38,21 +45,27 @@ class StageChoice:
         self,
         config: ViTGrowthConfig,
         grid: Grid,
-        model: nn.Module,
+        elastic: ElasticModel,
         layout: Layout,
+        resize: Callable[[Tensor, int], Tensor],
         held_out: Sequence[tuple[Tensor, Tensor]] | None,
         loss_fn: LossFn | None,
     ) -> None:
-        if config.search in ("one_shot", "zero_shot") and (not held_out or loss_fn is None):
-            raise ConfigError(
-                f"search={config.search!r} scores candidates: give growth.prepare held_out=[(images, targets), ...], "
-                "training batches whose augmentation is fixed, and loss_fn(model, images, targets)."
-            )
-        self._config, self._grid = config, grid
+        self._config, self._grid, self._elastic, self._layout = config, grid, elastic, layout
+        self._resize, self._batches = resize, list(held_out or ())
         self.supernet: Supernet | None = None
+        self._seconds = 0.0
+        needed = {"one_shot": 1, "zero_shot": 2}.get(config.search, 0)
+        if len(self._batches) < needed or (needed and loss_fn is None):
+            raise ConfigError(
+                f"search={config.search!r} scores candidates on at least {needed} batches, {len(self._batches)} were "
+                "given: pass growth.prepare held_out=[(images, targets), ...], training batches whose augmentation is "
+                "fixed, and loss_fn=lambda model, images, targets: ..."
+            )
+        self._loss_fn: LossFn = loss_fn or (lambda model, images, targets: model(images).sum())
 
     def candidates(self, stage: int, current: Shape | None) -> list[Shape]:
-        """Shapes the stage may take; one where the configuration does not search it."""
+        """Shapes the stage may take; one where it is not searched. `current` is None in stage 0."""
         found = list_candidates(self._grid, stage, current)
         if self._config.search == "fixed":
             return [self._grid.shape(stage)]
@@ -60,9 +73,94 @@ class StageChoice:
             return [random.Random(1000 * self._config.seed + stage).choice(found)]
         return found
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """The supernet phase, if there is one."""
-        return None
+    def open(self, stage: int, plan: GrowthPlan, current: Shape | None) -> Supernet:
+        """The supernet of a stage's candidates; the model has the depth of the largest."""
+        candidates = self.candidates(stage, current)
+        old = self._grid.splits[candidates[0].depth if current is None else current.depth]
+        new = self._grid.splits[candidates[-1].depth]
+        maps = [growth_map(self._config.operator, *depths) for depths in zip(old, new)]
+        length = search_length(self._config, plan, stage) if self._config.search == "one_shot" else 0
+        start, config = plan.stages[stage].start, self._config
+        self.supernet = Supernet(start, length, candidates, maps, self._grid, config.evaluations, config.seed)
+        self._seconds = 0.0
+        return self.supernet
 
-    def load_state_dict(self, state: dict[str, Any] | None, plan: GrowthPlan, elastic: ElasticModel) -> None:
-        """Continue a supernet phase."""
+    def evaluate(self, net: Supernet, average: WeightAverage) -> None:
+        """Note the loss of every candidate, with averaged weights, as the mean over ranks.
+
+        Raises:
+            SearchError: On every rank, where it failed on one.
+        """
+        started = time.perf_counter()
+
+        def losses() -> list[float]:
+            with average.swapped_in(), evaluating(self._elastic.model):
+                return [self._loss(net, shape) for shape in net.candidates]
+
+        net.losses.append([sum(column) / len(column) for column in zip(*gather(losses))])
+        self._seconds += time.perf_counter() - started
+
+    def decide(self, net: Supernet, stage: int) -> tuple[Shape, dict[str, Any]]:
+        """The candidate to go on with, the same on every rank, and a record of the decision in plain JSON types.
+
+        Raises:
+            SearchError: On every rank, where scoring failed on one.
+        """
+        started = time.perf_counter()
+        index, details = (self._one_shot if self._config.search == "one_shot" else self._zero_shot)(net, stage)
+        chosen = net.candidates[index]
+        record = {
+            "stage": stage,
+            "step": net.start + net.length,
+            "search": self._config.search,
+            "cost_unit": "FLOPs" if self._config.search_cost == "flops" else "seconds",
+            "choice": {"depth": chosen.depth, "resolution": chosen.resolution},
+            **details,
+            "seconds": self._seconds + time.perf_counter() - started,
+        }
+        self.supernet = None
+        return chosen, record
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """What a supernet phase has seen so far; None outside of one."""
+        return None if self.supernet is None else {"losses": self.supernet.losses, "seconds": self._seconds}
+
+    def load_state_dict(self, state: dict[str, Any] | None, stage: int, plan: GrowthPlan) -> None:
+        """Continue what `state_dict` was taken in."""
+        self.supernet = None
+        if state is not None:
+            before = plan.stages[stage - 1] if stage else None
+            net = self.open(stage, plan, before and Shape(len(before.blocks), int(before.resolution)))
+            net.losses, self._seconds = state["losses"], state["seconds"]
+
+    def _one_shot(self, net: Supernet, stage: int) -> tuple[int, dict[str, Any]]:
+        losses = [sum(column) / len(column) for column in zip(*net.losses)]
+        rows = gather(lambda: [self._cost(net, shape) for shape in net.candidates])
+        costs = [sum(column) / len(column) for column in zip(*rows)]
+        index, w, verdicts = decide_once(lambda: choose(net.candidates, losses, costs))
+        return index, {"w": w, "candidates": [v.to_dict() for v in verdicts], "evaluations": net.losses}
+
+    def _zero_shot(self, net: Supernet, stage: int) -> tuple[int, dict[str, Any]]:
+        def score() -> list[objective.Score]:
+            return [self._score(net, shape) for shape in net.candidates]
+
+        goal = self._config.search_objective
+        index, scores = agree(score, lambda found: objective.choose(goal, found, self._config.seed))
+        return index, {"objective": goal, "candidates": [score.to_dict() for score in scores]}
+
+    def _loss(self, net: Supernet, shape: Shape) -> float:
+        self._elastic.show(net.positions(shape.depth))
+        return mean_loss(
+            self._elastic.model, self._loss_fn, self._batches, lambda images: self._resize(images, shape.resolution)
+        )
+
+    def _cost(self, net: Supernet, shape: Shape) -> float:
+        self._elastic.show(net.positions(shape.depth))
+        images, targets = self._batches[0]
+        measure = step_flops if self._config.search_cost == "flops" else step_seconds
+        return measure(self._elastic.model, self._loss_fn, self._resize(images, shape.resolution), targets)
+
+    def _score(self, net: Supernet, shape: Shape) -> objective.Score:
+        cost = self._cost(net, shape)
+        parts = (self._layout, self._elastic.running, shape.resolution, self._grid.full.resolution)
+        return score_running(self._elastic.model, *parts, self._loss_fn, self._batches, self._resize, cost)

@@ -14,8 +14,7 @@ class Supernet:
     """The largest candidate of a stage, and the others as parts of it.
 
     Args:
-        stage: Index of the stage.
-        start: Its first optimizer step.
+        start: First optimizer step of the stage.
         length: Optimizer steps of the supernet phase.
         candidates: Shapes to choose from.
         maps: Per group, where the blocks of the largest candidate came from.
@@ -26,7 +25,6 @@ class Supernet:
 
     def __init__(
         self,
-        stage: int,
         start: int,
         length: int,
         candidates: Sequence[Shape],
@@ -35,8 +33,7 @@ class Supernet:
         evaluations: int,
         seed: int,
     ) -> None:
-        self.stage, self.start, self.length, self.candidates = stage, start, length, tuple(candidates)
-        self.largest = max(candidates, key=lambda shape: (shape.depth, shape.resolution))
+        self.start, self.length, self.candidates = start, length, tuple(candidates)
         self.losses: list[list[float]] = []  # one row per evaluation, one value per candidate
         self._maps, self._grid, self._seed = tuple(maps), grid, seed
         # Evenly over the second half, its ends among them: early evaluations say little about trained candidates.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,9 @@ from autoprog_diffusion.growth.distributed import world_size
 from autoprog_diffusion.growth.errors import SearchError
 
 from .objective import Score
+
+
+Result = TypeVar("Result")
 
 
 def agree(
@@ -28,29 +31,51 @@ def agree(
     Raises:
         SearchError: On every rank, where `score` or `decide` raised on one; the message names rank and error.
     """
+    everywhere = gather(score)
+    return decide_once(lambda: decide([average(column) for column in zip(*everywhere)]))
+
+
+def gather(compute: Callable[[], Result]) -> list[Result]:
+    """What `compute` gives on every rank, in the order of ranks.
+
+    Raises:
+        SearchError: On every rank, where it raised on one; alone, what it raised.
+    """
     if world_size() == 1:
-        return decide(score())
+        return [compute()]
     outcome: Any = None
     failure: BaseException | None = None
     try:
-        outcome = score()
+        outcome = ("value", compute())
     except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait for an answer
-        failure, outcome = error, f"{type(error).__name__}: {error}"
+        failure, outcome = error, ("error", f"{type(error).__name__}: {error}")
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, outcome)
-    failed = [f"rank {rank}: {value}" for rank, value in enumerate(gathered) if isinstance(value, str)]
+    failed = [f"rank {rank}: {value}" for rank, (kind, value) in enumerate(gathered) if kind == "error"]
     if failed:
         raise SearchError("the schedule search failed on " + "; ".join(failed)) from failure
-    decision: list[Any] = [None]
+    return [value for _, value in gathered]
+
+
+def decide_once(decide: Callable[[], Result]) -> Result:
+    """What `decide` gives on rank 0, on every rank.
+
+    Raises:
+        SearchError: On every rank, where it raised on rank 0; alone, what it raised.
+    """
+    if world_size() == 1:
+        return decide()
+    decision: Any = [None]
     if dist.get_rank() == 0:
         try:
-            decision[0] = decide([average(column) for column in zip(*gathered)])
+            decision[0] = ("value", decide())
         except Exception as error:  # noqa: BLE001 - as above
-            decision[0] = f"{type(error).__name__}: {error}"
+            decision[0] = ("error", f"{type(error).__name__}: {error}")
     dist.broadcast_object_list(decision, src=0)
-    if isinstance(decision[0], str):
-        raise SearchError(f"the schedule search failed on rank 0: {decision[0]}")
-    return decision[0]
+    kind, value = decision[0]
+    if kind == "error":
+        raise SearchError(f"the schedule search failed on rank 0: {value}")
+    return value
 
 
 def average(scores: tuple[Score, ...]) -> Score:
