@@ -96,20 +96,20 @@ def curve_scores(
     with untouched(model), without_norms(model), torch.no_grad():
         for start in range(0, len(states), together):
             part = slice(start, start + together)
-            v, a = _derivatives(FeatureModel(model, features), states[part], planes[part], points, second_order)
-            scores += [_score(v[i].double(), None if a is None else a[i].double()) for i in range(len(v))]
+            found = _derivatives(FeatureModel(model, features), states[part], planes[part], points, second_order)
+            scores += [_score(*(each.double() for each in of_one)) for of_one in zip(*found)]
     return scores
 
 
 def _derivatives(
     wrapped: FeatureModel, states: Sequence[dict[str, Tensor]], planes: Sequence[Tensor], points: int, second: bool
-) -> tuple[Tensor, Tensor | None]:
-    """First and second derivative of the features along the circles: (states, points, C) each."""
-    kept = [name for name, _ in (*wrapped.named_parameters(), *wrapped.named_buffers())]
+) -> tuple[Tensor, ...]:
+    """First (and second) derivative of the features along the circles: (states, points, C) each."""
+    kept = {name.removeprefix("model."): name for name in wrapped.state_dict()}  # norms are not there
     theta = angles(points).to(planes[0])
     ones = torch.ones_like(theta)
 
-    def of_one(state: dict[str, Tensor], plane: Tensor) -> tuple[Tensor, Tensor | None]:
+    def of_one(state: dict[str, Tensor], plane: Tensor) -> tuple[Tensor, ...]:
         def curve(at: Tensor) -> Tensor:
             return functional_call(wrapped, state, (on_circle(plane, at),))
 
@@ -117,21 +117,17 @@ def _derivatives(
             return jvp(curve, (at,), (ones,))[1]
 
         # A point's features depend on its own angle only, so one tangent of ones serves all points.
-        return jvp(velocity, (theta,), (ones,)) if second else (velocity(theta), None)
+        return jvp(velocity, (theta,), (ones,))[:2] if second else (velocity(theta),)
 
-    renamed = [{f"model.{name}": tensor.to(theta.device) for name, tensor in state.items()} for state in states]
-    renamed = [{name: state[name] for name in kept if name in state} for state in renamed]
+    own = [{kept[name]: x.to(theta.device) for name, x in state.items() if name in kept} for state in states]
     with sdpa_kernel(SDPBackend.MATH):  # the only one with forward mode
-        if len(states) == 1:
-            v, a = of_one(renamed[0], planes[0])
-            return v[None], None if a is None else a[None]
-        stacked = {name: torch.stack([state[name] for state in renamed]) for name in renamed[0]}
-        if second:
-            return vmap(of_one)(stacked, torch.stack(list(planes)))
-        return vmap(lambda state, plane: of_one(state, plane)[0])(stacked, torch.stack(list(planes))), None
+        if len(own) == 1:  # large images: batching gains nothing there
+            return tuple(derivative[None] for derivative in of_one(own[0], planes[0]))
+        stacked = {name: torch.stack([state[name] for state in own]) for name in own[0]}
+        return vmap(of_one)(stacked, torch.stack(list(planes)))
 
 
-def _score(v: Tensor, a: Tensor | None) -> CurveScore:
+def _score(v: Tensor, a: Tensor | None = None) -> CurveScore:
     """Scores from v (n, C) and a (n, C). A curve that stands still somewhere has no curvature: nan."""
     speed = v.norm(dim=1)
     if a is None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 
-from .genotype import PUBLISHED, STAGES, Genotype, GenotypeError
+from .genotype import PUBLISHED, SEED_WIDTH, STAGES, Genotype, GenotypeError
 
 
 @dataclass(frozen=True)
@@ -45,34 +45,30 @@ class SearchSpace:
         """Number of networks."""
         return math.prod(len(values) for values in self.choices.values())
 
-    def at(self, image_size: int, width: int | None = None) -> SearchSpace:
-        """The part of the space that exists at an image size (and, where given, at a first-stage width).
+    def at(self, image_size: int, width: int = SEED_WIDTH) -> SearchSpace:
+        """The part of the space that exists at an image size and a first-stage width.
+
+        At a multiple of 32 pixels the grids have multiples of 8, 4, 2 and 1 tokens a side, which all
+        published numbers of windows divide; only the heads are left to fit.
 
         Raises:
             GenotypeError: Nothing is left, or the strides do not divide the image.
         """
-        first = self.build({name: 1 if name[0] == "S" else values[0] for name, values in self.choices.items()})
-        grids = first.grids(image_size)
-        left = dict(self.choices)
-        for stage in range(STAGES):
-            name = f"S{stage + 1}"
-            left[name] = tuple(value for value in self.choices[name] if grids[stage] and grids[stage] % value == 0)
-        if width is not None:
-            # Widths double from stage to stage as heads do; the cap of 1024 is divisible by all of them.
-            left["H"] = tuple(heads for heads in self.choices["H"] if width % (heads // 8) == 0)
-        for name, values in left.items():
-            if not values:
-                where = f"width {width}" if name == "H" else f"image size {image_size}"
-                raise GenotypeError(
-                    f"no network is left at {where}: none of {name} = {list(self.choices[name])} divides it; allow "
-                    f"other values of {name}, or change the {where.rsplit(' ', 1)[0]}."
-                )
-        space = SearchSpace(left)
-        some = space.build({name: values[0] for name, values in space.choices.items()})
-        (some if width is None else replace(some, width=width)).check(image_size)
+        # Widths double from stage to stage as heads do, and all heads divide the cap of 1024.
+        heads = tuple(value for value in self.choices["H"] if width % (value // 8) == 0)
+        if not heads:
+            raise GenotypeError(
+                f"no network is left at width {width}: H/8 must divide it and H is one of {list(self.choices['H'])}; "
+                f"allow fewer heads, or use a width that is a multiple of {min(self.choices['H']) // 8}."
+            )
+        space = SearchSpace({**self.choices, "H": heads})
+        some = {name: values[0] for name, values in space.choices.items()}
+        space.build(some, width=width).check(image_size)
         return space
 
-    def build(self, values: Mapping[str, int], depths: tuple[int, ...] = (1,) * STAGES, width: int = 32) -> Genotype:
+    def build(
+        self, values: Mapping[str, int], depths: tuple[int, ...] = (1,) * STAGES, width: int = SEED_WIDTH
+    ) -> Genotype:
         """The genotype with these choices."""
         kernels, splits, expansions = (tuple(values[f"{x}{i}"] for i in range(1, STAGES + 1)) for x in "KSE")
         return Genotype(kernels, splits, expansions, values["H"], depths, width)
