@@ -110,6 +110,16 @@ def load_model(folder: str | Path) -> nn.Module:
     return getattr(importlib.import_module("transformers"), found).from_pretrained(path)
 
 
+def reset_head(model: nn.Module, num_classes: int) -> None:
+    """Give a model a new, random classifier of `num_classes`."""
+    if is_timm(model):
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+        return
+    model.config.num_labels = model.num_labels = num_classes  # type: ignore[union-attr,assignment]
+    model.classifier = nn.Linear(model.config.hidden_size, num_classes)  # type: ignore[union-attr,arg-type]
+    model._init_weights(model.classifier)  # type: ignore[operator]
+
+
 def logits(model: nn.Module, images: Tensor) -> Tensor:
     """(N, C, H, W) images -> (N, classes), for both libraries, also wrapped, also at other resolutions."""
     inner = getattr(model, "module", model)
@@ -196,14 +206,8 @@ def _adapted(model: nn.Module, name: str, num_classes: int, overrides: dict[str,
         raise ModelError(
             f"{sorted(overrides)} cannot change the saved model in {name!r}: build a new one by its name."
         )
-    if is_timm(model):
-        if model.num_classes != num_classes:
-            model.reset_classifier(num_classes)  # type: ignore[operator]
-    elif model.config.num_labels != num_classes:  # type: ignore[union-attr]
-        model.config.num_labels = model.num_labels = num_classes  # type: ignore[union-attr]
-        head = nn.Linear(model.config.hidden_size, num_classes)  # type: ignore[union-attr]
-        model._init_weights(head)  # type: ignore[operator]
-        model.classifier = head
+    if num_classes != (model.num_classes if is_timm(model) else model.config.num_labels):  # type: ignore[union-attr]
+        reset_head(model, num_classes)
     return model
 
 
