@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,24 +15,20 @@ from autoprog_diffusion.growth import GrowthConfig, host
 from autoprog_diffusion.growth.distributed import unwrap
 from autoprog_diffusion.growth.errors import OrderError
 from autoprog_diffusion.growth.plan import GrowthPlan
-from autoprog_diffusion.growth.state import fingerprint
 from autoprog_diffusion.growth.units import build_layout
 
 from .average import WeightAverage
 from .config import ViTGrowthConfig
+from .course import Course
 from .elastic import ElasticModel
 from .groups import find_groups
 from .models import size_multiple
 from .one_shot import LossFn
-from .planning import Shape, check_backend, first_plan, make_grid, with_shape
+from .planning import check_backend, first_plan, make_grid
 from .ranks import RankSwitch, bare_optimizers
 from .resolution import enable_dynamic_resolution, resize_images
 from .searching import StageChoice
-from .state import STATE_VERSION, ShapeRecord, check_state
-from .supernet import Supernet
-
-
-logger = logging.getLogger(__name__)
+from .state import ShapeRecord
 
 
 class ViTGrowth:
@@ -69,12 +64,8 @@ class ViTGrowth:
         self._resized = functools.partial(resize_images, multiple=size_multiple(model))
         names = [name for group in self._elastic.groups for name in group.blocks]
         self.layout = build_layout(model, [(name, [name]) for name in names], [])
-        self._plan: GrowthPlan | None = None
+        self._course: Course | None = None
         self._running = False
-        self._step = 0
-        self._shape = self._grid.shape(0)
-        self.history: list[ShapeRecord] = []
-        self.decisions: list[dict[str, Any]] = []
 
     def prepare(
         self,
@@ -103,18 +94,20 @@ class ViTGrowth:
             ConfigError: A search has nothing to score on.
             SyncError: The ranks' weights differ.
         """
-        if self._plan is not None:
+        if self._course is not None:
             raise OrderError("growth.prepare was called already: construct a new ViTGrowth for a new run.")
         ddp = host.check_prepared(model, self._model, self._accelerator, GrowthConfig())
-        self._optimizers = bare_optimizers(optimizer, self._accelerator, self._model)
-        parts = (self.config, self._grid, self._elastic, self.layout, self._resized)
-        self._choice = StageChoice(*parts, held_out, loss_fn)
+        optimizers = bare_optimizers(optimizer, self._accelerator, self._model)
+        ranks = RankSwitch(model, ddp, searched=self.config.search == "one_shot")
+        parts = (self._elastic, self.layout, self._resized)
+        choice = StageChoice(self.config, self._grid, *parts, held_out, loss_fn)
         plan = first_plan(self.config, self._grid, num_training_steps)
-        self._ranks = RankSwitch(model, ddp, self.config.search == "one_shot")
-        self._average = WeightAverage(self._model, self.config.ema_decay)
+        average = WeightAverage(self._model, self.config.ema_decay)
+        whole = (self.layout, self._elastic, average, optimizers)
+        self._course = Course(self.config, self._grid, plan, *whole, choice, ranks)
         self._disable_resolutions = enable_dynamic_resolution(self._model)
-        self._plan, self._running = plan, True
-        self._enter(0)
+        self._running = True
+        self._course.enter(0)
         if self._accelerator is not None:
             host.register(self._accelerator, self)
 
@@ -129,17 +122,10 @@ class ViTGrowth:
             SyncError: A new shape is entered, or training ends, and the ranks' weights differ.
             SearchError: Candidates could not be scored, on any rank.
         """
-        before = self.stage
+        course = self._started
         if not self._running:
             raise OrderError("step was called after finish: the run is over, construct a new ViTGrowth.")
-        self._average.update()
-        self._step += 1
-        if self._step == self.plan.num_training_steps:
-            self._check_ranks("at the end of training")
-        if self.stage != before:
-            self._enter(self.stage)
-            return True
-        return self._search()
+        return course.advance()
 
     def resize(self, images: Tensor) -> Tensor:
         """(N, C, H, W) images -> the same at the current resolution, bilinear with antialiasing.
@@ -152,7 +138,7 @@ class ViTGrowth:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Let the model hold its averaged weights inside a `with` block, to evaluate or save it."""
-        with self._average.swapped_in():
+        with self._started.average.swapped_in():
             yield
 
     def ema_model(self) -> nn.Module:
@@ -173,15 +159,16 @@ class ViTGrowth:
         """
         if unwrap(model) is not self._model:
             raise OrderError("finish was given a model that this ViTGrowth does not hold: pass the trained one.")
+        course = self._started
         if not self._running:
-            raise OrderError("finish runs once, after growth.prepare and training.")
-        if self._elastic.depth != self._grid.full.depth:
+            raise OrderError("finish was called already.")
+        if course.searching or self._elastic.depth != self._grid.full.depth:
             raise OrderError(
                 f"training ended in stage {self.stage + 1} of {self.num_stages} with {self._elastic.depth} of "
                 f"{self._grid.full.depth} blocks: the others hold no trained weights. Train to step "
                 f"{self.plan.stages[-1].start} at least."
             )
-        self._check_ranks("at the end of training")
+        course.check_ranks("at the end of training")
         self._elastic.restore()
         self._disable_resolutions()
         self._running = False
@@ -193,14 +180,22 @@ class ViTGrowth:
         Raises:
             OrderError: `prepare` has not been called.
         """
-        if self._plan is None:
-            raise OrderError("call growth.prepare(model, num_training_steps=...) first, after accelerator.prepare.")
-        return self._plan
+        return self._started.plan
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """What a search decided so far: per stage the candidates with their scores, and the choice."""
+        return [] if self._course is None else self._course.decisions
+
+    @property
+    def history(self) -> list[ShapeRecord]:
+        """The shapes that were entered so far."""
+        return [] if self._course is None else self._course.history
 
     @property
     def stage(self) -> int:
         """Index of the current stage."""
-        return self.plan.stage_at(self._step)
+        return self._started.stage
 
     @property
     def num_stages(self) -> int:
@@ -210,32 +205,21 @@ class ViTGrowth:
     @property
     def searching(self) -> bool:
         """Whether the next step trains a sub-network drawn from a supernet."""
-        return self._plan is not None and self._choice.supernet is not None
+        return self._started.searching
 
     @property
     def resolution(self) -> int:
         """Image side in pixels of the next batch."""
-        return self._shape.resolution
+        return self._started.shape.resolution
 
     @property
     def depth(self) -> int:
         """Blocks that the next step runs."""
-        return self._shape.depth
+        return self._started.shape.depth
 
     def state_dict(self) -> dict[str, Any]:
         """Counter, plan, averages, search and history; what trains is derived from them on load."""
-        return {
-            "version": STATE_VERSION,
-            "config": self.config.to_dict(),
-            "model": fingerprint(self._model, self.layout),
-            "step": self._step,
-            "plan": self.plan.to_dict(),
-            "depths": list(self._elastic.depths),
-            "search": self._choice.state_dict(),
-            "average": self._average.state_dict(),
-            "history": [record.to_dict() for record in self.history],
-            "decisions": self.decisions,
-        }
+        return self._started.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; weights and optimizer state are loaded by the host.
@@ -244,93 +228,10 @@ class ViTGrowth:
             StateError: The state is of another model, preset or version.
             SyncError: The ranks' weights differ after loading.
         """
-        model = fingerprint(self._model, self.layout)
-        check_state(state_dict, model, self.config, self.plan.num_training_steps)
-        self._step = state_dict["step"]
-        self._plan = GrowthPlan.from_dict(state_dict["plan"])
-        self._average.load_state_dict(state_dict["average"], self._step)
-        self.history = [ShapeRecord(**record) for record in state_dict["history"]]
-        self.decisions = state_dict["decisions"]
-        self._check_ranks("after loading")
-        self._elastic.set_depths(state_dict["depths"])
-        self._choice.load_state_dict(state_dict["search"], self.stage, self.plan)
-        entry = self.plan.stages[self.stage]
-        self._shape = Shape(len(entry.blocks), int(entry.resolution))
-        if self._choice.supernet is not None:
-            self._draw(self._choice.supernet)
-        self._ranks.rebuild(self.searching)
+        self._started.load_state_dict(state_dict)
 
-    def _enter(self, stage: int) -> None:
-        """Begin a stage: with its shape where that is known, with a supernet of the candidates where it is not."""
-        self._check_ranks(f"on entering stage {stage}")
-        current = self._shape if stage else None
-        candidates = self._choice.candidates(stage, current)
-        self._grow(candidates[-1].depth, fresh=current is None)
-        if len(candidates) == 1:
-            self._settle(stage, candidates[0])
-            return
-        net = self._choice.open(stage, self.plan, current)
-        if net.ends(self._step):
-            self._decide(net)
-            return
-        self._ranks.rebuild(searching=True)
-        self._record(stage, candidates[-1])
-        self._draw(net)
-
-    def _search(self) -> bool:
-        """Go on with a supernet phase, if there is one, after an optimizer step; True where it ends."""
-        net = self._choice.supernet
-        if net is None:
-            return False
-        if net.evaluates(self._step):
-            self._choice.evaluate(net, self._average)
-        if net.ends(self._step):
-            self._check_ranks(f"at the end of the search of stage {self.stage}")
-            self._decide(net)
-            return True
-        self._draw(net)
-        return False
-
-    def _draw(self, net: Supernet) -> None:
-        self._shape = net.draw(self._step)
-        self._elastic.show(net.positions(self._shape.depth))
-
-    def _decide(self, net: Supernet) -> None:
-        """Go on with the chosen part of a supernet, which keeps its weights, average and optimizer state."""
-        shape, record = self._choice.decide(net, self.stage)
-        self.decisions.append(record)
-        self._elastic.extract(net.positions(shape.depth), self._average, self._optimizers)
-        self._settle(self.stage, shape)
-
-    def _grow(self, depth: int, fresh: bool) -> None:
-        """Bring the model to a depth: by its operator, or, while it holds no trained weights, as it was built."""
-        depths, config = self._grid.splits[depth], self.config
-        if fresh:
-            self._elastic.set_depths(depths)
-        elif depth > self._elastic.depth:
-            parts = (config.operator, config.optimizer_state, self._average, self._optimizers)
-            self._elastic.grow(depths, *parts, seed=1000 * config.seed + self._step)
-
-    def _settle(self, stage: int, shape: Shape) -> None:
-        """Train a shape to the end of the stage."""
-        if stage < self.num_stages - 1:
-            self._plan = with_shape(self.plan, self._grid, stage, shape)
-        self._shape = shape
-        self._ranks.rebuild(searching=False)
-        self._record(stage, shape)
-
-    def _record(self, stage: int, shape: Shape) -> None:
-        counts = [(p.numel(), p.requires_grad) for p in self._model.parameters()]
-        trainable, total = sum(count for count, trains in counts if trains), sum(count for count, _ in counts)
-        self.history.append(
-            ShapeRecord(stage, self._step, self.searching, shape.depth, shape.resolution, trainable, trainable / total)
-        )
-        logger.info(
-            "stage %d of %d at step %d: %s%d of %d blocks, %d pixels",
-            stage + 1, self.num_stages, self._step, "a supernet of up to " if self.searching else "",
-            shape.depth, self._grid.full.depth, shape.resolution,
-        )  # fmt: skip
-
-    def _check_ranks(self, when: str) -> None:
-        averages = ((f"average of {name}", value) for name, value in self._average.values.items())
-        self._ranks.check([*self._model.named_parameters(), *averages], when)
+    @property
+    def _started(self) -> Course:
+        if self._course is None:
+            raise OrderError("call growth.prepare(model, num_training_steps=...) first, after accelerator.prepare.")
+        return self._course
