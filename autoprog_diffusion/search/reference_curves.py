@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .length_distortion import on_circle
 
@@ -28,6 +29,7 @@ def literal_velocity(run: Run, plane: Tensor, theta: Tensor, chunk: int = 6, cha
     return torch.cat(rows)
 
 
+@sdpa_kernel(SDPBackend.MATH)  # the only one that can be differentiated twice
 def literal_derivatives(
     run: Run, plane: Tensor, theta: Tensor, chunk: int = 6, channels: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -58,6 +60,7 @@ def literal_curvature(v: Tensor, a: Tensor) -> float:
     return float((vv**-1.5 * (vv * aa - va**2).sqrt()).sum())
 
 
+@sdpa_kernel(SDPBackend.MATH)
 def literal_gauss_length(run: Run, plane: Tensor, theta: Tensor) -> float:
     """sum_j |d/dtheta (v_j / |v_j|)| by differentiating the normalised vector itself, one channel at a time.
 
