@@ -1,0 +1,137 @@
+"""Re-tokenization as a schedule: stages, the vanilla end, resume bit for bit, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from autoprog_diffusion.vit.models import logits
+from autoprog_diffusion.vit.retoken_growth import RetokenConfig, RetokenGrowth
+from autoprog_diffusion.vit.retokenize import RetokenError
+from autoprog_diffusion.vit.topology import AsViT, Genotype
+from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
+
+from autoprog_diffusion.growth import ConfigError, OrderError, PlanError, StateError
+
+
+CONFIG = RetokenConfig(boundaries=(0.25, 0.5), ema_decay=0.9)
+
+
+def make_model() -> AsViT:
+    torch.manual_seed(0)
+    return AsViT(Genotype.parse("4,2,2|2,1,2|2,1,2|2,1,2|16,16"), 3, 32)
+
+
+def train(model: nn.Module, growth: RetokenGrowth, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        images = growth.resize(torch.randn(4, 3, 32, 32, generator=generator))
+        F.cross_entropy(logits(model, images), torch.tensor([0, 1, 2, 0])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        growth.step()
+
+
+def started(model: nn.Module, config: RetokenConfig = CONFIG) -> tuple[RetokenGrowth, torch.optim.Optimizer]:
+    growth = RetokenGrowth(model, config, image_size=32, num_blocks=4)
+    growth.prepare(model, num_training_steps=8)
+    return growth, torch.optim.AdamW(model.parameters(), 1e-2)
+
+
+def test_tokens_shrink_on_time_and_the_vanilla_model_is_left() -> None:
+    model = make_model()
+    vanilla, (growth, optimizer) = copy.deepcopy(model), started(model)
+    strides = []
+    for step in range(8):
+        strides.append(growth.stride)
+        train(model, growth, optimizer, range(step, step + 1))
+    growth.finish(model)
+    assert strides == [16, 16, 8, 8, 4, 4, 4, 4]
+    assert [(r.step, r.stride, r.dilation) for r in growth.history] == [(0, 16, 5), (2, 8, 2), (4, 4, 1)]
+    assert [stage.stride for stage in growth.plan.stages] == [16, 8, None]
+    images = torch.randn(2, 3, 32, 32)
+    vanilla.load_state_dict(model.state_dict())
+    assert torch.equal(vanilla(images), model(images))
+    assert repr(model) == repr(vanilla)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 5])
+def test_resume_is_bit_exact_inside_a_stage_and_at_its_start(at: int) -> None:
+    model = make_model()
+    growth, optimizer = started(model)
+    train(model, growth, optimizer, range(at))
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), growth.state_dict()))
+    train(model, growth, optimizer, range(at, 8))
+    other = make_model()
+    again, fresh = started(other)
+    for part, state in zip((other, fresh, again), saved):
+        part.load_state_dict(state)
+    train(other, again, fresh, range(at, 8))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+    with growth.averaged(), again.averaged():
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+    assert again.history == growth.history
+
+
+def test_resolution_and_stride_grow_in_one_plan_for_a_plain_vit() -> None:
+    sizes: dict[str, Any] = {"image_size": 32, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1}
+    model = ViTForImageClassification(ViTConfig(**sizes, num_attention_heads=2, intermediate_size=16, num_labels=3))
+    growth, optimizer = started(model, RetokenConfig((8, 4, None), (0.25, 0.5), resolutions=(16, 24, 32)))
+    seen: list[int] = []
+    model.vit.layernorm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1] - 1))
+    train(model, growth, optimizer, range(8))
+    assert seen == [4, 4, 36, 36, 64, 64, 64, 64]
+    assert [stage.resolution for stage in growth.plan.stages] == [16, 24, 32]
+    growth.finish(model)
+
+
+def test_one_stage_is_ordinary_training() -> None:
+    model, plain = make_model(), make_model()
+    growth, optimizer = started(model, RetokenConfig((None,), ()))
+    train(model, growth, optimizer, range(3))
+    ordinary = torch.optim.AdamW(plain.parameters(), 1e-2)
+    for step in range(3):
+        images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(step))
+        F.cross_entropy(plain(images), torch.tensor([0, 1, 2, 0])).backward()
+        ordinary.step()
+        ordinary.zero_grad()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters()))
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    model = make_model()
+    with pytest.raises(ConfigError, match="2 of them"):
+        RetokenConfig(boundaries=(0.5,))
+    with pytest.raises(ConfigError, match="one for each stage"):
+        RetokenConfig(resolutions=(16, 32))
+    with pytest.raises(PlanError, match="stride of 64 pixels does not divide images of 32"):
+        RetokenGrowth(model, RetokenConfig((64, 8, None)), 32, 4)
+    with pytest.raises(PlanError, match="must end with the model's own, 4"):
+        RetokenGrowth(model, RetokenConfig((16, 8, 8)), 32, 4)
+    with pytest.raises(RetokenError, match="stride 6"):
+        RetokenGrowth(model, RetokenConfig((6, 4, None)), 32, 4)
+    with pytest.raises(PlanError, match="rise"):
+        RetokenGrowth(model, RetokenConfig((8, 16, None)), 32, 4).prepare(model, num_training_steps=8)
+    with pytest.raises(PlanError, match="begin at 0 and increase"):
+        RetokenGrowth(model, CONFIG, 32, 4).prepare(model, num_training_steps=2)
+
+
+def test_order_and_foreign_states_are_refused() -> None:
+    model = make_model()
+    growth, _ = started(model)
+    with pytest.raises(OrderError, match="prepare runs once"):
+        growth.prepare(model, num_training_steps=8)
+    other = RetokenGrowth(make_model(), RetokenConfig((8, 4, None)), 32, 4)
+    with pytest.raises(OrderError, match="call growth.prepare"):
+        other.stage  # noqa: B018
+    with pytest.raises(OrderError, match="finish runs once"):
+        growth.finish(make_model())
+    with pytest.raises(StateError, match="another plan"):
+        growth.load_state_dict({**growth.state_dict(), "plan": {}})
+    growth.finish(model)
+    with pytest.raises(OrderError, match="after finish"):
+        growth.step()
