@@ -22,7 +22,8 @@ def python(code: str, folder: Path, *paths: Path) -> str:
 
 def test_timm_and_diffusers_import_beside_it(tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="needs timm, the extra vit")
-    code = "import importlib.util as u; u.find_spec('torchvision'); import timm, diffusers; print(timm.is_model('volo_d1_224'))"
+    looked_for = "import importlib.util; importlib.util.find_spec('torchvision')"  # as transformers does
+    code = f"{looked_for}; import timm, diffusers; print(timm.is_model('volo_d1_224'))"
     assert python(code, tmp_path) == "True"
 
 
