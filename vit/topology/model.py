@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .genotype import STAGES, STRIDE, Genotype, GenotypeError
@@ -146,6 +151,8 @@ class AsViT(nn.Module):
         super().__init__()
         genotype.check(image_size)
         self.genotype, self.image_size = genotype, image_size
+        self._config = {"genotype": str(genotype), "num_classes": num_classes, "image_size": image_size}
+        self._config |= {"in_channels": in_channels, "drop_path": drop_path}
         widths, total = genotype.widths, sum(genotype.depths)
         rates = iter(drop_path * index / max(1, total - 1) for index in range(total))
         self.embed = PatchEmbed(genotype.kernels[0], in_channels, widths[0])
@@ -187,3 +194,33 @@ class AsViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, in, H, W) -> logits (N, num_classes)."""
         return self.head(self.norm(self.tokens(images)).mean(dim=(1, 2)))
+
+    def save_pretrained(self, folder: str | Path, labels: Sequence[str] | None = None) -> None:
+        """Write `config.json` (the genotype among it) and `model.safetensors`.
+
+        Args:
+            folder: Created where it does not exist.
+            labels: Names of the classes, for the configuration.
+        """
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        config = {"architecture": "AsViT", **self._config, **({} if labels is None else {"label_names": list(labels)})}
+        (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, path / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> AsViT:
+        """The network that `save_pretrained` wrote, ready to evaluate.
+
+        Raises:
+            GenotypeError: The folder holds no As-ViT checkpoint, or one that is damaged.
+        """
+        path = Path(folder)
+        try:
+            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            names = ("num_classes", "image_size", "in_channels", "drop_path")
+            model = cls(Genotype.parse(config["genotype"], {}), **{name: config[name] for name in names})
+            model.load_state_dict(load_file(path / "model.safetensors"))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise GenotypeError(f"{str(path)!r} holds no complete As-ViT checkpoint: {error}.") from error
+        return model.eval()
