@@ -129,7 +129,7 @@ def test_samples_do_not_mix() -> None:
 
 def test_stochastic_depth_drops_samples_while_training_only() -> None:
     model, images = tiny(drop_path=0.5), torch.randn(1, 3, 32, 32).expand(64, -1, -1, -1)
-    rates = [block.drop_path for blocks in model.stages for block in blocks]
+    rates = [block.drop_path.rate for blocks in model.stages for block in blocks]
     assert rates == pytest.approx([0, 1 / 6, 1 / 3, 0.5])
     outputs = model(images)
     assert len(outputs.detach().round(decimals=5).unique(dim=0)) > 2

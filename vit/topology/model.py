@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..drop_path import DropPath
 from .genotype import STAGES, STRIDE, Genotype, GenotypeError
 
 
@@ -113,7 +114,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, splits: int, expansion: int, drop_path: float) -> None:
         super().__init__()
-        self.drop_path = drop_path
+        self.drop_path = DropPath(drop_path)
         self.norm1 = nn.LayerNorm(width)
         self.attn = WindowAttention(width, heads, splits)
         self.norm2 = nn.LayerNorm(width)
@@ -121,14 +122,8 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, h, w, C) -> (N, h, w, C)."""
-        tokens = tokens + self._dropped(self.attn(self.norm1(tokens)))
-        return tokens + self._dropped(self.mlp(self.norm2(tokens)))
-
-    def _dropped(self, branch: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0.0:
-            return branch
-        keep = branch.new_empty(len(branch), 1, 1, 1).bernoulli_(1 - self.drop_path)
-        return branch * keep / (1 - self.drop_path)
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
 
 class AsViT(nn.Module):
