@@ -38,8 +38,8 @@ class Supernet:
         self._maps, self._grid, self._seed = tuple(maps), grid, seed
         # Evenly over the second half, its ends among them: early evaluations say little about trained candidates.
         half = length - length // 2
-        count = max(evaluations - 1, 1)
-        self._evaluations = {length - half * i // count for i in range(min(evaluations, half + 1))}
+        count = min(evaluations, half + 1)
+        self._evaluations = {length - half * i // max(count - 1, 1) for i in range(count)}
 
     def draw(self, step: int) -> Shape:
         """The candidate, all equally likely, that trains at optimizer step `step`."""
