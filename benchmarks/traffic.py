@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from published_models import Published
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
+from autoprog_diffusion.growth.flops import flop_counter
 
 
 FP32 = 4
@@ -119,7 +119,7 @@ def record(
     inside = {id(parameter) for parameter in model.parameters()}
     outside = [parameter for parameter in parameters if id(parameter) not in inside and parameter.requires_grad]
     groups, calls = cut_groups(model, wrap), []
-    with watched(model, groups, calls), FlopCounterMode(display=False) as counter:
+    with watched(model, groups, calls), flop_counter() as counter:
         output = model(**inputs, return_dict=False)[0]
         forward = counter.get_total_flops()
         output.backward(torch.empty_like(output))

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from autoprog_diffusion.growth.flops import flop_counter
 from autoprog_diffusion.growth.region import NoGradRegion
 from autoprog_diffusion.growth.units import Layout, set_trainable, trainable_names
 
@@ -71,7 +71,7 @@ def count_costs(model: nn.Module, layout: Layout, call: Call, firsts: Iterable[i
         call: A full training batch.
         firsts: Indices of blocks that are the first to train in some candidate; each takes one more step.
     """
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
 
         def clock() -> float:
             return float(counter.get_total_flops())

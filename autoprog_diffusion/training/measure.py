@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import psutil
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+
+from autoprog_diffusion.growth.flops import flop_counter
 
 
 def peak_memory(device: torch.device) -> int:
@@ -26,6 +27,6 @@ def synchronize(device: torch.device) -> None:
 
 def counted_flops(run: Callable[[], object]) -> int:
     """FLOPs of `run` by PyTorch's own exact counter; the random state is left as it was."""
-    with torch.random.fork_rng(), FlopCounterMode(display=False) as counter:
+    with torch.random.fork_rng(), flop_counter() as counter:
         run()
     return counter.get_total_flops()

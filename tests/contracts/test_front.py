@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+
+from autoprog_diffusion.growth.flops import flop_counter
 
 from ..settings import FAMILIES, Family
 from .common import (
@@ -23,7 +24,7 @@ def test_a_suffix_stage_cuts_the_front_off(family: Family) -> None:
     flops: dict[str, int] = {}
     for order in ORDERS:
         model, growth, _ = start(family, order=order)
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             family.loss(model, 0).backward()
         flops[order] = counter.get_total_flops()
         if order == "suffix":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, GrowthScheduler, Stage
+from autoprog_diffusion.growth.flops import flop_counter
 from autoprog_diffusion.search.cost import count_costs, measure_costs
 from autoprog_diffusion.search.probe import untouched
 
@@ -25,7 +25,7 @@ def real_flops(family: Family, blocks: tuple[int, ...]) -> int:
     config = GrowthConfig(num_stages=1, stage_embedding=False)
     growth = GrowthScheduler(model, config)
     growth.prepare(model, num_training_steps=1, plan=GrowthPlan(len(layout.blocks), 1, (Stage(0, blocks),)))
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         calls[0].run(model).backward(calls[0].gradient)
     return counter.get_total_flops()
 
