@@ -156,7 +156,7 @@ def check_sizes(args: Arguments, multiple: int) -> None:
     for flag, sizes in (("img_size", (args.model.img_size,)), ("resolutions", args.growth.resolutions or ())):
         for size in sizes:
             if size % multiple or not 0 < size <= args.model.img_size:
-                near = min(max(multiple, round(size / multiple) * multiple), args.model.img_size)
+                near = max(multiple, min(size, args.model.img_size) // multiple * multiple)
                 raise ConfigError(
                     f"--{flag} {size} is not a multiple of the model's patch ({multiple} pixels), or larger than "
                     f"--img_size {args.model.img_size}: use for example {near}."

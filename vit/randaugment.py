@@ -65,7 +65,7 @@ def rand_augment(images: Tensor, settings: RandAugment) -> Tensor:
     for _ in range(settings.layers):
         chosen = torch.randint(len(_OPERATIONS), (len(images),))
         chosen[torch.rand(len(images)) >= _PROBABILITY] = -1
-        level = torch.full((len(images),), settings.magnitude)
+        level = torch.full((len(images),), float(settings.magnitude))
         if settings.deviation:
             level += settings.deviation * torch.randn(len(images))
         level = level.clamp(0, 10) / 10

@@ -57,7 +57,7 @@ def run(args: Arguments) -> Trainer:
             save_model(trainer.bare, output, labels=trainer.data.classes)
         clock.append(time.perf_counter())
         phases = ("getting ready", "training and validation", "saving")
-        seconds = dict(zip(phases, (later - earlier for earlier, later in zip(clock, clock[1:]))))
+        seconds: dict[str, float] = dict(zip(phases, (later - earlier for earlier, later in zip(clock, clock[1:]))))
         write_report(output, trainer.growth, trainer.log, seconds)
         print(f"the model, timeline.png and growth.json are in {output}/")
     accelerator.end_training()

@@ -22,6 +22,7 @@ from .emoji import CLASSES, emoji_images
 if TYPE_CHECKING:
     import datasets
 
+_HELD = ("validation", "val", "test")
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -67,7 +68,7 @@ def load_sources(args: DataArguments, size: int, seed: int) -> tuple[Source, Sou
     """
     train, val = _pair(args, size)
     if args.val_data:
-        val = _one(args.val_data, args, split="validation", fallback="test")
+        val = _one(args.val_data, args, _HELD)
     if val is None:
         train, val = _split(train, args.val_fraction, seed)
     if list(train.classes) != list(val.classes):
@@ -94,21 +95,31 @@ def _pair(args: DataArguments, size: int) -> tuple[Source, Source | None]:
     path = Path(args.train_data)
     if path.suffix == ".npz":
         return npz_sources(path)
-    if (path / "train").is_dir():
+    if _is_folder(path) and (path / "train").is_dir():
         held = next((path / name for name in ("val", "validation", "test") if (path / name).is_dir()), None)
         return folder_source(path / "train"), folder_source(held) if held else None
-    return _one(args.train_data, args, split="train", fallback="train"), None
+    train = _one(args.train_data, args, ("train",))
+    return train, _one(args.train_data, args, _HELD, needed=False) if _is_hub(args.train_data) else None
 
 
-def _one(name: str, args: DataArguments, *, split: str, fallback: str) -> Source:
+def _one(name: str, args: DataArguments, splits: Sequence[str], *, needed: bool = True) -> Any:
     path = Path(name)
     if path.suffix == ".npz":
-        return npz_sources(path)[0] if split == "train" else _held_part(path)
-    if path.suffix == ".parquet" or (path.is_dir() and list(path.glob("*.parquet"))):
+        train, test = npz_sources(path)
+        return test if test is not None and "train" not in splits else train
+    if path.suffix == ".parquet" or list(path.glob("*.parquet")):
         return parquet_source(path, args.image_column, args.label_column)
-    if path.is_dir() and not (path / "dataset_info.json").exists() and not (path / "dataset_dict.json").exists():
-        return folder_source(path)
-    return hub_source(name, args, (split, fallback))
+    return hub_source(name, args, splits, needed) if _is_hub(name) else folder_source(path)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a folder holds images, not a data set that `datasets` saved."""
+    return path.is_dir() and not any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
+
+
+def _is_hub(name: str) -> bool:
+    """Whether `datasets` has to load it: by its name, or from a folder that it saved."""
+    return not _is_folder(Path(name)) and Path(name).suffix not in (".npz", ".parquet")
 
 
 def folder_source(root: Path) -> Source:
@@ -156,12 +167,6 @@ def npz_sources(path: Path) -> tuple[Source, Source | None]:
     return whole.select(np.flatnonzero(~test).tolist()), whole.select(np.flatnonzero(test).tolist())
 
 
-def _held_part(path: Path) -> Source:
-    """The part of an .npz that is marked as test, or all of one that is not divided."""
-    train, test = npz_sources(path)
-    return test or train
-
-
 def parquet_source(path: Path, image_column: str, label_column: str) -> Source:
     """Images of a parquet file, or of all in a folder; `datasets` reads them, class names from the schema if any.
 
@@ -187,11 +192,17 @@ def _names(text: str) -> list[str] | None:
     return text.split(",") if text else None
 
 
-def hub_source(name: str, args: DataArguments, splits: tuple[str, str]) -> Source:
+def hub_source(name: str, args: DataArguments, splits: Sequence[str], needed: bool) -> Source | None:
     """Images of a data set that `datasets` knows by name, or of a folder that it saved.
 
+    Args:
+        name: What to load.
+        args: Names of the columns.
+        splits: The first of these that it has; a data set without splits is taken whole for training.
+        needed: Raise where it has none, instead of returning None.
+
     Raises:
-        DataError: It cannot be loaded, or has neither of the splits.
+        DataError: It cannot be loaded, or has none of the splits.
     """
     import datasets
 
@@ -200,12 +211,15 @@ def hub_source(name: str, args: DataArguments, splits: tuple[str, str]) -> Sourc
         loaded: Any = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except Exception as error:  # the Hub, the file system and every builder have errors of their own
         raise DataError(f"--train_data/--val_data {name} is no folder or file, and no data set: {error}") from error
-    if isinstance(loaded, datasets.DatasetDict):
-        split = next((split for split in splits if split in loaded), None)
-        if split is None:
-            raise DataError(f"{name} has the splits {list(loaded)}, none of {splits}.")
-        loaded = loaded[split]
-    return _table(loaded, args.image_column, args.label_column)
+    found = (
+        loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded, "test": loaded if needed else None}
+    )
+    split = next((found[split] for split in splits if found.get(split) is not None), None)
+    if split is not None:
+        return _table(split, args.image_column, args.label_column)
+    if needed:
+        raise DataError(f"{name} has the splits {list(found)}, none of {list(splits)}.")
+    return None
 
 
 def _table(data: datasets.Dataset, image: str, label: str, names: Sequence[str] | None = None) -> Source:

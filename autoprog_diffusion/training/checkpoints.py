@@ -138,7 +138,7 @@ def _prune(root: Path, limit: int | None) -> None:
     for leftover in root.glob("checkpoint-*.tmp"):
         shutil.rmtree(leftover)
     complete = _complete_ones(root)
-    for path in complete[: len(complete) - limit] if limit else []:
+    for path in complete[: max(0, len(complete) - limit)] if limit else []:
         # Renamed first: a crash in the middle of the deletion leaves a leftover, not a broken checkpoint.
         doomed = path.with_name(path.name + ".tmp")
         os.replace(path, doomed)

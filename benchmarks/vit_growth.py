@@ -1,0 +1,155 @@
+"""Time to accuracy of progressive ViT pretraining on CIFAR-10, against ordinary training, and what its parts do.
+
+    python benchmarks/vit_growth.py --data_dir ../shared/data --seeds 0 1 2
+
+trains a ViT of 12 blocks, width 64, patch 4, on 20,000 images of CIFAR-10 at 24 pixels. `full` is ordinary training
+for STEPS optimizer steps; `full_short` is ordinary training for as many FLOPs as `fixed` takes; all others grow, for
+STEPS steps. Every run has its own fully decayed learning rate and ends in the whole model at full resolution. One file
+per method and seed in results/vit_growth/; what is there is not run again. `--report` prints the table and draws the
+plot. Times are CPU seconds of a single-threaded process, steps and search included, validation left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from autoprog_diffusion.vit.arguments import Arguments, parse
+from autoprog_diffusion.vit.data import Data, Decoded, load_data
+from autoprog_diffusion.vit.loop import Trainer
+from autoprog_diffusion.vit.models import build_model
+from autoprog_diffusion.vit.run import growth_config
+from autoprog_diffusion.vit.scheduler import ViTGrowth
+from common import RESULTS, facts
+
+
+FOLDER = RESULTS / "vit_growth"
+STEPS = 300
+COMMON = (
+    "--model transformers:vit --model_kwargs num_hidden_layers 12 hidden_size 64 num_attention_heads 2 patch_size 4 "
+    "--img_size 24 --batch_size 64 --lr 1e-3 --weight_decay 0.05 --warmup_steps 30 --min_lr 1e-5 --clip_grad 1.0 "
+    "--smoothing 0.0 --crop pad --aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.98 "
+    "--max_train_samples 20000 --search_samples 256 --evaluations 3 --resolutions 12 16 20 24 --min_depth 0.5"
+)
+METHODS = {
+    "full": "--growth off",
+    "full_short": "--growth off",
+    "fixed": "--search fixed",
+    "one_shot": "--search one_shot",
+    "zero_shot": "--search zero_shot",
+    "random": "--search random",
+    "stacking": "--search fixed --operator stacking",
+}
+ABLATIONS = {
+    "operator_random": "--search fixed --operator random",
+    "operator_interpolation": "--search fixed --operator interpolation",
+    "operator_identity": "--search fixed --operator identity",
+    "state_average": "--search fixed --optimizer_state average",
+    "state_fresh": "--search fixed --optimizer_state fresh",
+}
+CURVE_EVERY, CURVE_IMAGES, FINAL_IMAGES = 50, 500, 5000
+
+
+def arguments(method: str, seed: int, steps: int, data_dir: Path, extra: list[str]) -> Arguments:
+    flags = f"{COMMON} {({**METHODS, **ABLATIONS})[method]} --seed {seed} --max_train_steps {steps}".split()
+    files = [str(data_dir / f"cifar10_{part}.parquet") for part in ("train", "test")]
+    output = ["--output_dir", tempfile.gettempdir(), "--checkpointing_steps", "1000000"]
+    return parse([*flags, "--train_data", files[0], "--val_data", files[1], *output, *extra])
+
+
+def train(args: Arguments, data: Data) -> dict[str, Any]:
+    """One run: the accuracy of the averaged weights against the cost, and both accuracies at the end."""
+    curve: list[dict[str, float]] = []
+    set_seed(args.train.seed)
+    size = args.model.img_size
+    model = build_model(args.model.model, num_classes=10, image_size=size, **args.model.model_kwargs)
+    config = growth_config(args)
+    held = data.held_out if config.search in ("one_shot", "zero_shot") else None
+    accelerator = Accelerator(cpu=True)
+    growth = ViTGrowth(model, config, accelerator)
+    trainer = Trainer(model, growth, dataclasses.replace(data, held_out=held), args, accelerator)
+
+    def spent() -> dict[str, float]:
+        return {name: trainer.log.total(name) for name in ("cpu_seconds", "seconds", "flops")}
+
+    def on_step(step: int) -> None:
+        if step % CURVE_EVERY == 0 and step < trainer.max_steps and not growth.searching:
+            trainer.data = dataclasses.replace(data, val=some(data.val, CURVE_IMAGES))
+            shape = {"depth": growth.depth, "resolution": growth.resolution}
+            curve.append({"step": step, **spent(), **shape, **trainer.validate(averaged=True)})
+
+    trainer.train(on_step)
+    trainer.data = dataclasses.replace(data, val=some(data.val, FINAL_IMAGES))
+    final = {"averaged": trainer.validate(averaged=True), "online": trainer.validate(averaged=False)}
+    trainer.finish()
+    result = {"steps": trainer.max_steps, **spent(), "final": final, "curve": curve}
+    result["stages"] = [dataclasses.asdict(row) for row in trainer.log.summaries()]
+    result["decisions"] = growth.decisions
+    accelerator.free_memory()
+    return result
+
+
+def some(rows: Any, count: int) -> Decoded:
+    every = len(rows) // count  # the file is sorted by class
+    return Decoded(rows.images[::every], rows.labels[::every])
+
+
+def run(method: str, seed: int, data: Data | None, options: argparse.Namespace) -> Data:
+    """Train one method and write its file; returns the data, to be used again."""
+    steps = options.steps
+    if method == "full_short":
+        steps = round(steps * mean("fixed", "flops") / mean("full", "flops"))
+    args = arguments(method, seed, steps, options.data_dir, options.extra)
+    # The same split for all methods and seeds; what a search sets aside trains nobody.
+    data = data or load_data(
+        dataclasses.replace(args, train=dataclasses.replace(args.train, seed=0)), multiple=4, hold_out=True
+    )
+    result = {"method": method, **facts(seed), **train(args, data)}
+    options.folder.mkdir(parents=True, exist_ok=True)
+    path(options.folder, method, seed).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    final = {name: round(values["accuracy"], 4) for name, values in result["final"].items()}
+    print(f"{method} seed {seed}: {final}, {result['cpu_seconds']:.1f} CPU s, {result['flops']:.3g} FLOPs", flush=True)
+    return data
+
+
+def path(folder: Path, method: str, seed: int) -> Path:
+    return folder / f"{method}_{seed}.json"
+
+
+def load(method: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(f"{method}_[0-9]*.json"))]
+
+
+def mean(method: str, key: str, folder: Path = FOLDER) -> float:
+    found = [result[key] for result in load(method, folder)]
+    if not found:
+        raise SystemExit(f"full_short needs results of {method}: run it first.")
+    return sum(found) / len(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--methods", nargs="*", default=[*METHODS])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--report", action="store_true")
+    options, options.extra = parser.parse_known_args()
+    torch.set_num_threads(1)
+    data = None
+    for seed in options.seeds if not options.report else ():
+        for method in options.methods:
+            if not path(options.folder, method, seed).exists():
+                data = run(method, seed, data, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The script as a user starts it: what it leaves, what it refuses, and two processes that agree."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from autoprog_diffusion.vit.augment import normalised
+from autoprog_diffusion.vit.run import main, run
+from PIL import Image
+from safetensors.torch import load_file
+
+from autoprog_diffusion.growth.errors import StateError
+from autoprog_diffusion.growth.plan import GrowthPlan
+
+from .pretraining import FLAGS, make_npz, tiny_arguments
+
+
+SCRIPT = Path(__file__).parents[2] / "vit" / "pretrain.py"
+
+
+def launch(folder: Path, *flags: str, ranks: int = 1) -> str:
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--rdzv_backend", "c10d"]
+        command += ["--rdzv_endpoint", "localhost:0"]
+    command += [str(SCRIPT), *FLAGS, "--output_dir", "out", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=folder)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+def test_the_script_leaves_a_model_that_transformers_loads(tmp_path: Path) -> None:
+    from transformers import ViTForImageClassification
+
+    data = str(make_npz(tmp_path))
+    out = launch(tmp_path, "--train_data", data, "--search", "one_shot", "--report_to", "tensorboard",
+                 "--validation_steps", "6", "--max_train_steps", "30", "--aa", "None", "--mixup", "0")  # fmt: skip
+    assert "stage by stage" in out
+    model = ViTForImageClassification.from_pretrained(tmp_path / "out").eval()
+    assert model.config.id2label == {0: "class 0", 1: "class 1", 2: "class 2"}
+    with np.load(data) as file:
+        x, y = torch.from_numpy(file["x"][file["test"]]), torch.from_numpy(file["y"][file["test"]])
+    with torch.no_grad():
+        guess = model(normalised(x.permute(0, 3, 1, 2).float() / 255)).logits.argmax(1)
+    report = json.loads((tmp_path / "out" / "growth.json").read_text())
+    assert float((guess == y).float().mean()) == pytest.approx(report["validations"][-1]["ema_accuracy"])
+    assert GrowthPlan.load(tmp_path / "out" / "growth.json").num_training_steps == 30
+    assert [row["steps"] for row in report["stages"]] == [3, 12, 15]
+    assert report["saving_against_full"]["flops"] > 1
+    assert len(report["decisions"]) == 1
+    assert report["command"][0].endswith("pretrain.py")
+    picture = np.asarray(Image.open(tmp_path / "out" / "timeline.png").convert("L"))
+    assert picture.std() > 10
+    assert list((tmp_path / "out" / "logs").rglob("events.out.*"))
+
+
+def test_an_error_ends_the_script_with_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: there is no file .*nothing\.npz"):
+        main([*FLAGS, "--train_data", str(tmp_path / "nothing.npz"), "--output_dir", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--model_kwargs", "num_hidden_layers", "4", "hidden_size", "18", "num_attention_heads", "4"), "heads"),
+        (("--img_size", "18", "--resolutions", "8", "18"), "multiple of the patch"),
+        (("--resolutions", "6", "16"), "--resolutions 6"),
+        (("--num_stages", "5", "--resolutions", "4", "4", "8", "12", "16"), "4 blocks for num_stages=5"),
+        (("--max_train_steps", "1"), "1"),
+        (("--batch_size", "500"), "more than the"),
+    ],
+    ids=["heads", "image size", "resolution", "too many stages", "too short", "batch"],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
+    make_npz(tmp_path)
+    data = ("--train_data", str(tmp_path / "tints.npz"), "--output_dir", str(tmp_path / "out"))
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        main([*FLAGS, *data, *flags])
+
+
+def test_resuming_under_another_preset_is_refused(tmp_path: Path) -> None:
+    run(tiny_arguments(tmp_path, "--checkpointing_steps", "6"))
+    with pytest.raises(
+        StateError, match=r"another preset or other flags: --model_kwargs was .*--lr was 0.003, now 0.1"
+    ):
+        run(tiny_arguments(tmp_path, "--resume_from_checkpoint", "latest", "--lr", "0.1", "--model_kwargs",
+                           "num_hidden_layers", "8", "hidden_size", "16", "num_attention_heads", "2"))  # fmt: skip
+    again = run(tiny_arguments(tmp_path, "--resume_from_checkpoint", "latest", "--workers", "0"))
+    assert again.step == 12
+
+
+@pytest.mark.distributed
+def test_two_processes_end_with_one_model_and_resume_bit_for_bit(tmp_path: Path) -> None:
+    data = str(make_npz(tmp_path))
+    flags = ("--train_data", data, "--search", "one_shot", "--checkpointing_steps", "2", "--batch_size", "4")
+    flags += ("--checkpoints_total_limit", "9")
+    first = launch(tmp_path, *flags, ranks=2)
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    report = json.loads((tmp_path / "out" / "growth.json").read_text())
+    # In the middle of the search, whose steps are 1 to 3.
+    again = launch(tmp_path, *flags, "--resume_from_checkpoint", "checkpoint-2", ranks=2)
+    resumed = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    assert json.loads((tmp_path / "out" / "growth.json").read_text())["plan"] == report["plan"]
+    assert re.search(r"validation accuracy .*", first)[0] == re.search(r"validation accuracy .*", again)[0]  # type: ignore[index]
