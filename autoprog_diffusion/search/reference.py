@@ -11,16 +11,20 @@ from torch import Tensor, nn
 from .calls import Call
 
 
-def literal_gram(model: nn.Module, call: Call, names: Iterable[str]) -> Tensor:
-    """Per-sample gradients of the summed output over the named parameters, one retained backward each -> (N, N)."""
+def literal_gram(model: nn.Module, call: Call, names: Iterable[str], samples: int | None = None) -> Tensor:
+    """Per-sample gradients of the summed output over the named parameters, one retained backward each -> (N, N).
+
+    `samples` limits it to the first ones, for timing.
+    """
     wanted = dict(model.named_parameters())
     parameters = [wanted[name] for name in names]
     output = call.run(model)
     rows = []
-    for index in range(call.batch):
+    count = samples or call.batch
+    for index in range(count):
         found = torch.autograd.grad(output[index].sum(), parameters, retain_graph=True, allow_unused=True)
         rows.append([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found)])
-    gram = torch.zeros(call.batch, call.batch, dtype=torch.float64)
+    gram = torch.zeros(count, count, dtype=torch.float64)
     for column in zip(*rows):
         gradients = torch.stack(column).double()
         gram += gradients @ gradients.T
