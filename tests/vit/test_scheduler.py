@@ -1,0 +1,278 @@
+"""`ViTGrowth` in a training loop: every search to the end, resuming anywhere bit for bit, what is refused."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from autoprog_diffusion.vit.config import ViTGrowthConfig
+from autoprog_diffusion.vit.one_shot import evaluating, mean_loss
+from autoprog_diffusion.vit.scheduler import ViTGrowth
+from torch import nn
+
+from autoprog_diffusion.growth import ConfigError, GrowthPlan, OrderError, PlanError, StateError
+
+from . import growing
+
+
+SEARCHES = ("one_shot", "zero_shot", "random", "fixed")
+STEPS = 12
+
+
+def config(search: str, **options: Any) -> ViTGrowthConfig:
+    return ViTGrowthConfig(**{"num_stages": 3, "search": search, "search_steps": 2, "evaluations": 2, **options})
+
+
+def train(model: nn.Module, growth: ViTGrowth, optimizer: Any, steps: range) -> None:
+    for step in steps:
+        growing.one_step(model, growth, optimizer, step)
+
+
+@growing.models
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_run_ends_in_a_plain_full_model(name: str, search: str) -> None:
+    model = growing.BUILDERS[name]()
+    vanilla = copy.deepcopy(model)
+    growth, optimizer = growing.start(model, config(search), STEPS, name)
+    shapes, entered = [], []
+    for step in range(STEPS):
+        shapes.append((growth.depth, growth.resolution))
+        assert growth.resize(growing.batch(0, name)[0]).shape[-1] == growth.resolution
+        if growing.one_step(model, growth, optimizer, step, name):
+            entered.append((step + 1, growth.searching))
+    full = (sum(growth._grid.sizes), growing.side(name))
+    assert shapes[8:] == [full] * 4
+    if search == "one_shot":
+        assert entered[0] == (2, False)
+        assert [step for step, _ in entered] in ([2, 4, 6, 8], [2, 4, 8])
+        assert [record["search"] for record in growth.decisions] == ["one_shot"] * len(growth.decisions)
+    else:
+        assert entered == [(4, False), (8, False)]
+    if search == "fixed":
+        assert shapes == [(len(s.blocks), s.resolution) for s in growth.plan.stages for _ in range(4)]
+    assert json.loads(json.dumps([*growth.decisions, *(r.to_dict() for r in growth.history)]))
+    decided = {record["stage"]: record["choice"] for record in growth.decisions}
+    for stage, choice in decided.items():
+        entry = growth.plan.stages[stage]
+        assert (len(entry.blocks), entry.resolution) == (choice["depth"], choice["resolution"])
+    assert growth.history[-1].trainable_fraction == 1.0
+    growth.finish(model)
+    assert set(vars(model)) == set(vars(vanilla))
+    assert not any("forward" in vars(module) for module in model.modules())
+    vanilla.load_state_dict(model.state_dict())
+    images, _ = growing.batch(5, name)
+    assert torch.equal(growing.output(model.eval(), images), growing.output(vanilla.eval(), images))
+
+
+def test_blocks_behind_the_prefix_do_not_move() -> None:
+    model = growing.hf_vit()
+    growth, optimizer = growing.start(model, config("fixed"), STEPS)
+    behind = [p.detach().clone() for p in model.vit.layers[3:].parameters()]
+    train(model, growth, optimizer, range(3))
+    assert all(torch.equal(a, b) for a, b in zip(behind, model.vit.layers[3:].parameters(), strict=True))
+    assert not any(p in optimizer.state for p in model.vit.layers[3:].parameters())
+
+
+def test_a_supernet_trains_what_it_draws_and_scores_what_it_extracts() -> None:
+    model = growing.hf_vit()
+    growth, optimizer = growing.start(model, config("one_shot", search_steps=6), 24)
+    course = growth._course
+    drawn = set()
+    for step in range(6):
+        drawn.add((growth.depth, growth.resolution))
+        assert growth.searching
+        assert len(growth._elastic.running) == growth.depth
+        growing.one_step(model, growth, optimizer, step)
+    assert len(drawn) > 1
+    record = growth.decisions[0]
+    choice = record["choice"]
+    assert (growth.depth, growth.resolution) == (choice["depth"], choice["resolution"])
+    # The last evaluation, at the end of the phase, is the loss of the extracted network with averaged weights.
+    resize = functools.partial(growth._resized, resolution=choice["resolution"])
+    with course.average.swapped_in(), evaluating(model):
+        loss = mean_loss(model, growing.loss_fn, [growing.batch(90), growing.batch(91)], resize)
+    index = [(c["depth"], c["resolution"]) for c in record["candidates"]].index(
+        (choice["depth"], choice["resolution"])
+    )
+    assert record["evaluations"][-1][index] == loss
+    columns = zip(*record["evaluations"])
+    assert [c["loss"] for c in record["candidates"]] == [sum(column) / 2 for column in columns]
+
+
+def test_a_stage_with_nothing_to_search_just_trains() -> None:
+    model = growing.hf_vit()
+    options: dict[str, Any] = {"min_depth": 1.0, "resolutions": (16, 16, 16)}
+    with pytest.raises(PlanError, match="stages 0 and 1 would both train 6 blocks at 16 pixels"):
+        growing.start(model, config("one_shot", **options), STEPS)
+    growth, optimizer = growing.start(model, config("one_shot", min_depth=1.0, resolutions=(8, 12, 16)), STEPS)
+    assert growth.searching
+    assert growth.depth == 6
+    train(model, growth, optimizer, range(STEPS))
+    growth.finish(model)
+
+
+def test_the_average_can_be_swapped_in_and_copied() -> None:
+    model = growing.hf_vit().eval()
+    growth, optimizer = growing.start(model, config("fixed"), STEPS)
+    train(model, growth, optimizer, range(5))
+    images = growth.resize(growing.batch(3)[0])
+    online = growing.output(model, images)
+    with growth.averaged():
+        averaged = growing.output(model, images)
+    copied = growth.ema_model()
+    assert not torch.equal(averaged, online)
+    assert torch.equal(growing.output(copied, images), averaged)
+    assert torch.equal(growing.output(model, images), online)
+
+
+def test_a_copy_of_a_mixed_precision_model_is_not_the_original(tmp_path: Path) -> None:
+    """Accelerate's autocast is an attribute of the instance that a deep copy would share."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    model = growing.hf_vit().eval()
+    growth = ViTGrowth(model, config("fixed"), accelerator)
+    wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
+    growth.prepare(wrapped, num_training_steps=STEPS)
+    for step in range(3):
+        growing.one_step(wrapped, growth, optimizer, step)
+    images = growth.resize(growing.batch(3)[0])
+    with growth.averaged():
+        averaged = growing.output(wrapped, images)
+    copied = growth.ema_model()
+    assert not torch.equal(growing.output(copied, images), growing.output(model, images))
+    torch.testing.assert_close(growing.output(copied, images).float(), averaged.float(), rtol=0.1, atol=0.05)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def run(accelerator: Any, settings: ViTGrowthConfig, steps: range, folder: Path | None, save: int | None) -> Any:
+    """Train over `steps`, from a checkpoint if the first step is not 0; save one before step `save`."""
+    torch.manual_seed(0)
+    model = growing.hf_vit()
+    growth = ViTGrowth(model, settings, accelerator)
+    wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
+    held_out = [growing.batch(90), growing.batch(91)]
+    growth.prepare(wrapped, num_training_steps=STEPS, held_out=held_out, loss_fn=growing.loss_fn)
+    if steps.start:
+        accelerator.load_state(str(folder))
+    for step in steps:
+        if step == save:
+            accelerator.save_state(str(folder))
+        growing.one_step(wrapped, growth, optimizer, step)
+    growth.finish(wrapped)
+    accelerator._custom_objects.clear()
+    accelerator.free_memory()
+    return model.state_dict(), growth.state_dict()
+
+
+def without_clocks(state: dict[str, Any]) -> dict[str, Any]:
+    return {**state, "decisions": [{**d, "seconds": None} for d in state["decisions"]], "average": None}
+
+
+@pytest.mark.parametrize(
+    ("search", "step"),
+    [("one_shot", 1), ("one_shot", 2), ("one_shot", 4), ("one_shot", 5), ("one_shot", 9), ("zero_shot", 4)]
+    + [("random", 4), ("fixed", 6), ("fixed", 8)],
+)
+def test_resuming_is_bit_exact_inside_and_between_stages_and_searches(
+    search: str, step: int, tmp_path: Path, accelerator: Any
+) -> None:
+    settings = config(search)
+    weights, state = run(accelerator, settings, range(STEPS), tmp_path, step)
+    resumed, state_again = run(accelerator, settings, range(step, STEPS), tmp_path, None)
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    assert all(torch.equal(state["average"][name], state_again["average"][name]) for name in state["average"])
+    assert without_clocks(state) == without_clocks(state_again)
+
+
+def test_a_run_repeats_bit_for_bit(accelerator: Any, tmp_path: Path) -> None:
+    settings = config("one_shot", operator="interpolation")
+    runs = [run(accelerator, settings, range(STEPS), tmp_path, None) for _ in range(2)]
+    assert all(torch.equal(runs[0][0][name], runs[1][0][name]) for name in runs[0][0])
+    assert without_clocks(runs[0][1]) == without_clocks(runs[1][1])
+
+
+def test_a_state_from_elsewhere_is_refused() -> None:
+    model = growing.hf_vit()
+    growth, _ = growing.start(model, config("fixed"), STEPS)
+    state = growth.state_dict()
+    other, _ = growing.start(growing.hf_vit(8), config("fixed"), STEPS)
+    with pytest.raises(StateError, match="the checkpoint is of another model: blocks"):
+        other.load_state_dict(state)
+    other, _ = growing.start(growing.hf_vit(), config("fixed", operator="stacking"), STEPS)
+    with pytest.raises(StateError, match="operator was 'momentum', now 'stacking'.*resume with its preset"):
+        other.load_state_dict(state)
+    other, _ = growing.start(growing.hf_vit(), config("fixed"), STEPS + 3)
+    with pytest.raises(StateError, match="num_training_steps was 12, now 15"):
+        other.load_state_dict(state)
+    with pytest.raises(StateError, match="version 0"):
+        growth.load_state_dict({**state, "version": 0})
+
+
+def test_calls_at_the_wrong_place_are_refused() -> None:
+    model = growing.hf_vit()
+    growth = ViTGrowth(model, config("fixed"))
+    with pytest.raises(OrderError, match="call growth.prepare"):
+        growth.step()
+    with pytest.raises(OrderError, match="found no optimizer"):
+        growth.prepare(model, num_training_steps=STEPS)
+    some = torch.optim.SGD(model.vit.parameters())
+    with pytest.raises(OrderError, match=r"lacks 2 parameters.*'classifier.weight'"):
+        growth.prepare(model, num_training_steps=STEPS, optimizer=some)
+    optimizer = torch.optim.SGD(model.parameters())
+    growth.prepare(model, num_training_steps=STEPS, optimizer=optimizer)
+    with pytest.raises(OrderError, match="called already"):
+        growth.prepare(model, num_training_steps=STEPS, optimizer=optimizer)
+    with pytest.raises(OrderError, match="does not hold"):
+        growth.finish(nn.Linear(1, 1))
+    with pytest.raises(OrderError, match=r"ended in stage 1 of 3 with 3 of 6 blocks.*step 8 at least"):
+        growth.finish(model)
+    with pytest.raises(ConfigError, match="larger than the images"):
+        growth.resize(torch.zeros(1, 3, 4, 4))
+    train(model, growth, optimizer, range(STEPS))
+    growth.finish(model)
+    with pytest.raises(OrderError, match="after finish"):
+        growth.step()
+    with pytest.raises(OrderError, match="called already"):
+        growth.finish(model)
+
+
+def test_runs_too_short_for_their_search_are_refused() -> None:
+    with pytest.raises(PlanError, match=r"search_steps=4 takes 4 of the 4 steps of stage 0"):
+        growing.start(growing.hf_vit(), config("one_shot", search_steps=4), STEPS)
+    with pytest.raises(PlanError, match="shorter than num_stages=3"):
+        growing.start(growing.hf_vit(), config("fixed"), 2)
+
+
+def test_a_compiled_model_is_refused_where_its_shape_changes_every_step() -> None:
+    model = growing.hf_vit()
+    growth = ViTGrowth(model, config("one_shot"))
+    optimizer = torch.optim.SGD(model.parameters())
+    parts = {"optimizer": optimizer, "held_out": [growing.batch(0)], "loss_fn": growing.loss_fn}
+    with pytest.raises(OrderError, match="do not compile"):
+        growth.prepare(torch.compile(model), num_training_steps=STEPS, **parts)
+
+
+def test_a_failing_loss_is_the_users_own_error() -> None:
+    model = growing.hf_vit()
+    growth = ViTGrowth(model, config("one_shot"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    parts = {"held_out": [growing.batch(0)], "loss_fn": lambda model, images, targets: 1 / 0}
+    growth.prepare(model, num_training_steps=STEPS, optimizer=optimizer, **parts)
+    with pytest.raises(ZeroDivisionError):
+        train(model, growth, optimizer, range(2))
+    # The model is as it was: nothing of the evaluation is left in it.
+    assert growth.searching
+    assert torch.is_grad_enabled()
+
+
+def test_the_plan_is_saved_and_read_like_any_other(tmp_path: Path) -> None:
+    growth, _ = growing.start(growing.hf_vit(), config("fixed"), STEPS)
+    growth.plan.save(tmp_path / "plan.json")
+    assert GrowthPlan.load(tmp_path / "plan.json") == growth.plan
