@@ -28,6 +28,17 @@ def _provide_torchvision() -> None:
 _provide_torchvision()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite runs in a process per core, a file in one of them, if pytest-xdist is there; `-n 0` says no."""
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or not config.pluginmanager.hasplugin("xdist"):
+        return
+    option, cores = config.option, os.cpu_count() or 1
+    asked = option.numprocesses is not None or option.collectonly or option.usepdb
+    if not asked and cores > 1 and not hasattr(config, "workerinput"):
+        option.numprocesses, option.dist = min(8, cores), "loadfile"  # a file's launches serve all of its tests
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if "slow" in (config.option.markexpr or ""):
         return
