@@ -115,8 +115,11 @@ class Unfreezing:
 
     @property
     def decisions(self) -> list[dict[str, Any]]:
-        """What the search decided so far."""
-        return self._growth.decisions
+        """What the search decided so far; a candidate's depth is the number of blocks it trains."""
+        return [
+            {**decision, "candidates": [{**row, "depth": len(row["blocks"])} for row in decision["candidates"]]}
+            for decision in self._growth.decisions
+        ]
 
     @property
     def history(self) -> list[StageRecord]:
