@@ -133,8 +133,9 @@ def test_a_resumed_run_ends_bit_identical(new_trainer: NewRun) -> None:
 
 
 def test_a_resumed_run_keeps_its_settings(flags: list[str], fresh: Callable[[], None]) -> None:
+    short = [*flags, "--search", "none", "--max_train_steps", "3"]
     fresh()
-    run(parse([*flags, "--search", "none", "--max_train_steps", "3"]))
+    run(parse(short))
     fresh()
     with pytest.raises(StateError, match=r"--lr was 0.003, now 0.1"):
         run(
