@@ -55,6 +55,7 @@ class StageChoice:
         self._resize, self._batches = resize, list(held_out or ())
         self.supernet: Supernet | None = None
         self._seconds = 0.0
+        self._flops: dict[Shape, float] = {}
         needed = {"one_shot": 1, "zero_shot": 2}.get(config.search, 0)
         if len(self._batches) < needed or (needed and loss_fn is None):
             raise ConfigError(
@@ -157,8 +158,13 @@ class StageChoice:
     def _cost(self, net: Supernet, shape: Shape) -> float:
         self._elastic.show(net.positions(shape.depth))
         images, targets = self._batches[0]
-        measure = step_flops if self._config.search_cost == "flops" else step_seconds
-        return measure(self._elastic.model, self._loss_fn, self._resize(images, shape.resolution), targets)
+        parts = (self._elastic.model, self._loss_fn, self._resize(images, shape.resolution), targets)
+        if self._config.search_cost == "measured":
+            return step_seconds(*parts)
+        # Blocks of a group have one shape, so the count does not depend on which of them run.
+        if shape not in self._flops:
+            self._flops[shape] = step_flops(*parts)
+        return self._flops[shape]
 
     def _score(self, net: Supernet, shape: Shape) -> objective.Score:
         cost = self._cost(net, shape)

@@ -59,9 +59,13 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "deit3-layerscale": of_timm("deit3_small_patch16_224"),
     "volo": volo,
 }
-models = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name.startswith("hf") else NEEDS_TIMM) for name in BUILDERS]
-)
+
+
+def marks(name: str) -> Any:
+    return () if name.startswith("hf") else NEEDS_TIMM
+
+
+models = pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in BUILDERS])
 
 
 def side(name: str) -> int:
@@ -93,9 +97,7 @@ def start(
     growth = ViTGrowth(model, config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     held_out = [batch(90, name), batch(91, name)]
-    growth.prepare(
-        model, num_training_steps=steps, optimizer=optimizer, held_out=held_out, loss_fn=loss_fn, **options
-    )
+    growth.prepare(model, num_training_steps=steps, optimizer=optimizer, held_out=held_out, loss_fn=loss_fn, **options)
     return growth, optimizer
 
 
