@@ -151,20 +151,36 @@ def record(values: dict[str, Any], method: str, seed: int, rate: float, steps: i
     print(f"{key}: {result['ema_accuracy']:.4f}, {result['cpu_seconds']:.1f} CPU s, {result['flops']:.3g}", flush=True)
 
 
-def report(values: dict[str, Any]) -> None:
-    """Print one row per method: accuracy over seeds, and what it cost against full fine-tuning."""
-    print(f"{'method':18} seeds  steps  accuracy of the average  CPU s  speed-up  FLOPs of full")
+def summary(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per method: accuracy in percent over the seeds, and what it cost, also against full fine-tuning."""
+    rows = []
     for method in METHODS:
         runs = [run for name, run in values["runs"].items() if name.rpartition("_")[0] == method]
         if not runs:
             continue
         accuracies = [100 * run["ema_accuracy"] for run in runs]
-        spread = statistics.stdev(accuracies) if len(runs) > 1 else 0.0
         cost = {key: mean(values, method, key) for key in ("cpu_seconds", "flops")}
-        share = {key: value / mean(values, "full", key) for key, value in cost.items()}
+        rows.append(
+            {
+                "method": method,
+                "seeds": len(runs),
+                "steps": runs[0]["steps"],
+                "accuracy": statistics.fmean(accuracies),
+                "spread": statistics.stdev(accuracies) if len(runs) > 1 else 0.0,
+                "cpu_seconds": cost["cpu_seconds"],
+                "speed_up": mean(values, "full", "cpu_seconds") / cost["cpu_seconds"],
+                "flops_of_full": 100 * cost["flops"] / mean(values, "full", "flops"),
+            }
+        )
+    return rows
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    print(f"{'method':12} seeds  steps  accuracy of the average    CPU s  speed-up  FLOPs of full")
+    for row in rows:
         print(
-            f"{method:18} {len(runs):5} {runs[0]['steps']:6}  {statistics.fmean(accuracies):13.2f} +- {spread:4.2f} %"
-            f" {cost['cpu_seconds']:9.1f} {1 / share['cpu_seconds']:8.2f}x {share['flops']:12.0%}"
+            f"{row['method']:12} {row['seeds']:5} {row['steps']:6}  {row['accuracy']:13.2f} +- {row['spread']:4.2f} % "
+            f"{row['cpu_seconds']:9.1f} {row['speed_up']:8.2f}x {row['flops_of_full']:12.0f} %"
         )
 
 
@@ -184,8 +200,9 @@ def main() -> None:
         folder = options.folder or Path(tempfile.gettempdir()) / NAME
         folder.mkdir(parents=True, exist_ok=True)
         measure(values, options, folder)
+        values["table"] = summary(values)
         save(NAME, values)
-    report(values)
+    report(summary(values))
 
 
 if __name__ == "__main__":
