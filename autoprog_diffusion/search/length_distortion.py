@@ -81,7 +81,7 @@ def curve_scores(
         states: From `initial_states`; None for the model as it is.
         seed: The circle of the r-th initialisation is drawn from seed + r.
         points: On the circle.
-        second_order: Also the curvature and the Gauss-map length, for about three times the cost.
+        second_order: Also the curvature and the Gauss-map length, for about twice the cost.
 
     Raises:
         SearchError: There are fewer than two points, or the features have the wrong shape.
