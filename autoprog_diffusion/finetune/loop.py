@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +15,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from autoprog_diffusion.growth import GrowthError, GrowthPlan, GrowthScheduler
+from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
 from autoprog_diffusion.growth.resize import stage_size
-from autoprog_diffusion.training.checkpoints import checkpoint_step, find_checkpoint, keep_only, save_checkpoint
+from autoprog_diffusion.training.checkpoints import checkpoint_step, find_checkpoint, keep_only
+from autoprog_diffusion.training.guard import check_finite, write_checkpoint
 from autoprog_diffusion.training.measure import counted_flops, peak_memory, synchronize
 
 from .arguments import Arguments
@@ -28,10 +28,6 @@ from .setup import make_optimizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-class TrainingError(GrowthError):
-    """Training cannot go on."""
 
 
 class Task(Protocol):
@@ -186,7 +182,7 @@ class Trainer:
             self._enter_stage()
             self._log_decision()
         if self.step % self.args.output.checkpointing_steps == 0:
-            self._save_checkpoint()
+            write_checkpoint(self.accelerator, self.root, self.step, self.args.output.checkpoints_total_limit)
 
     def _count_flops(self, batch: Any) -> int:
         """FLOPs of a pass whose gradients are thrown away: the counter takes other kernels, so it may not train."""
@@ -214,22 +210,8 @@ class Trainer:
         return value
 
     def _check_finite(self, name: str, value: float) -> None:
-        if not math.isfinite(value):
-            newest = find_checkpoint(self.root, "latest")
-            raise TrainingError(
-                f"the {name} is {value} at step {self.step}, stage {self.growth.stage + 1}: lower --learning_rate or "
-                f"use --mixed_precision bf16. The newest complete checkpoint is {newest}."
-            )
-
-    def _save_checkpoint(self) -> None:
-        try:
-            save_checkpoint(self.accelerator, self.root, self.step, self.args.output.checkpoints_total_limit)
-        except Exception as error:  # torch, safetensors and the file system each have their own
-            newest = find_checkpoint(self.root, "latest")
-            raise TrainingError(
-                f"checkpoint-{self.step} cannot be written: {error}. The newest complete checkpoint is {newest}: free "
-                "space and go on with --resume_from_checkpoint latest."
-            ) from error
+        where = f"step {self.step}, stage {self.growth.stage + 1}"
+        check_finite(name, value, where, "--learning_rate", self.root)
 
     def _report(self, loss: float, seconds: float, stage: int, bar: tqdm) -> None:
         growth, pixels = self.growth, self.pixels

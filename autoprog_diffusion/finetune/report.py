@@ -15,6 +15,7 @@ from rich.table import Table
 import autoprog_diffusion
 from autoprog_diffusion.growth import GrowthScheduler
 from autoprog_diffusion.training.output import write_text_atomically
+from autoprog_diffusion.training.smoothing import smooth
 
 from .runlog import RunLog, StageSummary, saving
 
@@ -110,7 +111,7 @@ def draw_timeline(path: Path, log: RunLog, summaries: list[StageSummary]) -> Non
     steps = list(range(1, len(log) + 1))
     loss = log.rows["loss"]
     axes[0].plot(steps, loss, color="0.8", linewidth=0.6, label="loss")
-    axes[0].plot(steps, _smooth(loss), color="C0", label="smoothed")
+    axes[0].plot(steps, smooth(loss), color="C0", label="smoothed")
     axes[0].set(ylabel="loss", yscale="log")
     axes[0].legend(loc="upper right", fontsize=8)
     axes[1].step(steps, [100 * value for value in log.rows["trainable"]], color="C2", where="mid")
@@ -132,12 +133,3 @@ def draw_timeline(path: Path, log: RunLog, summaries: list[StageSummary]) -> Non
     figure.align_ylabels()
     figure.tight_layout()
     figure.savefig(path)
-
-
-def _smooth(values: list[float], weight: float = 0.98) -> list[float]:
-    """Exponential moving average, corrected for its start."""
-    result, total, norm = [], 0.0, 0.0
-    for value in values:
-        total, norm = weight * total + (1 - weight) * value, weight * norm + (1 - weight)
-        result.append(total / norm)
-    return result
