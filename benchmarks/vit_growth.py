@@ -16,6 +16,7 @@ import dataclasses
 import json
 import tempfile
 from pathlib import Path
+from statistics import mean, pstdev
 from typing import Any
 
 import torch
@@ -40,8 +41,8 @@ COMMON = (
 )
 METHODS = {
     "full": "--growth off",
-    "full_short": "--growth off",
     "fixed": "--search fixed",
+    "full_short": "--growth off",
     "one_shot": "--search one_shot",
     "zero_shot": "--search zero_shot",
     "random": "--search random",
@@ -105,7 +106,8 @@ def run(method: str, seed: int, data: Data | None, options: argparse.Namespace) 
     """Train one method and write its file; returns the data, to be used again."""
     steps = options.steps
     if method == "full_short":
-        steps = round(steps * mean("fixed", "flops") / mean("full", "flops"))
+        spent = [mean(result["flops"] for result in load(other, options.folder)) for other in ("fixed", "full")]
+        steps = round(steps * spent[0] / spent[1])
     args = arguments(method, seed, steps, options.data_dir, options.extra)
     # The same split for all methods and seeds; what a search sets aside trains nobody.
     data = data or load_data(
@@ -123,21 +125,88 @@ def path(folder: Path, method: str, seed: int) -> Path:
     return folder / f"{method}_{seed}.json"
 
 
-def load(method: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
-    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(f"{method}_[0-9]*.json"))]
+def load(method: str, folder: Path) -> list[dict[str, Any]]:
+    files = sorted(folder.glob(f"{method}_[0-9].json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-def mean(method: str, key: str, folder: Path = FOLDER) -> float:
-    found = [result[key] for result in load(method, folder)]
-    if not found:
-        raise SystemExit(f"full_short needs results of {method}: run it first.")
-    return sum(found) / len(found)
+def summary(method: str, folder: Path, full: dict[str, float]) -> dict[str, float]:
+    """Means over seeds: accuracy in percent, deviation, and cost relative to full."""
+    results, kind = load(method, folder), "averaged"
+    accuracy = [100 * result["final"][kind]["accuracy"] for result in results]
+    online = [100 * result["final"]["online"]["accuracy"] for result in results]
+    row = {"seeds": len(results), "accuracy": mean(accuracy), "deviation": pstdev(accuracy), "online": mean(online)}
+    for name in ("cpu_seconds", "flops"):
+        row[name] = full[name] / mean(result[name] for result in results)
+    return row
+
+
+def time_to_accuracy(method: str, folder: Path, target: float, key: str) -> float | None:
+    """Mean cost at which the averaged weights first reach the target; None where a seed never does."""
+    costs = []
+    for result in load(method, folder):
+        points = [*result["curve"], {**result, "accuracy": result["final"]["averaged"]["accuracy"]}]
+        reached = [point[key] for point in points if point["accuracy"] >= target]
+        if not reached:
+            return None
+        costs.append(reached[0])
+    return mean(costs)
+
+
+def report(folder: Path) -> None:
+    """Print the table of what is there, write summary.json and draw the plot."""
+    whole = load("full", folder)
+    full = {name: mean(result[name] for result in whole) for name in ("cpu_seconds", "flops")}
+    target = mean(result["final"]["averaged"]["accuracy"] for result in whole)
+    rows: dict[str, dict[str, Any]] = {}
+    for method in (*METHODS, *ABLATIONS):
+        if load(method, folder):
+            rows[method] = dict(summary(method, folder, full))
+            for key in ("cpu_seconds", "flops"):
+                reached = time_to_accuracy(method, folder, target, key)
+                rows[method][f"to_accuracy_{key}"] = full[key] / reached if reached else None
+    (folder / "summary.json").write_text(
+        json.dumps({"target": target, "rows": rows}, indent=1) + "\n", encoding="utf-8"
+    )
+    print(f"{'method':23} seeds  accuracy          online  speed-up: CPU  FLOPs  to full's accuracy: CPU  FLOPs")
+    for method, row in rows.items():
+        reached = [f"{row[f'to_accuracy_{key}']:.2f}" if row[f"to_accuracy_{key}"] else "never"
+                   for key in ("cpu_seconds", "flops")]  # fmt: skip
+        print(
+            f"{method:23} {row['seeds']:5} {row['accuracy']:5.1f} % +- {row['deviation']:3.1f}  {row['online']:5.1f} %"
+            f"  {row['cpu_seconds']:13.2f}  {row['flops']:5.2f}  {reached[0]:>23}  {reached[1]:>5}"
+        )
+    draw(folder, [method for method in METHODS if method in rows])
+
+
+def draw(folder: Path, methods: list[str]) -> None:
+    """Accuracy against CPU time and FLOPs: curves of every seed, the end as a dot."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), dpi=110)
+    for axis, (key, unit) in zip(figure.subplots(1, 2, sharey=True), (("cpu_seconds", 1), ("flops", 1e12))):
+        for index, method in enumerate(methods):
+            for seed, result in enumerate(load(method, folder)):
+                end = {**result, "accuracy": result["final"]["averaged"]["accuracy"]}
+                points = [(p[key] / unit, 100 * p["accuracy"]) for p in (*result["curve"], end)]
+                label = method if seed == 0 else None
+                axis.plot(*zip(*points), color=f"C{index}", linewidth=0.8, alpha=0.6)
+                axis.plot(*points[-1], "o", color=f"C{index}", markersize=5, label=label)
+        axis.set(
+            xlabel={"cpu_seconds": "CPU seconds of training and search", "flops": "TFLOPs of training steps"}[key]
+        )
+        axis.grid(alpha=0.3)
+        if key == "cpu_seconds":
+            axis.set(ylabel="test accuracy of the averaged weights (%)")
+            axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(folder.with_suffix(".png"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--methods", nargs="*", default=[*METHODS])
+    parser.add_argument("--methods", nargs="*", default=[*METHODS], choices=[*METHODS, *ABLATIONS])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--folder", type=Path, default=FOLDER)
@@ -149,6 +218,8 @@ def main() -> None:
         for method in options.methods:
             if not path(options.folder, method, seed).exists():
                 data = run(method, seed, data, options)
+    if load("full", options.folder):
+        report(options.folder)
 
 
 if __name__ == "__main__":
