@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from torch import Tensor, nn  # noqa: E402
 RANKS, STEPS = 2, 12
 CASES = {
     "one_shot-momentum": {"search": "one_shot", "operator": "momentum"},
-    "one_shot-identity": {"search": "one_shot", "operator": "identity", "optimizer_state": "average"},
-    "one_shot-measured": {"search": "one_shot", "search_cost": "measured"},
+    "one_shot-measured": {"search": "one_shot", "search_cost": "measured", "operator": "identity"},
     "zero_shot-stacking": {"search": "zero_shot", "operator": "stacking", "optimizer_state": "fresh"},
-    "random-random": {"search": "random", "operator": "random"},
-    "fixed-interpolation": {"search": "fixed", "operator": "interpolation"},
+    "fixed-random": {"search": "fixed", "operator": "random"},
+    "fixed-interpolation": {"search": "fixed", "operator": "interpolation", "optimizer_state": "average"},
 }
+# Not where times are measured, nor where scores of two halves of the data do not average to those of the whole.
+EXPECTED = ("one_shot-momentum", "fixed-random", "fixed-interpolation")
 
 
 def config(case: str) -> ViTGrowthConfig:
@@ -139,16 +141,19 @@ def failures(accelerator: Accelerator) -> dict[str, str]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    references = {case: alone(case) for case in CASES}
+    # The first rank is enough: the weights of all are compared bit for bit.
+    references = {case: alone(case) for case in EXPECTED if os.environ["RANK"] == "0"}
     plain = DistributedDataParallelKwargs(find_unused_parameters=False)
     accelerator = Accelerator(cpu=True, kwargs_handlers=[plain])
     folder = Path(sys.argv[1], "checkpoint")
     result: dict[str, Any] = {}
     for case in CASES:
         seen = together(case, accelerator, range(STEPS), folder, save=5 if case == "one_shot-momentum" else None)
-        weights, stages = references[case]
         ours = seen.pop("weights")
-        result[case] = {**seen, "error": worst(ours, weights), "expected": stages}
+        if case in references:
+            weights, stages = references[case]
+            seen |= {"error": worst(ours, weights), "expected": stages}
+        result[case] = seen
         if case == "one_shot-momentum":
             resumed = together(case, accelerator, range(5, STEPS), folder, save=None).pop("weights")
             result["resumed"] = all(torch.equal(ours[name], resumed[name]) for name in ours)
