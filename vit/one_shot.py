@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from autoprog_diffusion.growth.flops import flop_counter
 from autoprog_diffusion.search.probe import untouched
 from autoprog_diffusion.search.segments import device_clock
 
@@ -117,13 +116,10 @@ def mean_loss(
 
 
 def step_flops(model: nn.Module, loss_fn: LossFn, images: Tensor, targets: Tensor) -> float:
-    """FLOPs of a forward and backward pass, per image; counted by torch, so the same in every run.
-
-    Attention is counted as its plain matrix products: torch's counter passes over the fused kernel of the CPU.
-    """
+    """FLOPs of a forward and backward pass, per image; counted by torch, so the same in every run."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     device = next(model.parameters()).device
-    with untouched(model, names=names), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with untouched(model, names=names), flop_counter() as counter:
         loss_fn(model, images[:1].to(device), targets[:1].to(device)).backward()
         return float(counter.get_total_flops())
 
