@@ -102,7 +102,7 @@ def test_the_mean_loss_is_over_samples_after_resizing() -> None:
 
 
 def test_costs_count_what_runs_and_leave_gradients() -> None:
-    """By hand, per block and token: 2 (4 d^2 + 2 d m) for layers and 4 n d for attention; backward 2 and 2.5 times it."""
+    """By hand, per block and token: 2 (4 d^2 + 2 d m) for layers, 4 n d for attention; backward 2 and 2.5 times."""
     found = {}
     for depth in (2, 4):
         model = growing.hf_vit(depth)
