@@ -1,0 +1,175 @@
+"""Methods of the time-to-quality benchmark: full fine-tuning, what people use instead of it, and ways to grow."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from ttq_cases import Subject
+
+from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, Stage
+from autoprog_diffusion.growth.adapter import find_adapter
+
+
+FULL: dict[str, Any] = {"num_stages": 1, "min_trainable": 1.0, "stage_embedding": False}
+ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
+LORA_RANK = 16
+LISA_BLOCKS = 2
+
+
+def _everything(subject: Subject, seed: int) -> None:
+    del subject, seed
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of fine-tuning, in the same loop as all others.
+
+    Attributes:
+        name: For file names.
+        title: For tables.
+        growth: Fields of `GrowthConfig`; the default trains everything from the first step to the last.
+        share: Length of the schedule, as a fraction of the case's steps; the rate decays to 0 within it.
+        rates: Learning rates that seed 0 of the first case chooses from.
+        adapt: Chooses what may ever train, in place, before growth sees the model.
+        plan: (blocks, steps, seed) -> stages, instead of the configuration's.
+        lisa: Steps between draws of the trained blocks; 0 for other methods.
+        batch_scales: Batch of every stage, as a factor of the case's.
+        main: Whether `--quick` and the cases after the first include it.
+        pictures: Whether pictures are drawn and judged.
+    """
+
+    name: str
+    title: str
+    growth: Mapping[str, Any] = field(default_factory=lambda: FULL)
+    share: float = 1.0
+    rates: tuple[float, ...] = (5e-4, 1e-3)
+    adapt: Callable[[Subject, int], None] = _everything
+    plan: Callable[[int, int, int], GrowthPlan] | None = None
+    lisa: int = 0
+    batch_scales: tuple[float, ...] | None = None
+    main: bool = False
+    pictures: bool = False
+
+    def config(self, multiple: int) -> GrowthConfig:
+        """The configuration for a model whose images' sides are multiples of `multiple`."""
+        return GrowthConfig(**{"stage_embedding": False, **self.growth, "resolution_multiple": multiple})
+
+
+def keep_trainable(subject: Subject, wanted: Callable[[str], bool]) -> None:
+    """Freeze all parameters but those whose names are wanted, and the rows of new classes."""
+    for name, parameter in subject.denoiser.named_parameters():
+        parameter.requires_grad_(wanted(name) or any(word in name for word in subject.always))
+
+
+def lora(subject: Subject, seed: int) -> None:
+    """Rank-16 adapters on all attention projections (arXiv 2106.09685)."""
+    model = subject.denoiser
+    torch.manual_seed(seed)
+    inject_adapter_in_model(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=ATTENTION), model)
+    keep_trainable(subject, lambda name: "lora_" in name)
+
+
+def last_quarter(subject: Subject, seed: int) -> None:
+    """Only the last quarter of the blocks and the head, to the end."""
+    del seed
+    layout = find_adapter(subject.denoiser).layout(subject.denoiser)
+    blocks = layout.blocks[-round(len(layout.blocks) / 4) :]
+    names = {name for unit in (*blocks, layout.outputs) for name in unit.parameters}
+    keep_trainable(subject, names.__contains__)
+
+
+def bitfit(subject: Subject, seed: int) -> None:
+    """Only biases (arXiv 2106.10199)."""
+    del seed
+    keep_trainable(subject, lambda name: name.endswith("bias"))
+
+
+def difffit(subject: Subject, seed: int) -> None:
+    """Biases, norms, and a learned factor on what every block puts out (after DiffFit, arXiv 2304.06648)."""
+    del seed
+    model = subject.denoiser
+    layout = find_adapter(model).layout(model)
+    for unit in layout.blocks:
+        for name in unit.modules:
+            module = model.get_submodule(name)
+            module.register_parameter("difffit_gamma", nn.Parameter(torch.ones(())))
+            module.register_forward_hook(_scaled)
+    norms = {
+        f"{name}.{leaf}"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm))
+        for leaf, _ in module.named_parameters(recurse=False)
+    }
+    keep_trainable(subject, lambda name: name.endswith(("bias", "difffit_gamma")) or name in norms)
+
+
+def _scaled(module: nn.Module, args: Any, output: Any) -> Any:
+    gamma: Any = module.difffit_gamma
+    if isinstance(output, Tensor):
+        return gamma * output
+    return tuple(gamma * part if isinstance(part, Tensor) else part for part in output)
+
+
+def lisa_blocks(count: int, seed: int, step: int) -> list[int]:
+    """The blocks that LISA trains from a step on: a few, drawn anew (arXiv 2403.17919)."""
+    return sorted(random.Random(f"lisa {seed} {step}").sample(range(count), min(LISA_BLOCKS, count)))
+
+
+def random_plan(count: int, steps: int, seed: int) -> GrowthPlan:
+    """Four even stages that train a quarter, half, three quarters and all of the blocks, which ones at random."""
+    order = random.Random(f"plan {seed}").sample(range(count), count)
+    stages = [Stage(steps * k // 4, tuple(sorted(order[: -(-count * (k + 1) // 4)]))) for k in range(4)]
+    return GrowthPlan(count, steps, tuple(stages))
+
+
+def same_blocks(count: int, steps: int, seed: int) -> GrowthPlan:
+    """Four even stages that all train everything, for a batch that grows."""
+    del seed
+    return GrowthPlan(count, steps, tuple(Stage(steps * k // 4, tuple(range(count))) for k in range(4)))
+
+
+def _stages(**fields: Any) -> dict[str, Any]:
+    return {"num_stages": 4, "min_trainable": 0.25, **fields}
+
+
+def _half(**fields: Any) -> dict[str, Any]:
+    return {"num_stages": 2, "min_trainable": 1.0, "boundaries": (0.5,), **fields}
+
+
+BATCHES = (0.25, 0.5, 0.75, 1.0)
+FEW = (2e-3, 4e-3)  # rates for methods that train few parameters
+QUARTERS = _stages(order="suffix")
+PAPER = _stages(order="interleaved")
+METHODS = {
+    method.name: method
+    for method in (
+        Method("full", "full fine-tuning", rates=(2.5e-4, 5e-4, 1e-3), main=True, pictures=True),
+        Method("full_short", "full, half the steps", share=0.5, main=True, pictures=True),
+        Method("full_quarter", "full, a quarter of the steps", share=0.25, main=True),
+        Method("lora", f"LoRA, rank {LORA_RANK}", adapt=lora, rates=FEW, main=True, pictures=True),
+        Method("interleaved", "fixed interleaved (the paper's)", PAPER, main=True, pictures=True),
+        Method("unfreeze", "fixed suffix, 4 stages", QUARTERS, main=True, pictures=True),
+        Method("combined", "suffix and batch growth", QUARTERS, batch_scales=BATCHES, main=True, pictures=True),
+        Method("gain_per_cost", "search, gain per cost", _stages(search="zero_shot"), main=True),
+        Method("full_small", "full, half the batch", QUARTERS, plan=same_blocks, batch_scales=(0.5,) * 4),
+        Method("resolution", "resolution growth alone, 0.5 to 1", _half(resolutions=(0.5, 1.0))),
+        Method("batch", "batch growth alone", QUARTERS, plan=same_blocks, batch_scales=BATCHES),
+        Method("rank_vote", "search, rank vote", _stages(search="zero_shot", search_objective="rank_vote")),
+        Method("random", "random schedule", _stages(), plan=random_plan),
+        Method("suffix", "last quarter only", adapt=last_quarter),
+        Method("lisa", f"LISA-style, {LISA_BLOCKS} blocks redrawn every 5 steps", lisa=5),
+        Method("bitfit", "BitFit", adapt=bitfit, rates=FEW),
+        Method("difffit", "DiffFit-style", adapt=difffit, rates=FEW),
+        Method("interleaved_sid", "fixed interleaved, SID", {**PAPER, "stage_embedding": True}),
+        Method("early", "suffix, opened early", {**QUARTERS, "boundaries": (0.1, 0.2, 0.3)}),
+        Method("two_stages", "suffix half, then all", _half(order="suffix", min_trainable=0.5)),
+        Method("rewarm", "fixed suffix, re-warm-up", {**QUARTERS, "rewarm_steps": 4}),
+        Method("resolution_75", "resolution growth alone, 0.75 to 1", _half(resolutions=(0.75, 1.0))),
+    )
+}

@@ -1,0 +1,223 @@
+"""From result files to numbers: time to quality against full fine-tuning, with intervals over seeds, and the plot."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import linear_regression, mean, stdev
+from typing import Any
+
+from ttq_cases import CASES
+from ttq_methods import METHODS
+
+
+TUNING_SEED = 0
+# Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+# Full fine-tuning with schedules of several lengths: what anyone can do who wants it sooner.
+SCHEDULES = ("full", "full_short", "full_quarter")
+Row = dict[str, Any]
+
+
+def load_results(folder: Path) -> list[Row]:
+    """Every result file of a folder."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*.json"))]
+
+
+def best_rate(results: Iterable[Row], case: str, method: str) -> float | None:
+    """The learning rate of the lowest final held-out loss on the tuning seed of a case; None before there is one."""
+    runs = [row for row in results if (row["case"], row["method"], row["seed"]) == (case, method, TUNING_SEED)]
+    return min(((_final(row), row["rate"]) for row in runs), default=(0.0, None))[1]
+
+
+def reached(curve: Sequence[Mapping[str, float]], target: float, axis: str) -> float | None:
+    """Cost at which a curve first comes down to a loss, between evaluations linearly; None where it never does."""
+    for before, after in zip(curve, curve[1:]):
+        if after["held_out_loss"] <= target:
+            drop = before["held_out_loss"] - after["held_out_loss"]
+            part = 1.0 if drop <= 0 else (before["held_out_loss"] - target) / drop
+            return before[axis] + max(0.0, part) * (after[axis] - before[axis])
+    return None
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and the ends of its 95 % interval by Student's t; nan ends for a single value."""
+    middle = mean(values)
+    if len(values) < 2:
+        return middle, math.nan, math.nan
+    half = T95[min(len(values), len(T95) + 1) - 2] * stdev(values) / math.sqrt(len(values))
+    return middle, middle - half, middle + half
+
+
+def ratio_interval(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean and its 95 % interval, by t on the logarithms."""
+    middle, low, high = interval([math.log(ratio) for ratio in ratios])
+    return math.exp(middle), math.exp(low), math.exp(high)
+
+
+def needed_by_full(schedules: Sequence[tuple[float, float]], loss: float) -> float:
+    """Cost of a full run of the right length that ends at a loss, by the power law through runs of several lengths.
+
+    Args:
+        schedules: (cost, final loss) of at least two full runs, each with its own decay.
+        loss: What is to be reached.
+    """
+    costs, losses = ([math.log(value) for value in column] for column in zip(*schedules))
+    slope, offset = linear_regression(losses, costs)
+    return math.exp(offset + slope * math.log(loss))
+
+
+def steady_cpu(row: Row) -> float:
+    """CPU seconds of a run, every step taken at the median of its stage: a neighbour's burst does not count."""
+    return sum(stage["steps"] * stage["cpu_per_step"] for stage in row["stages"]) + row["search_cpu"]
+
+
+def chosen(results: Sequence[Row], case: str, method: str) -> list[Row]:
+    """Runs of a case at the tuned rate, by seed."""
+    runs = [row for row in results if (row["case"], row["method"]) == (case, method)]
+    if runs and len({row["rate"] for row in runs}) > 1:
+        rate = best_rate(results, case, method)
+        runs = [row for row in runs if row["rate"] == rate]
+    return sorted(runs, key=lambda row: row["seed"])
+
+
+def summarise(results: Sequence[Row]) -> list[Row]:
+    """One flat row per case and method: ratios against full fine-tuning of the same seed, final loss, pictures."""
+    table = []
+    for case in CASES:
+        full = {row["seed"]: row for row in chosen(results, case, "full")}
+        lengths = [row for name in SCHEDULES for row in chosen(results, case, name)]
+        for method in METHODS:
+            runs = [row for row in chosen(results, case, method) if row["seed"] in full]
+            if runs:
+                row = _row(case, method, runs, [full[row["seed"]] for row in runs])
+                table.append({**row, **_against_schedules(runs, lengths)})
+    return table
+
+
+def _row(case: str, method: str, runs: Sequence[Row], full: Sequence[Row]) -> Row:
+    row: Row = {"case": case, "method": METHODS[method].title, "name": method, "rate": runs[0]["rate"]}
+    row["seeds"] = len(runs)
+    for axis in ("cpu", "flops", "bytes"):
+        pairs = [(_total(f, axis), _cost(r, _final(f), axis)) for r, f in zip(runs, full)]
+        ratios = [total / cost for total, cost in pairs if cost is not None]
+        row[f"reached_{axis}"] = len(ratios)
+        middle, low, high = ratio_interval(ratios) if ratios else (0.0, math.nan, math.nan)
+        row |= {f"{axis}_ratio": middle, f"{axis}_low": low, f"{axis}_high": high}
+        row[f"{axis}_text"] = _text(middle, low, high, len(ratios), len(runs))
+        row[f"{axis}_saved"] = mean(_total(f, axis) / max(_total(r, axis), 1e-9) for r, f in zip(runs, full))
+    finals = [_final(r) for r in runs]
+    excess = interval([100 * (_final(r) / _final(f) - 1) for r, f in zip(runs, full)])
+    row["loss"] = mean(finals)
+    row["loss_text"] = f"{mean(finals):.4f}"
+    row |= {"excess": excess[0], "excess_low": excess[1], "excess_high": excess[2]}
+    row["excess_text"] = f"{excess[0]:+.1f} %" + (f" ({excess[1]:+.1f} to {excess[2]:+.1f})" if len(runs) > 1 else "")
+    for key in ("kid", "kid_rounded", "agreement"):
+        values = [r["pictures"][key] for r in runs if r.get("pictures")]
+        row[key] = mean(values) if values else None
+        digits = 2 if key == "agreement" else 0
+        row[f"{key}_text"] = "-" if not values else _plain(values, digits)
+    return row
+
+
+def _against_schedules(runs: Sequence[Row], lengths: Sequence[Row]) -> Row:
+    """How many times its FLOPs a full schedule of the right length needs for the same final loss, seed by seed."""
+    ratios = []
+    for run in runs:
+        same = [(_total(row, "flops"), _final(row)) for row in lengths if row["seed"] == run["seed"]]
+        if len(same) == len(SCHEDULES):
+            ratios.append(needed_by_full(same, _final(run)) / _total(run, "flops"))
+    middle, low, high = ratio_interval(ratios) if ratios else (math.nan,) * 3
+    text = _text(middle, low, high, len(ratios), len(ratios)) if ratios else "-"
+    return {"schedules_ratio": middle, "schedules_low": low, "schedules_high": high, "schedules_text": text}
+
+
+def _final(row: Row) -> float:
+    return row["curve"][-1]["held_out_loss"]
+
+
+def _total(row: Row, axis: str) -> float:
+    return steady_cpu(row) if axis == "cpu" else row["curve"][-1][axis]
+
+
+def _cost(row: Row, target: float, axis: str) -> float | None:
+    """Cost to the target; CPU seconds are scaled to the steady ones of the run."""
+    cost = reached(row["curve"], target, axis)
+    return cost if cost is None or axis != "cpu" else cost * steady_cpu(row) / row["curve"][-1]["cpu"]
+
+
+def _text(middle: float, low: float, high: float, hits: int, runs: int) -> str:
+    if not hits:
+        return "not reached"
+    some = "" if hits == runs else f", {hits} of {runs} seeds"
+    return f"{middle:.2f}x" + ("" if math.isnan(low) else f" ({low:.2f} to {high:.2f})") + some
+
+
+def _plain(values: Sequence[float], digits: int) -> str:
+    middle, low, high = interval(values)
+    return f"{middle:.{digits}f}" + ("" if math.isnan(low) else f" ({low:.{digits}f} to {high:.{digits}f})")
+
+
+def clean(value: Any) -> Any:
+    """The value with nan as None, for JSON."""
+    if isinstance(value, dict):
+        return {key: clean(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [clean(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_table(table: Sequence[Row]) -> None:
+    """The summary as a table per case."""
+    from rich.console import Console
+    from rich.table import Table
+
+    heads = (
+        "method",
+        "rate",
+        "seeds",
+        "time to quality",
+        "in FLOPs",
+        "whole run",
+        "final loss vs full",
+        "KID",
+        "agree",
+    )
+    for case in dict.fromkeys(row["case"] for row in table):
+        view = Table(*heads, title=CASES[case].title)
+        for row in (row for row in table if row["case"] == case):
+            saved = f"{row['cpu_saved']:.2f}x"
+            cells = (row["method"], f"{row['rate']:g}", str(row["seeds"]), row["cpu_text"], row["flops_text"], saved)
+            view.add_row(
+                *cells, row["schedules_text"], row["excess_text"], row["kid_rounded_text"], row["agreement_text"]
+            )
+        Console(width=190).print(view)
+
+
+def draw(results: Sequence[Row], path: Path, methods: Sequence[str]) -> None:
+    """Held-out loss against CPU time, FLOPs and bytes, one row of panels per case, mean over seeds."""
+    from matplotlib.figure import Figure
+
+    cases = [case for case in CASES if chosen(results, case, "full")]
+    axes_of = {"cpu": "CPU time (s)", "flops": "TFLOP", "bytes": "GB all-reduced"}
+    figure = Figure(figsize=(13, 3.4 * len(cases)), dpi=100)
+    panels = figure.subplots(len(cases), len(axes_of), squeeze=False)
+    for line, case in zip(panels, cases):
+        for panel, (axis, label) in zip(line, axes_of.items()):
+            for number, method in enumerate(methods):
+                _curve(panel, chosen(results, case, method), axis, METHODS[method].title, f"C{number % 10}")
+            panel.set(xlabel=label, yscale="log", title=CASES[case].title, ylabel="held-out loss")
+    panels[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def _curve(panel: Any, runs: Sequence[Row], axis: str, label: str, colour: str) -> None:
+    if not runs:
+        return
+    unit = {"cpu": 1.0, "flops": 1e12, "bytes": 1e9}[axis]
+    points = list(zip(*(run["curve"] for run in runs)))[1:]
+    xs = [mean(point[axis] for point in seeds) / unit for seeds in points]
+    panel.plot(xs, [mean(point["held_out_loss"] for point in seeds) for seeds in points], label=label, color=colour)

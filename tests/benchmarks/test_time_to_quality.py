@@ -1,0 +1,113 @@
+"""The time-to-quality suite at its smallest, its arithmetic against literal twins, and the committed results."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts import each other from their own folder."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_the_suite_runs_resumes_and_prints_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from time_to_quality import Options, run_all, write_summary
+
+    names = ("dit_classes/full", "dit_classes/unfreeze")
+    folder, cache = tmp_path / "ttq", tmp_path / "cache"
+    options = Options(only=names, seeds=1, steps=4, pictures=False, results=folder, cache_dir=cache)
+    run_all(options)
+    files = sorted(folder.glob("*/*.json"))
+    assert [path.name.split("-")[0] for path in files] == ["full", "unfreeze"]
+    full, grown = (json.loads(path.read_text(encoding="utf-8")) for path in files)
+    assert full["curve"][0]["held_out_loss"] == grown["curve"][0]["held_out_loss"]
+    assert [point["step"] for point in full["curve"]][-1] == 4
+    assert [stage["steps"] for stage in grown["stages"]] == [1, 1, 1, 1]
+    flops = [stage["flops_per_step"] for stage in grown["stages"]]
+    assert flops == sorted(flops)
+    assert flops[-1] == full["stages"][0]["flops_per_step"]
+    assert sum(flops) == grown["curve"][-1]["flops"]
+
+    files[1].unlink()
+    kept = files[0].stat().st_mtime_ns
+    run_all(options)
+    assert files[0].stat().st_mtime_ns == kept
+    again = json.loads(files[1].read_text(encoding="utf-8"))
+    assert [p["held_out_loss"] for p in again["curve"]] == [p["held_out_loss"] for p in grown["curve"]]
+
+    capsys.readouterr()
+    write_summary(options)
+    assert "tiny DiT to new classes" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "ttq.json").read_text(encoding="utf-8"))["table"]
+    assert [row["name"] for row in rows] == ["full", "unfreeze"]
+    assert rows[0]["cpu_ratio"] == pytest.approx(1.0)
+    assert (tmp_path / "ttq.png").stat().st_size > 10_000
+
+
+def test_unknown_names_are_refused() -> None:
+    from time_to_quality import Options, check
+    from ttq_cases import CaseError
+
+    with pytest.raises(CaseError, match=r"only \['sd_openmoji/ful'\] is not known"):
+        check(Options(only=("sd_openmoji/ful",)))
+    with pytest.raises(CaseError, match="seeds 0"):
+        check(Options(seeds=0))
+
+
+def test_a_curve_reaches_a_loss_between_two_evaluations() -> None:
+    from ttq_table import reached
+
+    curve = [{"cpu": c, "held_out_loss": q} for c, q in ((0.0, 1.0), (10.0, 0.6), (20.0, 0.7), (30.0, 0.5))]
+    assert reached(curve, 0.8, "cpu") == pytest.approx(5.0)
+    assert reached(curve, 0.55, "cpu") == pytest.approx(27.5)
+    assert reached(curve, 0.4, "cpu") is None
+
+
+def test_intervals_are_those_of_student() -> None:
+    from ttq_table import interval, ratio_interval
+
+    middle, low, high = interval([1.0, 2.0, 3.0])
+    assert (middle, low, high) == pytest.approx((2.0, 2.0 - 4.303 / math.sqrt(3), 2.0 + 4.303 / math.sqrt(3)))
+    assert all(math.isnan(end) for end in interval([1.0])[1:])
+    assert ratio_interval([2.0, 8.0])[0] == pytest.approx(4.0)
+
+
+def test_the_power_law_of_full_runs_is_inverted() -> None:
+    from ttq_table import needed_by_full
+
+    schedules = [(cost, 0.7 * cost**-0.2) for cost in (1.0, 2.0, 4.0)]
+    assert needed_by_full(schedules, 0.7 * 3.0**-0.2) == pytest.approx(3.0)
+
+
+def test_kid_is_the_literal_double_sum() -> None:
+    from ttq_quality import kid
+
+    first, second = torch.randn(5, 8), torch.randn(7, 8) + 0.3
+
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a @ b) / 8 + 1) ** 3
+
+    def pairs(xs: torch.Tensor) -> float:
+        values = [kernel(a, b) for i, a in enumerate(xs) for j, b in enumerate(xs) if i != j]
+        return sum(values) / len(values)
+
+    cross = [kernel(a, b) for a in first for b in second]
+    assert kid(first, second) == pytest.approx(pairs(first) + pairs(second) - 2 * sum(cross) / len(cross), rel=1e-4)
+
+
+def test_random_plans_grow_and_lisa_draws_anew() -> None:
+    from ttq_methods import lisa_blocks, random_plan
+
+    plan = random_plan(10, 40, 3)  # a plan refuses stages that are not nested
+    assert [len(stage.blocks) for stage in plan.stages] == [3, 5, 8, 10]
+    assert plan != random_plan(10, 40, 4)
+    assert len({tuple(lisa_blocks(10, 0, step)) for step in range(0, 50, 5)}) > 3
