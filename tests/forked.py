@@ -1,0 +1,68 @@
+"""Scripts in processes forked from one that has imported torch and Diffusers, so that a start costs no imports.
+
+Every call starts processes of its own, which share nothing with the test's; only the imports come from the fork server
+of `multiprocessing`, one per pytest process. That server finds its modules by name, so this one is imported as
+`forked`, with its folder on `sys.path`: an installed package is called `tests`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+
+PRELOADED = ["accelerate", "autoprog_diffusion.adapters", "settings"]
+
+
+def _run(script: str, arguments: Sequence[str], environment: Mapping[str, str], folder: str, log: str) -> None:
+    """Be `python script arguments` in `folder`, and write what it prints to `log`."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch has read the server's already
+    sys.argv, sys.path[0] = [script, *arguments], str(Path(script).parent)
+    runpy.run_path(script, run_name="__main__")
+
+
+def run_forked(
+    script: Path, arguments: Sequence[str], environments: Sequence[Mapping[str, str]], folder: Path, limit: float
+) -> None:
+    """Run a script once per environment, at the same time; the first failure and `limit` seconds end all.
+
+    Raises:
+        RuntimeError: A process failed or did not end; the message is what it printed last.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    logs = [folder / f"process{index}.log" for index in range(len(environments))]
+    processes = [
+        context.Process(target=_run, args=(str(script), tuple(arguments), dict(environment), str(folder), str(log)))
+        for environment, log in zip(environments, logs)
+    ]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + limit
+    try:
+        while any(process.exitcode is None for process in processes):
+            if time.monotonic() > deadline or any(process.exitcode for process in processes):
+                break
+            time.sleep(0.02)
+    finally:
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+            process.join()
+    if any(code != 0 for code in codes):
+        # The one that failed says why; the others only miss it.
+        worst = next((index for index, code in enumerate(codes) if code), codes.index(None))
+        raise RuntimeError(f"exit codes {codes}: {logs[worst].read_text(errors='replace')[-4000:]}")
