@@ -32,12 +32,13 @@ from common import RESULTS, facts
 
 
 FOLDER = RESULTS / "vit_growth"
-STEPS = 300
+STEPS = 240
 COMMON = (
     "--model transformers:vit --model_kwargs num_hidden_layers 12 hidden_size 64 num_attention_heads 2 patch_size 4 "
     "--img_size 24 --batch_size 64 --lr 1e-3 --weight_decay 0.05 --warmup_steps 30 --min_lr 1e-5 --clip_grad 1.0 "
     "--smoothing 0.0 --crop pad --aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.98 "
-    "--max_train_samples 20000 --search_samples 256 --evaluations 3 --resolutions 12 16 20 24 --min_depth 0.5"
+    "--max_train_samples 20000 --search_samples 256 --evaluations 3 --resolutions 12 16 20 24 --min_depth 0.5 "
+    "--boundaries 0.3 0.6 0.8"
 )
 METHODS = {
     "full": "--growth off",
@@ -55,7 +56,7 @@ ABLATIONS = {
     "state_average": "--search fixed --optimizer_state average",
     "state_fresh": "--search fixed --optimizer_state fresh",
 }
-CURVE_EVERY, CURVE_IMAGES, FINAL_IMAGES = 50, 500, 5000
+CURVE_EVERY, CURVE_IMAGES, FINAL_IMAGES = 40, 500, 2500
 
 
 def arguments(method: str, seed: int, steps: int, data_dir: Path, extra: list[str]) -> Arguments:

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,42 +26,6 @@ from .loop import Trainer
 from .models import build_model, save_model, size_multiple
 from .report import write_report
 from .scheduler import ViTGrowth
-
-
-def main(argv: Sequence[str], description: str | None = None) -> None:
-    """Run a command line; an error of ours ends it with one line."""
-    try:
-        run(parse(argv, description))
-    except GrowthError as error:
-        sys.exit(f"error: {error}")
-
-
-def run(args: Arguments) -> Trainer:
-    """Train, and leave the model, `growth.json`, `timeline.png` and a printed table.
-
-    Raises:
-        GrowthError: Something does not fit; the message names the value and the fix.
-    """
-    clock = [time.perf_counter()]
-    output, accelerator = Path(args.output.output_dir), make_accelerator(args)
-    open_output(output, args, accelerator)
-    trainer = get_ready(args, accelerator)
-    clock.append(time.perf_counter())
-    trainer.train()
-    trainer.record_validation()
-    clock.append(time.perf_counter())
-    trainer.finish()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        with trainer.growth.averaged() if args.train.model_ema else nullcontext():
-            save_model(trainer.bare, output, labels=trainer.data.classes)
-        clock.append(time.perf_counter())
-        phases = ("getting ready", "training and validation", "saving")
-        seconds: dict[str, float] = dict(zip(phases, (later - earlier for earlier, later in zip(clock, clock[1:]))))
-        write_report(output, trainer.growth, trainer.log, seconds)
-        print(f"the model, timeline.png and growth.json are in {output}/")
-    accelerator.end_training()
-    return trainer
 
 
 def make_accelerator(args: Arguments) -> Accelerator:
@@ -131,15 +95,20 @@ def get_ready(args: Arguments, accelerator: Accelerator) -> Trainer:
     growth = ViTGrowth(model, config, accelerator)
     set_seed(args.train.seed, device_specific=True)
     trainer = Trainer(model, growth, data, args, accelerator)
+    begin(trainer, args, accelerator)
+    return trainer
+
+
+def begin(trainer: Trainer, args: Arguments, accelerator: Accelerator) -> None:
+    """Load the checkpoint to resume, if one is asked for; start the trackers; note the settings for a later resume."""
     wanted = args.output.resume_from_checkpoint
     if wanted and not trainer.resume(wanted):
         accelerator.print("no complete checkpoint yet: starting from the beginning.")
     if accelerator.is_main_process:
-        settings = {key: str(value) for key, value in config.to_dict().items()}  # trackers take no lists
+        settings = {key: str(value) for key, value in trainer.growth.config.to_dict().items()}  # they take no lists
         accelerator.init_trackers(args.output.tracker_project_name, config=settings)
         text = json.dumps(dataclasses.asdict(args), indent=2)
         write_text_atomically(Path(args.output.output_dir) / RUN_FILE, text + "\n")
-    return trainer
 
 
 def growth_config(args: Arguments) -> ViTGrowthConfig:
@@ -168,3 +137,48 @@ def _model(args: Arguments, num_classes: int) -> torch.nn.Module:
     return build_model(
         args.model.model, num_classes=num_classes, image_size=args.model.img_size, **args.model.model_kwargs
     )
+
+
+def run(
+    args: Arguments,
+    get_ready: Callable[[Arguments, Accelerator], Trainer] = get_ready,
+    save: Callable[..., object] = save_model,
+) -> Trainer:
+    """Train, and leave the model, `growth.json`, `timeline.png` and a printed table.
+
+    Args:
+        args: All arguments.
+        get_ready: Makes the trainer; another one for another model, or another way to grow.
+        save: `save(model, folder, labels=...)` writes the trained model, with the names of its classes.
+
+    Raises:
+        GrowthError: Something does not fit; the message names the value and the fix.
+    """
+    clock = [time.perf_counter()]
+    output, accelerator = Path(args.output.output_dir), make_accelerator(args)
+    open_output(output, args, accelerator)
+    trainer = get_ready(args, accelerator)
+    clock.append(time.perf_counter())
+    trainer.train()
+    trainer.record_validation()
+    clock.append(time.perf_counter())
+    trainer.finish()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        with trainer.growth.averaged() if args.train.model_ema else nullcontext():
+            save(trainer.bare, output, labels=trainer.data.classes)
+        clock.append(time.perf_counter())
+        phases = ("getting ready", "training and validation", "saving")
+        seconds: dict[str, float] = dict(zip(phases, (later - earlier for earlier, later in zip(clock, clock[1:]))))
+        write_report(output, trainer.growth, trainer.log, seconds)
+        print(f"the model, timeline.png and growth.json are in {output}/")
+    accelerator.end_training()
+    return trainer
+
+
+def main(argv: Sequence[str], description: str | None = None) -> None:
+    """Run a command line; an error of ours ends it with one line."""
+    try:
+        run(parse(argv, description))
+    except GrowthError as error:
+        sys.exit(f"error: {error}")
