@@ -101,19 +101,21 @@ def depth_grid(config: ViTGrowthConfig, sizes: Sequence[int]) -> list[int]:
     return [full if k == count - 1 else low + (full - low) * k // max(count - 1, 1) for k in range(count)]
 
 
-def resolution_grid(config: ViTGrowthConfig, image_size: int, multiple: int) -> list[int]:
+def resolution_grid(config: ViTGrowthConfig, image_size: int | None, multiple: int) -> list[int]:
     """Image side in pixels of every stage of the linear schedule.
 
     Args:
         config: With its `resolutions`, or `min_resolution`.
-        image_size: The model's own image side.
+        image_size: The model's own image side; None where it does not say.
         multiple: What sides must be multiples of.
 
     Raises:
-        ConfigError: A side is no multiple, or larger than the model's, or the last one is not the model's.
+        ConfigError: A side is no multiple, the last one is not the model's, or neither says how large images are.
     """
     count = config.num_stages
     if config.resolutions is None:
+        if image_size is None:
+            raise ConfigError("the model does not say how large its images are: give resolutions=(...), in pixels.")
         low = config.min_resolution
         shares = [1.0 if k == count - 1 else low + (1 - low) * k / max(count - 1, 1) for k in range(count)]
         return [min(image_size, make_divisible(share * image_size, multiple)) for share in shares]
@@ -124,7 +126,7 @@ def resolution_grid(config: ViTGrowthConfig, image_size: int, multiple: int) -> 
                 f"resolution {size} is not a multiple of {multiple}, what the model's patches cover: use {below} or "
                 f"{below + multiple}."
             )
-    if config.resolutions[-1] != image_size:
+    if image_size is not None and config.resolutions[-1] != image_size:
         raise ConfigError(
             f"resolutions={config.resolutions} must end in the model's own image size, {image_size}: position "
             "embeddings of the full grid are what a checkpoint holds."

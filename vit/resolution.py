@@ -59,16 +59,13 @@ def resize_images(images: Tensor, resolution: int, multiple: int) -> Tensor:
     return images if target == size else F.interpolate(images, size=target, mode="bilinear", antialias=True)
 
 
-def image_size(model: nn.Module) -> int:
-    """Side in pixels of the (square) images a model was built for."""
-    config = getattr(model, "config", None)
-    if config is not None:
-        size = config.image_size
-    elif hasattr(model, "post_network"):
-        size = model.pos_embed.shape[1] * size_multiple(model)  # type: ignore[union-attr,operator,index]
-    else:
-        size = model.patch_embed.img_size  # type: ignore[union-attr]
-    return size if isinstance(size, int) else int(size[0])  # type: ignore[index]
+def image_size(model: nn.Module) -> int | None:
+    """Side in pixels of the (square) images a model was built for; None where it does not say."""
+    if hasattr(model, "post_network"):
+        return model.pos_embed.shape[1] * size_multiple(model)  # type: ignore[union-attr,operator,index]
+    found: Any = getattr(model, "patch_embed", None)
+    size = getattr(getattr(model, "config", None), "image_size", getattr(found, "img_size", None))
+    return size if size is None or isinstance(size, int) else int(size[0])
 
 
 def _interpolate(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

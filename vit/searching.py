@@ -108,7 +108,7 @@ class StageChoice:
             SearchError: On every rank, where scoring failed on one.
         """
         started = time.perf_counter()
-        index, details = (self._one_shot if self._config.search == "one_shot" else self._zero_shot)(net, stage)
+        index, details = (self._one_shot if self._config.search == "one_shot" else self._zero_shot)(net)
         chosen = net.candidates[index]
         record = {
             "stage": stage,
@@ -134,14 +134,14 @@ class StageChoice:
             net = self.open(stage, plan, before and Shape(len(before.blocks), int(before.resolution)))
             net.losses, self._seconds = state["losses"], state["seconds"]
 
-    def _one_shot(self, net: Supernet, stage: int) -> tuple[int, dict[str, Any]]:
+    def _one_shot(self, net: Supernet) -> tuple[int, dict[str, Any]]:
         losses = [sum(column) / len(column) for column in zip(*net.losses)]
         rows = gather(lambda: [self._cost(net, shape) for shape in net.candidates])
         costs = [sum(column) / len(column) for column in zip(*rows)]
         index, w, verdicts = decide_once(lambda: choose(net.candidates, losses, costs))
         return index, {"w": w, "candidates": [v.to_dict() for v in verdicts], "evaluations": net.losses}
 
-    def _zero_shot(self, net: Supernet, stage: int) -> tuple[int, dict[str, Any]]:
+    def _zero_shot(self, net: Supernet) -> tuple[int, dict[str, Any]]:
         def score() -> list[objective.Score]:
             return [self._score(net, shape) for shape in net.candidates]
 

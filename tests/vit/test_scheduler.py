@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,6 +261,58 @@ def test_a_compiled_model_is_refused_where_its_shape_changes_every_step() -> Non
     parts = {"optimizer": optimizer, "held_out": [growing.batch(0)], "loss_fn": growing.loss_fn}
     with pytest.raises(OrderError, match="do not compile"):
         growth.prepare(torch.compile(model), num_training_steps=STEPS, **parts)
+
+
+def test_a_compiled_model_follows_a_fixed_schedule() -> None:
+    """Compiled graphs do not outlive the shape they were traced for."""
+    seen = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = growing.hf_vit(4).eval()
+        growth = ViTGrowth(model, config("fixed", min_depth=0.25))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        called = torch.compile(model, backend="eager") if compiled else model
+        growth.prepare(called, num_training_steps=3, optimizer=optimizer)
+        train(called, growth, optimizer, range(3))
+        growth.finish(called)
+        seen.append(growing.output(model, growing.batch(5)[0]))
+    torch.testing.assert_close(*seen)
+
+
+def test_a_sharding_backend_is_refused() -> None:
+    fsdp = SimpleNamespace(distributed_type=SimpleNamespace(value="FSDP"))
+    with pytest.raises(OrderError, match="FSDP cannot grow in depth.*DistributedDataParallel"):
+        ViTGrowth(growing.hf_vit(), config("fixed"), fsdp)
+
+
+class OwnViT(nn.Module):
+    """A vision transformer of nobody's library, without position embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 4, stride=4)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
+        self.layers = nn.ModuleList([copy.deepcopy(layer) for _ in range(4)])
+        self.head = nn.Linear(16, growing.CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.head(tokens.mean(1))
+
+
+def test_a_model_of_ones_own_grows_by_the_names_of_its_blocks() -> None:
+    model = OwnViT()
+    with pytest.raises(ConfigError, match="does not say how large its images are"):
+        ViTGrowth(model, config("one_shot"), blocks=["layers.*"])
+    growth = ViTGrowth(model, config("one_shot", resolutions=(8, 12, 16)), blocks=["layers.*"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    parts = {"held_out": [growing.batch(0)], "loss_fn": growing.loss_fn}
+    growth.prepare(model, num_training_steps=STEPS, optimizer=optimizer, **parts)
+    train(model, growth, optimizer, range(STEPS))
+    growth.finish(model)
+    assert [record.depth for record in growth.history][-1] == 4
 
 
 def test_a_failing_loss_is_the_users_own_error() -> None:
