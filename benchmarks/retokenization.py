@@ -22,7 +22,6 @@ from common import facts, save
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DeiTConfig, DeiTForImageClassification
 
 from autoprog_diffusion.training.measure import counted_flops
@@ -61,9 +60,7 @@ def measure(model: nn.Module, factors: list[int]) -> list[dict[str, Any]]:
         for stride in strides:
             tokens.enter(stride)
             if repetition == 0:
-                # The fused attention of the CPU is not in torch's counter; written out it is counted exactly.
-                with sdpa_kernel(SDPBackend.MATH):
-                    flops[stride] = counted_flops(lambda: step(model, images, labels))
+                flops[stride] = counted_flops(lambda: step(model, images, labels))
                 continue
             start = time.process_time()
             step(model, images, labels)

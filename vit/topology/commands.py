@@ -97,12 +97,13 @@ def run_scaling(args: ScaleArguments) -> list[Member]:
         SearchError: All candidates of a step are degenerate.
         StateError: The folder holds another scaling.
     """
+    topology = read_genotype(args.genotype)
     settings = ScalingSettings(
         budget_params=args.budget_params, budget_flops=args.budget_flops, image_size=args.score.img_size,
         num_classes=args.num_classes, shrink=args.shrink, width_multiple=args.width_multiple,
         head_dim_multiple=args.head_dim_multiple, min_head_dim=args.min_head_dim,
     )  # fmt: skip
-    topology, folder = read_genotype(args.genotype), _folder(args.output_dir)
+    folder = _folder(args.output_dir)
     ledger = make_ledger(folder, args.score, args.data, args.resume)
     started = time.perf_counter(), time.process_time()
     with tqdm(desc="networks of the family") as bar:

@@ -22,7 +22,7 @@ from .scaling import Member
 
 def print_best(found: Found, evaluations: Sequence[Evaluation], image_size: int, rows: int = 10) -> None:
     """Print the networks with the best rank sums among all that were evaluated, and the one that was chosen."""
-    sums, ordered = rank_sums(evaluations), order(evaluations)
+    sums, ordered, first = rank_sums(evaluations), order(evaluations), _first_steps(found)
     table = Table(title=f"best of {len(evaluations)} networks, {sum(e.degenerate for e in evaluations)} degenerate")
     for title in ("", "genotype", "NTK", "length distortion", "rank sum", "params (M)", "MACs (G)", "first at step"):
         table.add_column(title, justify="left" if title == "genotype" else "right")
@@ -34,7 +34,7 @@ def print_best(found: Found, evaluations: Sequence[Evaluation], image_size: int,
             "chosen" if item.genotype == found.genotype else str(names.index(item.genotype) + 1), item.genotype,
             f"{item.ntk:.3f}", f"{item.length:.4f}", f"{sums[index]:.0f}",
             f"{parameter_count(genotype, 1000) / 1e6:.2f}", f"{multiply_adds(genotype, image_size, 1000) / 1e9:.3f}",
-            str(found.trace.index(item.genotype) + 1),
+            str(first.get(item.genotype, "never")),
         )  # fmt: skip
     _console().print(table)
 
@@ -44,7 +44,8 @@ def draw_search(path: Path, found: Found, evaluations: Sequence[Evaluation]) -> 
     sound = [item for item in evaluations if not item.degenerate]
     figure = Figure(figsize=(11, 4.5), dpi=110)
     left, right = figure.subplots(1, 2)
-    steps = [found.trace.index(item.genotype) + 1 for item in sound]
+    first = _first_steps(found)
+    steps = [first.get(item.genotype, len(found.trace)) for item in sound]
     dots = left.scatter([item.length for item in sound], [item.ntk for item in sound], c=steps, s=14)
     figure.colorbar(dots, ax=left, label="step")
     chosen = next(item for item in evaluations if item.genotype == found.genotype)
@@ -121,6 +122,11 @@ def draw_family(path: Path, family: Sequence[Member]) -> None:
     other.set_ylabel("length distortion", color="C1")
     figure.tight_layout()
     figure.savefig(path)
+
+
+def _first_steps(found: Found) -> dict[str, int]:
+    """Genotype -> the step, from 1, that drew it first; REINFORCE may end in a network that it never drew."""
+    return {genotype: step for step, genotype in reversed(list(enumerate(found.trace, 1)))}
 
 
 def _console() -> Console:

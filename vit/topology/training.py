@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate.utils import set_seed
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autoprog_diffusion.training.output import RUN_FILE, write_text_atomically
 
 from ..arguments import Arguments, GrowthArguments, ModelArguments, check_arguments
-from ..data import Batch, load_data
+from ..data import load_data
 from ..loop import Trainer
-from ..regularisation import Strength
 from ..report import write_report
 from ..retoken_growth import RetokenConfig, RetokenGrowth
 from ..run import make_accelerator, open_output
@@ -38,10 +36,6 @@ class RetokenTrainer(Trainer):
     def _enter_shape(self) -> None:
         self.log.flops.clear()  # kept by depth and resolution, which stay
         super()._enter_shape()
-
-    def _count_flops(self, batch: Batch, strength: Strength) -> int:
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attention of the CPU is not in torch's counter
-            return super()._count_flops(batch, strength)
 
 
 def run_training(args: TrainArguments, genotype: Genotype) -> RetokenTrainer:
