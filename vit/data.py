@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from autoprog_diffusion.growth.errors import ConfigError
@@ -191,11 +191,11 @@ class EpochBatches(Sampler):
         return iter(self._rows)
 
 
-def make_loader(rows: Decoded | Encoded, sampler: Sampler | None, batch: int, workers: int) -> DataLoader:
-    """Batches (images (N, 3, S, S) uint8, labels (N,)): those of the sampler, else all rows in their order."""
+def make_loader(rows: Decoded | Encoded, batches: Iterable[list[int]], workers: int) -> DataLoader:
+    """Batches (images (N, 3, S, S) uint8, labels (N,)) of the rows that `batches` lists."""
     return DataLoader(
         rows,
-        batch_sampler=sampler or BatchSampler(range(len(rows)), batch, drop_last=False),
+        batch_sampler=batches,  # type: ignore[arg-type]
         collate_fn=_as_it_is,
         num_workers=workers if isinstance(rows, Encoded) else 0,
         pin_memory=torch.cuda.is_available(),

@@ -148,13 +148,12 @@ class Trainer:
         """
         val, sums = self.data.val, torch.zeros(3, dtype=torch.float64)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        was_training = self.bare.training
+        size, was_training = self.args.train.batch_size, self.bare.training
+        batches = [list(range(start, min(start + size, len(val)))) for start in range(0, len(val), size)]
+        loader = make_loader(val, batches[rank::world], self.args.data.workers)
         with torch.no_grad(), self.growth.averaged() if averaged else nullcontext():
             self.bare.eval()
-            loader = make_loader(val, None, self.args.train.batch_size, self.args.data.workers)
-            for index, (images, labels) in enumerate(loader):
-                if index % world != rank:
-                    continue
+            for images, labels in loader:
                 pixels = self.growth.resize(self._floats(images))
                 output = self._forward(self.bare, normalised(pixels)).float()
                 labels = labels.to(output.device)
@@ -212,16 +211,19 @@ class Trainer:
         return self._criterion(self._forward(model, images), targets)
 
     def _held_out(self) -> list[Batch]:
-        """Batches for a search, cropped and augmented once at the last stage's strength, not mixed."""
+        """This rank's batches for a search, at least two, cropped and augmented once at full strength, not mixed."""
         held, args = self.data.held_out, self.args
         if held is None:
             return []
         augment = Augment(replace(args.augment, mixup=0.0, cutmix=0.0), len(self.data.classes), args.train.smoothing)
         strength = strengths(args.augment, 0.0, 1)[0]
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        images, labels = held.images[mine], held.labels[mine]
+        size = min(args.train.batch_size, max(1, len(labels) // 2))
         with torch.random.fork_rng():
             torch.manual_seed(args.train.seed)
-            pairs = zip(held.images.split(args.train.batch_size), held.labels.split(args.train.batch_size))
-            return [augment(images.float() / 255, labels, strength) for images, labels in pairs]
+            pairs = zip(images.split(size), labels.split(size))
+            return [augment(pixels.float() / 255, classes, strength) for pixels, classes in pairs]
 
     def _count_flops(self, batch: Batch, strength: Strength) -> int:
         """FLOPs of a pass whose gradients are thrown away: the counter takes other kernels, so it may not train."""
@@ -251,7 +253,7 @@ class Trainer:
             rows.epoch = epoch
             place = (accelerator.process_index, accelerator.num_processes)
             sampler = EpochBatches(len(rows), train.batch_size, train.seed, epoch, offset, *place)
-            loader: DataLoader = make_loader(rows, sampler, train.batch_size, self.args.data.workers)
+            loader: DataLoader = make_loader(rows, sampler, self.args.data.workers)
             yield from loader
             done += len(sampler)
 

@@ -37,6 +37,10 @@ def arguments(data: Path | str | None, *, size: int = 8, **values: object) -> Ar
     return Arguments(**groups)  # type: ignore[arg-type]
 
 
+def in_order(count: int, batch: int = 4) -> list[list[int]]:
+    return [rows.tolist() for rows in torch.arange(count).split(batch)]
+
+
 def test_a_folder_of_class_folders_is_split_by_class(tmp_path: Path) -> None:
     data = load_data(arguments(make_folder(tmp_path / "all"), val_fraction=0.2), multiple=4, hold_out=False)
     assert data.classes == ("blue", "red")
@@ -142,10 +146,10 @@ def test_corrupt_images_are_named_and_skipped_or_refused(
     (root / "blue" / "4.png").write_bytes(whole[: len(whole) // 2])
     args = arguments(root, val_data=str(make_folder(tmp_path / "val")), memory=memory)
     with pytest.raises(DataError, match=r"4\.png.*--corrupt skip" if memory else r"png.*--corrupt skip"):
-        list(make_loader(load_data(args, multiple=4, hold_out=False).train, None, 4, 0))
+        list(make_loader(load_data(args, multiple=4, hold_out=False).train, in_order(20), 0))
     args = dataclasses.replace(args, data=dataclasses.replace(args.data, corrupt="skip"))
     train = load_data(args, multiple=4, hold_out=False).train
-    batches = list(make_loader(train, None, 4, 0))
+    batches = list(make_loader(train, in_order(len(train)), 0))
     assert "4.png" in caplog.text
     assert "3.png" in caplog.text
     assert sum(len(labels) for _, labels in batches) == (18 if memory else 20)
@@ -188,7 +192,7 @@ def test_large_data_is_cropped_by_epoch_and_row_in_any_worker(tmp_path: Path) ->
     assert isinstance(train, Encoded)
 
     def images(workers: int) -> torch.Tensor:
-        return torch.cat([batch for batch, _ in make_loader(train, None, 3, workers)])
+        return torch.cat([batch for batch, _ in make_loader(train, in_order(10, 3), workers)])
 
     first = images(0)
     assert torch.equal(first, images(2))

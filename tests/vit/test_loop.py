@@ -126,3 +126,15 @@ def test_channels_last_gives_the_same_result(tmp_path: Path) -> None:
         trainer.train()
         losses.append(trainer.log.rows["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_mixed_precision_trains_and_evaluates_the_average(tmp_path: Path) -> None:
+    trainer = new_trainer_in(tmp_path)(*LEARNS, "--mixed_precision", "bf16")
+    before = trainer.validate(averaged=True)
+    trainer.train()
+    assert {parameter.dtype for parameter in trainer.bare.parameters()} == {torch.float32}
+    assert trainer.validate(averaged=True)["loss"] < before["loss"] - 0.3
+    with trainer.growth.averaged():
+        expected = trainer.validate(averaged=False)
+    assert trainer.validate(averaged=True) == expected
+    assert trainer.validate(averaged=False)["loss"] != expected["loss"]
