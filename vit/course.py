@@ -157,6 +157,7 @@ class Course:
         )  # fmt: skip
 
     def check_ranks(self, when: str) -> None:
+        """Raise `SyncError` where two ranks differ in weights or averages."""
         averages = ((f"average of {name}", value) for name, value in self.average.values.items())
         self._ranks.check([*self._elastic.model.named_parameters(), *averages], when)
 
