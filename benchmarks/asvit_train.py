@@ -32,7 +32,7 @@ from autoprog_diffusion.training.output import write_text_atomically
 
 
 FOLDER = RESULTS / "asvit_train"
-PRESET = ["train", "--preset", "cpu", "--validation_steps", "100", "--checkpointing_steps", "100000"]
+PRESET = ["train", "--preset", "cpu", "--validation_steps", "90", "--checkpointing_steps", "100000"]
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t by number of seeds
 
 

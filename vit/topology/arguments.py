@@ -119,8 +119,8 @@ PRESETS = {
         "search": f"--steps 100 --population 25 --tournament 6 {_SCORES}",
         "scale": f"--budget_params 8e6 --num_classes 24 {_SCORES}",
         "train": "--genotype 4,2,3,1|2,1,2,1|2,1,4,1|2,1,4,1|16,24 --img_size 64 --drop_path 0.05 --batch_size 64 "
-        "--max_train_steps 600 --lr 2e-3 --warmup_steps 40 --clip_grad 1 --model_ema_decay 0.98 --crop pad "
-        "--aa rand-m5-mstd0.5-inc1 --reprob 0 --mixup 0 --cutmix 0 --validation_steps 100 --checkpointing_steps 200",
+        "--max_train_steps 450 --lr 2e-3 --warmup_steps 30 --clip_grad 1 --model_ema_decay 0.98 --crop pad "
+        "--aa rand-m5-mstd0.5-inc1 --reprob 0 --mixup 0 --cutmix 0 --validation_steps 90 --checkpointing_steps 150",
     }
 }
 
