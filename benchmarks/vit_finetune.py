@@ -2,12 +2,12 @@
 
     python benchmarks/vit_finetune.py --data_dir ../shared/data
 
-pretrains a ViT of 8 blocks, width 64, patch 4, on the first 150 classes of the icons at 24 pixels (once), and then
-fine-tunes it to the other 50 by each method: same steps and batches, own decayed learning rate. `full_short` is full
-fine-tuning for as many FLOPs as `zero_shot` takes. The learning rates of `full` and `last_layer` are chosen on another
-seed, by validation images that the results do not use; the other methods take that of `full`. Results are in
-results/vit_finetune.json; what is there is not run again. Times are CPU seconds of a single-threaded process, searches
-included, validation left out. `--report` prints the table.
+pretrains a ViT of 8 blocks, width 64, patch 6, on five classes of CIFAR-10 at 24 pixels (once, 12,500 images), and
+then fine-tunes it to the other five by each method, on 2,500 images: same steps and batches, own decayed learning rate.
+`full_short` is full fine-tuning for as many FLOPs as `zero_shot` takes. The learning rates of `full` and `last_layer`
+are chosen on another seed, by validation images that the results do not use; the other methods take that of `full`.
+Results are in results/vit_finetune.json; what is there is not run again. Times are CPU seconds of a single-threaded
+process, searches included, validation left out. `--report` prints the table.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ from autoprog_diffusion.vit.loop import Trainer
 from autoprog_diffusion.vit.models import size_multiple
 from autoprog_diffusion.vit.pretrained import fit_head, load_pretrained
 from autoprog_diffusion.vit.run import run as pretrain
+from autoprog_diffusion.vit.sources import parquet_source
 from autoprog_diffusion.vit.unfreezing import Unfreezing
 from common import RESULTS, facts, save
 from torch import nn
 
 
-NAME, OLD_CLASSES = "vit_finetune", 150
+NAME = "vit_finetune"
+COUNTS = {"old": (12500, 1000), "new": (2500, 4000)}  # training and validation images
 PRETRAINING = (
-    "--model transformers:vit --model_kwargs num_hidden_layers 8 hidden_size 64 num_attention_heads 2 patch_size 4 "
+    "--model transformers:vit --model_kwargs num_hidden_layers 8 hidden_size 64 num_attention_heads 2 patch_size 6 "
     "--img_size 24 --growth off --batch_size 64 --lr 1e-3 --warmup_steps 50 --clip_grad 1.0 --smoothing 0.1 "
-    "--crop pad --aa None --reprob 0 --mixup 0 --cutmix 0 --hflip 0 --model_ema_decay 0.98 --max_train_steps 600"
+    "--crop pad --aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.98 --max_train_steps 500"
 )
 FINETUNING = (
-    "--batch_size 64 --warmup_steps 20 --clip_grad 1.0 --smoothing 0.1 --crop pad --aa None --reprob 0 --hflip 0 "
+    "--batch_size 64 --warmup_steps 10 --clip_grad 1.0 --smoothing 0.1 --crop pad --aa None --reprob 0 "
     "--model_ema_decay 0.98"
 )
 METHODS = {
@@ -68,14 +70,20 @@ class LastLayer(Unfreezing):
                 self._model.get_parameter(name).requires_grad_(False)
 
 
-def split_icons(data_dir: Path, folder: Path) -> None:
-    """Write the icons as two data sets of different classes."""
-    with np.load(data_dir / "icons200_32.npz", allow_pickle=False) as file:
-        x, y, test, classes = (file[name] for name in ("x", "y", "test", "classes"))
-    for name, chosen in (("old", y < OLD_CLASSES), ("new", y >= OLD_CLASSES)):
-        first = 0 if name == "old" else OLD_CLASSES
-        names = classes[:OLD_CLASSES] if name == "old" else classes[OLD_CLASSES:]
-        np.savez(folder / f"{name}.npz", x=x[chosen], y=y[chosen] - first, test=test[chosen], classes=names)
+def split_classes(data_dir: Path, folder: Path) -> None:
+    """Write CIFAR-10 as two data sets of five classes, with as many images as `COUNTS` says."""
+    for name, wanted in COUNTS.items():
+        arrays: dict[str, list[Any]] = {"x": [], "y": [], "test": []}
+        for part, count in zip(("train", "test"), wanted):
+            source = parquet_source(data_dir / f"cifar10_{part}.parquet", "image", "label")
+            classes = range(5) if name == "old" else range(5, 10)
+            for label in classes:
+                rows = [row for row, found in enumerate(source.labels) if found == label][: count // 5]
+                arrays["x"] += [np.asarray(source.read(row)) for row in rows]
+                arrays["y"] += [label - classes[0]] * len(rows)
+                arrays["test"] += [part == "test"] * len(rows)
+        names = [source.classes[label] for label in classes]
+        np.savez(folder / f"{name}.npz", **{key: np.array(value) for key, value in arrays.items()}, classes=names)
 
 
 def fine_tune(method: str, rate: float, seed: int, steps: int, folder: Path, *, tuning: bool) -> dict[str, Any]:
@@ -91,7 +99,7 @@ def fine_tune(method: str, rate: float, seed: int, steps: int, folder: Path, *, 
     fit_head(model, data.classes)
     accelerator = Accelerator(cpu=True)
     kind = LastLayer if method == "last_layer" else Unfreezing
-    growth = kind(model, growth_config(args, 4), 24, args.train.model_ema_decay, accelerator)
+    growth = kind(model, growth_config(args, 6), 24, args.train.model_ema_decay, accelerator)
     trainer = Trainer(model, growth, data, as_pretraining(args), accelerator)
     trainer.train()
     row = trainer.record_validation()
@@ -122,7 +130,8 @@ def mean(values: dict[str, Any], method: str, key: str) -> float:
 
 def measure(values: dict[str, Any], options: argparse.Namespace, folder: Path) -> None:
     """Run what `values` lacks, and write it after every run."""
-    split_icons(options.data_dir, folder)
+    if not (folder / "new.npz").exists():
+        split_classes(options.data_dir, folder)
     if not (folder / "pretrained" / "model.safetensors").exists():
         flags = [*PRETRAINING.split(), "--train_data", str(folder / "old.npz"), "--overwrite_output_dir"]
         trainer = pretrain(parse_pretraining([*flags, "--output_dir", str(folder / "pretrained")]))
@@ -189,7 +198,7 @@ def main() -> None:
     parser.add_argument("--data_dir", type=Path, default=Path("../shared/data"))
     parser.add_argument("--folder", type=Path, help="where data sets and the pretrained model are kept")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args()
     path = RESULTS / f"{NAME}.json"
