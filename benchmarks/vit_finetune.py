@@ -3,7 +3,7 @@
     python benchmarks/vit_finetune.py --data_dir ../shared/data
 
 pretrains a ViT of 8 blocks, width 64, patch 6, on five classes of CIFAR-10 at 24 pixels (once, 12,500 images), and
-then fine-tunes it to the other five by each method, on 2,500 images: same steps and batches, own decayed learning rate.
+then fine-tunes it to the other five by each method, on 2,500 images: same steps, same batches, own decayed rate.
 `full_short` is full fine-tuning for as many FLOPs as `zero_shot` takes. The learning rates of `full` and `last_layer`
 are chosen on another seed, by validation images that the results do not use; the other methods take that of `full`.
 Results are in results/vit_finetune.json; what is there is not run again. Times are CPU seconds of a single-threaded
