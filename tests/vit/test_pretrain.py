@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
+import socket
 import sys
 from pathlib import Path
 
@@ -23,19 +23,27 @@ from autoprog_diffusion.growth.plan import GrowthPlan
 from .pretraining import FLAGS, make_npz, tiny_arguments
 
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from forked import run_forked  # noqa: E402
+
+
 SCRIPT = Path(__file__).parents[2] / "vit" / "pretrain.py"
 
 
 def launch(folder: Path, *flags: str, ranks: int = 1) -> str:
-    command = [sys.executable]
-    if ranks > 1:
-        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--rdzv_backend", "c10d"]
-        command += ["--rdzv_endpoint", "localhost:0"]
-    command += [str(SCRIPT), *FLAGS, "--output_dir", "out", *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=folder)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    """What the first of `ranks` processes of the script printed."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if ranks > 1:  # what torchrun sets
+        shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+        shared |= {"LOCAL_WORLD_SIZE": str(ranks)}
+    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {} for rank in range(ranks)]
+    arguments = [*FLAGS, "--output_dir", "out", *flags]
+    run_forked(SCRIPT, arguments, [{**shared, **place} for place in places], folder, limit=240)
+    return (folder / "process0.log").read_text()
 
 
 def test_the_script_leaves_a_model_that_transformers_loads(tmp_path: Path) -> None:
