@@ -74,8 +74,8 @@ def print_summary(summaries: list[StageSummary], result: dict[str, float], secon
     console.print(table)
     ratios = saving(summaries)
     console.print(
-        f"training time {ratios['time']:.2f}x less than all steps at the last stage's cost, evaluation of candidates "
-        f"included; by FLOPs of the training steps {ratios['flops']:.2f}x."
+        f"training time {ratios['time']:.2f}x less than all steps at the last stage's cost, searches included; by FLOPs "
+        f"{ratios['flops']:.2f}x."
     )
     if result:
         console.print(f"validation accuracy {result['accuracy']:.1%}, of the average {result['ema_accuracy']:.1%}.")
@@ -84,16 +84,16 @@ def print_summary(summaries: list[StageSummary], result: dict[str, float], secon
 
 def print_decision(decision: dict[str, Any]) -> None:
     """Print what a search knew of every candidate, and which was chosen."""
-    rows = [row for row in decision.get("candidates", ()) if "depth" in row]
-    if not rows:
-        return
-    title = f"search for stage {decision['stage'] + 1}"
-    table = Table(title=title)
-    names = [name for name in rows[0] if name not in ("depth", "resolution", "blocks", "name")]
-    for name in ("depth", "pixels", *names):
+    rows = decision["candidates"]
+    seconds = f"{decision['seconds']:.1f} s" if "seconds" in decision else ""
+    table = Table(title=f"search for stage {decision['stage'] + 1} ({decision.get('search', '')}, {seconds})")
+    scores = [name for name in ("loss", "cost", "kappa", "zico", "gain", "score", "value") if name in rows[0]]
+    for name in ("depth", "pixels", *scores, ""):
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(str(row["depth"]), str(row["resolution"]), *(_number(row[name]) for name in names))
+        shape = {"depth": row.get("depth", len(row.get("blocks", ()))), "resolution": row["resolution"]}
+        mark = "chosen" if decision["choice"] == shape else ""
+        table.add_row(*(str(value) for value in shape.values()), *(f"{float(row[name]):.4g}" for name in scores), mark)
     _console().print(table)
 
 
@@ -134,10 +134,6 @@ def draw_timeline(path: Path, log: RunLog) -> None:
     figure.align_ylabels()
     figure.tight_layout()
     figure.savefig(path)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _console() -> Console:
