@@ -156,19 +156,19 @@ def test_a_copy_of_a_mixed_precision_model_is_not_the_original(tmp_path: Path) -
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def run(accelerator: Any, settings: ViTGrowthConfig, steps: range, folder: Path | None, save: int | None) -> Any:
-    """Train over `steps`, from a checkpoint if the first step is not 0; save one before step `save`."""
+def run(accelerator: Any, settings: ViTGrowthConfig, start: int, folder: Path, saves: tuple[int, ...] = ()) -> Any:
+    """Train to the end, from a checkpoint if `start` is not 0; leave one before every step in `saves`."""
     torch.manual_seed(0)
     model = growing.hf_vit()
     growth = ViTGrowth(model, settings, accelerator)
     wrapped, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-2))
     held_out = [growing.batch(90), growing.batch(91)]
     growth.prepare(wrapped, num_training_steps=STEPS, held_out=held_out, loss_fn=growing.loss_fn)
-    if steps.start:
-        accelerator.load_state(str(folder))
-    for step in steps:
-        if step == save:
-            accelerator.save_state(str(folder))
+    if start:
+        accelerator.load_state(str(folder / str(start)))
+    for step in range(start, STEPS):
+        if step in saves:
+            accelerator.save_state(str(folder / str(step)))
         growing.one_step(wrapped, growth, optimizer, step)
     growth.finish(wrapped)
     accelerator._custom_objects.clear()
@@ -180,26 +180,21 @@ def without_clocks(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "decisions": [{**d, "seconds": None} for d in state["decisions"]], "average": None}
 
 
-@pytest.mark.parametrize(
-    ("search", "step"),
-    [("one_shot", 1), ("one_shot", 2), ("one_shot", 4), ("one_shot", 5), ("zero_shot", 4), ("fixed", 6)],
-)
+# Steps at which a run is cut: inside a search (1, 5), at its end (2), between stages (4), inside a stage (6).
+CUTS = {"one_shot": (1, 2, 4, 5), "zero_shot": (4,), "fixed": (4, 6)}
+
+
+@pytest.mark.parametrize("search", CUTS)
 def test_resuming_is_bit_exact_inside_and_between_stages_and_searches(
-    search: str, step: int, tmp_path: Path, accelerator: Any
+    search: str, tmp_path: Path, accelerator: Any
 ) -> None:
-    settings = config(search)
-    weights, state = run(accelerator, settings, range(STEPS), tmp_path, step)
-    resumed, state_again = run(accelerator, settings, range(step, STEPS), tmp_path, None)
-    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
-    assert all(torch.equal(state["average"][name], state_again["average"][name]) for name in state["average"])
-    assert without_clocks(state) == without_clocks(state_again)
-
-
-def test_a_run_repeats_bit_for_bit(accelerator: Any, tmp_path: Path) -> None:
-    settings = config("one_shot", operator="interpolation")
-    runs = [run(accelerator, settings, range(STEPS), tmp_path, None) for _ in range(2)]
-    assert all(torch.equal(runs[0][0][name], runs[1][0][name]) for name in runs[0][0])
-    assert without_clocks(runs[0][1]) == without_clocks(runs[1][1])
+    settings, cuts = config(search), CUTS[search]
+    weights, state = run(accelerator, settings, 0, tmp_path, cuts)
+    for cut in cuts:
+        resumed, again = run(accelerator, settings, cut, tmp_path)
+        assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+        assert all(torch.equal(state["average"][name], again["average"][name]) for name in state["average"])
+        assert without_clocks(state) == without_clocks(again)
 
 
 def test_a_state_from_elsewhere_is_refused() -> None:
