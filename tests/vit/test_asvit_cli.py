@@ -202,6 +202,22 @@ def test_read_genotype_names_what_is_missing(tmp_path: Path) -> None:
         read_genotype(str(tmp_path), 3)
 
 
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    AsViT(Genotype.parse(TINY), 3, 32).save_pretrained(tmp_path)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(GenotypeError, match="holds no complete As-ViT checkpoint"):
+        AsViT.from_pretrained(tmp_path)
+    weights.write_bytes(whole)
+    config.write_text(config.read_text().replace('"num_classes": 3', '"num_classes": 4'))
+    with pytest.raises(GenotypeError, match="size mismatch"):
+        AsViT.from_pretrained(tmp_path)
+    config.write_text("{}")
+    with pytest.raises(GenotypeError, match="genotype"):
+        AsViT.from_pretrained(tmp_path)
+
+
 def test_a_flag_after_the_preset_wins() -> None:
     assert set(PRESETS["cpu"]) == {"search", "scale", "train"}
     args = parse(["search", "--preset", "cpu", "--steps", "7"])
