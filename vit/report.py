@@ -74,8 +74,8 @@ def print_summary(summaries: list[StageSummary], result: dict[str, float], secon
     console.print(table)
     ratios = saving(summaries)
     console.print(
-        f"training time {ratios['time']:.2f}x less than all steps at the last stage's cost, searches included; by FLOPs "
-        f"{ratios['flops']:.2f}x."
+        f"training time {ratios['time']:.2f}x less than all steps at the last stage's cost, searches included; "
+        f"by FLOPs {ratios['flops']:.2f}x."
     )
     if result:
         console.print(f"validation accuracy {result['accuracy']:.1%}, of the average {result['ema_accuracy']:.1%}.")
