@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ttq_cases import Subject
-from ttq_methods import Method, lisa_blocks
+from ttq_methods import Method
 
 from autoprog_diffusion.growth import GrowthScheduler
-from autoprog_diffusion.growth.units import set_trainable, trainable_names
+from autoprog_diffusion.growth.units import set_trainable
 from autoprog_diffusion.training.measure import counted_flops
 
 
@@ -136,8 +136,10 @@ class Loop:
         return self.batch if scales is None else max(1, round(self.batch * scales[self.growth.stage]))
 
     def _step(self, step: int) -> None:
-        if self.method.lisa and step % self.method.lisa == 0:
-            self._redraw(step)
+        if self.method.redraw is not None:
+            names = self.method.redraw(self.growth.layout, self.steps, step, self.seed)
+            if names is not None:
+                set_trainable(self.subject.denoiser, names)
         batch = {"index": torch.tensor([next(self.rows) for _ in range(self._size())])}
         flops = self._count(batch)
         cpu, wall = time.process_time(), time.perf_counter()
@@ -175,15 +177,6 @@ class Loop:
             self.optimizer.zero_grad()
             self.run.stages[-1].setdefault("flops_per_step", self._flops[key])
         return self._flops[key]
-
-    def _redraw(self, step: int) -> None:
-        layout = self.growth.layout
-        chosen = lisa_blocks(len(layout.blocks), self.seed, step)
-        # Embedders and head train at all times, and input gradients flow through frozen blocks to the embedders.
-        set_trainable(
-            self.subject.denoiser,
-            trainable_names(layout, [0, *chosen]) - (set() if 0 in chosen else set(layout.blocks[0].parameters)),
-        )
 
     def _evaluate(self, step: int, repeats: int) -> None:
         loss = self.subject.held_out_loss(repeats)

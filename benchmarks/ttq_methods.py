@@ -14,12 +14,13 @@ from ttq_cases import Subject
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, Stage
 from autoprog_diffusion.growth.adapter import find_adapter
+from autoprog_diffusion.growth.units import Layout, trainable_names
 
 
 FULL: dict[str, Any] = {"num_stages": 1, "min_trainable": 1.0, "stage_embedding": False}
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LORA_RANK = 16
-LISA_BLOCKS = 2
+LISA_BLOCKS, LISA_PERIOD = 2, 5
 
 
 def _everything(subject: Subject, seed: int) -> None:
@@ -38,7 +39,8 @@ class Method:
         rates: Learning rates that seed 0 of the first case chooses from.
         adapt: Chooses what may ever train, in place, before growth sees the model.
         plan: (blocks, steps, seed) -> stages, instead of the configuration's.
-        lisa: Steps between draws of the trained blocks; 0 for other methods.
+        redraw: (layout, steps, step, seed) -> names of what trains from this step on, or None for no change: for
+            methods that growth, which is monotone, cannot express.
         batch_scales: Batch of every stage, as a factor of the case's.
         main: Whether `--quick` and the cases after the first include it.
         pictures: Whether pictures are drawn and judged.
@@ -48,10 +50,10 @@ class Method:
     title: str
     growth: Mapping[str, Any] = field(default_factory=lambda: FULL)
     share: float = 1.0
-    rates: tuple[float, ...] = (5e-4, 1e-3)
+    rates: tuple[float, ...] = (5e-4,)
     adapt: Callable[[Subject, int], None] = _everything
     plan: Callable[[int, int, int], GrowthPlan] | None = None
-    lisa: int = 0
+    redraw: Callable[[Layout, int, int, int], set[str] | None] | None = None
     batch_scales: tuple[float, ...] | None = None
     main: bool = False
     pictures: bool = False
@@ -116,9 +118,22 @@ def _scaled(module: nn.Module, args: Any, output: Any) -> Any:
     return tuple(gamma * part if isinstance(part, Tensor) else part for part in output)
 
 
-def lisa_blocks(count: int, seed: int, step: int) -> list[int]:
-    """The blocks that LISA trains from a step on: a few, drawn anew (arXiv 2403.17919)."""
-    return sorted(random.Random(f"lisa {seed} {step}").sample(range(count), min(LISA_BLOCKS, count)))
+def lisa(layout: Layout, steps: int, step: int, seed: int) -> set[str] | None:
+    """Every 5 steps a few blocks drawn anew, with the embedders and the head at all times (LISA, arXiv 2403.17919)."""
+    del steps
+    if step % LISA_PERIOD:
+        return None
+    count = len(layout.blocks)
+    drawn = random.Random(f"lisa {seed} {step}").sample(range(count), min(LISA_BLOCKS, count))
+    units = [layout.inputs, layout.outputs, *(layout.blocks[index] for index in drawn)]
+    return {name for unit in units for name in unit.parameters}
+
+
+def shrink(layout: Layout, steps: int, step: int, seed: int) -> set[str] | None:
+    """Growth backwards: everything trains first, from the middle of the run on only the last half of the blocks."""
+    del seed
+    count = len(layout.blocks)
+    return trainable_names(layout, range(count // 2, count)) if step == steps // 2 else None
 
 
 def random_plan(count: int, steps: int, seed: int) -> GrowthPlan:
@@ -143,32 +158,38 @@ def _half(**fields: Any) -> dict[str, Any]:
 
 
 BATCHES = (0.25, 0.5, 0.75, 1.0)
-FEW = (2e-3, 4e-3)  # rates for methods that train few parameters
+BOTH = (5e-4, 1e-3)
+FEW = (2e-3, 4e-3, 8e-3)  # rates for methods that train few parameters
 QUARTERS = _stages(order="suffix")
+HALF = _half(order="suffix", min_trainable=0.5)
 PAPER = _stages(order="interleaved")
 METHODS = {
     method.name: method
     for method in (
         Method("full", "full fine-tuning", rates=(2.5e-4, 5e-4, 1e-3), main=True, pictures=True),
-        Method("full_short", "full, half the steps", share=0.5, main=True, pictures=True),
-        Method("full_quarter", "full, a quarter of the steps", share=0.25, main=True),
+        Method("full_short", "full, half the steps", share=0.5, rates=BOTH, main=True, pictures=True),
+        Method("full_quarter", "full, a quarter of the steps", share=0.25, rates=BOTH, main=True),
         Method("lora", f"LoRA, rank {LORA_RANK}", adapt=lora, rates=FEW, main=True, pictures=True),
-        Method("interleaved", "fixed interleaved (the paper's)", PAPER, main=True, pictures=True),
-        Method("unfreeze", "fixed suffix, 4 stages", QUARTERS, main=True, pictures=True),
-        Method("combined", "suffix and batch growth", QUARTERS, batch_scales=BATCHES, main=True, pictures=True),
-        Method("gain_per_cost", "search, gain per cost", _stages(search="zero_shot"), main=True),
+        Method("interleaved", "fixed interleaved (the paper's)", PAPER, rates=BOTH, main=True, pictures=True),
+        Method("unfreeze", "fixed suffix, 4 stages", QUARTERS, rates=BOTH, main=True, pictures=True),
+        Method(
+            "combined", "suffix and batch growth", QUARTERS, batch_scales=BATCHES, rates=BOTH, main=True, pictures=True
+        ),
+        Method("gain_per_cost", "search, gain per cost", _stages(search="zero_shot"), rates=BOTH, main=True),
         Method("full_small", "full, half the batch", QUARTERS, plan=same_blocks, batch_scales=(0.5,) * 4),
         Method("resolution", "resolution growth alone, 0.5 to 1", _half(resolutions=(0.5, 1.0))),
         Method("batch", "batch growth alone", QUARTERS, plan=same_blocks, batch_scales=BATCHES),
         Method("rank_vote", "search, rank vote", _stages(search="zero_shot", search_objective="rank_vote")),
         Method("random", "random schedule", _stages(), plan=random_plan),
         Method("suffix", "last quarter only", adapt=last_quarter),
-        Method("lisa", f"LISA-style, {LISA_BLOCKS} blocks redrawn every 5 steps", lisa=5),
-        Method("bitfit", "BitFit", adapt=bitfit, rates=FEW),
-        Method("difffit", "DiffFit-style", adapt=difffit, rates=FEW),
+        Method("lisa", f"LISA-style, {LISA_BLOCKS} blocks redrawn every {LISA_PERIOD} steps", redraw=lisa),
+        Method("shrink", "all, then the last half (not growth)", redraw=shrink),
+        Method("bitfit", "BitFit", adapt=bitfit, rates=FEW[1:]),
+        Method("difffit", "DiffFit-style", adapt=difffit, rates=FEW[1:]),
         Method("interleaved_sid", "fixed interleaved, SID", {**PAPER, "stage_embedding": True}),
         Method("early", "suffix, opened early", {**QUARTERS, "boundaries": (0.1, 0.2, 0.3)}),
-        Method("two_stages", "suffix half, then all", _half(order="suffix", min_trainable=0.5)),
+        Method("two_stages", "suffix half, then all", HALF),
+        Method("batch_suffix", "suffix and batch growth, 4 stages", QUARTERS, batch_scales=BATCHES),
         Method("rewarm", "fixed suffix, re-warm-up", {**QUARTERS, "rewarm_steps": 4}),
         Method("resolution_75", "resolution growth alone, 0.75 to 1", _half(resolutions=(0.75, 1.0))),
     )

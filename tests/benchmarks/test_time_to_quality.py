@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from autoprog_diffusion.growth.units import layout_from_patterns
+
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -104,10 +106,18 @@ def test_kid_is_the_literal_double_sum() -> None:
     assert kid(first, second) == pytest.approx(pairs(first) + pairs(second) - 2 * sum(cross) / len(cross), rel=1e-4)
 
 
-def test_random_plans_grow_and_lisa_draws_anew() -> None:
-    from ttq_methods import lisa_blocks, random_plan
+def test_what_random_plans_lisa_and_shrinking_train() -> None:
+    from ttq_methods import LISA_BLOCKS, lisa, random_plan, shrink
+
+    model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(12)])
+    layout = layout_from_patterns(model, [str(index) for index in range(1, 11)])
 
     plan = random_plan(10, 40, 3)  # a plan refuses stages that are not nested
     assert [len(stage.blocks) for stage in plan.stages] == [3, 5, 8, 10]
     assert plan != random_plan(10, 40, 4)
-    assert len({tuple(lisa_blocks(10, 0, step)) for step in range(0, 50, 5)}) > 3
+    draws = [lisa(layout, 50, step, 0) for step in range(0, 50, 5)]
+    assert len({frozenset(names or ()) for names in draws}) > 3
+    assert all(names and {"0.weight", "11.bias"} < names and len(names) == 4 + 2 * LISA_BLOCKS for names in draws)
+    assert lisa(layout, 50, 7, 0) is None
+    assert shrink(layout, 50, 24, 0) is None
+    assert shrink(layout, 50, 25, 0) == {f"{index}.{kind}" for index in range(6, 12) for kind in ("weight", "bias")}
