@@ -25,6 +25,34 @@ from .supernet import Supernet
 from .zero_shot import score_running
 
 
+class FlopTable:
+    """FLOPs of a step at one resolution, for any depth.
+
+    Blocks of a group have one shape, so the count is linear in its depth: two shallow networks give it exactly, where
+    counting is slow (torch's counter sees every operation).
+
+    Args:
+        elastic: The model.
+        count: FLOPs of a step of what it shows.
+    """
+
+    def __init__(self, elastic: ElasticModel, count: Callable[[], float]) -> None:
+        def counted(depths: Sequence[int]) -> float:
+            elastic.show(tuple(tuple(range(depth)) for depth in depths))
+            return count()
+
+        ones = [1] * len(elastic.depths)
+        self._base = counted(ones)
+        self._block = [
+            counted([*ones[:g], 2, *ones[g + 1 :]]) - self._base if depth > 1 else 0.0
+            for g, depth in enumerate(elastic.depths)
+        ]
+
+    def of(self, depths: Sequence[int]) -> float:
+        """FLOPs with `depths` blocks in the groups."""
+        return self._base + sum((depth - 1) * flops for depth, flops in zip(depths, self._block, strict=True))
+
+
 class StageChoice:
     """The search of one run.
 
@@ -55,7 +83,7 @@ class StageChoice:
         self._resize, self._batches = resize, list(held_out or ())
         self.supernet: Supernet | None = None
         self._seconds = 0.0
-        self._flops: dict[Shape, float] = {}
+        self._flops: dict[int, FlopTable] = {}
         needed = {"one_shot": 1, "zero_shot": 2}.get(config.search, 0)
         if len(self._batches) < needed or (needed and loss_fn is None):
             raise ConfigError(
@@ -83,7 +111,7 @@ class StageChoice:
         length = search_length(self._config, plan, stage) if self._config.search == "one_shot" else 0
         start, config = plan.stages[stage].start, self._config
         self.supernet = Supernet(start, length, candidates, maps, self._grid, config.evaluations, config.seed)
-        self._seconds = 0.0
+        self._seconds, self._flops = 0.0, {}
         return self.supernet
 
     def evaluate(self, net: Supernet, average: WeightAverage) -> None:
@@ -156,17 +184,17 @@ class StageChoice:
         )
 
     def _cost(self, net: Supernet, shape: Shape) -> float:
-        self._elastic.show(net.positions(shape.depth))
         images, targets = self._batches[0]
         parts = (self._elastic.model, self._loss_fn, self._resize(images, shape.resolution), targets)
         if self._config.search_cost == "measured":
+            self._elastic.show(net.positions(shape.depth))
             return step_seconds(*parts)
-        # Blocks of a group have one shape, so the count does not depend on which of them run.
-        if shape not in self._flops:
-            self._flops[shape] = step_flops(*parts)
-        return self._flops[shape]
+        if shape.resolution not in self._flops:
+            self._flops[shape.resolution] = FlopTable(self._elastic, lambda: step_flops(*parts))
+        return self._flops[shape.resolution].of(self._grid.splits[shape.depth])
 
     def _score(self, net: Supernet, shape: Shape) -> objective.Score:
         cost = self._cost(net, shape)
+        self._elastic.show(net.positions(shape.depth))
         parts = (self._layout, self._elastic.running, shape.resolution, self._grid.full.resolution)
         return score_running(self._elastic.model, *parts, self._loss_fn, self._batches, self._resize, cost)

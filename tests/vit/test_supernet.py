@@ -12,9 +12,11 @@ from autoprog_diffusion.vit.average import WeightAverage
 from autoprog_diffusion.vit.config import Operator, ViTGrowthConfig
 from autoprog_diffusion.vit.elastic import ElasticModel
 from autoprog_diffusion.vit.groups import depth_grid, find_groups, resolution_grid, split_depths
+from autoprog_diffusion.vit.one_shot import step_flops
 from autoprog_diffusion.vit.operators import GrowthMap, growth_map
 from autoprog_diffusion.vit.planning import Grid, Shape, list_candidates
 from autoprog_diffusion.vit.resolution import enable_dynamic_resolution
+from autoprog_diffusion.vit.searching import FlopTable
 from autoprog_diffusion.vit.supernet import Supernet
 from torch import nn
 
@@ -152,6 +154,19 @@ def test_an_extracted_network_is_the_librarys_own_shallow_model(name: str) -> No
     shallow.load_state_dict(kept)
     images = growing.batch(50, name)[0]
     assert torch.equal(outputs(elastic.model, images), outputs(shallow, images))
+
+
+@growing.models
+def test_flops_are_those_of_a_direct_count(name: str) -> None:
+    elastic, _, _, net, grid = grown(name, "momentum")
+
+    def count() -> float:
+        return step_flops(elastic.model, growing.loss_fn, *growing.batch(0, name))
+
+    table = FlopTable(elastic, count)
+    for depth in grid.depths:
+        elastic.show(net.positions(depth))
+        assert table.of(grid.splits[depth]) == count()
 
 
 @growing.models
