@@ -4,6 +4,8 @@ Importing this package registers the units of timm's and transformers' vision tr
 """
 
 from . import adapter
+from .config import ViTGrowthConfig
+from .scheduler import ViTGrowth
 
 
-__all__ = ["adapter"]
+__all__ = ["ViTGrowth", "ViTGrowthConfig", "adapter"]
