@@ -43,6 +43,8 @@ class ViTGrowthConfig:
             min(ema_decay, (1 + n) / (10 + n)), so that short runs forget their start.
         boundaries: First optimizer step of stages 1, 2, ... (num_stages - 1 values), or fractions of the run in
             (0, 1). `None` spaces them evenly.
+        strides: Pixels from one token to the next in every stage, falling to the model's own (None), for progressive
+            re-tokenization (see `retokenize`); only with the fixed schedule.
         seed: Of sub-network draws, of the `random` search and of newly initialised blocks.
 
     Raises:
@@ -66,16 +68,17 @@ class ViTGrowthConfig:
     search_objective: Objective = "gain_per_cost"
     ema_decay: float = 0.998
     boundaries: tuple[int | float, ...] | None = None
+    strides: tuple[int | None, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("resolutions", "boundaries"):  # JSON gives lists; the dataclass stays hashable
+        for name in ("resolutions", "boundaries", "strides"):  # JSON gives lists; the dataclass stays hashable
             value = getattr(self, name)
             if value is not None and not isinstance(value, (list, tuple)):
                 raise ConfigError(f"{name}={value!r} is not allowed: give a list of values.")
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
-        for check in (_check_choices, _check_numbers, _check_resolutions, _check_boundaries):
+        for check in (_check_choices, _check_numbers, _check_resolutions, _check_boundaries, _check_strides):
             check(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,6 +150,18 @@ def _check_boundaries(config: ViTGrowthConfig) -> None:
         raise ConfigError(f"boundaries={bounds}: use all steps (whole numbers from 1) or all fractions in (0, 1).")
     if any(late <= early for early, late in zip(bounds, bounds[1:])):
         raise ConfigError(f"boundaries={bounds} do not increase: a stage must begin after the one before it.")
+
+
+def _check_strides(config: ViTGrowthConfig) -> None:
+    strides = config.strides
+    if strides is None:
+        return
+    if len(strides) != config.num_stages or strides[-1] is not None:
+        raise ConfigError(
+            f"strides={strides} is not allowed: give one for each of the {config.num_stages} stages, None in the last."
+        )
+    if config.search != "fixed":
+        raise ConfigError(f'strides follow a fixed schedule, but search="{config.search}": use search="fixed".')
 
 
 def _is_number(value: object) -> bool:

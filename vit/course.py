@@ -16,6 +16,7 @@ from .config import ViTGrowthConfig
 from .elastic import ElasticModel
 from .planning import Grid, Shape, with_shape
 from .ranks import RankSwitch
+from .retokenize import Retokenizer
 from .searching import StageChoice
 from .state import STATE_VERSION, ShapeRecord, check_state
 from .supernet import Supernet
@@ -37,6 +38,7 @@ class Course:
         optimizers: Whose state grows too.
         choice: The search.
         ranks: The other processes.
+        tokens: What changes the stride of the first projection, if the plan does.
     """
 
     def __init__(
@@ -50,10 +52,11 @@ class Course:
         optimizers: list[torch.optim.Optimizer],
         choice: StageChoice,
         ranks: RankSwitch,
+        tokens: Retokenizer | None = None,
     ) -> None:
         self._config, self._grid, self._layout = config, grid, layout
         self._elastic, self.average, self._optimizers = elastic, average, optimizers
-        self._choice, self._ranks = choice, ranks
+        self._choice, self._ranks, self._tokens = choice, ranks, tokens
         self.plan, self.step, self.shape = plan, 0, grid.shape(0)
         self.history: list[ShapeRecord] = []
         self.decisions: list[dict[str, Any]] = []
@@ -88,6 +91,7 @@ class Course:
     def enter(self, stage: int) -> None:
         """Begin a stage: with its shape where that is known, with a supernet of the candidates where it is not."""
         self.check_ranks(f"on entering stage {stage}")
+        self._retokenize()
         current = self.shape if stage else None
         candidates = self._choice.candidates(stage, current)
         self._grow(candidates[-1].depth, fresh=current is None)
@@ -101,6 +105,10 @@ class Course:
         self._ranks.rebuild(searching=True)
         self._record(stage, candidates[-1])
         self._draw(net)
+
+    def _retokenize(self) -> None:
+        if self._tokens is not None:
+            self._tokens.enter(self.plan.stages[self.stage].stride)
 
     def _search(self) -> bool:
         """Go on with a supernet phase, if there is one, after an optimizer step; True where it ends."""
@@ -192,6 +200,7 @@ class Course:
         self.decisions = state_dict["decisions"]
         self.check_ranks("after loading")
         self._elastic.set_depths(state_dict["depths"])
+        self._retokenize()
         self._choice.load_state_dict(state_dict["search"], self.stage, self.plan)
         entry = self.plan.stages[self.stage]
         self.shape = Shape(len(entry.blocks), int(entry.resolution))

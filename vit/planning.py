@@ -19,6 +19,7 @@ from .config import ViTGrowthConfig
 from .groups import BlockGroup, depth_grid, resolution_grid, split_depths
 from .models import size_multiple
 from .resolution import image_size
+from .retokenize import Retokenizer
 
 
 @dataclass(frozen=True, order=True)
@@ -108,15 +109,19 @@ def first_plan(config: ViTGrowthConfig, grid: Grid, num_training_steps: int) -> 
     """
     starts = stage_starts(GrowthConfig(num_stages=config.num_stages, boundaries=config.boundaries), num_training_steps)
     shapes = [grid.shape(stage) for stage in range(config.num_stages)]
+    strides = config.strides or (None,) * config.num_stages
     for index, (early, late) in enumerate(pairwise(shapes)):
-        if early == late:
+        if early == late and strides[index] == strides[index + 1]:
             raise PlanError(
                 f"stages {index} and {index + 1} would both train {late.depth} blocks at {late.resolution} pixels: "
                 f"use fewer stages, or a smaller min_depth (now {config.min_depth}) or first resolution."
             )
     if config.search != "fixed":
         shapes[:-1] = [shapes[0]] * (len(shapes) - 1)
-    stages = tuple(Stage(start, grid.blocks(s.depth), s.resolution) for start, s in zip(starts, shapes, strict=True))
+    stages = tuple(
+        Stage(start, grid.blocks(shape.depth), shape.resolution, stride)
+        for start, shape, stride in zip(starts, shapes, strides, strict=True)
+    )
     plan = GrowthPlan(sum(grid.sizes), num_training_steps, stages)
     if config.search == "one_shot":
         for stage in range(config.num_stages - 1):
@@ -149,6 +154,22 @@ def search_length(config: ViTGrowthConfig, plan: GrowthPlan, stage: int) -> int:
             'none to train what was chosen: search less, train longer, or use search="fixed".'
         )
     return steps
+
+
+def find_tokens(config: ViTGrowthConfig, model: nn.Module, grid: Grid) -> Retokenizer | None:
+    """What changes the model's stride, where the configuration asks for it.
+
+    Raises:
+        RetokenError: The model cannot be re-tokenized, or not with one of the strides.
+        PlanError: A stride does not divide its stage's images.
+    """
+    if config.strides is None:
+        return None
+    tokens = Retokenizer(model)
+    for stage, (stride, side) in enumerate(zip(config.strides, grid.resolutions, strict=True)):
+        if side % tokens.check(stride):
+            raise PlanError(f"stage {stage}: a stride of {stride} pixels does not divide its images of {side} pixels.")
+    return tokens
 
 
 def check_backend(accelerator: Any, model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from .elastic import ElasticModel
 from .groups import find_groups
 from .models import size_multiple
 from .one_shot import LossFn
-from .planning import check_backend, first_plan, make_grid
+from .planning import check_backend, find_tokens, first_plan, make_grid
 from .ranks import RankSwitch, bare_optimizers
 from .resolution import enable_dynamic_resolution, resize_images
 from .searching import StageChoice
@@ -42,8 +42,9 @@ class ViTGrowth:
 
     Raises:
         UnitError: The model's blocks cannot be found, or differ in shape.
-        PlanError: The model has fewer blocks than stages.
+        PlanError: The model has fewer blocks than stages, or a stride does not divide a stage's images.
         ConfigError: The patches do not divide a resolution.
+        RetokenError: Strides are asked for, and the model cannot have them.
         OrderError: The model is wrapped already, or the accelerator's backend is not supported.
     """
 
@@ -61,6 +62,7 @@ class ViTGrowth:
         self._model, self._accelerator = model, accelerator
         self._elastic = ElasticModel(model, find_groups(model, blocks))
         self._grid = make_grid(config, model, self._elastic.groups)
+        self._tokens = find_tokens(config, model, self._grid)
         self._resized = functools.partial(resize_images, multiple=size_multiple(model))
         names = [name for group in self._elastic.groups for name in group.blocks]
         self.layout = build_layout(model, [(name, [name]) for name in names], [])
@@ -104,7 +106,7 @@ class ViTGrowth:
         plan = first_plan(self.config, self._grid, num_training_steps)
         average = WeightAverage(self._model, self.config.ema_decay)
         whole = (self.layout, self._elastic, average, optimizers)
-        self._course = Course(self.config, self._grid, plan, *whole, choice, ranks)
+        self._course = Course(self.config, self._grid, plan, *whole, choice, ranks, self._tokens)
         self._disable_resolutions = enable_dynamic_resolution(self._model)
         self._running = True
         self._course.enter(0)

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from autoprog_diffusion.vit.config import ViTGrowthConfig
 from autoprog_diffusion.vit.models import logits
 from autoprog_diffusion.vit.retoken_growth import RetokenConfig, RetokenGrowth
 from autoprog_diffusion.vit.retokenize import RetokenError
+from autoprog_diffusion.vit.scheduler import ViTGrowth
 from autoprog_diffusion.vit.topology import AsViT, Genotype
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
@@ -26,7 +28,7 @@ def make_model() -> AsViT:
     return AsViT(Genotype.parse("4,2,2|2,1,2|2,1,2|2,1,2|16,16"), 3, 32)
 
 
-def train(model: nn.Module, growth: RetokenGrowth, optimizer: torch.optim.Optimizer, steps: range) -> None:
+def train(model: nn.Module, growth: RetokenGrowth | ViTGrowth, optimizer: torch.optim.Optimizer, steps: range) -> None:
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         images = growth.resize(torch.randn(4, 3, 32, 32, generator=generator))
@@ -87,6 +89,50 @@ def test_resolution_and_stride_grow_in_one_plan_for_a_plain_vit() -> None:
     assert seen == [4, 4, 36, 36, 64, 64, 64, 64]
     assert [stage.resolution for stage in growth.plan.stages] == [16, 24, 32]
     growth.finish(model)
+
+
+def test_depth_resolution_and_stride_grow_in_one_plan() -> None:
+    sizes: dict[str, Any] = {"image_size": 32, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 4}
+    sizes |= {"num_attention_heads": 2, "intermediate_size": 16, "num_labels": 3}
+
+    def run(steps: range, state: Any = None) -> tuple[nn.Module, ViTGrowth, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = ViTForImageClassification(
+            ViTConfig(**sizes, num_attention_heads=2, intermediate_size=16, num_labels=3)
+        )
+        config = ViTGrowthConfig(3, 0.5, (16, 24, 32), search="fixed", ema_decay=0.9, strides=(8, 8, None))
+        growth, optimizer = ViTGrowth(model, config), torch.optim.AdamW(model.parameters(), 1e-2)
+        growth.prepare(model, num_training_steps=9, optimizer=optimizer)
+        if state is not None:
+            for part, values in zip((model, optimizer, growth), state):
+                part.load_state_dict(values)
+        model.vit.layernorm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1] - 1))
+        train(model, growth, optimizer, steps)
+        return model, growth, optimizer
+
+    seen: list[int] = []
+    model, growth, _ = run(range(9))
+    assert seen == [4] * 3 + [9] * 3 + [64] * 3
+    stages = growth.plan.stages
+    assert [(len(s.blocks), s.resolution, s.stride) for s in stages] == [(2, 16, 8), (3, 24, 8), (4, 32, None)]
+    half = copy.deepcopy([part.state_dict() for part in (run(range(5))[i] for i in (0, 2, 1))])
+    seen.clear()
+    other, _, _ = run(range(5, 9), half)
+    assert seen == [9] + [64] * 3
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+    growth.finish(model)
+    assert not any(module._forward_hooks for name, module in model.named_modules() if "layernorm" not in name)
+
+
+def test_strides_of_vit_growth_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ConfigError, match="None in the last"):
+        ViTGrowthConfig(2, search="fixed", strides=(8, 4))
+    with pytest.raises(ConfigError, match='use search="fixed"'):
+        ViTGrowthConfig(2, strides=(8, None))
+    sizes: dict[str, Any] = {"image_size": 32, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2}
+    model = ViTForImageClassification(ViTConfig(**sizes, num_attention_heads=2, intermediate_size=16, num_labels=3))
+    with pytest.raises(PlanError, match="stage 0: a stride of 16 pixels does not divide its images of 24"):
+        ViTGrowth(model, ViTGrowthConfig(2, resolutions=(24, 32), search="fixed", strides=(16, None)))
 
 
 def test_one_stage_is_ordinary_training() -> None:
