@@ -32,11 +32,12 @@ from ttq_cases import CASES, Case, CaseError
 from ttq_loop import Loop
 from ttq_methods import METHODS, Method
 from ttq_quality import Judge
-from ttq_table import TUNING_SEED, best_rate, clean, draw, load_results, print_table, summarise
+from ttq_table import TUNING_SEED, best_rate, by_case, clean, draw, load_results, print_table, summarise
 
 from autoprog_diffusion.training.output import write_text_atomically
 
 
+COMMITTED = RESULTS / "time_to_quality"
 TUNED = "sd_openmoji"
 PLOTTED = (
     "full",
@@ -59,7 +60,7 @@ class Options:
         only: Names like `sd_openmoji` or `sd_openmoji/full`; none for all.
         seeds: Seeds per method; the first one also tunes the learning rate.
         steps: Optimizer steps of the full schedule [the case's own].
-        quick: One case and seed, the main methods at the middle of the grid; kept apart from the full results.
+        quick: One case and seed, the main methods at the committed runs' rates; kept apart from the full results.
         list: Print what would run, and stop.
         table: Print the table of the files that are there, write the summary and the plot, and stop.
         pictures: Draw pictures of the main methods' reported runs for KID and agreement.
@@ -76,7 +77,7 @@ class Options:
     table: bool = False
     pictures: bool = True
     data_dir: Path | None = None
-    results: Path = RESULTS / "time_to_quality"
+    results: Path = COMMITTED
     cache_dir: Path = Path(tempfile.gettempdir()) / "autoprog_time_to_quality"
 
 
@@ -113,8 +114,9 @@ def jobs(options: Options) -> Iterator[Job]:
 
 
 def _tuned(options: Options, case: Case, method: Method, seed: int) -> Job:
-    rate = best_rate(load_results(options.results), TUNED, method.name)
-    return _job(options, case, method, seed, rate or method.rates[-1])
+    # A quick run takes the rates that the committed runs were tuned to.
+    runs = load_results(COMMITTED if options.quick else options.results)
+    return _job(options, case, method, seed, best_rate(runs, TUNED, method.name) or method.rates[-1])
 
 
 def _job(options: Options, case: Case, method: Method, seed: int, rate: float) -> Job:
@@ -178,7 +180,7 @@ def write_summary(options: Options) -> None:
     table = summarise(results)
     print_table(table)
     target = options.results.with_suffix(".json")
-    write_text_atomically(target, json.dumps(clean({"table": table}), indent=1) + "\n")
+    write_text_atomically(target, json.dumps(clean(by_case(table)), indent=1) + "\n")
     if table:
         draw(results, options.results.with_suffix(".png"), PLOTTED)
     print(f"written: {target}")
@@ -188,7 +190,7 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     check(options)
     torch.set_num_threads(1)
-    if options.quick and options.results == RESULTS / "time_to_quality":
+    if options.quick and options.results == COMMITTED:
         options = replace(options, seeds=1, results=Path(tempfile.gettempdir()) / "time_to_quality_quick")
     if not options.table:
         run_all(options)

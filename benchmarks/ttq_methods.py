@@ -170,12 +170,15 @@ METHODS = {
         Method("full_short", "full, half the steps", share=0.5, rates=BOTH, main=True, pictures=True),
         Method("full_quarter", "full, a quarter of the steps", share=0.25, rates=BOTH, main=True),
         Method("lora", f"LoRA, rank {LORA_RANK}", adapt=lora, rates=FEW, main=True, pictures=True),
-        Method("interleaved", "fixed interleaved (the paper's)", PAPER, rates=BOTH, main=True, pictures=True),
+        Method("interleaved", "fixed interleaved (the paper's)", PAPER, rates=BOTH, main=True),
         Method("unfreeze", "fixed suffix, 4 stages", QUARTERS, rates=BOTH, main=True, pictures=True),
+        Method("combined", "suffix half at half batch, then all", HALF, batch_scales=(0.5, 1.0), main=True),
         Method(
-            "combined", "suffix and batch growth", QUARTERS, batch_scales=BATCHES, rates=BOTH, main=True, pictures=True
+            "gain_per_cost",
+            "search, gain per cost",
+            _stages(search="zero_shot", search_objective="gain_per_cost"),
+            rates=BOTH,
         ),
-        Method("gain_per_cost", "search, gain per cost", _stages(search="zero_shot"), rates=BOTH, main=True),
         Method("full_small", "full, half the batch", QUARTERS, plan=same_blocks, batch_scales=(0.5,) * 4),
         Method("resolution", "resolution growth alone, 0.5 to 1", _half(resolutions=(0.5, 1.0))),
         Method("batch", "batch growth alone", QUARTERS, plan=same_blocks, batch_scales=BATCHES),

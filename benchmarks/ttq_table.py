@@ -160,6 +160,11 @@ def _plain(values: Sequence[float], digits: int) -> str:
     return f"{middle:.{digits}f}" + ("" if math.isnan(low) else f" ({low:.{digits}f} to {high:.{digits}f})")
 
 
+def by_case(table: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of every case that has some."""
+    return {case: rows for case in CASES if (rows := [row for row in table if row["case"] == case])}
+
+
 def clean(value: Any) -> Any:
     """The value with nan as None, for JSON."""
     if isinstance(value, dict):

@@ -49,7 +49,7 @@ def test_the_suite_runs_resumes_and_prints_its_table(tmp_path: Path, capsys: pyt
     capsys.readouterr()
     write_summary(options)
     assert "tiny DiT to new classes" in capsys.readouterr().out
-    rows = json.loads((tmp_path / "ttq.json").read_text(encoding="utf-8"))["table"]
+    rows = json.loads((tmp_path / "ttq.json").read_text(encoding="utf-8"))["dit_classes"]
     assert [row["name"] for row in rows] == ["full", "unfreeze"]
     assert rows[0]["cpu_ratio"] == pytest.approx(1.0)
     assert (tmp_path / "ttq.png").stat().st_size > 10_000
