@@ -188,18 +188,29 @@ def report() -> None:
         by_network.setdefault(row["genotype"], {})[row["seed"]] = row
     networks = [found for found in by_network.values() if 0 in found and not found[0]["degenerate"]]
     kept = min(len(found) for found in networks)
-    accuracy = np.array([np.mean([found[seed]["accuracy"] for seed in range(kept)]) for found in networks])
+    accuracy, loss = (
+        np.array([np.mean([found[seed][key] for seed in range(kept)]) for found in networks])
+        for key in ("accuracy", "test_loss")
+    )
     values = {name: sign * np.array([n[0][name] for n in networks], float) for name, (_, sign) in METRICS.items()}
     values["rank_sum"] = ranks(values["length_distortion"]) + ranks(values["ntk"])
     table = {}
     for name, value in values.items():
         low, high = bootstrap_interval(value, accuracy)
-        table[name] = {"tau": kendall_tau(value, accuracy), "low": low, "high": high}
+        # A score that only counts parameters would be no news.
+        alike = kendall_tau(value, values["params"])
+        # The test loss has less sampling noise than the accuracy.
+        table[name] = {
+            "tau": kendall_tau(value, accuracy), "low": low, "high": high,
+            "tau_with_loss": kendall_tau(value, -loss), "tau_with_params": alike,
+        }  # fmt: skip
     twice = [[found[0]["accuracy"], found[1]["accuracy"]] for found in networks if 1 in found]
-    ceiling = noise_ceiling(np.array(twice), kept) if len(twice) > 2 else None
+    # The spread is that of all topologies; only the noise is measured on those that were trained twice.
+    ceiling = noise_ceiling(np.array(twice), accuracy, kept) if len(twice) > 2 else None
     print(f"{len(networks)} topologies, accuracy {accuracy.min():.3f} to {accuracy.max():.3f}, {kept} seed(s) each")
     for name, row in table.items():
-        print(f"{name:20} tau-b {row['tau']:+.2f}   95 % [{row['low']:+.2f}, {row['high']:+.2f}]")
+        interval = f"95 % [{row['low']:+.2f}, {row['high']:+.2f}]"
+        print(f"{name:20} tau-b {row['tau']:+.2f}   {interval}   with test loss {row['tau_with_loss']:+.2f}")
     if ceiling:
         print(
             "a perfect metric would reach tau {ceiling:.2f}: spread {spread:.4f}, seed noise {noise:.4f}".format(

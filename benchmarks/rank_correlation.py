@@ -36,28 +36,29 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def noise_ceiling(repeated: np.ndarray, kept: int, draws: int = 400, seed: int = 0) -> dict[str, float]:
+def noise_ceiling(
+    repeated: np.ndarray, measured: np.ndarray, kept: int, draws: int = 400, seed: int = 0
+) -> dict[str, float]:
     """What a perfect metric could reach: accuracies carry the noise of the training seed.
 
     Args:
-        repeated: Accuracies (n, seeds), at least 2 of each.
-        kept: Seeds that the accuracies to be correlated are means of.
+        repeated: Accuracies (n, seeds) of the networks that were trained at least twice; they give the noise.
+        measured: Accuracies (m,) that the metric is correlated with.
+        kept: Seeds that each of `measured` is the mean of.
         draws: Of the simulation.
         seed: Of the simulation.
 
     Returns:
-        `noise`: standard deviation over seeds; `spread`: of the true accuracies, noise subtracted; `ceiling`: expected
-        tau-b of the true accuracies with measured ones, both normal.
+        `noise`: standard deviation over seeds; `spread`: of the true accuracies, the noise of `measured` subtracted;
+        `ceiling`: expected tau-b of m true accuracies with measured ones, both normal.
     """
-    count, seeds = repeated.shape
     noise = float(np.sqrt(repeated.var(axis=1, ddof=1).mean()))
-    between = float(repeated.mean(axis=1).var(ddof=1)) - noise**2 / seeds
-    spread = float(np.sqrt(max(between, 0.0)))
+    spread = float(np.sqrt(max(measured.var(ddof=1) - noise**2 / kept, 0.0)))
     rng = np.random.default_rng(seed)
-    true = rng.normal(size=(draws, 60)) * spread
-    measured = true + rng.normal(size=true.shape) * noise / np.sqrt(kept)
-    ceiling = 0.0 if spread == 0 else float(np.mean([kendall_tau(a, b) for a, b in zip(true, measured)]))
-    return {"noise": noise, "spread": spread, "ceiling": ceiling, "networks": count, "seeds": seeds}
+    true = rng.normal(size=(draws, len(measured))) * spread
+    noisy = true + rng.normal(size=true.shape) * noise / np.sqrt(kept)
+    ceiling = 0.0 if spread == 0 else float(np.mean([kendall_tau(a, b) for a, b in zip(true, noisy)]))
+    return {"noise": noise, "spread": spread, "ceiling": ceiling, "networks": len(repeated)}
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

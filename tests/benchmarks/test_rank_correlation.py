@@ -71,9 +71,10 @@ def test_the_ceiling_falls_with_noise(correlation: ModuleType) -> None:
     rng = np.random.default_rng(2)
     true = rng.normal(size=(200, 1))
     ceilings = []
-    for noise in (0.0, 0.5, 2.0):
-        found = correlation.noise_ceiling(true + noise * rng.normal(size=(200, 3)), kept=1)
-        assert found["noise"] == pytest.approx(noise, rel=0.15, abs=1e-9)
+    for noise in (0.0, 0.5, 1.0):
+        repeated = true + noise * rng.normal(size=(200, 3))
+        found = correlation.noise_ceiling(repeated[:80], repeated[:, 0], kept=1, draws=40)
+        assert found["noise"] == pytest.approx(noise, rel=0.2, abs=1e-9)
         assert found["spread"] == pytest.approx(1, rel=0.35)
         ceilings.append(found["ceiling"])
     assert ceilings[0] == 1
