@@ -97,9 +97,7 @@ def test_depth_resolution_and_stride_grow_in_one_plan() -> None:
 
     def run(steps: range, state: Any = None) -> tuple[nn.Module, ViTGrowth, torch.optim.Optimizer]:
         torch.manual_seed(0)
-        model = ViTForImageClassification(
-            ViTConfig(**sizes, num_attention_heads=2, intermediate_size=16, num_labels=3)
-        )
+        model = ViTForImageClassification(ViTConfig(**sizes))
         config = ViTGrowthConfig(3, 0.5, (16, 24, 32), search="fixed", ema_decay=0.9, strides=(8, 8, None))
         growth, optimizer = ViTGrowth(model, config), torch.optim.AdamW(model.parameters(), 1e-2)
         growth.prepare(model, num_training_steps=9, optimizer=optimizer)
