@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import tyro
@@ -16,7 +12,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthError
-from autoprog_diffusion.training.output import RUN_FILE, write_text_atomically
 
 from .arguments import (
     Arguments,
@@ -28,11 +23,11 @@ from .arguments import (
 )
 from .data import load_data
 from .loop import Trainer
-from .models import check_size, save_model, size_multiple
+from .models import ModelError, check_size, size_multiple
 from .pretrained import fit_head, load_pretrained
-from .report import write_report
 from .resolution import image_size
-from .run import make_accelerator, open_output
+from .run import begin
+from .run import run as run_training
 from .unfreezing import Unfreezing
 
 
@@ -119,27 +114,7 @@ def run(args: FinetuneArguments) -> Trainer:
     Raises:
         GrowthError: Something does not fit; the message names the value and the fix.
     """
-    clock = [time.perf_counter()]
-    shared, output = as_pretraining(args), Path(args.output.output_dir)
-    accelerator = make_accelerator(shared)
-    open_output(output, shared, accelerator)
-    trainer = get_ready(args, accelerator)
-    clock.append(time.perf_counter())
-    trainer.train()
-    trainer.record_validation()
-    clock.append(time.perf_counter())
-    trainer.finish()
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        with trainer.growth.averaged() if args.train.model_ema else nullcontext():
-            save_model(trainer.bare, output, labels=trainer.data.classes)
-        clock.append(time.perf_counter())
-        phases = ("getting ready", "training and validation", "saving")
-        seconds: dict[str, float] = dict(zip(phases, (later - earlier for earlier, later in zip(clock, clock[1:]))))
-        write_report(output, trainer.growth, trainer.log, seconds)
-        print(f"the model, timeline.png and growth.json are in {output}/")
-    accelerator.end_training()
-    return trainer
+    return run_training(as_pretraining(args), lambda _, accelerator: get_ready(args, accelerator))
 
 
 def get_ready(args: FinetuneArguments, accelerator: Accelerator) -> Trainer:
@@ -147,6 +122,8 @@ def get_ready(args: FinetuneArguments, accelerator: Accelerator) -> Trainer:
     set_seed(args.train.seed)  # the same new head on every rank
     model = load_pretrained(args.model.model)
     size = args.model.img_size or image_size(model)
+    if size is None:
+        raise ModelError(f"--img_size is missing: {type(model).__name__} does not say for which it was built.")
     check_size(model, size)
     shared = as_pretraining(replace(args, model=replace(args.model, img_size=size)))
     data = load_data(shared, multiple=size_multiple(model), hold_out=False)
@@ -155,14 +132,7 @@ def get_ready(args: FinetuneArguments, accelerator: Accelerator) -> Trainer:
     growth = Unfreezing(model, config, size, args.train.model_ema_decay, accelerator)
     set_seed(args.train.seed, device_specific=True)
     trainer = Trainer(model, growth, data, shared, accelerator)
-    wanted = args.output.resume_from_checkpoint
-    if wanted and not trainer.resume(wanted):
-        accelerator.print("no complete checkpoint yet: starting from the beginning.")
-    if accelerator.is_main_process:
-        settings = {key: str(value) for key, value in config.to_dict().items()}  # trackers take no lists
-        accelerator.init_trackers(args.output.tracker_project_name, config=settings)
-        text = json.dumps(asdict(args), indent=2)
-        write_text_atomically(Path(args.output.output_dir) / RUN_FILE, text + "\n")
+    begin(trainer, as_pretraining(args), accelerator)
     return trainer
 
 
