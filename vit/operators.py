@@ -152,8 +152,9 @@ def initialise(model: nn.Module, block: nn.Module, seed: int) -> None:
             # transformers marks what it has initialised, and would pass over it.
             for marked in (module, *module.parameters(recurse=False)):
                 vars(marked).pop("_is_hf_initialized", None)
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()  # type: ignore[operator]
+            for reset in ("reset_parameters", "_reset_parameters"):  # the latter of nn.MultiheadAttention
+                if hasattr(module, reset):
+                    getattr(module, reset)()
             if own is not None:
                 own(module)
 
