@@ -265,7 +265,9 @@ class Trainer:
             write_checkpoint(self.accelerator, self.root, self.step, output.checkpoints_total_limit)
 
     def record_validation(self) -> dict[str, float]:
-        """Validate raw and averaged weights, and keep the result with the time and FLOPs spent on training so far."""
+        """Validate raw and averaged weights, once per step, and keep the result with what training cost so far."""
+        if self.log.validations and self.log.validations[-1]["step"] == self.step:
+            return self.log.validations[-1]
         raw, ema = self.validate(averaged=False), self.validate(averaged=True)
         row = {"step": float(self.step), "loss": raw["loss"], "accuracy": raw["accuracy"]}
         row |= {"ema_loss": ema["loss"], "ema_accuracy": ema["accuracy"], "depth": float(self.growth.depth)}

@@ -63,6 +63,7 @@ def test_the_script_leaves_a_model_that_transformers_loads(tmp_path: Path) -> No
     assert float((guess == y).float().mean()) == pytest.approx(report["validations"][-1]["ema_accuracy"])
     assert GrowthPlan.load(tmp_path / "out" / "growth.json").num_training_steps == 30
     assert [row["steps"] for row in report["stages"]] == [3, 12, 15]
+    assert [row["step"] for row in report["validations"]] == [6, 12, 18, 24, 30]
     assert report["saving_against_full"]["flops"] > 1
     assert len(report["decisions"]) == 1
     assert report["command"][0].endswith("pretrain.py")
