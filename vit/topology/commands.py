@@ -26,7 +26,7 @@ from ..data import decode_all
 from ..sources import load_sources
 from .arguments import ScaleArguments, ScoreArguments, SearchArguments, parse, parse_space
 from .evolution import EvolutionSettings, evolve
-from .genotype import ZOO, Genotype, GenotypeError
+from .genotype import SEED_WIDTH, ZOO, Genotype, GenotypeError
 from .ledger import Evaluation, Ledger
 from .pictures import draw_family, draw_search, print_best, print_family
 from .reinforce import Found, ReinforceSettings, reinforce
@@ -61,7 +61,7 @@ def run_search(args: SearchArguments) -> Found:
         SearchError: All networks are degenerate.
         StateError: The folder holds another search.
     """
-    space = SearchSpace(parse_space(args.space)).at(args.score.img_size, width=32)
+    space = SearchSpace(parse_space(args.space)).at(args.score.img_size, width=SEED_WIDTH)
     folder = _folder(args.output_dir)
     ledger = make_ledger(folder, args.score, args.data, args.resume)
     started = time.perf_counter(), time.process_time()
