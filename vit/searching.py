@@ -22,7 +22,7 @@ from .one_shot import LossFn, choose, evaluating, mean_loss, step_flops, step_se
 from .operators import growth_map
 from .planning import Grid, Shape, list_candidates, search_length
 from .supernet import Supernet
-from .zero_shot import score_running
+from .zero_shot import SubNetworkScores
 
 
 class FlopTable:
@@ -170,8 +170,16 @@ class StageChoice:
         return index, {"w": w, "candidates": [v.to_dict() for v in verdicts], "evaluations": net.losses}
 
     def _zero_shot(self, net: Supernet) -> tuple[int, dict[str, Any]]:
+        parts = (self._elastic.model, self._layout, self._loss_fn, self._batches, self._resize)
+
         def score() -> list[objective.Score]:
-            return [self._score(net, shape) for shape in net.candidates]
+            scores = SubNetworkScores(*parts, self._grid.full.resolution)
+            found = []
+            for shape in net.candidates:
+                cost = self._cost(net, shape)
+                self._elastic.show(net.positions(shape.depth))
+                found.append(scores.score(self._elastic.running, shape.resolution, cost))
+            return found
 
         goal = self._config.search_objective
         index, scores = agree(score, lambda found: objective.choose(goal, found, self._config.seed))
@@ -192,9 +200,3 @@ class StageChoice:
         if shape.resolution not in self._flops:
             self._flops[shape.resolution] = FlopTable(self._elastic, lambda: step_flops(*parts))
         return self._flops[shape.resolution].of(self._grid.splits[shape.depth])
-
-    def _score(self, net: Supernet, shape: Shape) -> objective.Score:
-        cost = self._cost(net, shape)
-        self._elastic.show(net.positions(shape.depth))
-        parts = (self._layout, self._elastic.running, shape.resolution, self._grid.full.resolution)
-        return score_running(self._elastic.model, *parts, self._loss_fn, self._batches, self._resize, cost)
