@@ -38,6 +38,13 @@ def save(name: str, values: dict[str, Any]) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+def rows_of_others(name: str, models: list[str]) -> list[dict[str, Any]]:
+    """Rows that `results/<name>.json` holds of models that are not measured now."""
+    path = RESULTS / f"{name}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    return [row for row in rows if row["model"] not in models]
+
+
 def make_dit(layers: int = 12, width: int = 384, size: int = 16) -> nn.Module:
     """A class-conditional DiT with learned variance; no parameter at zero, as after some training."""
     model = diffusers.DiTTransformer2DModel(

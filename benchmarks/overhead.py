@@ -12,6 +12,7 @@ this process's CPU; about 3 minutes.
 
 from __future__ import annotations
 
+import argparse
 import random
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import RESULTS, facts, save
+from common import RESULTS, facts, rows_of_others, save
 from cost_model import MODELS
 from steps import Steps
 
@@ -27,7 +28,7 @@ from autoprog_diffusion import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.search.calls import map_tensors
 
 
-SEED, PAIRS, CALLS, RESAMPLES = 0, 100, 2000, 2000
+SEED, PAIRS, CALLS, RESAMPLES = 0, 40, 2000, 2000
 BATCH = 2  # a short step, of which growth is the larger share
 TARGET = 0.01
 SETTINGS = {
@@ -144,12 +145,17 @@ def draw_plot(rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="others keep their rows"
+    )
+    names = parser.parse_args().models
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
-    rows = []
+    rows = rows_of_others("overhead", names)
     print(f"{'model':30}{'growth':20}{'off':>10}{'on':>10}{'overhead':>10}   95 % interval      calls alone")
-    for name, build in MODELS.items():
-        model, inputs = build()
+    for name in names:
+        model, inputs = MODELS[name]()
         for row in measure(model, map_tensors(inputs, lambda value: value[:BATCH]), PAIRS):
             rows.append({"model": name, "batch": BATCH, **row})
             print(

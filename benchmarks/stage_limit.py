@@ -5,7 +5,7 @@
 Three models, full training and every order at three levels, two lower resolutions, and those with a batch of about as
 many pixels as the full one. Predicted: FLOPs of forward and backward pass by PyTorch's counter. Measured: steps of a
 real AdamW loop under a GrowthScheduler, candidates in turns, the fastest one (other jobs only add to it). Memory:
-activations that autograd saves, gradients and optimizer state, counted. One thread, about 30 minutes.
+activations that autograd saves, gradients and optimizer state, counted. One thread, about 6 minutes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import argparse
 from typing import Any
 
 import torch
-from common import RESULTS, facts, save
+from common import RESULTS, facts, rows_of_others, save
 from cost_model import MODELS
 from steps import Steps, candidates, measure
 
 
-SEED, ROUNDS, REPEATS, RESOLUTIONS = 0, 5, 2, (0.5, 0.75)
+SEED, ROUNDS, REPEATS, RESOLUTIONS = 0, 2, 2, (0.5, 0.75)
 WITHIN = 0.15
 
 
@@ -55,13 +55,16 @@ def draw(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="visits of every candidate")
-    rounds = parser.parse_args().rounds
+    parser.add_argument(
+        "--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="others keep their rows"
+    )
+    args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
-    rows: list[dict[str, Any]] = []
-    for name, build in MODELS.items():
-        model, inputs = build()
-        found = measure(Steps(model.train(), inputs), candidates(model, RESOLUTIONS), rounds, REPEATS)
+    rows = rows_of_others("stage_limit", args.models)
+    for name in args.models:
+        model, inputs = MODELS[name]()
+        found = measure(Steps(model.train(), inputs), candidates(model, RESOLUTIONS), args.rounds, REPEATS)
         rows += [{"model": name, **row} for row in found]
         print(f"{name:38}{'step':>11}{'share':>9}{'FLOPs':>9}{'above':>9}{'passes':>9}{'memory':>9}")
         print("\n".join(map(show, found)), flush=True)
@@ -71,7 +74,7 @@ def main() -> None:
     summary = {name: summed(some) for name, some in (("stages", stages), ("scaled", scaled), ("small", small))}
     for name, values in summary.items():
         print(f"{name}: {values['within']} of {values['count']} within {WITHIN:.0%}, worst {values['worst']:+.1%}")
-    save("stage_limit", {**facts(SEED), "rounds": rounds, "within": WITHIN, "summary": summary, "rows": rows})
+    save("stage_limit", {**facts(SEED), "rounds": args.rounds, "within": WITHIN, "summary": summary, "rows": rows})
     draw(rows)
 
 

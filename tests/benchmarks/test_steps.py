@@ -1,4 +1,4 @@
-"""What the step benchmarks count, against literal twins; the GPU suite on tiny shapes, and its refusal without a GPU."""
+"""What the step benchmarks count, against literal twins; the GPU suite on tiny shapes, refused without a GPU."""
 
 from __future__ import annotations
 
