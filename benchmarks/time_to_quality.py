@@ -64,6 +64,7 @@ class Options:
         list: Print what would run, and stop.
         table: Print the table of the files that are there, write the summary and the plot, and stop.
         pictures: Draw pictures of the main methods' reported runs for KID and agreement.
+        picture_seeds: How many seeds after the first have pictures; a score takes as long as the run.
         data_dir: Folder of emoji_styles_64.parquet, for `sd_noto`.
         results: Folder of the result files.
         cache_dir: Folder of latents and text embeddings.
@@ -76,6 +77,7 @@ class Options:
     list: bool = False
     table: bool = False
     pictures: bool = True
+    picture_seeds: int = 1
     data_dir: Path | None = None
     results: Path = COMMITTED
     cache_dir: Path = Path(tempfile.gettempdir()) / "autoprog_time_to_quality"
@@ -125,7 +127,7 @@ def _job(options: Options, case: Case, method: Method, seed: int, rate: float) -
 
 def _asked(options: Options, case: Case, method: Method) -> bool:
     if not options.only:
-        return method.main and case.name == TUNED if options.quick else method.main or case.name == TUNED
+        return method.main and case.name == TUNED if options.quick else method.others or case.name == TUNED
     return bool({case.name, f"{case.name}/{method.name}"} & set(options.only))
 
 
@@ -136,7 +138,8 @@ def run(job: Job, options: Options, judges: dict[str, Judge]) -> dict[str, Any]:
     loop = Loop(subject, method, job.rate, job.steps, case.batch, job.seed)
     result = loop.train(case.repeats)
     pictures = None
-    if options.pictures and method.pictures and (options.quick or job.seed != TUNING_SEED):
+    drawn = options.quick or TUNING_SEED < job.seed <= options.picture_seeds
+    if options.pictures and method.pictures and drawn:
         if case.name not in judges:
             judges[case.name] = Judge(subject)
         pictures = judges[case.name].score(subject)

@@ -42,7 +42,8 @@ class Method:
         redraw: (layout, steps, step, seed) -> names of what trains from this step on, or None for no change: for
             methods that growth, which is monotone, cannot express.
         batch_scales: Batch of every stage, as a factor of the case's.
-        main: Whether `--quick` and the cases after the first include it.
+        main: Whether it runs before the ablations, and in `--quick`.
+        others: Whether the cases after the first include it.
         pictures: Whether pictures are drawn and judged.
     """
 
@@ -56,6 +57,7 @@ class Method:
     redraw: Callable[[Layout, int, int, int], set[str] | None] | None = None
     batch_scales: tuple[float, ...] | None = None
     main: bool = False
+    others: bool = False
     pictures: bool = False
 
     def config(self, multiple: int) -> GrowthConfig:
@@ -166,12 +168,12 @@ PAPER = _stages(order="interleaved")
 METHODS = {
     method.name: method
     for method in (
-        Method("full", "full fine-tuning", rates=(2.5e-4, 5e-4, 1e-3), main=True, pictures=True),
-        Method("full_short", "full, half the steps", share=0.5, rates=BOTH, main=True, pictures=True),
-        Method("full_quarter", "full, a quarter of the steps", share=0.25, rates=BOTH, main=True),
+        Method("full", "full fine-tuning", rates=(2.5e-4, 5e-4, 1e-3), main=True, others=True, pictures=True),
+        Method("full_short", "full, half the steps", share=0.5, rates=BOTH, main=True, others=True, pictures=True),
+        Method("full_quarter", "full, a quarter of the steps", share=0.25, rates=BOTH, main=True, others=True),
         Method("lora", f"LoRA, rank {LORA_RANK}", adapt=lora, rates=FEW, main=True, pictures=True),
-        Method("interleaved", "fixed interleaved (the paper's)", PAPER, rates=BOTH, main=True),
-        Method("unfreeze", "fixed suffix, 4 stages", QUARTERS, rates=BOTH, main=True, pictures=True),
+        Method("interleaved", "fixed interleaved (the paper's)", PAPER, rates=BOTH, main=True, others=True),
+        Method("unfreeze", "fixed suffix, 4 stages", QUARTERS, rates=BOTH, main=True, others=True, pictures=True),
         Method("combined", "suffix half at half batch, then all", HALF, batch_scales=(0.5, 1.0), main=True),
         Method(
             "gain_per_cost",
