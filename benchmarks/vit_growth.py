@@ -170,7 +170,8 @@ def report(folder: Path) -> None:
             f"{method:23} {row['seeds']:5}  {row['accuracy']:5.1f} % +- {row['deviation']:3.1f} {row['online']:5.1f} %"
             f"  {row['cpu_seconds']:13.2f}  {row['flops']:5.2f}  {equal[0]:>22}  {equal[1]:>5}"
         )
-    (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    table = [{"method": method, **row} for method, row in rows.items()]
+    (folder / "summary.json").write_text(json.dumps({"rows": table}, indent=1) + "\n", encoding="utf-8")
     draw(folder, [method for method in METHODS if method in rows])
 
 
