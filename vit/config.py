@@ -32,8 +32,8 @@ class ViTGrowthConfig:
             the grid. Candidates are the same for the first three; the last stage is never searched.
         operator: How weights of a deeper network come from a shallower one (see `operators.growth_map`). `momentum`
             is MoGrow, interpolation of the moving average.
-        optimizer_state: What an inserted block starts with: a `copy` of its source's, the `average` of the two blocks
-            it lies between, or `fresh`, none.
+        optimizer_state: What an inserted block starts with: a `copy` of its source's, the `average` of its source's
+            and the next block's, or `fresh`, none.
         search_steps: Length of the supernet phase: steps, or a fraction in (0, 1) of the stage.
         evaluations: How often candidates are evaluated, spread evenly over the second half of the supernet phase (the
             paper: the last of two epochs, 5 times).

@@ -100,7 +100,7 @@ def move_state(
     """Let the optimizer's state follow the blocks; blocks behind the prefix lose theirs.
 
     Old blocks keep their state. An inserted one starts with a copy of its source's; with the mean of its source's and
-    that of the old block behind it, between which it lies; or with none.
+    that of the old block behind it, since interpolation puts it between the two; or with none.
     """
     states = {name: _cloned(optimizer.state.get(p)) for name, p in parameters.items() if p in optimizer.state}
     for position, block in enumerate(names):
