@@ -58,7 +58,7 @@ def draw_search(path: Path, found: Found, evaluations: Sequence[Evaluation]) -> 
     best = [min(last[: index + 1]) for index in range(len(last))]
     right.plot(range(1, len(last) + 1), last, ".", color="0.75", markersize=4, label="network of the step")
     right.step(range(1, len(best) + 1), best, color="C0", where="post", label="best so far")
-    right.set(xlabel="step", ylabel="rank sum among all networks of the search (lower is better)")
+    right.set(xlabel="step", ylabel="rank sum among all networks (lower is better)")
     if found.rewards:
         rewards = right.twinx()
         rewards.plot(range(1, len(found.rewards) + 1), smooth(found.rewards), color="C1", linewidth=1)
