@@ -42,7 +42,8 @@ COUNTS = {"old": (12500, 1000), "new": (2500, 4000)}  # training and validation 
 PRETRAINING = (
     "--model transformers:vit --model_kwargs num_hidden_layers 8 hidden_size 64 num_attention_heads 2 patch_size 6 "
     "--img_size 24 --growth off --batch_size 64 --lr 1e-3 --warmup_steps 50 --clip_grad 1.0 --smoothing 0.1 "
-    "--crop pad --aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.98 --max_train_steps 500"
+    "--crop pad --aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.98 --max_train_steps 500 "
+    "--checkpointing_steps 50"
 )
 FINETUNING = (
     "--batch_size 64 --warmup_steps 10 --clip_grad 1.0 --smoothing 0.1 --crop pad --aa None --reprob 0 "
@@ -56,7 +57,7 @@ METHODS = {
     "random": "--search zero_shot --search_objective random",
     "full_short": "--growth off",
 }
-RATES = {"full": (1e-3, 2e-3), "last_layer": (1e-2, 3e-2)}
+RATES = {"full": (5e-4, 1e-3, 2e-3), "last_layer": (5e-3, 1e-2, 3e-2)}
 TUNING_SEED = 100
 
 
@@ -133,7 +134,7 @@ def measure(values: dict[str, Any], options: argparse.Namespace, folder: Path) -
     if not (folder / "new.npz").exists():
         split_classes(options.data_dir, folder)
     if not (folder / "pretrained" / "model.safetensors").exists():
-        flags = [*PRETRAINING.split(), "--train_data", str(folder / "old.npz"), "--overwrite_output_dir"]
+        flags = [*PRETRAINING.split(), "--train_data", str(folder / "old.npz"), "--resume_from_checkpoint", "latest"]
         trainer = pretrain(parse_pretraining([*flags, "--output_dir", str(folder / "pretrained")]))
         values["pretraining"] = {"flags": PRETRAINING, **trainer.log.validations[-1]}
     for method, rates in RATES.items():
