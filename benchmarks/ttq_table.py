@@ -179,17 +179,8 @@ def print_table(table: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    heads = (
-        "method",
-        "rate",
-        "seeds",
-        "time to quality",
-        "in FLOPs",
-        "whole run",
-        "final loss vs full",
-        "KID",
-        "agree",
-    )
+    heads = ("method", "rate", "seeds", "time to quality", "in FLOPs", "whole run", "at equal loss", "final loss")
+    heads = (*heads, "KID", "agree")
     for case in dict.fromkeys(row["case"] for row in table):
         view = Table(*heads, title=CASES[case].title)
         for row in (row for row in table if row["case"] == case):
