@@ -28,7 +28,7 @@ from autoprog_diffusion import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.search.calls import map_tensors
 
 
-SEED, PAIRS, CALLS, RESAMPLES = 0, 40, 2000, 2000
+SEED, PAIRS, CALLS, RESAMPLES = 0, 30, 500, 2000
 BATCH = 2  # a short step, of which growth is the larger share
 TARGET = 0.01
 SETTINGS = {

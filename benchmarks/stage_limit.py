@@ -18,8 +18,10 @@ from common import RESULTS, facts, rows_of_others, save
 from cost_model import MODELS
 from steps import Steps, candidates, measure
 
+from autoprog_diffusion.search.calls import map_tensors
 
-SEED, ROUNDS, REPEATS, RESOLUTIONS = 0, 2, 2, (0.5, 0.75)
+
+SEED, BATCH, ROUNDS, REPEATS, RESOLUTIONS = 0, 4, 2, 2, (0.5, 0.75)
 WITHIN = 0.15
 
 
@@ -64,6 +66,7 @@ def main() -> None:
     rows = rows_of_others("stage_limit", args.models)
     for name in args.models:
         model, inputs = MODELS[name]()
+        inputs = map_tensors(inputs, lambda value: value[:BATCH])
         found = measure(Steps(model.train(), inputs), candidates(model, RESOLUTIONS), args.rounds, REPEATS)
         rows += [{"model": name, **row} for row in found]
         print(f"{name:38}{'step':>11}{'share':>9}{'FLOPs':>9}{'above':>9}{'passes':>9}{'memory':>9}")
@@ -74,7 +77,10 @@ def main() -> None:
     summary = {name: summed(some) for name, some in (("stages", stages), ("scaled", scaled), ("small", small))}
     for name, values in summary.items():
         print(f"{name}: {values['within']} of {values['count']} within {WITHIN:.0%}, worst {values['worst']:+.1%}")
-    save("stage_limit", {**facts(SEED), "rounds": args.rounds, "within": WITHIN, "summary": summary, "rows": rows})
+    save(
+        "stage_limit",
+        {**facts(SEED), "batch": BATCH, "rounds": args.rounds, "within": WITHIN, "summary": summary, "rows": rows},
+    )
     draw(rows)
 
 
