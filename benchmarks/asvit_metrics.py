@@ -7,8 +7,8 @@ Literal: one backward per feature channel and chunk of six points (length distor
 retained backward per sample with all weight gradients kept (NTK). Ours: one forward-mode pass for the first, one pass
 of second order for curvature and Gauss map, one forward and one backward for the NTK. Five initialisations, ten
 points, 16 images, one thread; times are CPU seconds of the process. At 224 pixels there is one initialisation, the
-literal side runs on a part of the channels and samples and its time is multiplied up; agreement is checked on that
-part. The literal Gauss map is not timed: its cost grows with the square of the channels (tests compare it on small
+literal side runs on a part of the channels and samples and its time is multiplied up, its forward pass with it, so the
+ratios there are upper bounds (those at 32 pixels are complete); agreement is checked on that part. The literal Gauss map is not timed: its cost grows with the square of the channels (tests compare it on small
 networks).
 """
 
@@ -155,7 +155,7 @@ def show(row: dict[str, Any]) -> None:
     if row["channels"]:
         print(
             f"literal: {row['channels']} channels of the length, {row['curvature_channels']} of the curvature and "
-            f"{row['samples']} samples of the NTK were run, and multiplied up"
+            f"{row['samples']} samples of the NTK were run, and multiplied up: upper bounds"
         )
 
 
