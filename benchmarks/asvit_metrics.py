@@ -8,8 +8,8 @@ retained backward per sample with all weight gradients kept (NTK). Ours: one for
 of second order for curvature and Gauss map, one forward and one backward for the NTK. Five initialisations, ten
 points, 16 images, one thread; times are CPU seconds of the process. At 224 pixels there is one initialisation, the
 literal side runs on a part of the channels and samples and its time is multiplied up, its forward pass with it, so the
-ratios there are upper bounds (those at 32 pixels are complete); agreement is checked on that part. The literal Gauss map is not timed: its cost grows with the square of the channels (tests compare it on small
-networks).
+ratios there are upper bounds (those at 32 pixels are complete); agreement is checked on that part. The
+literal Gauss map is not timed: its cost grows with the square of the channels (tests compare it on small networks).
 """
 
 from __future__ import annotations
