@@ -25,16 +25,17 @@ import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import RESULTS, facts, save
+from rank_correlation import bootstrap_interval, kendall_tau, noise_ceiling, ranks
+from torch import Tensor
+from tqdm import tqdm
+
 from autoprog_diffusion.vit.arguments import DataArguments
 from autoprog_diffusion.vit.data import decode_all
 from autoprog_diffusion.vit.sources import load_sources
 from autoprog_diffusion.vit.topology import AsViT, Genotype, SearchSpace
 from autoprog_diffusion.vit.topology.cost import multiply_adds, parameter_count
 from autoprog_diffusion.vit.topology.scores import topology_scores
-from common import RESULTS, facts, save
-from rank_correlation import bootstrap_interval, kendall_tau, noise_ceiling, ranks
-from torch import Tensor
-from tqdm import tqdm
 
 
 matplotlib.use("Agg")

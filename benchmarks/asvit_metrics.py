@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from autoprog_diffusion.vit.topology import AsViT, Genotype
 from common import facts, save
 from torch import Tensor
 
@@ -40,6 +39,7 @@ from autoprog_diffusion.search.reference_curves import (
     literal_length,
     literal_velocity,
 )
+from autoprog_diffusion.vit.topology import AsViT, Genotype
 
 
 SEED, SAMPLES = 0, 16

@@ -20,15 +20,15 @@ import time
 from typing import Any
 
 import torch
-from autoprog_diffusion.vit.retokenize import Retokenizer
-from autoprog_diffusion.vit.topology import AsViT, Genotype
-from autoprog_diffusion.vit.topology.arguments import TrainArguments, parse
-from autoprog_diffusion.vit.topology.training import run_training
 from common import RESULTS, facts, save
 from rich.console import Console
 from rich.table import Table
 
 from autoprog_diffusion.training.output import write_text_atomically
+from autoprog_diffusion.vit.retokenize import Retokenizer
+from autoprog_diffusion.vit.topology import AsViT, Genotype
+from autoprog_diffusion.vit.topology.arguments import TrainArguments, parse
+from autoprog_diffusion.vit.topology.training import run_training
 
 
 FOLDER = RESULTS / "asvit_train"

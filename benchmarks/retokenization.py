@@ -15,9 +15,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from autoprog_diffusion.vit.models import logits
-from autoprog_diffusion.vit.retokenize import Retokenizer, dilation_for
-from autoprog_diffusion.vit.topology import AsViT, Genotype
 from common import facts, save
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +22,9 @@ from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassification
 
 from autoprog_diffusion.training.measure import counted_flops
+from autoprog_diffusion.vit.models import logits
+from autoprog_diffusion.vit.retokenize import Retokenizer, dilation_for
+from autoprog_diffusion.vit.topology import AsViT, Genotype
 
 
 SIZE, BATCH, REPETITIONS, SEED = 224, 2, 5, 0

@@ -24,6 +24,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from common import RESULTS, facts, save
+from torch import nn
+
 from autoprog_diffusion.vit.arguments import parse as parse_pretraining
 from autoprog_diffusion.vit.data import Data, Decoded, load_data
 from autoprog_diffusion.vit.finetuning import as_pretraining, growth_config, parse
@@ -33,8 +36,6 @@ from autoprog_diffusion.vit.pretrained import fit_head, load_pretrained
 from autoprog_diffusion.vit.run import run as pretrain
 from autoprog_diffusion.vit.sources import parquet_source
 from autoprog_diffusion.vit.unfreezing import Unfreezing
-from common import RESULTS, facts, save
-from torch import nn
 
 
 NAME = "vit_finetune"

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import RESULTS, facts
+from torch import Tensor, nn
+
 from autoprog_diffusion.vit import ViTGrowth, ViTGrowthConfig
 from autoprog_diffusion.vit.models import build_model
 from autoprog_diffusion.vit.one_shot import evaluating
-from common import RESULTS, facts
-from torch import Tensor, nn
 
 
 FOLDER = RESULTS / "vit_optimizer_state"

@@ -13,10 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "vit"))
 import growing  # noqa: E402
 import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
-from autoprog_diffusion.vit.retoken_growth import RetokenConfig, RetokenGrowth  # noqa: E402
-from autoprog_diffusion.vit.topology import AsViT, Genotype  # noqa: E402
 from rank_tools import equal_on_ranks, finish, refusal, worst  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+
+from autoprog_diffusion.vit.retoken_growth import RetokenConfig, RetokenGrowth  # noqa: E402
+from autoprog_diffusion.vit.topology import AsViT, Genotype  # noqa: E402
 
 
 RANKS, STEPS = 2, 6

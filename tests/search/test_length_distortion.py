@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from autoprog_diffusion.vit.topology import AsViT, Genotype
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.errors import SearchError
@@ -28,6 +27,7 @@ from autoprog_diffusion.search.reference_curves import (
     literal_length,
     literal_velocity,
 )
+from autoprog_diffusion.vit.topology import AsViT, Genotype
 
 
 SHAPE = (3, 32, 32)

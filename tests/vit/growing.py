@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from autoprog_diffusion.vit.config import ViTGrowthConfig
 from autoprog_diffusion.vit.scheduler import ViTGrowth
-from torch import Tensor, nn
 
 
 NEEDS_TIMM = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm, the extra vit")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from autoprog_diffusion.vit.arguments import Arguments, parse
 from autoprog_diffusion.vit.loop import Trainer
-from torch import Tensor
 
 
 NewTrainer = Callable[..., Trainer]
@@ -56,6 +57,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def new_trainer_in(folder: Path) -> NewTrainer:
     """A function that makes trainers as a run does, each with an accelerator of its own."""
     from accelerate.state import AcceleratorState
+
     from autoprog_diffusion.vit.run import get_ready, make_accelerator
 
     def make(*flags: str) -> Trainer:

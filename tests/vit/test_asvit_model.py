@@ -7,11 +7,12 @@ from random import Random
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from autoprog_diffusion.vit.topology import AsViT, Genotype, GenotypeError, SearchSpace
 from autoprog_diffusion.vit.topology.genotype import EXAMPLE, ZOO
 from autoprog_diffusion.vit.topology.model import Merging, WindowAttention
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def tiny(text: str = "8,2,3|4,1,2|4,1,4|4,1,6|16,8", size: int = 32, **kwargs: object) -> AsViT:

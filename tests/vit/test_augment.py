@@ -7,13 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
 from autoprog_diffusion.vit import randaugment
 from autoprog_diffusion.vit.arguments import AugmentArguments
 from autoprog_diffusion.vit.augment import Augment, erased, mirrored, mixed, normalised, one_hot
 from autoprog_diffusion.vit.randaugment import RandAugment, rand_augment
 from autoprog_diffusion.vit.regularisation import Strength
-from PIL import Image, ImageEnhance, ImageOps
-from torch import Tensor
 
 
 PLAIN = AugmentArguments(crop="none", hflip=0.0, aa=None, reprob=0.0, mixup=0.0, cutmix=0.0)

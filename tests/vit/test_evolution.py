@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from autoprog_diffusion.vit.topology import SearchSpace
-from autoprog_diffusion.vit.topology.evolution import EvolutionSettings, evolve
-from autoprog_diffusion.vit.topology.ledger import Evaluation, Ledger
-from autoprog_diffusion.vit.topology.ranking import best, order, rank_sums
 
 from autoprog_diffusion.growth import ConfigError
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.search.objective import ranks
+from autoprog_diffusion.vit.topology import SearchSpace
+from autoprog_diffusion.vit.topology.evolution import EvolutionSettings, evolve
+from autoprog_diffusion.vit.topology.ledger import Evaluation, Ledger
+from autoprog_diffusion.vit.topology.ranking import best, order, rank_sums
 
 from . import topology_scores as scores
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+
 from autoprog_diffusion.vit.topology.genotype import EXAMPLE, PUBLISHED, ZOO, Genotype, GenotypeError
 from autoprog_diffusion.vit.topology.space import SearchSpace
 

@@ -6,12 +6,12 @@ import itertools
 
 import pytest
 import torch
-from autoprog_diffusion.vit.config import ViTGrowthConfig
-from autoprog_diffusion.vit.groups import depth_grid, find_groups, make_divisible, resolution_grid, split_depths
-from autoprog_diffusion.vit.scheduler import ViTGrowth
 from torch import nn
 
 from autoprog_diffusion.growth import ConfigError, OrderError, PlanError, UnitError
+from autoprog_diffusion.vit.config import ViTGrowthConfig
+from autoprog_diffusion.vit.groups import depth_grid, find_groups, make_divisible, resolution_grid, split_depths
+from autoprog_diffusion.vit.scheduler import ViTGrowth
 
 from . import growing
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
+from autoprog_diffusion.growth import ConfigError, UnitError
 from autoprog_diffusion.vit.drop_path import DropPath, set_drop_path
 from autoprog_diffusion.vit.models import (
     ModelError,
@@ -20,9 +23,6 @@ from autoprog_diffusion.vit.models import (
     save_model,
     size_multiple,
 )
-from torch import nn
-
-from autoprog_diffusion.growth import ConfigError, UnitError
 
 
 HF: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 8}

@@ -7,10 +7,11 @@ import random
 
 import pytest
 import torch
+from torch import nn
+
 from autoprog_diffusion.vit.config import ViTGrowthConfig
 from autoprog_diffusion.vit.one_shot import choose, evaluating, fit_exponent, mean_loss, step_flops, step_seconds
 from autoprog_diffusion.vit.planning import Shape
-from torch import nn
 
 from . import growing
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from autoprog_diffusion.growth import UnitError
 from autoprog_diffusion.vit.average import WeightAverage
 from autoprog_diffusion.vit.config import Operator, OptimizerState
 from autoprog_diffusion.vit.elastic import ElasticModel
 from autoprog_diffusion.vit.groups import find_groups
 from autoprog_diffusion.vit.operators import growth_map, kept_positions, move_tensors
-from torch import Tensor, nn
-
-from autoprog_diffusion.growth import UnitError
 
 from . import growing
 

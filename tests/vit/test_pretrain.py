@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from autoprog_diffusion.vit.augment import normalised
-from autoprog_diffusion.vit.run import main, run
 from PIL import Image
 from safetensors.torch import load_file
 
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.plan import GrowthPlan
+from autoprog_diffusion.vit.augment import normalised
+from autoprog_diffusion.vit.run import main, run
 
 from .pretraining import FLAGS, make_npz, tiny_arguments
 

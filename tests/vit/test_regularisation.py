@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+
+from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.vit.arguments import AugmentArguments
 from autoprog_diffusion.vit.randaugment import RandAugment, parse_randaugment
 from autoprog_diffusion.vit.regularisation import ramp, strengths
-
-from autoprog_diffusion.growth.errors import ConfigError
 
 
 def test_the_strengths_are_the_papers() -> None:

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
+
+from autoprog_diffusion.growth import ConfigError, OrderError, PlanError, StateError
 from autoprog_diffusion.vit.config import ViTGrowthConfig
 from autoprog_diffusion.vit.models import logits
 from autoprog_diffusion.vit.retoken_growth import RetokenConfig, RetokenGrowth
 from autoprog_diffusion.vit.retokenize import RetokenError
 from autoprog_diffusion.vit.scheduler import ViTGrowth
 from autoprog_diffusion.vit.topology import AsViT, Genotype
-from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
-
-from autoprog_diffusion.growth import ConfigError, OrderError, PlanError, StateError
 
 
 CONFIG = RetokenConfig(boundaries=(0.25, 0.5), ema_decay=0.9)

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTForImageClassification
+
 from autoprog_diffusion.vit.retokenize import (
     RetokenError,
     Retokenizer,
@@ -18,8 +21,6 @@ from autoprog_diffusion.vit.retokenize import (
     padding_for,
 )
 from autoprog_diffusion.vit.topology import AsViT, Genotype
-from torch import Tensor, nn
-from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTForImageClassification
 
 
 SIZES: dict[str, Any] = {

@@ -12,6 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+
+from autoprog_diffusion.growth import ConfigError
+from autoprog_diffusion.growth.errors import SearchError
+from autoprog_diffusion.training.measure import counted_flops
 from autoprog_diffusion.vit.topology import AsViT, Genotype, GenotypeError
 from autoprog_diffusion.vit.topology.cost import multiply_adds, parameter_count
 from autoprog_diffusion.vit.topology.genotype import ZOO
@@ -26,10 +30,6 @@ from autoprog_diffusion.vit.topology.scaling import (
     smallest,
     width_step,
 )
-
-from autoprog_diffusion.growth import ConfigError
-from autoprog_diffusion.growth.errors import SearchError
-from autoprog_diffusion.training.measure import counted_flops
 
 from . import topology_scores as scores
 

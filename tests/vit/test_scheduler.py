@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from autoprog_diffusion.vit.config import ViTGrowthConfig
-from autoprog_diffusion.vit.one_shot import evaluating, mean_loss
-from autoprog_diffusion.vit.scheduler import ViTGrowth
 from torch import nn
 
 from autoprog_diffusion.growth import ConfigError, GrowthPlan, OrderError, PlanError, StateError
+from autoprog_diffusion.vit.config import ViTGrowthConfig
+from autoprog_diffusion.vit.one_shot import evaluating, mean_loss
+from autoprog_diffusion.vit.scheduler import ViTGrowth
 
 from . import growing
 

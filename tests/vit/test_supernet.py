@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+
 from autoprog_diffusion.vit.average import WeightAverage
 from autoprog_diffusion.vit.config import Operator, ViTGrowthConfig
 from autoprog_diffusion.vit.elastic import ElasticModel
@@ -18,7 +20,6 @@ from autoprog_diffusion.vit.planning import Grid, Shape, list_candidates
 from autoprog_diffusion.vit.resolution import enable_dynamic_resolution
 from autoprog_diffusion.vit.searching import FlopTable
 from autoprog_diffusion.vit.supernet import Supernet
-from torch import nn
 
 from . import growing
 

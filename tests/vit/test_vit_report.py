@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from autoprog_diffusion.vit.report import draw_timeline, print_decision, print_summary
 from autoprog_diffusion.vit.runlog import RunLog, saving
 

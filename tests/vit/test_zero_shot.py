@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from autoprog_diffusion.vit.elastic import ElasticModel
-from autoprog_diffusion.vit.groups import find_groups
-from autoprog_diffusion.vit.resolution import enable_dynamic_resolution, resize_images
-from autoprog_diffusion.vit.zero_shot import SubNetworkScores
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.units import build_layout
 from autoprog_diffusion.search.calls import calls_from_loss
 from autoprog_diffusion.search.reference import literal_condition_number, literal_gram, literal_zico
+from autoprog_diffusion.vit.elastic import ElasticModel
+from autoprog_diffusion.vit.groups import find_groups
+from autoprog_diffusion.vit.resolution import enable_dynamic_resolution, resize_images
+from autoprog_diffusion.vit.zero_shot import SubNetworkScores
 
 from . import growing
 
