@@ -8,7 +8,7 @@ Topologies are drawn uniformly from the published space at 32 pixels, one block 
 the same number of steps on the same batches in the same order (icons of 200 classes, no augmentation); scored at five
 initialisations on 16 training images. One line a network in results/asvit_kendall.jsonl; what is there is not trained
 again. The first pass trains all topologies with seed 0, the second with seed 1, and so on: accuracies are means over
-the seeds that all topologies have. About 7 CPU seconds a network.
+the seeds that all topologies have. About 20 CPU seconds a network.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ METRICS = {
     "ntk": ("NTK condition number", -1),
     "curvature": ("curvature", 1),
     "gauss_length": ("Gauss-map length", 1),
-    "params": ("parameters", 1),
-    "multiply_adds": ("multiply-adds", 1),
+    "params": ("parameters, thousands", 1),
+    "multiply_adds": ("multiply-adds, thousands", 1),
 }
 
 
@@ -64,10 +64,10 @@ class Settings:
     width: int = 16
     topologies: int = 60
     sampling_seed: int = 0
-    steps: int = 120
+    steps: int = 400
     batch: int = 64
     lr: float = 2e-3
-    warmup: int = 20
+    warmup: int = 40
     weight_decay: float = 0.05
 
 
@@ -235,7 +235,8 @@ def draw(values: dict[str, np.ndarray], accuracy: np.ndarray, table: dict[str, A
     figure, axes = plt.subplots(2, 4, figsize=(14, 6.4), sharey=True, layout="constrained")
     for axis, name in zip(axes.flat, values):
         row = table[name]
-        axis.scatter(signs[name] * values[name], 100 * accuracy, s=14, alpha=0.7)
+        unit = 1e-3 if "thousands" in titles[name] else 1.0
+        axis.scatter(signs[name] * values[name] * unit, 100 * accuracy, s=14, alpha=0.7)
         axis.set_title(f"tau {row['tau']:+.2f}  [{row['low']:+.2f}, {row['high']:+.2f}]", fontsize=10)
         axis.set_xlabel(titles[name] + (" (less is better)" if signs[name] < 0 else ""))
     axes.flat[-1].axis("off")
