@@ -27,15 +27,15 @@ from accelerate.utils import set_seed
 from common import RESULTS, facts, save
 from torch import nn
 
-from autoprog_diffusion.vit.arguments import parse as parse_pretraining
-from autoprog_diffusion.vit.data import Data, Decoded, load_data
-from autoprog_diffusion.vit.finetuning import as_pretraining, growth_config, parse
-from autoprog_diffusion.vit.loop import Trainer
 from autoprog_diffusion.vit.models import size_multiple
-from autoprog_diffusion.vit.pretrained import fit_head, load_pretrained
-from autoprog_diffusion.vit.run import run as pretrain
-from autoprog_diffusion.vit.sources import parquet_source
-from autoprog_diffusion.vit.unfreezing import Unfreezing
+from autoprog_diffusion.vit.training.arguments import parse as parse_pretraining
+from autoprog_diffusion.vit.training.data import Data, Decoded, load_data
+from autoprog_diffusion.vit.training.loop import Trainer
+from autoprog_diffusion.vit.training.run import run as pretrain
+from autoprog_diffusion.vit.training.sources import parquet_source
+from autoprog_diffusion.vit.unfreezing.finetuning import as_pretraining, growth_config, parse
+from autoprog_diffusion.vit.unfreezing.pretrained import fit_head, load_pretrained
+from autoprog_diffusion.vit.unfreezing.unfreezing import Unfreezing
 
 
 NAME = "vit_finetune"

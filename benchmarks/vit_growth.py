@@ -25,12 +25,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from common import RESULTS, facts
 
-from autoprog_diffusion.vit.arguments import Arguments, parse
-from autoprog_diffusion.vit.data import Data, Decoded, load_data
-from autoprog_diffusion.vit.loop import Trainer
+from autoprog_diffusion.vit.depth.scheduler import ViTGrowth
 from autoprog_diffusion.vit.models import build_model
-from autoprog_diffusion.vit.run import growth_config
-from autoprog_diffusion.vit.scheduler import ViTGrowth
+from autoprog_diffusion.vit.training.arguments import Arguments, parse
+from autoprog_diffusion.vit.training.data import Data, Decoded, load_data
+from autoprog_diffusion.vit.training.loop import Trainer
+from autoprog_diffusion.vit.training.run import growth_config
 
 
 FOLDER = RESULTS / "vit_growth"

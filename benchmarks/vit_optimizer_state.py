@@ -24,8 +24,8 @@ from common import RESULTS, facts
 from torch import Tensor, nn
 
 from autoprog_diffusion.vit import ViTGrowth, ViTGrowthConfig
+from autoprog_diffusion.vit.depth.one_shot import evaluating
 from autoprog_diffusion.vit.models import build_model
-from autoprog_diffusion.vit.one_shot import evaluating
 
 
 FOLDER = RESULTS / "vit_optimizer_state"

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from autoprog_diffusion.training.output import write_text_atomically
-from autoprog_diffusion.vit.arguments import parse
-from autoprog_diffusion.vit.run import run
+from autoprog_diffusion.vit.training.arguments import parse
+from autoprog_diffusion.vit.training.run import run
 
 
 FOLDER = RESULTS / "vit_preset"

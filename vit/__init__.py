@@ -3,9 +3,9 @@
 Importing this package registers the units of timm's and transformers' vision transformers; it needs torch only.
 """
 
-from . import adapter
-from .config import ViTGrowthConfig
-from .scheduler import ViTGrowth
+from .depth.config import ViTGrowthConfig
+from .depth.scheduler import ViTGrowth
+from .unfreezing import adapter
 
 
 __all__ = ["ViTGrowth", "ViTGrowthConfig", "adapter"]

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoprog_diffusion.vit.arguments import Arguments, parse
-from autoprog_diffusion.vit.loop import Trainer
+from autoprog_diffusion.vit.training.arguments import Arguments, parse
+from autoprog_diffusion.vit.training.loop import Trainer
 
 
 NewTrainer = Callable[..., Trainer]
@@ -58,7 +58,7 @@ def new_trainer_in(folder: Path) -> NewTrainer:
     """A function that makes trainers as a run does, each with an accelerator of its own."""
     from accelerate.state import AcceleratorState
 
-    from autoprog_diffusion.vit.run import get_ready, make_accelerator
+    from autoprog_diffusion.vit.training.run import get_ready, make_accelerator
 
     def make(*flags: str) -> Trainer:
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -10,11 +10,11 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from autoprog_diffusion.vit import randaugment
-from autoprog_diffusion.vit.arguments import AugmentArguments
-from autoprog_diffusion.vit.augment import Augment, erased, mirrored, mixed, normalised, one_hot
-from autoprog_diffusion.vit.randaugment import RandAugment, rand_augment
-from autoprog_diffusion.vit.regularisation import Strength
+from autoprog_diffusion.vit.training import randaugment
+from autoprog_diffusion.vit.training.arguments import AugmentArguments
+from autoprog_diffusion.vit.training.augment import Augment, erased, mirrored, mixed, normalised, one_hot
+from autoprog_diffusion.vit.training.randaugment import RandAugment, rand_augment
+from autoprog_diffusion.vit.training.regularisation import Strength
 
 
 PLAIN = AugmentArguments(crop="none", hflip=0.0, aa=None, reprob=0.0, mixup=0.0, cutmix=0.0)

@@ -12,11 +12,17 @@ import torch
 from PIL import Image
 
 from autoprog_diffusion.growth.errors import ConfigError
-from autoprog_diffusion.vit import emoji
-from autoprog_diffusion.vit.arguments import Arguments, AugmentArguments, DataArguments, ModelArguments, TrainArguments
-from autoprog_diffusion.vit.data import Decoded, Encoded, EpochBatches, check_sizes, load_data, make_loader
-from autoprog_diffusion.vit.pixels import random_window, read_pixels
-from autoprog_diffusion.vit.sources import DataError, load_sources
+from autoprog_diffusion.vit.training import emoji
+from autoprog_diffusion.vit.training.arguments import (
+    Arguments,
+    AugmentArguments,
+    DataArguments,
+    ModelArguments,
+    TrainArguments,
+)
+from autoprog_diffusion.vit.training.data import Decoded, Encoded, EpochBatches, check_sizes, load_data, make_loader
+from autoprog_diffusion.vit.training.pixels import random_window, read_pixels
+from autoprog_diffusion.vit.training.sources import DataError, load_sources
 
 
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from autoprog_diffusion.growth import ConfigError, OrderError, PlanError, UnitError
-from autoprog_diffusion.vit.config import ViTGrowthConfig
-from autoprog_diffusion.vit.groups import depth_grid, find_groups, make_divisible, resolution_grid, split_depths
-from autoprog_diffusion.vit.scheduler import ViTGrowth
+from autoprog_diffusion.vit.depth.config import ViTGrowthConfig
+from autoprog_diffusion.vit.depth.groups import depth_grid, find_groups, make_divisible, resolution_grid, split_depths
+from autoprog_diffusion.vit.depth.scheduler import ViTGrowth
 
 from . import growing
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from autoprog_diffusion.vit.config import ViTGrowthConfig
-from autoprog_diffusion.vit.one_shot import choose, evaluating, fit_exponent, mean_loss, step_flops, step_seconds
-from autoprog_diffusion.vit.planning import Shape
+from autoprog_diffusion.vit.depth.config import ViTGrowthConfig
+from autoprog_diffusion.vit.depth.one_shot import choose, evaluating, fit_exponent, mean_loss, step_flops, step_seconds
+from autoprog_diffusion.vit.depth.planning import Shape
 
 from . import growing
 

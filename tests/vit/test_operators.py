@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth import UnitError
-from autoprog_diffusion.vit.average import WeightAverage
-from autoprog_diffusion.vit.config import Operator, OptimizerState
-from autoprog_diffusion.vit.elastic import ElasticModel
-from autoprog_diffusion.vit.groups import find_groups
-from autoprog_diffusion.vit.operators import growth_map, kept_positions, move_tensors
+from autoprog_diffusion.vit.depth.average import WeightAverage
+from autoprog_diffusion.vit.depth.config import Operator, OptimizerState
+from autoprog_diffusion.vit.depth.elastic import ElasticModel
+from autoprog_diffusion.vit.depth.groups import find_groups
+from autoprog_diffusion.vit.depth.operators import growth_map, kept_positions, move_tensors
 
 from . import growing
 

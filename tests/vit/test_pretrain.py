@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.plan import GrowthPlan
-from autoprog_diffusion.vit.augment import normalised
-from autoprog_diffusion.vit.run import main, run
+from autoprog_diffusion.vit.training.augment import normalised
+from autoprog_diffusion.vit.training.run import main, run
 
 from .pretraining import FLAGS, make_npz, tiny_arguments
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from autoprog_diffusion.growth.errors import ConfigError
-from autoprog_diffusion.vit.arguments import AugmentArguments
-from autoprog_diffusion.vit.randaugment import RandAugment, parse_randaugment
-from autoprog_diffusion.vit.regularisation import ramp, strengths
+from autoprog_diffusion.vit.training.arguments import AugmentArguments
+from autoprog_diffusion.vit.training.randaugment import RandAugment, parse_randaugment
+from autoprog_diffusion.vit.training.regularisation import ramp, strengths
 
 
 def test_the_strengths_are_the_papers() -> None:

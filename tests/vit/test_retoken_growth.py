@@ -12,11 +12,11 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from autoprog_diffusion.growth import ConfigError, OrderError, PlanError, StateError
-from autoprog_diffusion.vit.config import ViTGrowthConfig
+from autoprog_diffusion.vit.depth.config import ViTGrowthConfig
+from autoprog_diffusion.vit.depth.retoken_growth import RetokenConfig, RetokenGrowth
+from autoprog_diffusion.vit.depth.scheduler import ViTGrowth
 from autoprog_diffusion.vit.models import logits
-from autoprog_diffusion.vit.retoken_growth import RetokenConfig, RetokenGrowth
 from autoprog_diffusion.vit.retokenize import RetokenError
-from autoprog_diffusion.vit.scheduler import ViTGrowth
 from autoprog_diffusion.vit.topology import AsViT, Genotype
 
 

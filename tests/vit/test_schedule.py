@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from autoprog_diffusion.growth.errors import ConfigError
-from autoprog_diffusion.vit.arguments import TrainArguments, parse, preset_names, preset_words
 from autoprog_diffusion.vit.models import build_model
-from autoprog_diffusion.vit.schedule import learning_rate, make_optimizer, make_schedule
+from autoprog_diffusion.vit.training.arguments import TrainArguments, parse, preset_names, preset_words
+from autoprog_diffusion.vit.training.schedule import learning_rate, make_optimizer, make_schedule
 
 
 def test_the_learning_rate_warms_up_and_follows_the_cosine_to_its_end() -> None:

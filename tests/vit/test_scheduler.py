@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from autoprog_diffusion.growth import ConfigError, GrowthPlan, OrderError, PlanError, StateError
-from autoprog_diffusion.vit.config import ViTGrowthConfig
-from autoprog_diffusion.vit.one_shot import evaluating, mean_loss
-from autoprog_diffusion.vit.scheduler import ViTGrowth
+from autoprog_diffusion.vit.depth.config import ViTGrowthConfig
+from autoprog_diffusion.vit.depth.one_shot import evaluating, mean_loss
+from autoprog_diffusion.vit.depth.scheduler import ViTGrowth
 
 from . import growing
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autoprog_diffusion.vit.report import draw_timeline, print_decision, print_summary
-from autoprog_diffusion.vit.runlog import RunLog, saving
+from autoprog_diffusion.vit.training.report import draw_timeline, print_decision, print_summary
+from autoprog_diffusion.vit.training.runlog import RunLog, saving
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ import autoprog_diffusion
 from autoprog_diffusion.growth.errors import GrowthError
 from autoprog_diffusion.training.output import write_text_atomically
 
-from ..arguments import DataArguments
-from ..augment import normalised
-from ..data import decode_all
-from ..sources import load_sources
+from ..training.arguments import DataArguments
+from ..training.augment import normalised
+from ..training.data import decode_all
+from ..training.sources import load_sources
 from .arguments import ScaleArguments, ScoreArguments, SearchArguments, parse, parse_space
 from .evolution import EvolutionSettings, evolve
 from .genotype import SEED_WIDTH, ZOO, Genotype, GenotypeError

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from accelerate.utils import set_seed
 
-from ..arguments import Arguments, GrowthArguments, ModelArguments, check_arguments
-from ..data import load_data
-from ..loop import Trainer
-from ..retoken_growth import RetokenConfig, RetokenGrowth
-from ..run import begin, run
+from ..depth.retoken_growth import RetokenConfig, RetokenGrowth
+from ..training.arguments import Arguments, GrowthArguments, ModelArguments, check_arguments
+from ..training.data import load_data
+from ..training.loop import Trainer
+from ..training.run import begin, run
 from .arguments import TrainArguments
 from .genotype import Genotype
 from .model import AsViT

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.growth.resize import stage_size
 
-from .models import is_transformers, size_multiple
+from ..models import is_transformers, size_multiple
 
 
 def enable_dynamic_resolution(model: nn.Module) -> Callable[[], None]:

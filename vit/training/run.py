@@ -19,13 +19,13 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, s
 from autoprog_diffusion.growth.errors import GrowthError, StateError
 from autoprog_diffusion.training.output import RUN_FILE, check_output_dir, write_text_atomically
 
+from ..depth.config import ViTGrowthConfig
+from ..depth.scheduler import ViTGrowth
+from ..models import build_model, save_model, size_multiple
 from .arguments import Arguments, parse
-from .config import ViTGrowthConfig
 from .data import load_data
 from .loop import Trainer
-from .models import build_model, save_model, size_multiple
 from .report import write_report
-from .scheduler import ViTGrowth
 
 
 def make_accelerator(args: Arguments) -> Accelerator:

@@ -17,9 +17,9 @@ from autoprog_diffusion.growth.errors import ConfigError, OrderError, PlanError,
 from autoprog_diffusion.growth.plan import GrowthPlan, Stage
 from autoprog_diffusion.growth.resize import resize_images
 
+from ..retokenize import Retokenizer, dilation_for
 from .average import WeightAverage
 from .resolution import enable_dynamic_resolution
-from .retokenize import Retokenizer, dilation_for
 
 
 STATE_VERSION = 1

@@ -13,7 +13,9 @@ from accelerate.utils import set_seed
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthError
 
-from .arguments import (
+from ..depth.resolution import image_size
+from ..models import ModelError, check_size, size_multiple
+from ..training.arguments import (
     Arguments,
     AugmentArguments,
     DataArguments,
@@ -21,13 +23,11 @@ from .arguments import (
     TrainArguments,
     check_arguments,
 )
-from .data import load_data
-from .loop import Trainer
-from .models import ModelError, check_size, size_multiple
+from ..training.data import load_data
+from ..training.loop import Trainer
+from ..training.run import begin
+from ..training.run import run as run_training
 from .pretrained import fit_head, load_pretrained
-from .resolution import image_size
-from .run import begin
-from .run import run as run_training
 from .unfreezing import Unfreezing
 
 

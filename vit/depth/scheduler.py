@@ -17,12 +17,12 @@ from autoprog_diffusion.growth.errors import OrderError
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.units import build_layout
 
+from ..models import size_multiple
 from .average import WeightAverage
 from .config import ViTGrowthConfig
 from .course import Course
 from .elastic import ElasticModel
 from .groups import find_groups
-from .models import size_multiple
 from .one_shot import LossFn
 from .planning import check_backend, find_tokens, first_plan, make_grid
 from .ranks import RankSwitch, bare_optimizers

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from .models import ModelError, is_timm, load_model, reset_head
+from ..models import ModelError, is_timm, load_model, reset_head
 
 
 def load_pretrained(name: str) -> nn.Module:

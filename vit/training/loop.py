@@ -23,11 +23,11 @@ from autoprog_diffusion.training.checkpoints import checkpoint_step, find_checkp
 from autoprog_diffusion.training.guard import check_finite, write_checkpoint
 from autoprog_diffusion.training.measure import counted_flops, peak_memory, synchronize
 
+from ..drop_path import set_drop_path
+from ..models import logits
 from .arguments import Arguments
 from .augment import Augment, normalised
 from .data import Batch, Data, Decoded, EpochBatches, make_loader
-from .drop_path import set_drop_path
-from .models import logits
 from .regularisation import Strength, strengths
 from .runlog import RunLog
 from .schedule import make_optimizer, make_schedule

@@ -15,11 +15,11 @@ from autoprog_diffusion.growth.errors import OrderError, PlanError
 from autoprog_diffusion.growth.plan import GrowthPlan, Stage, stage_starts
 from autoprog_diffusion.growth.sharding import is_sharded
 
+from ..models import size_multiple
+from ..retokenize import Retokenizer
 from .config import ViTGrowthConfig
 from .groups import BlockGroup, depth_grid, resolution_grid, split_depths
-from .models import size_multiple
 from .resolution import image_size
-from .retokenize import Retokenizer
 
 
 @dataclass(frozen=True, order=True)

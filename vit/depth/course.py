@@ -11,12 +11,12 @@ from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.state import fingerprint
 from autoprog_diffusion.growth.units import Layout
 
+from ..retokenize import Retokenizer
 from .average import WeightAverage
 from .config import ViTGrowthConfig
 from .elastic import ElasticModel
 from .planning import Grid, Shape, with_shape
 from .ranks import RankSwitch
-from .retokenize import Retokenizer
 from .searching import StageChoice
 from .state import STATE_VERSION, ShapeRecord, check_state
 from .supernet import Supernet

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth import ConfigError, GrowthConfig, GrowthPlan, GrowthScheduler, StageRecord
 
-from .average import WeightAverage
-from .resolution import enable_dynamic_resolution
+from ..depth.average import WeightAverage
+from ..depth.resolution import enable_dynamic_resolution
 
 
 class Unfreezing:

@@ -1,0 +1,1 @@
+"""The pretraining loop: arguments, data, augmentation, checkpoints, report."""

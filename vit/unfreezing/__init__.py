@@ -1,0 +1,1 @@
+"""Fine-tuning a pretrained vision transformer by unfreezing it (AutoProg-Zero)."""
