@@ -2,8 +2,8 @@
 
     accelerate launch vit/pretrain.py --preset cpu --output_dir out
 
-pretrains a small ViT on emoji of two styles, in 24 classes, in under 5 minutes on an idle CPU core. Larger models, your
-data:
+pretrains a small ViT on emoji of two styles, in 24 classes, in under 5 minutes on an idle CPU core.
+Larger models, your data:
 
     accelerate launch vit/pretrain.py --preset deit_small --train_data imagenet --output_dir out
 
