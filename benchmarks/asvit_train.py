@@ -3,7 +3,7 @@
     python benchmarks/asvit_train.py --seeds 0 1 2
 
 trains `vit/asvit.py train --preset cpu` (emoji in 24 classes, 64 pixels) three ways: `on` as the preset says, `off`
-without re-tokenization for as many steps as take the same CPU time by the measured cost of a step, and, with
+without re-tokenization for as many steps as take the CPU time of `on`, by the cost of its last stage, and, with
 `--equal_steps`, `off_steps` for as many steps as `on`. All have their own fully decayed learning rate. One file per
 method and seed in results/asvit_train/; what is there is not run again. The table is results/asvit_train.json. Times
 are CPU seconds of a single-threaded process, validation left out.
@@ -16,7 +16,6 @@ import json
 import math
 import statistics
 import tempfile
-import time
 from typing import Any
 
 import torch
@@ -25,8 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autoprog_diffusion.training.output import write_text_atomically
-from autoprog_diffusion.vit.retokenize import Retokenizer
-from autoprog_diffusion.vit.topology import AsViT, Genotype
+from autoprog_diffusion.vit.topology import Genotype
 from autoprog_diffusion.vit.topology.arguments import TrainArguments, parse
 from autoprog_diffusion.vit.topology.training import run_training
 
@@ -42,51 +40,28 @@ def preset(*flags: str) -> TrainArguments:
     return args
 
 
-def step_costs(repetitions: int = 7) -> dict[int, float]:
-    """CPU seconds of a forward and backward pass at every stride: medians of interleaved repetitions."""
-    args = preset()
-    model = AsViT(Genotype.parse(args.genotype), 24, args.img_size)
-    tokens, images = Retokenizer(model), torch.randn(args.train.batch_size, 3, args.img_size, args.img_size)
-    seconds: dict[int, list[float]] = {stride: [] for stride in args.strides}
-    for repetition in range(repetitions + 1):
-        for stride, found in seconds.items():
-            tokens.enter(stride)
-            start = time.process_time()
-            model(images).logsumexp(1).sum().backward()
-            if repetition:  # the first is a warm-up
-                found.append(time.process_time() - start)
-    return {stride: statistics.median(found) for stride, found in seconds.items()}
-
-
-def steps_of(method: str) -> int:
-    """Optimizer steps of a method; those of `off` are kept in a file, so that all seeds have the same."""
-    args = preset()
-    full = args.train.max_train_steps or 0
+def steps_of(method: str, seed: int) -> int:
+    """Optimizer steps of a method; `off` gets those that the time of `on` pays for."""
     if method != "off":
-        return full
-    path = FOLDER / "equal_time.json"
-    if not path.exists():
-        costs = step_costs()
-        bounds = (0.0, *args.boundaries, 1.0)
-        shares = [late - early for early, late in zip(bounds, bounds[1:])]
-        cost = sum(share * costs[stride] for share, stride in zip(shares, args.strides))
-        values = {"step_cpu_seconds": costs, "steps": round(full * cost / costs[args.strides[-1]])}
-        write_text_atomically(path, json.dumps(values, indent=2) + "\n")
-    return json.loads(path.read_text(encoding="utf-8"))["steps"]
+        return preset().train.max_train_steps or 0
+    grown = json.loads((FOLDER / f"on-{seed}.json").read_text(encoding="utf-8"))
+    return round(grown["cpu_seconds"] / grown["full_step_cpu_seconds"])
 
 
 def run(method: str, seed: int) -> dict[str, Any]:
     """Train once, and keep the result."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--seed", str(seed), "--max_train_steps", str(steps_of(method)), "--output_dir", folder]
+        flags = ["--seed", str(seed), "--max_train_steps", str(steps_of(method, seed)), "--output_dir", folder]
         flags += ["--retokenization", "on" if method == "on" else "off"]
         args = preset(*flags)
         log = run_training(args, Genotype.parse(args.genotype)).log
+    last = [c for c, stage in zip(log.rows["cpu_seconds"], log.rows["stage"]) if stage == log.rows["stage"][-1]]
     return {
         **facts(seed),
         "method": method,
         "steps": len(log),
         "cpu_seconds": log.total("cpu_seconds"),
+        "full_step_cpu_seconds": statistics.mean(last),
         "flops": log.total("flops"),
         "accuracy": log.validations[-1]["accuracy"],
         "ema_accuracy": log.validations[-1]["ema_accuracy"],
