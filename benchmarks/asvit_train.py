@@ -1,6 +1,6 @@
 """Re-tokenization against ordinary training of the same network, at equal CPU time and at equal steps.
 
-    python benchmarks/asvit_train.py --seeds 0 1 2
+    python benchmarks/asvit_train.py --seeds 0 1 2 3 4
 
 trains `vit/asvit.py train --preset cpu` (emoji in 24 classes, 64 pixels) three ways: `on` as the preset says, `off`
 without re-tokenization for as many steps as take the CPU time of `on`, by the cost of its last stage, and, with
@@ -100,7 +100,8 @@ def main() -> None:
             if not path.exists():
                 write_text_atomically(path, json.dumps(run(method, seed), indent=1) + "\n")
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("o*-*.json"))]
-    result = {**facts(0), "command": "python benchmarks/asvit_train.py --seeds 0 1 2", **summary(rows)}
+    command = "python benchmarks/asvit_train.py --seeds " + " ".join(sorted({str(row["seed"]) for row in rows}))
+    result = {**facts(0), "command": command, **summary(rows)}
     table = Table("method", "steps", "CPU s", "TFLOPs", "accuracy", "of the average", title="mean over seeds")
     for method, mean in result["means"].items():
         numbers = (f"{mean['cpu_seconds']:.1f}", f"{mean['flops'] / 1e12:.2f}")
