@@ -5,7 +5,7 @@
     python benchmarks/time_to_quality.py --list --data_dir ../shared/data   # what is there and what is missing
 
 Every method of a case runs in the same loop (ttq_loop.py) on the same batches: AdamW, 5 % warm-up, cosine to 0 within
-its own schedule. Its learning rate is the best of a small grid on seed 0 of the first case. Held-out emoji give the
+its own schedule. Its learning rate is the best of a small grid on seed 0 of the case. Held-out emoji give the
 quality: denoising loss with the same noise and times for all, then pictures (KID, agreement) at the end. Evaluations,
 caches and FLOP counts are not on the clock, searches are. Every run leaves a file; a suite that is started again does
 what is missing. Use one thread (OMP_NUM_THREADS=1): the clock is CPU time of the process.
@@ -38,17 +38,18 @@ from autoprog_diffusion.training.output import write_text_atomically
 
 
 COMMITTED = RESULTS / "time_to_quality"
-TUNED = "sd_openmoji"
+FIRST = "sd_openmoji"  # the case that every method runs on
 PLOTTED = (
     "full",
     "full_short",
     "full_quarter",
-    "full_small",
+    "full_long",
+    "full_stratified",
     "lora",
     "interleaved",
     "unfreeze",
-    "resolution",
-    "combined",
+    "early",
+    "gain_per_cost",
 )
 
 
@@ -77,7 +78,7 @@ class Options:
     list: bool = False
     table: bool = False
     pictures: bool = True
-    picture_seeds: int = 1
+    picture_seeds: int = 2
     data_dir: Path | None = None
     results: Path = COMMITTED
     cache_dir: Path = Path(tempfile.gettempdir()) / "autoprog_time_to_quality"
@@ -101,24 +102,17 @@ class Job:
 def jobs(options: Options) -> Iterator[Job]:
     """Everything asked for, what matters most first; a tuned rate is read when it is due."""
     asked = [(c, m) for c in CASES.values() for m in METHODS.values() if _asked(options, c, m)]
-    main = [pair for pair in asked if pair[0].name == TUNED and pair[1].main]
-    ablations = [pair for pair in asked if pair[0].name == TUNED and not pair[1].main]
-    others = [pair for pair in asked if pair[0].name != TUNED]
-    if not options.quick:
-        yield from (_job(options, *pair, TUNING_SEED, rate) for pair in main for rate in pair[1].rates)
-    first = range(min(2, options.seeds))
-    yield from (_tuned(options, *pair, seed) for seed in first for pair in main)
-    yield from (_tuned(options, *pair, TUNING_SEED) for pair in others)
-    yield from (_tuned(options, *pair, seed) for seed in range(len(first), options.seeds) for pair in main)
-    yield from (_job(options, *pair, TUNING_SEED, rate) for pair in ablations for rate in pair[1].rates)
-    for seed in range(1, options.seeds):
-        yield from (_tuned(options, *pair, seed) for pair in (*others, *ablations))
+    for pairs in ([p for p in asked if p[1].main], [p for p in asked if not p[1].main]):
+        if not options.quick:
+            yield from (_job(options, *pair, TUNING_SEED, rate) for pair in pairs for rate in pair[1].rates)
+        for seed in range(options.seeds):
+            yield from (_tuned(options, *pair, seed) for pair in pairs)
 
 
 def _tuned(options: Options, case: Case, method: Method, seed: int) -> Job:
     # A quick run takes the rates that the committed runs were tuned to.
     runs = load_results(COMMITTED if options.quick else options.results)
-    return _job(options, case, method, seed, best_rate(runs, TUNED, method.name) or method.rates[-1])
+    return _job(options, case, method, seed, best_rate(runs, case.name, method.name) or method.rates[0])
 
 
 def _job(options: Options, case: Case, method: Method, seed: int, rate: float) -> Job:
@@ -126,9 +120,11 @@ def _job(options: Options, case: Case, method: Method, seed: int, rate: float) -
 
 
 def _asked(options: Options, case: Case, method: Method) -> bool:
+    usual = case.name == FIRST and (method.main or not options.quick)
     if not options.only:
-        return method.main and case.name == TUNED if options.quick else method.others or case.name == TUNED
-    return bool({case.name, f"{case.name}/{method.name}"} & set(options.only))
+        return usual or (method.others and not options.quick)
+    named = case.name in options.only and (method.others or case.name == FIRST)
+    return named or f"{case.name}/{method.name}" in options.only
 
 
 def run(job: Job, options: Options, judges: dict[str, Judge]) -> dict[str, Any]:

@@ -250,10 +250,10 @@ def _chunked(items: Sequence[Any], draw: Callable[[Sequence[Any], int], list[Ima
 CASES = {
     case.name: case
     for case in (
-        Case("sd_openmoji", "tiny SD to OpenMoji", 4, 64, _sd("openmoji")),
-        Case("dit_classes", "tiny DiT to new classes", 4, 64, _dit, repeats=2),
-        Case("flow_openmoji", "tiny SD3 to OpenMoji", 4, 64, _flow("openmoji")),
-        Case("sd_noto", "tiny SD to Noto", 4, 64, _sd("noto")),
+        Case("sd_openmoji", "tiny SD to OpenMoji", 8, 160, _sd("openmoji")),
+        Case("dit_classes", "tiny DiT to new classes", 8, 160, _dit, repeats=2),
+        Case("flow_openmoji", "tiny SD3 to OpenMoji", 8, 160, _flow("openmoji")),
+        Case("sd_noto", "tiny SD to Noto", 8, 160, _sd("noto")),
     )
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Method:
         title: For tables.
         growth: Fields of `GrowthConfig`; the default trains everything from the first step to the last.
         share: Length of the schedule, as a fraction of the case's steps; the rate decays to 0 within it.
-        rates: Learning rates that seed 0 of the first case chooses from.
+        rates: Learning rates that seed 0 of every case chooses from.
         adapt: Chooses what may ever train, in place, before growth sees the model.
         plan: (blocks, steps, seed) -> stages, instead of the configuration's.
         redraw: (layout, steps, step, seed) -> names of what trains from this step on, or None for no change: for
@@ -120,6 +120,13 @@ def _scaled(module: nn.Module, args: Any, output: Any) -> Any:
     return tuple(gamma * part if isinstance(part, Tensor) else part for part in output)
 
 
+def stratified(subject: Subject, seed: int) -> None:
+    """Timesteps of a batch spread evenly (`--timestep_sampling stratified` of the recipes)."""
+    del seed
+    args = subject.task.args
+    subject.task.args = replace(args, train=replace(args.train, timestep_sampling="stratified"))
+
+
 def lisa(layout: Layout, steps: int, step: int, seed: int) -> set[str] | None:
     """Every 5 steps a few blocks drawn anew, with the embedders and the head at all times (LISA, arXiv 2403.17919)."""
     del steps
@@ -160,42 +167,50 @@ def _half(**fields: Any) -> dict[str, Any]:
 
 
 BATCHES = (0.25, 0.5, 0.75, 1.0)
+SMALL = (0.5,) * 4
 BOTH = (5e-4, 1e-3)
 FEW = (2e-3, 4e-3, 8e-3)  # rates for methods that train few parameters
 QUARTERS = _stages(order="suffix")
+EARLY = {**QUARTERS, "boundaries": (0.1, 0.2, 0.3)}
 HALF = _half(order="suffix", min_trainable=0.5)
 PAPER = _stages(order="interleaved")
+SEARCH = _stages(search="zero_shot")
+MAIN: dict[str, Any] = {"main": True, "others": True}
+DRAWN: dict[str, Any] = {**MAIN, "pictures": True}
 METHODS = {
     method.name: method
     for method in (
-        Method("full", "full fine-tuning", rates=(2.5e-4, 5e-4, 1e-3), main=True, others=True, pictures=True),
-        Method("full_short", "full, half the steps", share=0.5, rates=BOTH, main=True, others=True, pictures=True),
-        Method("full_quarter", "full, a quarter of the steps", share=0.25, rates=BOTH, main=True, others=True),
-        Method("lora", f"LoRA, rank {LORA_RANK}", adapt=lora, rates=FEW, main=True, pictures=True),
-        Method("interleaved", "fixed interleaved (the paper's)", PAPER, rates=BOTH, main=True, others=True),
-        Method("unfreeze", "fixed suffix, 4 stages", QUARTERS, rates=BOTH, main=True, others=True, pictures=True),
-        Method("combined", "suffix half at half batch, then all", HALF, batch_scales=(0.5, 1.0), main=True),
-        Method(
-            "gain_per_cost",
-            "search, gain per cost",
-            _stages(search="zero_shot", search_objective="gain_per_cost"),
-            rates=BOTH,
-        ),
-        Method("full_small", "full, half the batch", QUARTERS, plan=same_blocks, batch_scales=(0.5,) * 4),
-        Method("resolution", "resolution growth alone, 0.5 to 1", _half(resolutions=(0.5, 1.0))),
+        Method("full", "full fine-tuning", rates=(2.5e-4, 5e-4, 1e-3), **DRAWN),
+        Method("full_short", "full, half the steps", share=0.5, rates=BOTH, **DRAWN),
+        Method("full_quarter", "full, a quarter of the steps", share=0.25, rates=BOTH, **MAIN),
+        Method("full_long", "full, half the batch, twice the steps", QUARTERS, 2.0, (2.5e-4, 5e-4), plan=same_blocks,
+               batch_scales=SMALL, **MAIN),
+        Method("full_stratified", "full, stratified timesteps", adapt=stratified, **DRAWN),
+        Method("lora", f"LoRA, rank {LORA_RANK}", adapt=lora, rates=FEW, **DRAWN),
+        Method("interleaved", "fixed interleaved (the paper's)", PAPER, rates=BOTH, **MAIN),
+        Method("unfreeze", "fixed suffix, 4 stages", QUARTERS, rates=BOTH, **DRAWN),
+        Method("early", "suffix, opened early", EARLY, **DRAWN),
+        Method("early_stratified", "suffix, opened early, stratified", EARLY, adapt=stratified, **MAIN),
+        Method("random", "random schedule", _stages(), plan=random_plan, others=True),
+        Method("suffix", "last quarter only", adapt=last_quarter, others=True),
+        Method("gain_per_cost", "search, gain per cost", {**SEARCH, "search_objective": "gain_per_cost"}, others=True),
+        Method("rank_vote", "search, rank vote", {**SEARCH, "search_objective": "rank_vote"}),
+        Method("shrink", "all, then the last half (not growth)", redraw=shrink, others=True),
+        Method("combined", "suffix half at half batch, then all", HALF, batch_scales=(0.5, 1.0)),
+        Method("full_small", "full, half the batch", QUARTERS, plan=same_blocks, batch_scales=SMALL),
+        Method("small_stratified", "full, half the batch, stratified", QUARTERS, plan=same_blocks, batch_scales=SMALL,
+               adapt=stratified),
         Method("batch", "batch growth alone", QUARTERS, plan=same_blocks, batch_scales=BATCHES),
-        Method("rank_vote", "search, rank vote", _stages(search="zero_shot", search_objective="rank_vote")),
-        Method("random", "random schedule", _stages(), plan=random_plan),
-        Method("suffix", "last quarter only", adapt=last_quarter),
+        Method("batch_suffix", "suffix and batch growth, 4 stages", QUARTERS, batch_scales=BATCHES),
+        Method("resolution", "resolution growth alone, 0.5 to 1", _half(resolutions=(0.5, 1.0))),
+        Method("resolution_75", "resolution growth alone, 0.75 to 1", _half(resolutions=(0.75, 1.0))),
+        Method("two_stages", "suffix half, then all", HALF),
+        Method("rewarm", "fixed suffix, re-warm-up", {**QUARTERS, "rewarm_steps": 4}),
+        Method("interleaved_sid", "fixed interleaved, SID", {**PAPER, "stage_embedding": True}),
+        Method("interleaved_sid_dropout", "fixed interleaved, the paper's SID", {
+            **PAPER, "stage_embedding": True, "stage_embedding_init": "normal", "stage_dropout": 0.1}),
         Method("lisa", f"LISA-style, {LISA_BLOCKS} blocks redrawn every {LISA_PERIOD} steps", redraw=lisa),
-        Method("shrink", "all, then the last half (not growth)", redraw=shrink),
         Method("bitfit", "BitFit", adapt=bitfit, rates=FEW[1:]),
         Method("difffit", "DiffFit-style", adapt=difffit, rates=FEW[1:]),
-        Method("interleaved_sid", "fixed interleaved, SID", {**PAPER, "stage_embedding": True}),
-        Method("early", "suffix, opened early", {**QUARTERS, "boundaries": (0.1, 0.2, 0.3)}),
-        Method("two_stages", "suffix half, then all", HALF),
-        Method("batch_suffix", "suffix and batch growth, 4 stages", QUARTERS, batch_scales=BATCHES),
-        Method("rewarm", "fixed suffix, re-warm-up", {**QUARTERS, "rewarm_steps": 4}),
-        Method("resolution_75", "resolution growth alone, 0.75 to 1", _half(resolutions=(0.75, 1.0))),
     )
-}
+}  # fmt: skip

@@ -78,6 +78,8 @@ class TrainArguments:
     """Optimizer steps of warm-up."""
     snr_gamma: float | None = None
     """Gamma of the min-SNR loss weighting (arXiv 2303.09556); 5.0 is recommended."""
+    timestep_sampling: Literal["independent", "stratified"] = "independent"
+    """stratified spreads the timesteps of a batch evenly, so that its loss varies less; each alone stays as likely."""
     noise_offset: float = 0.0
     """Scale of a per-channel offset of the noise."""
     input_perturbation: float = 0.0

@@ -19,7 +19,7 @@ from .labelled_images import class_names
 from .labels import NULL_LABEL, fit_labels, keep_labels, pad_labels, stop_label_dropout
 from .latents import Latents
 from .loading import load_as, pipeline_class
-from .objective import denoising_loss, denoising_target, draw_noise
+from .objective import denoising_loss, denoising_target, draw_noise, draw_timesteps
 from .samples import sampling, seeds
 from .stable_diffusion import training_scheduler
 from .variance import variational_bound
@@ -154,7 +154,7 @@ class ClassConditional:
         dropped = torch.rand(len(labels), device=labels.device) < self.args.classes.class_dropout
         labels = torch.where(dropped, NULL_LABEL, labels)
         noise, mixed = draw_noise(latents, self.args.train)
-        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+        timesteps = draw_timesteps(len(latents), scheduler, self.args.train, latents.device)
         noisy = scheduler.add_noise(latents, mixed, timesteps)
         output = denoiser(noisy, timestep=timesteps, class_labels=labels, return_dict=False)[0]
         prediction, variance = output.chunk(2, dim=1) if self.learns_variance else (output, None)

@@ -12,6 +12,9 @@ from torch import Tensor
 from .arguments import TrainArguments
 
 
+SPREAD = 16  # draws per sample that spread timesteps are picked from
+
+
 def draw_noise(latents: Tensor, args: TrainArguments) -> tuple[Tensor, Tensor]:
     """Noise for (N, C, H, W) latents: the target's, and the one that is mixed in (perturbed on request).
 
@@ -22,6 +25,30 @@ def draw_noise(latents: Tensor, args: TrainArguments) -> tuple[Tensor, Tensor]:
         noise = noise + args.noise_offset * torch.randn(*latents.shape[:2], 1, 1, device=latents.device)
     mixed = noise + args.input_perturbation * torch.randn_like(noise) if args.input_perturbation else noise
     return noise, mixed
+
+
+def draw_timesteps(count: int, noise_scheduler: Any, args: TrainArguments, device: torch.device) -> Tensor:
+    """(N,) integer timesteps for N samples, uniform each; spread over the batch on request."""
+    steps = noise_scheduler.config.num_train_timesteps
+    if args.timestep_sampling == "independent":
+        return torch.randint(0, steps, (count,), device=device)
+    return spread(torch.randint(0, steps, (count * SPREAD,), device=device), count)
+
+
+def spread(draws: Tensor, count: int) -> Tensor:
+    """N of many independent draws, one from each of N even parts of the sorted draws, in random order.
+
+    Every value alone is distributed as a draw; together they cover the distribution, so that the loss of a batch
+    varies less. After the low-discrepancy times of Variational Diffusion Models (arXiv 2107.00630, appendix I.1),
+    without needing the inverse of the distribution function.
+
+    Args:
+        draws: (N * M,) of any type; M values make one part.
+        count: N.
+    """
+    parts = draws.sort().values.view(count, -1)
+    picked = parts[:, torch.randint(parts.shape[1], (1,)).item()]
+    return picked[torch.randperm(count)]
 
 
 def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from .arguments import Arguments
 from .captions import Captions
 from .latents import Latents
 from .loading import check_unet, load_as
-from .objective import denoising_loss, denoising_target, draw_noise
+from .objective import denoising_loss, denoising_target, draw_noise, draw_timesteps
 
 
 if TYPE_CHECKING:
@@ -96,8 +95,7 @@ class TextToImage:
         latents = self.latents.draw(batch, growth)
         conditions = self.conditions(batch)
         noise, mixed = draw_noise(latents, self.args.train)
-        steps = self.noise_scheduler.config.num_train_timesteps
-        timesteps = torch.randint(0, steps, (len(latents),), device=latents.device)
+        timesteps = draw_timesteps(len(latents), self.noise_scheduler, self.args.train, latents.device)
         noisy = self.noise_scheduler.add_noise(latents, mixed, timesteps)
         target = denoising_target(self.noise_scheduler, latents, noise, timesteps)
         return denoiser(noisy, timesteps, **conditions, return_dict=False)[0], target, timesteps

@@ -154,8 +154,9 @@ def test_flux_shifts_time_as_its_pipeline_does_at_that_size(new_task: NewTask, s
     assert task.shift > 1.2
 
 
-def test_times_are_drawn_as_in_diffusers_script_and_then_shifted(new_task: NewTask) -> None:
-    task, growth = new_task("sd3", "--logit_mean", 1.0, "--logit_std", 0.5)
+@pytest.mark.parametrize("sampling", ["independent", "stratified"])
+def test_times_are_drawn_as_in_diffusers_script_and_then_shifted(new_task: NewTask, sampling: str) -> None:
+    task, growth = new_task("sd3", "--logit_mean", 1.0, "--logit_std", 0.5, "--timestep_sampling", sampling)
     task.enter_stage(growth)
     torch.manual_seed(0)
     sigmas = task._draw_times(4000)

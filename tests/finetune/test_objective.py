@@ -7,7 +7,14 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from autoprog_diffusion.finetune.objective import denoising_loss, denoising_target, draw_noise
+from autoprog_diffusion.finetune.objective import (
+    SPREAD,
+    denoising_loss,
+    denoising_target,
+    draw_noise,
+    draw_timesteps,
+    spread,
+)
 
 from .tiny import parse
 
@@ -118,3 +125,43 @@ def test_input_perturbation_leaves_the_target_alone() -> None:
     extra = mixed - noise
     assert extra.std().item() == pytest.approx(0.1, rel=0.02)
     assert abs(torch.corrcoef(torch.stack([extra.flatten(), noise.flatten()]))[0, 1].item()) < 0.02
+
+
+CPU = torch.device("cpu")
+
+
+def test_independent_timesteps_are_one_plain_draw() -> None:
+    torch.manual_seed(0)
+    drawn = draw_timesteps(32, scheduler("epsilon"), parse().train, CPU)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.randint(0, 1000, (32,)))
+
+
+def test_stratified_timesteps_cover_the_range_and_each_stays_uniform() -> None:
+    torch.manual_seed(0)
+    args, count, repeats = parse("--timestep_sampling", "stratified").train, 8, 4000
+    drawn = torch.stack([draw_timesteps(count, scheduler("epsilon"), args, CPU) for _ in range(repeats)]).double()
+    assert drawn.min() >= 0
+    assert drawn.max() <= 999
+    for place in range(count):  # no place in the batch prefers a part of the range
+        shares = torch.histc(drawn[:, place].float(), bins=10, min=0, max=1000) / repeats
+        assert (shares - 0.1).abs().max() < 0.02  # four standard errors
+    independent = 1000**2 / 12 / count
+    assert drawn.mean(1).var().item() < independent / 4  # what the spread is for
+
+
+def test_spread_picks_one_value_of_every_part() -> None:
+    """Against the literal text of its docstring, one part after the other."""
+    draws, count = torch.randn(6 * SPREAD), 6
+    ordered = sorted(draws.tolist())
+    parts = [set(ordered[at : at + SPREAD]) for at in range(0, len(ordered), SPREAD)]
+    for seed in range(20):
+        torch.manual_seed(seed)
+        picked = spread(draws, count).tolist()
+        assert sorted(next(n for n, part in enumerate(parts) if value in part) for value in picked) == [*range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_stratified_timesteps_of_any_batch(count: int) -> None:
+    args = parse("--timestep_sampling", "stratified").train
+    assert draw_timesteps(count, scheduler("epsilon"), args, CPU).shape == (count,)
