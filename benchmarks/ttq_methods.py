@@ -123,8 +123,8 @@ def _scaled(module: nn.Module, args: Any, output: Any) -> Any:
 def stratified(subject: Subject, seed: int) -> None:
     """Timesteps of a batch spread evenly (`--timestep_sampling stratified` of the recipes)."""
     del seed
-    args = subject.task.args
-    subject.task.args = replace(args, train=replace(args.train, timestep_sampling="stratified"))
+    task: Any = subject.task
+    task.args = replace(task.args, train=replace(task.args.train, timestep_sampling="stratified"))
 
 
 def lisa(layout: Layout, steps: int, step: int, seed: int) -> set[str] | None:

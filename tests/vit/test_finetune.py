@@ -26,7 +26,7 @@ from .pretraining import averages, make_npz, same, weights
 SCRIPT = Path(__file__).resolve().parents[2] / "vit" / "finetune.py"
 FLAGS = (
     "--batch_size 8 --max_train_steps 12 --warmup_steps 2 --lr 3e-3 --crop pad --aa None --model_ema_decay 0.5 "
-    "--num_stages 3 --search_batches 2 --checkpointing_steps 1 --checkpoints_total_limit 20"
+    "--search zero_shot --num_stages 3 --search_batches 2 --checkpointing_steps 1 --checkpoints_total_limit 20"
 ).split()
 NewRun = Callable[..., Trainer]
 

@@ -55,8 +55,8 @@ class UnfreezeArguments:
     """Which blocks of the fixed schedule train first."""
     min_trainable: float = 0.25
     """Fraction of the blocks that trains in the first stage of the fixed schedule."""
-    search: Literal["zero_shot", "none"] = "zero_shot"
-    """Who chooses the blocks of a stage: training-free scores of recorded steps, or the fixed schedule."""
+    search: Literal["zero_shot", "none"] = "none"
+    """Who chooses the blocks of a stage: the fixed schedule, or training-free scores of recorded steps."""
     search_objective: Literal["gain_per_cost", "rank_vote", "random", "fixed"] = "gain_per_cost"
     """Expected fall of the loss per cost, the paper's vote, or baselines."""
     search_cost: Literal["flops", "measured"] = "flops"
