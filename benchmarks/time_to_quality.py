@@ -48,7 +48,8 @@ PLOTTED = (
     "lora",
     "interleaved",
     "unfreeze",
-    "early",
+    "freeze",
+    "freeze_8",
     "gain_per_cost",
 )
 

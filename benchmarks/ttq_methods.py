@@ -14,7 +14,7 @@ from ttq_cases import Subject
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, Stage
 from autoprog_diffusion.growth.adapter import find_adapter
-from autoprog_diffusion.growth.units import Layout, trainable_names
+from autoprog_diffusion.growth.units import Layout
 
 
 FULL: dict[str, Any] = {"num_stages": 1, "min_trainable": 1.0, "stage_embedding": False}
@@ -40,7 +40,7 @@ class Method:
         adapt: Chooses what may ever train, in place, before growth sees the model.
         plan: (blocks, steps, seed) -> stages, instead of the configuration's.
         redraw: (layout, steps, step, seed) -> names of what trains from this step on, or None for no change: for
-            methods that growth, which is monotone, cannot express.
+            methods that growth cannot express.
         batch_scales: Batch of every stage, as a factor of the case's.
         main: Whether it runs before the ablations, and in `--quick`.
         others: Whether the cases after the first include it.
@@ -138,13 +138,6 @@ def lisa(layout: Layout, steps: int, step: int, seed: int) -> set[str] | None:
     return {name for unit in units for name in unit.parameters}
 
 
-def shrink(layout: Layout, steps: int, step: int, seed: int) -> set[str] | None:
-    """Growth backwards: everything trains first, from the middle of the run on only the last half of the blocks."""
-    del seed
-    count = len(layout.blocks)
-    return trainable_names(layout, range(count // 2, count)) if step == steps // 2 else None
-
-
 def random_plan(count: int, steps: int, seed: int) -> GrowthPlan:
     """Four even stages that train a quarter, half, three quarters and all of the blocks, which ones at random."""
     order = random.Random(f"plan {seed}").sample(range(count), count)
@@ -173,6 +166,8 @@ FEW = (2e-3, 4e-3, 8e-3)  # rates for methods that train few parameters
 QUARTERS = _stages(order="suffix")
 EARLY = {**QUARTERS, "boundaries": (0.1, 0.2, 0.3)}
 HALF = _half(order="suffix", min_trainable=0.5)
+FREEZE = _stages(order="suffix", direction="freeze")
+FREEZE_8 = {**FREEZE, "num_stages": 8, "min_trainable": 0.125}
 PAPER = _stages(order="interleaved")
 SEARCH = _stages(search="zero_shot")
 MAIN: dict[str, Any] = {"main": True, "others": True}
@@ -189,13 +184,18 @@ METHODS = {
         Method("lora", f"LoRA, rank {LORA_RANK}", adapt=lora, rates=FEW, **DRAWN),
         Method("interleaved", "fixed interleaved (the paper's)", PAPER, rates=BOTH, **MAIN),
         Method("unfreeze", "fixed suffix, 4 stages", QUARTERS, rates=BOTH, **DRAWN),
-        Method("early", "suffix, opened early", EARLY, **DRAWN),
-        Method("early_stratified", "suffix, opened early, stratified", EARLY, adapt=stratified, **MAIN),
+        Method("early", "suffix, opened early", EARLY, **MAIN),
+        Method("freeze", "freezing, 4 stages", FREEZE, **DRAWN),
+        Method("freeze_8", "freezing, 8 stages", FREEZE_8, **DRAWN),
+        Method("freeze_8_long", "freezing, 8 stages, 1.4 times the steps", FREEZE_8, 1.4, **MAIN),
+        Method("freeze_8_stratified", "freezing, 8 stages, stratified", FREEZE_8, adapt=stratified, **MAIN),
+        Method("early_stratified", "suffix, opened early, stratified", EARLY, adapt=stratified, others=True),
         Method("random", "random schedule", _stages(), plan=random_plan, others=True),
         Method("suffix", "last quarter only", adapt=last_quarter, others=True),
         Method("gain_per_cost", "search, gain per cost", {**SEARCH, "search_objective": "gain_per_cost"}, others=True),
         Method("rank_vote", "search, rank vote", {**SEARCH, "search_objective": "rank_vote"}),
-        Method("shrink", "all, then the last half (not growth)", redraw=shrink, others=True),
+        Method("freeze_interleaved", "freezing, 4 stages, interleaved", {**FREEZE, "order": "interleaved"}),
+        Method("freeze_prefix", "freezing, 4 stages, the front stays", {**FREEZE, "order": "prefix"}),
         Method("combined", "suffix half at half batch, then all", HALF, batch_scales=(0.5, 1.0)),
         Method("full_small", "full, half the batch", QUARTERS, plan=same_blocks, batch_scales=SMALL),
         Method("small_stratified", "full, half the batch, stratified", QUARTERS, plan=same_blocks, batch_scales=SMALL,

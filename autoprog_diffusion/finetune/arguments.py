@@ -123,11 +123,13 @@ class GrowthArguments:
     growth_plan: str | None = None
     """Follow the plan in this file: one that was dumped, or the growth.json of an earlier run."""
     num_stages: int = 4
-    """Number of stages; the last one trains everything."""
+    """Number of stages; the last one (with --direction freeze the first) trains everything."""
     order: Literal["interleaved", "suffix", "prefix"] = "interleaved"
     """Which blocks open first, with --search none."""
     min_trainable: float = 0.25
-    """Fraction of the blocks trained in the first stage."""
+    """Fraction of the blocks trained in the smallest stage."""
+    direction: Literal["unfreeze", "freeze"] = "unfreeze"
+    """unfreeze ends with the whole model; freeze, with --search none, starts with it and freezes block after block."""
     resolutions: tuple[float, ...] | None = None
     """Resolution of every stage: fractions up to 1, or pixels."""
     boundaries: tuple[float, ...] | None = None

@@ -17,7 +17,7 @@ from autoprog_diffusion.growth import GrowthScheduler
 from autoprog_diffusion.training.output import write_text_atomically
 from autoprog_diffusion.training.smoothing import smooth
 
-from .runlog import RunLog, StageSummary, saving
+from .runlog import RunLog, StageSummary, fullest, saving
 
 
 def write_report(folder: Path, growth: GrowthScheduler, log: RunLog, seconds: dict[str, float]) -> None:
@@ -58,22 +58,22 @@ def write_growth_json(
 
 def print_summary(summaries: list[StageSummary], num_blocks: int, seconds: dict[str, float]) -> None:
     """Print one row per stage: what was trained, step time, memory, and the saving against full."""
-    last = summaries[-1]
+    full = fullest(summaries)
     table = Table(title="progressive fine-tuning, stage by stage")
     titles = ("stage", "steps", "blocks", "trains", "pixels", "loss", "step", "of full", "FLOPs of full", "memory")
     for title in titles:
         table.add_column(title, justify="right")
     for row in summaries:
-        flops = f"{row.flops / last.flops:.0%}" if row.flops and last.flops else "-"
+        flops = f"{row.flops / full.flops:.0%}" if row.flops and full.flops else "-"
         table.add_row(
             f"{row.stage + 1}", f"{row.steps}", f"{row.blocks}/{num_blocks}", f"{row.trainable:.0%}",
             f"{row.resolution}", f"{row.loss:.4f}", f"{1000 * row.step_seconds:.1f} ms",
-            f"{row.step_seconds / last.step_seconds:.0%}", flops, f"{row.memory / 2**20:,.0f} MiB",
+            f"{row.step_seconds / full.step_seconds:.0%}", flops, f"{row.memory / 2**20:,.0f} MiB",
         )  # fmt: skip
     console = _console()
     console.print(table)
     ratios = saving(summaries)
-    text = f"training time {ratios['time']:.2f}x less than all steps at the last stage's cost"
+    text = f"training time {ratios['time']:.2f}x less than all steps at stage {full.stage + 1}'s cost"
     if "flops" in ratios:
         text += f"; by FLOPs alone {ratios['flops']:.2f}x"
     console.print(text + ".")

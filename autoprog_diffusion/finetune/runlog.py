@@ -81,14 +81,19 @@ class RunLog:
         self.rows, self.flops = state_dict["rows"], state_dict["flops"]
 
 
+def fullest(summaries: list[StageSummary]) -> StageSummary:
+    """The stage that trained most, the last one of several: what full training costs."""
+    return max(reversed(summaries), key=lambda row: (row.resolution, row.trainable))
+
+
 def saving(summaries: list[StageSummary]) -> dict[str, float]:
-    """What growth saved against training everything for as many steps at the last stage's cost.
+    """What growth saved against as many steps at the cost of the stage that trained most.
 
     Returns:
         `time`: full over actual training time; `flops`: the same for FLOPs, where all stages were counted.
     """
-    steps, last = sum(s.steps for s in summaries), summaries[-1]
-    result = {"time": last.step_seconds * steps / sum(s.step_seconds * s.steps for s in summaries)}
+    steps, full = sum(s.steps for s in summaries), fullest(summaries)
+    result = {"time": full.step_seconds * steps / sum(s.step_seconds * s.steps for s in summaries)}
     if all(s.flops for s in summaries):
-        result["flops"] = (last.flops or 0) * steps / sum((s.flops or 0) * s.steps for s in summaries)
+        result["flops"] = (full.flops or 0) * steps / sum((s.flops or 0) * s.steps for s in summaries)
     return result

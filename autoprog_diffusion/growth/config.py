@@ -13,6 +13,7 @@ from .errors import ConfigError
 
 
 Order = Literal["interleaved", "suffix", "prefix"]
+Direction = Literal["unfreeze", "freeze"]
 Search = Literal["none", "zero_shot"]
 Objective = Literal["rank_vote", "gain_per_cost", "random", "fixed"]
 Cost = Literal["flops", "measured"]
@@ -27,7 +28,10 @@ class GrowthConfig:
         num_stages: Number of training stages; the last one trains the whole model.
         order: Which blocks open first. `interleaved` opens every L-th block (the paper), `suffix` the blocks nearest
             the output (the frozen front then runs without gradient), `prefix` the blocks nearest the input.
-        min_trainable: Fraction of the blocks trained in the first stage, in (0, 1]; later stages grow linearly to 1.
+        min_trainable: Fraction of the blocks trained in the smallest stage, in (0, 1]; the others rise linearly to 1.
+        direction: `unfreeze` starts with the smallest stage and ends with the whole model (the paper); `freeze` starts
+            with the whole model and ends with the smallest stage, so that frozen blocks are trained ones (after
+            FreezeOut, arXiv 1706.04983).
         stage_embedding: Whether to train a Stage Identifier embedding beside the model (folded away by `fold`). `None`
             trains one unless the model has no place for it, or its timestep embedder is frozen: a LoRA checkpoint
             would not hold the fold.
@@ -64,6 +68,7 @@ class GrowthConfig:
     num_stages: int = 4
     order: Order = "interleaved"
     min_trainable: float = 0.25
+    direction: Direction = "unfreeze"
     stage_embedding: bool | None = None
     stage_embedding_init: EmbeddingInit = "zero"
     stage_dropout: float = 0.0
@@ -92,7 +97,7 @@ class GrowthConfig:
             object.__setattr__(self, "search_candidates", tuple(tuple(blocks) for blocks in self.search_candidates))
         if self.resolutions is not None:
             object.__setattr__(self, "resolutions", tuple(as_resolution(value) for value in self.resolutions))
-        for check in (_check_choices, _check_ranges, _check_resolutions, _check_boundaries):
+        for check in (_check_choices, _check_ranges, _check_direction, _check_resolutions, _check_boundaries):
             check(self)
 
     @property
@@ -165,7 +170,7 @@ def _is_number(value: object) -> bool:
 
 
 def _check_choices(config: GrowthConfig) -> None:
-    choices = {"order": Order, "search": Search, "stage_embedding_init": EmbeddingInit}
+    choices = {"order": Order, "direction": Direction, "search": Search, "stage_embedding_init": EmbeddingInit}
     choices |= {"search_objective": Objective, "search_cost": Cost}
     for name, kind in choices.items():
         value, allowed = getattr(config, name), get_args(kind)
@@ -174,6 +179,15 @@ def _check_choices(config: GrowthConfig) -> None:
     wrong = sorted(set(config.search_orders) - set(get_args(Order)))
     if wrong or not config.search_orders:
         raise ConfigError(f"search_orders={config.search_orders!r} is not allowed: name some of {get_args(Order)}.")
+
+
+def _check_direction(config: GrowthConfig) -> None:
+    if config.direction == "freeze" and config.search != "none":
+        raise ConfigError(f'search={config.search!r} chooses what to open: use direction="unfreeze" or search="none".')
+    if config.direction == "freeze" and config.rewarm_steps:
+        raise ConfigError(
+            f'rewarm_steps={config.rewarm_steps} has no effect with direction="freeze", which opens nothing: use 0.'
+        )
 
 
 def _check_ranges(config: GrowthConfig) -> None:

@@ -49,8 +49,8 @@ class Stage:
 class GrowthPlan:
     """A monotone schedule of stages for a model of `num_blocks` blocks and a run of `num_training_steps` steps.
 
-    Once a block trains it trains to the end, the resolution never falls and the stride never rises (design: an EMA of
-    a block that freezes again would be thrown away).
+    Either no block that trains ever freezes, or no block that is frozen ever opens; the resolution never falls and the
+    stride never rises.
 
     Raises:
         PlanError: The stages are not monotone, or do not fit the number of blocks or steps.
@@ -71,6 +71,11 @@ class GrowthPlan:
     def stage_at(self, step: int) -> int:
         """Index of the stage that trains at optimizer step `step` (counted from 0)."""
         return sum(stage.start <= step for stage in self.stages) - 1
+
+    @property
+    def freezes(self) -> bool:
+        """Whether some stage trains fewer blocks than the one before it."""
+        return any(set(early.blocks) - set(late.blocks) for early, late in zip(self.stages, self.stages[1:]))
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
@@ -134,9 +139,10 @@ class GrowthPlan:
 
 
 def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -> GrowthPlan:
-    """The fixed schedule of a configuration: linear growth from `min_trainable` to the full model.
+    """The fixed schedule of a configuration: linear growth from `min_trainable` to the full model, or back.
 
-    Source: AutoProg-Zero's linear schedule; for 28 blocks and the defaults 7, 14, 21, 28 blocks train.
+    Source: AutoProg-Zero's linear schedule; for 28 blocks and the defaults 7, 14, 21, 28 blocks train, and with
+    `direction="freeze"` 28, 21, 14, 7.
 
     Raises:
         PlanError: The run has fewer steps than stages, a boundary lies beyond the last step, or two neighbouring
@@ -145,6 +151,8 @@ def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -
     starts = stage_starts(config, num_training_steps)
     count, low = config.num_stages, config.min_trainable
     fractions = [1.0 if k == count - 1 else low + (1 - low) * k / max(count - 1, 1) for k in range(count)]
+    if config.direction == "freeze":
+        fractions.reverse()
     resolutions = config.resolutions or (1.0,) * count
     stages = tuple(
         Stage(start, select_blocks(config.order, num_blocks, fraction, low), resolution)
@@ -261,12 +269,14 @@ def _check_plan(plan: GrowthPlan) -> None:
             raise PlanError(
                 f"stage {index} trains blocks {stage.blocks}, but the model has blocks 0 to {plan.num_blocks - 1}."
             )
-    for index, (early, late) in enumerate(zip(plan.stages, plan.stages[1:])):
-        lost = sorted(set(early.blocks) - set(late.blocks))
-        if lost:
+    pairs = [(set(early.blocks), set(late.blocks)) for early, late in zip(plan.stages, plan.stages[1:])]
+    opening = [index for index, (early, late) in enumerate(pairs) if late - early]
+    for index, (early, late) in enumerate(pairs):
+        if early - late and opening:
             raise PlanError(
-                f"growth is monotone, but blocks {lost} train in stage {index} and not in stage {index + 1}: "
-                "add them to the later stage."
+                f"growth is monotone, but blocks {sorted(early - late)} train in stage {index} and not in stage "
+                f"{index + 1}, while stage {opening[0] + 1} opens blocks: add them to the later stage, or let no "
+                "stage open any."
             )
     check_increasing_resolutions(tuple(stage.resolution for stage in plan.stages), PlanError)
     strides = [stage.stride for stage in plan.stages]

@@ -14,6 +14,7 @@ from . import host
 from .adapter import StageEmbeddingLike, find_adapter
 from .config import GrowthConfig
 from .errors import OrderError
+from .freezing import check_freezing, release_state
 from .plan import GrowthPlan, check_plan_fits
 from .resize import resize_images
 from .rewarm import Rewarm
@@ -119,6 +120,7 @@ class GrowthScheduler:
         blocks = [unit.name for unit in self.layout.blocks]
         plan = plan or first_plan(self.config, self.layout, num_training_steps)
         check_plan_fits(plan, blocks, num_training_steps, self.config.plan_stages if self._embedding else None)
+        check_freezing(plan, self._model, self._optimizers, self._accelerator)
         self._wrapped, self._plan = model, plan
         self._switch.prepare(model, ddp)
         if self.config.search != "none":
@@ -129,10 +131,7 @@ class GrowthScheduler:
             host.register(self._accelerator, self)
 
     def step(self) -> bool:
-        """Count one optimizer step; call it after `ema.step` and before saving a checkpoint.
-
-        Returns:
-            Whether a new stage was entered.
+        """Count one optimizer step, and say whether a stage was entered; call it after `ema.step`, before saving.
 
         Raises:
             OrderError: `prepare` has not been called, `fold` has, or the optimizer lacks parameters.
@@ -283,6 +282,7 @@ class GrowthScheduler:
 
     def _enter(self, stage: int, record: bool = True) -> None:
         self._switch.enter(stage, self.plan.stages[stage].blocks, fresh=record)
+        release_state(self.plan, self._optimizers)
         if record:
             self.history.append(record_stage(self.plan, stage, self._step, self.layout, *self._switch.trainable()))
 

@@ -67,10 +67,12 @@ def add_vector(parameter: Tensor, vector: Tensor) -> None:
 def trained_before(state: dict[str, Any], layout: Layout) -> set[str]:
     """Names of the parameters that the last optimizer step before a saved growth state trained.
 
-    At a stage boundary these are the ones of the stage before: what has just opened has no optimizer state yet.
+    At a stage boundary these are the ones of the stage before that still train: what has just opened has no optimizer
+    state yet, what has just frozen none any more.
     """
-    plan, step = GrowthPlan.from_dict(state["plan"]), max(0, state["step"] - 1)
-    return trainable_names(layout, plan.stages[plan.stage_at(step)].blocks)
+    plan, step = GrowthPlan.from_dict(state["plan"]), state["step"]
+    before, now = (plan.stages[plan.stage_at(at)].blocks for at in (max(0, step - 1), step))
+    return trainable_names(layout, set(before) & set(now))
 
 
 def check_optimizer_state(

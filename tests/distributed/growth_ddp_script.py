@@ -14,13 +14,14 @@ from torch import Tensor
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
 
-CASES = [(family, order) for family in ("unet2d", "pixart") for order in ("interleaved", "suffix", "prefix")]
+CASES = [(family, order) for family in ("unet2d", "pixart") for order in ("interleaved", "suffix", "prefix", "freeze")]
 RANKS, STEPS, ACCUMULATION = 2, 6, 2
 CLIP = 0.3  # below the gradient norms of these losses, so that clipping acts
 
 
 def config(order: str) -> GrowthConfig:
-    return GrowthConfig(num_stages=3, order=order, stage_embedding_init="normal", ema_decay=0.9)
+    settings = {"order": "suffix", "direction": "freeze"} if order == "freeze" else {"order": order}
+    return GrowthConfig(num_stages=3, **settings, stage_embedding_init="normal", ema_decay=0.9)
 
 
 def reference(family: Family, order: str) -> dict[str, Tensor]:
@@ -39,6 +40,7 @@ def together(family: Family, order: str, accelerator: Accelerator) -> tuple[dict
     growth.prepare(wrapped, num_training_steps=STEPS)
     table = growth._embedding.table
     seen: dict[str, Any] = {"unequal": [], "moved": [], "frozen": [], "table_grads": [], "clipped": [], "stages": []}
+    seen["held"] = []
     for step in range(STEPS):
         before = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
         seen["frozen"].append(len(before))
@@ -55,6 +57,7 @@ def together(family: Family, order: str, accelerator: Accelerator) -> tuple[dict
                 if accelerator.sync_gradients:
                     growth.step()
         named = dict(model.named_parameters())
+        seen["held"] += [name for name, p in named.items() if not p.requires_grad and p in optimizer.optimizer.state]
         seen["moved"] += [name for name, value in before.items() if not torch.equal(named[name], value)]
         state = [*named.items(), ("table", table), ("average", growth._embedding.average)]
         seen["unequal"] += [f"step {step}: {name}" for name, value in state if not equal_on_ranks(value)]

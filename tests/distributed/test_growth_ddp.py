@@ -11,7 +11,9 @@ from .launching import run_ranks
 
 pytestmark = pytest.mark.distributed
 
-CASES = [f"{family}-{order}" for family in ("unet2d", "pixart") for order in ("interleaved", "suffix", "prefix")]
+CASES = [
+    f"{family}-{order}" for family in ("unet2d", "pixart") for order in ("interleaved", "suffix", "prefix", "freeze")
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +35,10 @@ def test_ranks_stay_bit_identical_through_growth(ranks: list[dict[str, Any]], ca
 @pytest.mark.parametrize("case", CASES)
 def test_frozen_weights_rest_on_every_rank(ranks: list[dict[str, Any]], case: str) -> None:
     for result in ranks:
-        counts = result[case]["frozen"]
+        counts = result[case]["frozen"][:: -1 if case.endswith("freeze") else 1]
         assert counts[0] == counts[1] > counts[2] == counts[3] > counts[4] == counts[5] == 0
         assert result[case]["moved"] == []
+        assert result[case]["held"] == []
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -22,6 +22,9 @@ from autoprog_diffusion.growth import ConfigError
         ({"num_stages": True}, "num_stages=True"),
         ({"num_stages": "4"}, "num_stages='4'"),
         ({"order": "random"}, "order='random'.*interleaved.*suffix.*prefix"),
+        ({"direction": "shrink"}, "direction='shrink'.*unfreeze.*freeze"),
+        ({"direction": "freeze", "search": "zero_shot"}, "search='zero_shot' chooses what to open.*unfreeze"),
+        ({"direction": "freeze", "rewarm_steps": 3}, "rewarm_steps=3 has no effect.*use 0"),
         ({"search": "one_shot"}, "search='one_shot'.*zero_shot"),
         ({"stage_embedding_init": "ones"}, "stage_embedding_init='ones'.*carry"),
         ({"min_trainable": 0}, "min_trainable=0 "),
@@ -121,10 +124,13 @@ def test_json_round_trip(tmp_path: Path) -> None:
     unchanged = GrowthConfig()
     changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(unchanged, f.name)]
     left = {f.name for f in dataclasses.fields(config)} - set(changed)
-    assert not {name for name in left if not name.startswith("search")}
+    # A direction goes with neither a search nor a re-warm-up; it has its own round trip below.
+        assert not {name for name in left if not name.startswith("search")} - {"direction"}
     config.save(tmp_path / "config.json")
     loaded = GrowthConfig.load(tmp_path / "config.json")
     assert loaded == config
+    freezing = GrowthConfig(direction="freeze")
+    assert GrowthConfig.from_dict(freezing.to_dict()) == freezing != unchanged
     assert hash(loaded) == hash(config)
 
 

@@ -73,6 +73,23 @@ def test_the_fixed_plan_ends_with_every_block(order: Any) -> None:
         assert plan.stages[-1].blocks == tuple(range(12))
 
 
+@pytest.mark.parametrize("order", ["interleaved", "suffix", "prefix"])
+def test_freezing_is_the_same_schedule_backwards(order: Any) -> None:
+    opens = fixed_plan(GrowthConfig(order=order), 28, 400)
+    closes = fixed_plan(GrowthConfig(order=order, direction="freeze"), 28, 400)
+    assert [stage.blocks for stage in closes.stages] == [stage.blocks for stage in reversed(opens.stages)]
+    assert [len(stage.blocks) for stage in closes.stages] == [28, 21, 14, 7]
+    assert [stage.start for stage in closes.stages] == [0, 100, 200, 300]
+    assert closes.freezes
+    assert not opens.freezes
+    assert GrowthPlan.from_dict(closes.to_dict()) == closes
+
+
+def test_a_frozen_stage_may_train_at_a_larger_resolution() -> None:
+    config = GrowthConfig(num_stages=2, min_trainable=0.5, direction="freeze", order="suffix", resolutions=(0.5, 1.0))
+    assert [(s.blocks, s.resolution) for s in fixed_plan(config, 4, 10).stages] == [((0, 1, 2, 3), 0.5), ((2, 3), 1.0)]
+
+
 def test_boundaries_are_steps_or_fractions() -> None:
     plan = fixed_plan(GrowthConfig(num_stages=3, boundaries=(5, 80)), 8, 100)
     assert [stage.start for stage in plan.stages] == [0, 5, 80]
@@ -132,7 +149,8 @@ def test_the_same_blocks_may_train_at_a_larger_resolution() -> None:
         ((Stage(0, (1, 1)),), r"once each.*\(1, 1\)"),
         ((Stage(0, (0, 4)),), r"stage 0 trains blocks \(0, 4\).*blocks 0 to 3"),
         ((Stage(0, (-1, 0)),), r"\(-1, 0\)"),
-        ((Stage(0, (0, 2)), Stage(5, (0, 1))), r"blocks \[2\] train in stage 0 and not in stage 1"),
+        ((Stage(0, (0, 2)), Stage(5, (0, 1))), r"blocks \[2\] train in stage 0 and not in stage 1.*stage 1 opens"),
+        ((Stage(0, (0, 1)), Stage(5, (0,)), Stage(7, (0, 1))), r"blocks \[1\] train in stage 0 .*stage 2 opens"),
         ((Stage(0, (0,), 64), Stage(5, (0, 1), 32)), r"\(64, 32\) decrease"),
         ((Stage(0, (0,), 0.5), Stage(5, (0, 1), 32)), "mix fractions"),
     ],

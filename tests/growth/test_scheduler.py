@@ -138,6 +138,30 @@ def test_backends_that_cannot_grow_are_refused(kind: str) -> None:
         GrowthScheduler(DIT.build(), GrowthConfig(), accelerator)
 
 
+def test_a_plan_that_freezes_needs_the_optimizer() -> None:
+    model = DIT.build()
+    freezing = GrowthConfig(num_stages=2, min_trainable=0.5, direction="freeze")
+    with pytest.raises(OrderError, match="pass the optimizer"):
+        GrowthScheduler(model, freezing).prepare(model, num_training_steps=4)
+    # The same for a plan from a file: its stages say it.
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=2))
+    count = len(growth.layout.blocks)
+    plan = GrowthPlan(count, 4, (Stage(0, tuple(range(count))), Stage(2, (count - 1,))))
+    with pytest.raises(OrderError, match="pass the optimizer"):
+        growth.prepare(model, num_training_steps=4, plan=plan)
+
+
+def test_a_plan_that_freezes_is_refused_where_parameters_are_sharded(one_rank: None) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model = DIT.build()
+    config = GrowthConfig(num_stages=2, min_trainable=0.5, direction="freeze", stage_embedding=False)
+    growth = GrowthScheduler(model, config)
+    fully_shard(model)
+    with pytest.raises(OrderError, match="does not work with sharded parameters.*unfreeze"):
+        growth.prepare(model, num_training_steps=4, optimizer=torch.optim.AdamW(model.parameters()))
+
+
 def test_fold_runs_once_on_its_own_model_after_prepare() -> None:
     model = DIT.build()
     growth = GrowthScheduler(model, GrowthConfig())

@@ -16,7 +16,7 @@ import autoprog_diffusion
 from autoprog_diffusion.training.output import write_text_atomically
 from autoprog_diffusion.training.smoothing import smooth
 
-from .runlog import RunLog, StageSummary, saving
+from .runlog import RunLog, StageSummary, fullest, saving
 
 
 def write_report(folder: Path, growth: Any, log: RunLog, seconds: dict[str, float]) -> None:
@@ -59,7 +59,7 @@ def write_growth_json(path: Path, growth: Any, log: RunLog, seconds: dict[str, f
 
 def print_summary(summaries: list[StageSummary], result: dict[str, float], seconds: dict[str, float]) -> None:
     """Print one row per stage and search, the saving against full training, and the accuracy."""
-    last = summaries[-1]
+    full = fullest(summaries)
     table = Table(title="progressive pretraining, stage by stage")
     for title in ("stage", "steps", "depth", "pixels", "loss", "step", "of full", "FLOPs of full", "memory"):
         table.add_column(title, justify="right")
@@ -67,15 +67,15 @@ def print_summary(summaries: list[StageSummary], result: dict[str, float], secon
         table.add_row(
             f"{row.stage + 1}{' search' if row.searching else ''}", f"{row.steps}", f"{row.depth:.3g}",
             f"{row.resolution:.3g}", f"{row.loss:.4f}", f"{1000 * row.step_seconds:.1f} ms",
-            f"{row.step_seconds / last.step_seconds:.0%}", f"{row.flops / last.flops:.0%}",
+            f"{row.step_seconds / full.step_seconds:.0%}", f"{row.flops / full.flops:.0%}",
             f"{row.memory / 2**20:,.0f} MiB",
         )  # fmt: skip
     console = _console()
     console.print(table)
     ratios = saving(summaries)
     console.print(
-        f"training time {ratios['time']:.2f}x less than all steps at the last stage's cost, searches included; "
-        f"by FLOPs {ratios['flops']:.2f}x."
+        f"training time {ratios['time']:.2f}x less than all steps at stage {full.stage + 1}'s cost, searches "
+        f"included; by FLOPs {ratios['flops']:.2f}x."
     )
     if result:
         console.print(f"validation accuracy {result['accuracy']:.1%}, of the average {result['ema_accuracy']:.1%}.")

@@ -100,14 +100,19 @@ class RunLog:
         self.flops = state_dict["flops"]
 
 
+def fullest(summaries: list[StageSummary]) -> StageSummary:
+    """The stage that trained most, the last one of several: what full training costs."""
+    return max(reversed(summaries), key=lambda row: (not row.searching, row.resolution, row.depth))
+
+
 def saving(summaries: list[StageSummary]) -> dict[str, float]:
     """What growth saved against training the whole model at full resolution for as many steps.
 
     Returns:
         `time`: full over actual wall time, evaluations of candidates included; `flops`: the same for training FLOPs.
     """
-    steps, last = sum(row.steps for row in summaries), summaries[-1]
+    steps, full = sum(row.steps for row in summaries), fullest(summaries)
     return {
-        "time": last.step_seconds * steps / sum(row.seconds for row in summaries),
-        "flops": last.flops * steps / sum(row.flops * row.steps for row in summaries),
+        "time": full.step_seconds * steps / sum(row.seconds for row in summaries),
+        "flops": full.flops * steps / sum(row.flops * row.steps for row in summaries),
     }

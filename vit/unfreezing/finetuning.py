@@ -50,11 +50,13 @@ class UnfreezeArguments:
     growth: Literal["on", "off"] = "on"
     """off is full fine-tuning in the same loop."""
     num_stages: int = 3
-    """Number of stages; the last one trains the whole model."""
+    """Number of stages; the last one (with --direction freeze the first) trains the whole model."""
     order: Literal["suffix", "interleaved", "prefix"] = "suffix"
     """Which blocks of the fixed schedule train first."""
     min_trainable: float = 0.25
-    """Fraction of the blocks that trains in the first stage of the fixed schedule."""
+    """Fraction of the blocks that trains in the smallest stage of the fixed schedule."""
+    direction: Literal["unfreeze", "freeze"] = "unfreeze"
+    """unfreeze ends with the whole model; freeze, with --search none, starts with it and freezes block after block."""
     search: Literal["zero_shot", "none"] = "none"
     """Who chooses the blocks of a stage: the fixed schedule, or training-free scores of recorded steps."""
     search_objective: Literal["gain_per_cost", "rank_vote", "random", "fixed"] = "gain_per_cost"
@@ -145,6 +147,7 @@ def growth_config(args: FinetuneArguments, multiple: int) -> GrowthConfig:
         num_stages=growth.num_stages,
         order=growth.order,
         min_trainable=growth.min_trainable,
+        direction=growth.direction,
         stage_embedding=False,
         resolutions=growth.resolutions,
         resolution_multiple=multiple,
