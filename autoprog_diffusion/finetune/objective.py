@@ -47,7 +47,7 @@ def spread(draws: Tensor, count: int) -> Tensor:
         count: N.
     """
     parts = draws.sort().values.view(count, -1)
-    picked = parts[:, torch.randint(parts.shape[1], (1,)).item()]
+    picked = parts[:, int(torch.randint(parts.shape[1], (1,)))]
     return picked[torch.randperm(count)]
 
 

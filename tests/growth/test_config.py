@@ -125,7 +125,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
     changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(unchanged, f.name)]
     left = {f.name for f in dataclasses.fields(config)} - set(changed)
     # A direction goes with neither a search nor a re-warm-up; it has its own round trip below.
-        assert not {name for name in left if not name.startswith("search")} - {"direction"}
+    assert not {name for name in left if not name.startswith("search")} - {"direction"}
     config.save(tmp_path / "config.json")
     loaded = GrowthConfig.load(tmp_path / "config.json")
     assert loaded == config
