@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
-
 from .errors import OrderError
 from .plan import GrowthPlan
-from .sharding import is_sharded
 
 
-def check_freezing(plan: GrowthPlan, model: nn.Module, optimizers: Iterable[Any], accelerator: Any) -> None:
+def check_freezing(plan: GrowthPlan, optimizers: Iterable[Any], accelerator: Any) -> None:
     """Refuse a plan that freezes where the optimizer's state of a frozen block cannot be let go.
 
     Raises:
-        OrderError: No optimizer is known, or the parameters are sharded.
+        OrderError: No optimizer is known.
     """
-    if not plan.freezes:
-        return
-    if is_sharded(model):
-        raise OrderError(
-            'a plan that freezes blocks (direction="freeze") does not work with sharded parameters (FSDP): use '
-            'DistributedDataParallel, or direction="unfreeze".'
-        )
-    if accelerator is None and not list(optimizers):
+    if plan.freezes and accelerator is None and not list(optimizers):
         raise OrderError(
             'a plan that freezes blocks (direction="freeze") lets go of their optimizer state: pass the optimizer, '
             "growth.prepare(model, num_training_steps=..., optimizer=optimizer)."

@@ -120,7 +120,7 @@ class GrowthScheduler:
         blocks = [unit.name for unit in self.layout.blocks]
         plan = plan or first_plan(self.config, self.layout, num_training_steps)
         check_plan_fits(plan, blocks, num_training_steps, self.config.plan_stages if self._embedding else None)
-        check_freezing(plan, self._model, self._optimizers, self._accelerator)
+        check_freezing(plan, self._optimizers, self._accelerator)
         self._wrapped, self._plan = model, plan
         self._switch.prepare(model, ddp)
         if self.config.search != "none":

@@ -25,17 +25,18 @@ FAMILY, STEPS = BY_ID["pixart"], 4
 STOPS = {"boundary": 1, "inside": 2}  # optimizer steps
 PLAIN = GrowthConfig(num_stages=3, order="suffix", boundaries=(1, 3))
 CONFIG = replace(PLAIN, stage_embedding_init="normal", ema_decay=0.9)
+DIRECTIONS = ("unfreeze", "freeze")
 
 
 class Run:
     """A bare model under `fully_shard`, in a plain loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, direction: Any = "unfreeze") -> None:
         self.model = FAMILY.build().train()
         for block in self.model.transformer_blocks:
             fully_shard(block)
         fully_shard(self.model)
-        self.growth = GrowthScheduler(self.model, CONFIG)
+        self.growth = GrowthScheduler(self.model, replace(CONFIG, direction=direction))
         self.optimizer = optimizer_of(self.growth)
         self.growth.prepare(self.model, num_training_steps=STEPS, optimizer=self.optimizer)
 
@@ -87,16 +88,16 @@ def moments_of(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     }
 
 
-def torch_checkpoints(root: Path) -> dict[str, Any]:
-    straight = Run()
+def torch_checkpoints(root: Path, direction: str) -> dict[str, Any]:
+    straight = Run(direction)
     straight.train(0, STEPS)
     result: dict[str, Any] = {}
-    before = Run()
+    before = Run(direction)
     for name, stop in STOPS.items():
-        folder = root / name
+        folder = root / direction / name
         before.train(stop - 1, stop)
         before.save(folder)
-        resumed = Run()
+        resumed = Run(direction)
         resumed.load(folder)
         result[name] = {
             "loaded": same(resumed.everything(), before.everything()),
@@ -105,7 +106,8 @@ def torch_checkpoints(root: Path) -> dict[str, Any]:
         }
         resumed.train(stop, STEPS)
         result[name]["finished"] = same(resumed.everything(), straight.everything())
-    result["careless"] = refusal(lambda: Run().careless(root / "inside"))
+    if direction == "unfreeze":
+        result["careless"] = refusal(lambda: Run().careless(root / direction / "inside"))
     return result
 
 
@@ -202,7 +204,7 @@ def main() -> None:
     config = replace(PLAIN, stage_embedding=False)
     cold, warm = (weights_of(*alone(FAMILY, replace(config, rewarm_steps=n), STEPS, clip=0.3)) for n in (0, 2))
     dist.init_process_group("gloo")
-    result: dict[str, Any] = {"torch": torch_checkpoints(root / "torch")}
+    result: dict[str, Any] = {"torch": {way: torch_checkpoints(root / "torch", way) for way in DIRECTIONS}}
     result["accelerate"] = accelerate_checkpoints(root, cold)
     result["rewarmed"] = rewarmed([warm, cold])
     result["refused"] = refused()

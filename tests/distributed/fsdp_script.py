@@ -32,7 +32,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
 
-CASES = [("dit", "interleaved"), ("dit", "suffix"), ("unet2d", "suffix")]
+CASES = [("dit", "interleaved"), ("dit", "suffix"), ("dit", "freeze"), ("unet2d", "suffix"), ("unet2d", "freeze")]
 STEPS, ACCUMULATION = 6, 2
 CLIP = 0.3  # below the gradient norms of these losses, so that clipping acts
 # DiT's first block lends its timestep embedder to the model, which calls it from outside of the block.
@@ -51,7 +51,8 @@ def shard(family: Family, **settings: Any) -> nn.Module:
 
 
 def config(order: str) -> GrowthConfig:
-    return GrowthConfig(num_stages=3, order=order, stage_embedding_init="normal", ema_decay=0.9)
+    settings = {"order": "suffix", "direction": "freeze"} if order == "freeze" else {"order": order}
+    return GrowthConfig(num_stages=3, **settings, stage_embedding_init="normal", ema_decay=0.9)
 
 
 def averaged(family: Family, order: str) -> tuple[nn.Module, dict[str, Tensor]]:

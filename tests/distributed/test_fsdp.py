@@ -11,7 +11,7 @@ from .launching import run_ranks
 
 pytestmark = pytest.mark.distributed
 
-CASES = ["dit-interleaved", "dit-suffix", "unet2d-suffix"]
+CASES = ["dit-interleaved", "dit-suffix", "dit-freeze", "unet2d-suffix", "unet2d-freeze"]
 cases = pytest.mark.parametrize("case", CASES)
 KINDS = ("parameters", "gradients", "optimizer")
 
@@ -34,7 +34,7 @@ def test_two_ranks_equal_one_process(ranks: list[dict[str, Any]], case: str) -> 
 @cases
 def test_frozen_shards_rest_and_hold_nothing(ranks: list[dict[str, Any]], case: str) -> None:
     for result in ranks:
-        counts = result[case]["frozen"]
+        counts = result[case]["frozen"][:: -1 if case.endswith("freeze") else 1]
         assert counts[0] == counts[1] > counts[2] == counts[3] > counts[4] == counts[5] == 0
         assert result[case]["moved"] == []
         assert result[case]["held"] == [[]] * 6  # in the optimizer, of what was frozen when it stepped
@@ -65,10 +65,11 @@ def test_memory_of_a_rank_follows_what_trains(ranks: list[dict[str, Any]], case:
         for row in rows:
             assert row["gradients"] == row["trains"]
             assert row["optimizer"] == 2 * row["trains"]  # Adam's two moments
-            assert (row["trains"] == row["parameters"]) == (step == 4)
+            assert (row["trains"] == row["parameters"]) == (step == (0 if case.endswith("freeze") else 4))
         assert sum(row["parameters"] for row in rows) == 4 * rows[0]["numel"]  # nothing is held twice
     sizes = [ranks[0][case]["memory"][step]["gradients"] for step in (0, 2, 4)]
-    assert sizes[0] < sizes[1] < sizes[2]
+    smaller, middle, larger = sizes[:: -1 if case.endswith("freeze") else 1]
+    assert smaller < middle < larger
 
 
 def test_groups_that_open_late_keep_the_types_of_the_mixed_precision_policy(ranks: list[dict[str, Any]]) -> None:

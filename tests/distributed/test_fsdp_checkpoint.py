@@ -17,11 +17,12 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return run_ranks("fsdp_checkpoint_script.py", tmp_path_factory.mktemp("fsdp_checkpoint"))
 
 
+@pytest.mark.parametrize("direction", ["unfreeze", "freeze"])
 @pytest.mark.parametrize("stop", ["boundary", "inside"])
-def test_a_torch_checkpoint_continues_bit_for_bit(ranks: list[dict[str, Any]], stop: str) -> None:
-    """Weights, stage embedding and moments; at a boundary, what has just opened has no moments yet."""
+def test_a_torch_checkpoint_continues_bit_for_bit(ranks: list[dict[str, Any]], stop: str, direction: str) -> None:
+    """Weights, stage embedding and moments; at a boundary, what has just opened or frozen has no moments."""
     for result in ranks:
-        seen = result["torch"][stop]
+        seen = result["torch"][direction][stop]
         assert seen["loaded"]
         assert seen["finished"]
         assert seen["stage"] == [1, 1]
@@ -30,7 +31,7 @@ def test_a_torch_checkpoint_continues_bit_for_bit(ranks: list[dict[str, Any]], s
 
 def test_moments_that_torch_left_out_are_an_error(ranks: list[dict[str, Any]]) -> None:
     for result in ranks:
-        said = result["torch"]["careless"]
+        said = result["torch"]["unfreeze"]["careless"]
         assert said.startswith("StateError: the optimizer's state of 2 blocks was not loaded")
         assert "growth.loading(state)" in said
 

@@ -151,17 +151,6 @@ def test_a_plan_that_freezes_needs_the_optimizer() -> None:
         growth.prepare(model, num_training_steps=4, plan=plan)
 
 
-def test_a_plan_that_freezes_is_refused_where_parameters_are_sharded(one_rank: None) -> None:
-    from torch.distributed.fsdp import fully_shard
-
-    model = DIT.build()
-    config = GrowthConfig(num_stages=2, min_trainable=0.5, direction="freeze", stage_embedding=False)
-    growth = GrowthScheduler(model, config)
-    fully_shard(model)
-    with pytest.raises(OrderError, match="does not work with sharded parameters.*unfreeze"):
-        growth.prepare(model, num_training_steps=4, optimizer=torch.optim.AdamW(model.parameters()))
-
-
 def test_fold_runs_once_on_its_own_model_after_prepare() -> None:
     model = DIT.build()
     growth = GrowthScheduler(model, GrowthConfig())
