@@ -64,7 +64,6 @@ class DreamboothSD(TextToImageRecipe):
         "instance_prompt": "zwx cat face", "class_prompt": "cat face", "with_prior_preservation": None,
         "num_class_images": "32", "max_train_steps": "240", "train_batch_size": "8", "learning_rate": "2e-4",
         "lr_scheduler": "cosine", "lr_warmup_steps": "20", "use_ema": None, "ema_decay": "0.95",
-        "search": "none", "order": "suffix",
     }  # fmt: skip
 
     def load(self, args: Any) -> Any:

@@ -56,8 +56,7 @@ class FinetuneDiT(Recipe):
     arguments = ClassConditionalArguments
     default_model = ASSETS / "tiny_dit"
     default_flags = {"learning_rate": "1e-3", "lr_scheduler": "cosine", "lr_warmup_steps": "50",
-                     "max_train_steps": "1200", "use_ema": None, "ema_decay": "0.99", "search": "none",
-                     "order": "suffix"}  # fmt: skip
+                     "max_train_steps": "1200", "use_ema": None, "ema_decay": "0.99"}  # fmt: skip
 
     def load(self, args: Arguments) -> Any:
         name = args.model.pretrained_model_name_or_path

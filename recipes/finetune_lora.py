@@ -52,7 +52,7 @@ class FinetuneLora(TextToImageRecipe):
     default_flags = {
         "rank": "16", "target_modules": ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_shortcut"),
         "learning_rate": "2e-3", "lr_scheduler": "cosine", "lr_warmup_steps": "50", "max_train_steps": "700",
-        "use_ema": None, "ema_decay": "0.99", "search": "none", "order": "suffix",
+        "use_ema": None, "ema_decay": "0.99",
     }  # fmt: skip
 
     def load(self, args: Any) -> Any:

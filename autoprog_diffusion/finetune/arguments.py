@@ -123,13 +123,14 @@ class GrowthArguments:
     growth_plan: str | None = None
     """Follow the plan in this file: one that was dumped, or the growth.json of an earlier run."""
     num_stages: int = 4
-    """Number of stages; the last one (with --direction freeze the first) trains everything."""
-    order: Literal["interleaved", "suffix", "prefix"] = "interleaved"
-    """Which blocks open first, with --search none."""
+    """Number of stages; the first one (with --direction unfreeze the last) trains everything."""
+    order: Literal["interleaved", "suffix", "prefix"] = "suffix"
+    """Which blocks train in every stage, with --search none: suffix are those nearest the output."""
     min_trainable: float = 0.25
     """Fraction of the blocks trained in the smallest stage."""
-    direction: Literal["unfreeze", "freeze"] = "unfreeze"
-    """unfreeze ends with the whole model; freeze, with --search none, starts with it and freezes block after block."""
+    direction: Literal["unfreeze", "freeze"] | None = None
+    """freeze starts with the whole model and freezes block after block, unfreeze ends with it [freeze; unfreeze for
+    LoRA, DreamBooth and --search zero_shot]."""
     resolutions: tuple[float, ...] | None = None
     """Resolution of every stage: fractions up to 1, or pixels."""
     boundaries: tuple[float, ...] | None = None
@@ -140,8 +141,8 @@ class GrowthArguments:
     """Its initial value."""
     stage_dropout: float = 0.0
     """Probability of dropping the stage embedding, per sample."""
-    search: Literal["zero_shot", "none"] = "zero_shot"
-    """zero_shot chooses every stage but the last while training; none follows --order and --min_trainable."""
+    search: Literal["zero_shot", "none"] = "none"
+    """none follows --order and --min_trainable; zero_shot chooses every stage but the last while training."""
     search_objective: Literal["gain_per_cost", "rank_vote", "random", "fixed"] = "gain_per_cost"
     """How a search weighs scores; rank_vote is the paper's, random and fixed are baselines."""
     search_cost: Literal["flops", "measured"] = "flops"

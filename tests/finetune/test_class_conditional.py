@@ -46,7 +46,7 @@ def new_task(
     def make(
         *flags: object, pipeline: DiTPipeline | None = None, resolution: int = SIZE, data: Any = labelled, **dit: Any
     ) -> tuple[ClassConditional, GrowthScheduler]:
-        words = ["--output_dir", tmp_path / "out", "--num_stages", 2, "--search", "none", *flags]
+        words = ["--output_dir", tmp_path / "out", "--num_stages", 2, "--direction", "unfreeze", *flags]
         args = tyro.cli(ClassConditionalArguments, args=[str(word) for word in words])
         pipeline = pipeline or build_dit(**dit)
         set_classes(pipeline, class_names(data), args)

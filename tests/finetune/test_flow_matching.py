@@ -50,7 +50,7 @@ def new_task(
     """A task and its growth in stage 0 of two stages of 4 steps each."""
 
     def make(kind: str, *flags: object, resolution: int = SIZE) -> tuple[FlowMatching, GrowthScheduler]:
-        words = ["--output_dir", tmp_path / "out", "--num_stages", 2, "--search", "none", *flags]
+        words = ["--output_dir", tmp_path / "out", "--num_stages", 2, "--direction", "unfreeze", *flags]
         args = tyro.cli(FlowMatchingArguments, args=[str(word) for word in ("--max_sequence_length", 6, *words)])
         pipeline = load_flow(str(pipelines[kind]), args)
         growth = GrowthScheduler(pipeline.transformer, growth_config(args, 8)[0])

@@ -18,6 +18,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from autoprog_diffusion.finetune.arguments import Arguments
+from autoprog_diffusion.finetune.runlog import saving
 from autoprog_diffusion.finetune.setup import make_loader
 from autoprog_diffusion.finetune.stable_diffusion import load_pipeline
 
@@ -129,7 +130,8 @@ def test_growth_off_is_one_full_stage_without_an_embedding(new_trainer: NewTrain
 
 
 def test_a_run_goes_through_its_stages(new_trainer: NewTrainer) -> None:
-    trainer = new_trainer("--max_train_steps", 8, "--train_batch_size", 8, "--resolutions", 0.5, 0.5, 1, 1)
+    flags = ("--max_train_steps", 8, "--train_batch_size", 8, "--resolutions", 0.5, 0.5, 1, 1)
+    trainer = new_trainer(*flags, "--direction", "unfreeze")
     seen = []
     trainer.train(lambda step: seen.append((step, trainer.growth.stage)))
     assert seen == [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (6, 3), (7, 3), (8, 3)]
@@ -141,6 +143,21 @@ def test_a_run_goes_through_its_stages(new_trainer: NewTrainer) -> None:
     flops = [trainer.log.flops[stage] for stage in range(4)]
     assert flops == sorted(flops)
     assert flops[2] > 3 * flops[1]  # four times the pixels
+
+
+def test_a_run_freezes_by_default_and_its_optimizer_lets_go(new_trainer: NewTrainer) -> None:
+    trainer = new_trainer("--max_train_steps", 8, "--train_batch_size", 8)
+    trainer.train()
+    trainable = trainer.log.rows["trainable"]
+    assert trainable[0] == 1.0
+    assert trainable == sorted(trainable, reverse=True)
+    flops = [trainer.log.flops[stage] for stage in range(4)]
+    assert flops == sorted(flops, reverse=True)
+    held = {id(parameter) for parameter in trainer.optimizer.state}
+    frozen = [p for p in trainer.denoiser.parameters() if not p.requires_grad]
+    assert frozen
+    assert not [parameter for parameter in frozen if id(parameter) in held]
+    assert saving(trainer.log.summaries([10, 8, 5, 3]))["flops"] > 1
 
 
 def test_counting_flops_does_not_change_the_gradient(new_trainer: NewTrainer) -> None:

@@ -43,7 +43,7 @@ def new_task(
     sdxl_dir: Path, odd_sizes: datasets.Dataset, tmp_path: Path, new_accelerator: Callable[[Arguments], Accelerator]
 ) -> NewTask:
     def make(*flags: object, empty: float = 0.0) -> tuple[TextToImageXL, GrowthScheduler]:
-        args = parse("--output_dir", tmp_path / "out", "--num_stages", 2, "--search", "none", *flags)
+        args = parse("--output_dir", tmp_path / "out", "--num_stages", 2, "--direction", "unfreeze", *flags)
         pipeline = load_sdxl(str(sdxl_dir), args)
         growth = GrowthScheduler(pipeline.unet, growth_config(args, 4)[0])
         growth.prepare(pipeline.unet, num_training_steps=2)

@@ -123,7 +123,7 @@ def test_growth_settings_reach_the_configuration() -> None:
     args = parse(
         "--num_stages", 3, "--search", "none", "--order", "suffix", "--min_trainable", 0.5, "--boundaries", 10, 20,
         "--resolutions", 0.5, 0.5, 1, "--stage_embedding_init", "carry", "--stage_dropout", 0.1, "--use_ema",
-        "--ema_decay", 0.9,
+        "--ema_decay", 0.9, "--direction", "unfreeze",
     )  # fmt: skip
     assert growth_config(args, 4) == (
         GrowthConfig(
@@ -133,6 +133,14 @@ def test_growth_settings_reach_the_configuration() -> None:
         ),
         None,
     )  # fmt: skip
+
+
+def test_the_direction_follows_the_search_unless_it_is_given() -> None:
+    assert growth_config(parse(), 4)[0].direction == "freeze"
+    assert growth_config(parse("--direction", "unfreeze"), 4)[0].direction == "unfreeze"
+    assert growth_config(parse("--search", "zero_shot"), 4)[0].direction == "unfreeze"
+    with pytest.raises(GrowthError, match="search='zero_shot' chooses what to open"):
+        growth_config(parse("--search", "zero_shot", "--direction", "freeze"), 4)
 
 
 def test_the_average_of_the_embedding_needs_an_average_of_the_model() -> None:

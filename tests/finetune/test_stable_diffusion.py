@@ -32,7 +32,7 @@ def new_task(
     """A task and its growth in stage 0 of two stages of 4 steps each."""
 
     def make(*flags: object, data: datasets.Dataset = data) -> tuple[TextToImage, GrowthScheduler]:
-        args = parse("--output_dir", tmp_path / "out", "--num_stages", 2, "--search", "none", *flags)
+        args = parse("--output_dir", tmp_path / "out", "--num_stages", 2, "--direction", "unfreeze", *flags)
         pipeline.unet.requires_grad_(True)  # as a new process would
         growth = GrowthScheduler(pipeline.unet, growth_config(args, 4)[0])
         growth.prepare(pipeline.unet, num_training_steps=8)

@@ -78,7 +78,7 @@ def test_a_run_leaves_a_plain_pipeline_of_the_data_s_classes(dit: Script, whole:
 def test_a_run_leaves_its_report(whole: Path) -> None:
     plan = GrowthPlan.load(whole / "growth.json")
     assert [stage.resolution for stage in plan.stages] == [0.5, 0.5, 1.0, 1.0]
-    assert [len(stage.blocks) for stage in plan.stages] == [1, 2, 3, 4]
+    assert [len(stage.blocks) for stage in plan.stages] == [4, 3, 2, 1]
     picture = np.asarray(Image.open(whole / "before_after.png").convert("RGB"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
     assert len(list((whole / "before").iterdir())) == len(CLASSES)

@@ -95,7 +95,7 @@ def test_a_run_leaves_a_plain_pipeline(scripts: dict[str, Script], whole: dict[s
 def test_a_run_leaves_its_report(whole: dict[str, Path], kind: str) -> None:
     plan = GrowthPlan.load(whole[kind] / "growth.json")
     assert [stage.resolution for stage in plan.stages] == [0.5, 0.5, 1.0, 1.0]
-    assert [len(stage.blocks) for stage in plan.stages] == [1, 2, 3, 4]
+    assert [len(stage.blocks) for stage in plan.stages] == [4, 3, 2, 1]
     assert (whole[kind] / "before_after.png").exists()
     report = json.loads((whole[kind] / "growth.json").read_text())
     assert all(row["loss"] > 0 for row in report["stages"])
