@@ -62,7 +62,8 @@ class Options:
         only: Names like `sd_openmoji` or `sd_openmoji/full`; none for all.
         seeds: Seeds per method; the first one also tunes the learning rate.
         steps: Optimizer steps of the full schedule [the case's own].
-        quick: One case and seed, the main methods at the committed runs' rates; kept apart from the full results.
+        quick: One case and seed, half the steps, the main methods at the committed runs' rates; kept apart from the
+            full results.
         list: Print what would run, and stop.
         table: Print the table of the files that are there, write the summary and the plot, and stop.
         pictures: Draw pictures of the main methods' reported runs for KID and agreement.
@@ -191,7 +192,8 @@ def main() -> None:
     check(options)
     torch.set_num_threads(1)
     if options.quick and options.results == COMMITTED:
-        options = replace(options, seeds=1, results=Path(tempfile.gettempdir()) / "time_to_quality_quick")
+        folder = Path(tempfile.gettempdir()) / "time_to_quality_quick"
+        options = replace(options, seeds=1, steps=options.steps or CASES[FIRST].steps // 2, results=folder)
     if not options.table:
         run_all(options)
     if options.list:

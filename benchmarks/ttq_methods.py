@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -145,6 +146,16 @@ def random_plan(count: int, steps: int, seed: int) -> GrowthPlan:
     return GrowthPlan(count, steps, tuple(stages))
 
 
+def freeze_plan(count: int, steps: int, seed: int) -> GrowthPlan:
+    """Even stages, eight or as many as there are blocks, that freeze as many blocks each, from the input on."""
+    del seed
+    stages = min(8, count)
+    first = [count - math.ceil(count * (1 - k / stages) - 1e-9) for k in range(stages)]
+    return GrowthPlan(
+        count, steps, tuple(Stage(steps * k // stages, tuple(range(first[k], count))) for k in range(stages))
+    )
+
+
 def same_blocks(count: int, steps: int, seed: int) -> GrowthPlan:
     """Four even stages that all train everything, for a batch that grows."""
     del seed
@@ -162,12 +173,12 @@ def _half(**fields: Any) -> dict[str, Any]:
 BATCHES = (0.25, 0.5, 0.75, 1.0)
 SMALL = (0.5,) * 4
 BOTH = (5e-4, 1e-3)
-FEW = (2e-3, 4e-3, 8e-3)  # rates for methods that train few parameters
+FEW = (2e-3, 4e-3, 8e-3, 1.6e-2)  # rates for methods that train few parameters
 QUARTERS = _stages(order="suffix")
 EARLY = {**QUARTERS, "boundaries": (0.1, 0.2, 0.3)}
 HALF = _half(order="suffix", min_trainable=0.5)
 FREEZE = _stages(order="suffix", direction="freeze")
-FREEZE_8 = {**FREEZE, "num_stages": 8, "min_trainable": 0.125}
+EIGHT: dict[str, Any] = {"growth": FREEZE, "plan": freeze_plan}
 PAPER = _stages(order="interleaved")
 SEARCH = _stages(search="zero_shot")
 MAIN: dict[str, Any] = {"main": True, "others": True}
@@ -186,9 +197,11 @@ METHODS = {
         Method("unfreeze", "fixed suffix, 4 stages", QUARTERS, rates=BOTH, **DRAWN),
         Method("early", "suffix, opened early", EARLY, **MAIN),
         Method("freeze", "freezing, 4 stages", FREEZE, **DRAWN),
-        Method("freeze_8", "freezing, 8 stages", FREEZE_8, **DRAWN),
-        Method("freeze_8_long", "freezing, 8 stages, 1.4 times the steps", FREEZE_8, 1.4, **MAIN),
-        Method("freeze_8_stratified", "freezing, 8 stages, stratified", FREEZE_8, adapt=stratified, **MAIN),
+        Method("freeze_8", "freezing, 8 stages", **EIGHT, **DRAWN),
+        Method("freeze_8_long", "freezing, 8 stages, 1.4 times the steps", share=1.4, **EIGHT, **MAIN),
+        Method("freeze_8_stratified", "freezing, 8 stages, stratified", adapt=stratified, **EIGHT, **MAIN),
+        Method("freeze_8_small", "freezing, 8 stages, half the batch, twice the steps", share=2.0,
+               batch_scales=(0.5,) * 8, **EIGHT, others=True),
         Method("early_stratified", "suffix, opened early, stratified", EARLY, adapt=stratified, others=True),
         Method("random", "random schedule", _stages(), plan=random_plan, others=True),
         Method("suffix", "last quarter only", adapt=last_quarter, others=True),

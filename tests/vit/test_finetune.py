@@ -118,6 +118,20 @@ def test_resolution_grows_with_a_fixed_schedule(new_trainer: NewRun) -> None:
         new_trainer("--resolutions", "8", "12", "16")
 
 
+def test_freezing_block_after_block_resumes_bit_for_bit(new_trainer: NewRun) -> None:
+    flags = ("--search", "none", "--direction", "freeze", "--min_trainable", "0.33")
+    whole = new_trainer(*flags)
+    whole.train()
+    flops = whole.log.rows["flops"]
+    assert flops == sorted(flops, reverse=True)
+    assert flops[-1] < flops[0]
+    for step in (4, 7):  # where blocks freeze, and inside a stage
+        resumed = new_trainer(*flags, "--resume_from_checkpoint", f"checkpoint-{step}")
+        resumed.train()
+        assert same(weights(whole), weights(resumed)), step
+        assert same(averages(whole), averages(resumed)), step
+
+
 def test_a_resumed_run_ends_bit_identical(new_trainer: NewRun) -> None:
     """From the middle of the recording, at a search, and inside a stage."""
     whole = new_trainer()
