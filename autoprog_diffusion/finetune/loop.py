@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
+from autoprog_diffusion.growth.freezing import averageable
 from autoprog_diffusion.growth.resize import stage_size
 from autoprog_diffusion.training.checkpoints import checkpoint_step, find_checkpoint, keep_only
 from autoprog_diffusion.training.guard import check_finite, write_checkpoint
@@ -174,7 +175,7 @@ class Trainer:
         # A gradient scaler (fp16) skips such steps by itself.
         self._check_finite("gradient's norm", 0.0 if accelerator.scaler is not None or norm is None else float(norm))
         if self.ema is not None:
-            self.ema.step(self._trained)
+            self.ema.step(averageable(self._trained) if growth.plan.freezes else self._trained)
         self.step += 1
         synchronize(accelerator.device)
         self._report(mean_loss, time.perf_counter() - started, stage, bar)

@@ -31,7 +31,7 @@ class GrowthConfig:
         min_trainable: Fraction of the blocks trained in the smallest stage, in (0, 1]; the others rise linearly to 1.
         direction: `unfreeze` starts with the smallest stage and ends with the whole model (the paper); `freeze` starts
             with the whole model and ends with the smallest stage, so that frozen blocks are trained ones (after
-            FreezeOut, arXiv 1706.04983).
+            FreezeOut, arXiv 1706.04983). Diffusers' `EMAModel` then wants `growth.freezing.averageable(parameters)`.
         stage_embedding: Whether to train a Stage Identifier embedding beside the model (folded away by `fold`). `None`
             trains one unless the model has no place for it, or its timestep embedder is frozen: a LoRA checkpoint
             would not hold the fold.

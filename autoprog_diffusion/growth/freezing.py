@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from torch import nn
+
 from .errors import OrderError
 from .plan import GrowthPlan
 
@@ -20,6 +22,15 @@ def check_freezing(plan: GrowthPlan, optimizers: Iterable[Any], accelerator: Any
             'a plan that freezes blocks (direction="freeze") lets go of their optimizer state: pass the optimizer, '
             "growth.prepare(model, num_training_steps=..., optimizer=optimizer)."
         )
+
+
+def averageable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """The same tensors as parameters that all require gradient, for the `step` of Diffusers' `EMAModel`.
+
+    It copies the raw weights of a parameter that does not require gradient over their average, so that what has just
+    frozen would lose its average.
+    """
+    return [nn.Parameter(parameter.detach()) for parameter in parameters]
 
 
 def release_state(plan: GrowthPlan, optimizers: Iterable[Any]) -> None:

@@ -160,6 +160,28 @@ def test_a_run_freezes_by_default_and_its_optimizer_lets_go(new_trainer: NewTrai
     assert saving(trainer.log.summaries([10, 8, 5, 3]))["flops"] > 1
 
 
+@pytest.mark.parametrize("foreach", [(), ("--foreach_ema",)])
+def test_what_has_frozen_keeps_its_average(new_trainer: NewTrainer, foreach: tuple[str, ...]) -> None:
+    flags = ("--max_train_steps", 8, "--train_batch_size", 8, "--learning_rate", 1e-2, "--use_ema", "--ema_decay", 0.9)
+    trainer = new_trainer(*flags, *foreach)
+    twins = [torch.nn.Parameter(parameter.detach().clone()) for parameter in trainer._trained]
+    literal = EMAModel(twins, decay=0.9)
+
+    def follow(step: int) -> None:
+        for twin, parameter in zip(twins, trainer._trained, strict=True):
+            twin.data.copy_(parameter)
+        literal.step(twins)
+
+    trainer.train(follow)
+    behind = 0
+    for ours, theirs, parameter in zip(
+        trainer.ema.shadow_params, literal.shadow_params, trainer._trained, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+        behind += not parameter.requires_grad and not torch.equal(ours, parameter)
+    assert behind > 10  # raw weights instead of the average would be equal
+
+
 def test_counting_flops_does_not_change_the_gradient(new_trainer: NewTrainer) -> None:
     """`counted_flops` wraps the first batch of every stage, on the main process only."""
     results = []

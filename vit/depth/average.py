@@ -29,11 +29,11 @@ class WeightAverage:
         self.updates = 0
         self.values: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._parameters.items()}
 
-    def update(self) -> None:
-        """Average one more step of what trains now; what is frozen has not moved."""
+    def update(self, everything: bool = False) -> None:
+        """Average one more step of what trains now; with `everything` also of what has frozen and stays behind."""
         self.updates += 1
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
-        names = [name for name, parameter in self._parameters.items() if parameter.requires_grad]
+        names = [name for name, parameter in self._parameters.items() if everything or parameter.requires_grad]
         online = [self._parameters[name].detach() for name in names]
         get_ema_multi_avg_fn(decay)([self.values[name] for name in names], online, self.updates)
 

@@ -64,7 +64,7 @@ class Unfreezing:
 
     def step(self) -> bool:
         """Count one optimizer step; returns whether a new stage was entered. Raises as `GrowthScheduler.step`."""
-        self._average.update()
+        self._average.update(everything=self.plan.freezes)
         return self._growth.step()
 
     def resize(self, images: Tensor) -> Tensor:
