@@ -50,7 +50,6 @@ PLOTTED = (
     "unfreeze",
     "freeze",
     "freeze_8",
-    "gain_per_cost",
 )
 
 

@@ -205,8 +205,9 @@ def draw(results: Sequence[Row], path: Path, methods: Sequence[str]) -> None:
             for number, method in enumerate(methods):
                 _curve(panel, chosen(results, case, method), axis, METHODS[method].title, f"C{number % 10}")
             panel.set(xlabel=label, yscale="log", title=CASES[case].title, ylabel="held-out loss")
-    panels[0][-1].legend(fontsize=7)
-    figure.tight_layout()
+    lines, names = panels[0][0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="lower center", ncols=4, fontsize=8)
+    figure.tight_layout(rect=(0, 0.06 / max(1, len(cases) / 4), 1, 1))
     figure.savefig(path)
 
 

@@ -36,7 +36,7 @@ class FinetuneSD(TextToImageRecipe):
 
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
     default_flags = {"learning_rate": "5e-4", "lr_scheduler": "cosine", "lr_warmup_steps": "50",
-                     "max_train_steps": "750", "use_ema": None, "ema_decay": "0.99"}  # fmt: skip
+                     "max_train_steps": "640", "use_ema": None, "ema_decay": "0.99"}  # fmt: skip
 
     def load(self, args: Arguments) -> Any:
         return load_pipeline(self.model_name(args), args)

@@ -76,7 +76,7 @@ def test_the_default_model_brings_its_flags_and_any_flag_wins() -> None:
         return parse(*RECIPE.with_defaults(list(flags)))
 
     default = resolved()
-    assert (default.train.learning_rate, default.train.max_train_steps) == (5e-4, 750)
+    assert (default.train.learning_rate, default.train.max_train_steps) == (5e-4, 640)
     assert default.train.use_ema is True
     assert resolved("--learning_rate", "1e-5", "--no-use_ema").train.learning_rate == 1e-5
     assert resolved("--no-use_ema").train.use_ema is False
