@@ -22,10 +22,14 @@ def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
-def test_the_suite_runs_resumes_and_prints_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_suite_runs_resumes_and_prints_its_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from time_to_quality import Options, run_all, write_summary
     from ttq_methods import METHODS
 
+    for name in ("full", "unfreeze"):
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], rates=METHODS[name].rates[:1]))
     folder, cache = tmp_path / "ttq", tmp_path / "cache"
     options = Options(only=("dit_classes/full",), seeds=1, steps=4, pictures=False, results=folder, cache_dir=cache)
     run_all(options)

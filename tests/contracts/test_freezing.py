@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from ..settings import FAMILIES, Family
-from .common import CORE, ORDERS, families, growable, hooks, start, train
+from .common import CORE, ORDERS, growable, hooks, start, train
 from .test_resume import assert_same, snapshot
 
 
+core = pytest.mark.parametrize("family", [pytest.param(f, id=f.id) for f in FAMILIES if f.id in CORE])
 directed = pytest.mark.parametrize(
     ("family", "order"),
     [pytest.param(f, o, id=f"{f.id}-{o}") for f in FAMILIES for o in (ORDERS if f.id in CORE else ("suffix",))],
@@ -47,7 +48,7 @@ def test_what_has_frozen_rests_and_holds_neither_gradient_nor_state(family: Fami
     assert sizes[0] < sizes[1] < sizes[3]
 
 
-@families
+@core
 def test_resume_of_a_freezing_plan_is_bit_exact(family: Family) -> None:
     settings: dict[str, Any] = {"order": "suffix", "direction": "freeze"}
     if family.points:
@@ -59,8 +60,7 @@ def test_resume_of_a_freezing_plan_is_bit_exact(family: Family) -> None:
         growth.step()
         snapshots.append(snapshot(model, optimizer, growth))
     whole = torch.load(snapshots[-1], weights_only=True)
-    # At every step for a few families, around a stage boundary for the others.
-    for begin in range(6) if family.id in CORE else (2, 3):
+    for begin in range(6):
         states = torch.load(snapshots[begin], weights_only=True)
         model, growth, optimizer = start(family, **settings)
         model.load_state_dict(states["model"])
@@ -72,7 +72,7 @@ def test_resume_of_a_freezing_plan_is_bit_exact(family: Family) -> None:
         assert_same(torch.load(snapshot(model, optimizer, growth), weights_only=True), whole, f"resumed at {begin}")
 
 
-@families
+@core
 def test_fold_gives_back_a_plain_model_that_trains_everything(family: Family) -> None:
     model, growth, optimizer = start(family, order="suffix", direction="freeze")
     for step in range(6):

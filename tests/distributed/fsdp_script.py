@@ -32,7 +32,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
 
-CASES = [("dit", "interleaved"), ("dit", "suffix"), ("dit", "freeze"), ("unet2d", "suffix"), ("unet2d", "freeze")]
+CASES = [("dit", "interleaved"), ("dit", "suffix"), ("dit", "freeze"), ("unet2d", "suffix")]
 STEPS, ACCUMULATION = 6, 2
 CLIP = 0.3  # below the gradient norms of these losses, so that clipping acts
 # DiT's first block lends its timestep embedder to the model, which calls it from outside of the block.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 
@@ -132,7 +133,8 @@ def test_flops_are_exact_and_counting_leaves_the_random_state() -> None:
 
 
 def test_memory_follows_what_is_held() -> None:
+    gc.collect()  # what earlier tests left may not be freed between the two
     before = peak_memory(torch.device("cpu"))
-    held = torch.ones(64 * 2**20 // 4)
-    assert peak_memory(torch.device("cpu")) - before > 48 * 2**20
+    held = torch.ones(256 * 2**20 // 4)
+    assert peak_memory(torch.device("cpu")) - before > 128 * 2**20
     assert held.sum() > 0

@@ -74,7 +74,8 @@ def test_growth_json_tells_the_run(whole: tuple[Path, str]) -> None:
     assert plan == GrowthPlan.load(output / "growth_plan.json")
     assert [stage.start for stage in plan.stages] == [0, 2, 4, 6]
     assert [stage.resolution for stage in plan.stages] == [0.5, 0.5, 1.0, 1.0]
-    assert plan.num_blocks == len(plan.stages[-1].blocks) == 10
+    assert plan.num_blocks == len(plan.stages[0].blocks) == 10
+    assert [len(stage.blocks) for stage in plan.stages] == [10, 8, 5, 3]
     values = json.loads((output / "growth.json").read_text())
     assert [row["steps"] for row in values["stages"]] == [2, 2, 2, 2]
     assert values["saving_against_full"]["flops"] > 1.2
@@ -132,8 +133,8 @@ def test_the_plan_of_a_run_gives_the_same_run(
 def test_suffix_growth_with_dropped_stages_and_images_from_disk(script: Script, tmp_path: Path) -> None:
     output = tmp_path / "out"
     script.run(
-        output, "--max_train_steps", 4, "--train_batch_size", 8, "--order", "suffix", "--stage_dropout", 0.1,
-        "--no-cache_latents", "--dataloader_num_workers", 1, "--validation_prompts", "a",
+        output, "--max_train_steps", 4, "--train_batch_size", 8, "--direction", "unfreeze", "--stage_dropout",
+        0.1,        "--no-cache_latents", "--dataloader_num_workers", 1, "--validation_prompts", "a",
     )  # fmt: skip
     plan = GrowthPlan.load(output / "growth.json")
     assert plan.stages[0].blocks == (7, 8, 9)
