@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from ttq_cases import Subject
 
-from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, Stage
+from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, Stage, fixed_plan
 from autoprog_diffusion.growth.adapter import find_adapter
 from autoprog_diffusion.growth.units import Layout
 
@@ -150,10 +149,8 @@ def freeze_plan(count: int, steps: int, seed: int) -> GrowthPlan:
     """Even stages, eight or as many as there are blocks, that freeze as many blocks each, from the input on."""
     del seed
     stages = min(8, count)
-    first = [count - math.ceil(count * (1 - k / stages) - 1e-9) for k in range(stages)]
-    return GrowthPlan(
-        count, steps, tuple(Stage(steps * k // stages, tuple(range(first[k], count))) for k in range(stages))
-    )
+    config = GrowthConfig(num_stages=stages, min_trainable=1 / stages, order="suffix", direction="freeze")
+    return fixed_plan(config, count, steps)
 
 
 def same_blocks(count: int, steps: int, seed: int) -> GrowthPlan:

@@ -58,7 +58,8 @@ class DreamboothSD(TextToImageRecipe):
     instances = 0
 
     arguments = DreamboothArguments
-    flags = {"train_batch_size": "4"}
+    # Freezing was measured for full fine-tuning only.
+    flags = {"train_batch_size": "4", "direction": "unfreeze"}
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
     default_flags = {
         "instance_prompt": "zwx cat face", "class_prompt": "cat face", "with_prior_preservation": None,

@@ -46,7 +46,8 @@ class FinetuneLora(TextToImageRecipe):
     """Adapters on the denoiser of any text-to-image pipeline that the other recipes train in full."""
 
     arguments = LoraArguments
-    flags = {"no-stage_embedding": None}
+    # Freezing was measured for full fine-tuning only.
+    flags = {"no-stage_embedding": None, "direction": "unfreeze"}
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
     # The small UNet's drawing style is in its convolutions: its attention sees 8x8 pixels at most.
     default_flags = {

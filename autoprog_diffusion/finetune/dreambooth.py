@@ -15,7 +15,7 @@ from torch import Tensor
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.training.emoji import emoji_dataset
 
-from .arguments import Arguments, GrowthArguments
+from .arguments import Arguments
 from .images import DataError
 from .samples import sampling, seeds
 from .stable_diffusion import TextToImage
@@ -61,10 +61,6 @@ class DreamboothArguments(Arguments):
     """All groups of arguments, and subject and class."""
 
     subject: tyro.conf.OmitArgPrefixes[SubjectArguments] = field(default_factory=SubjectArguments)
-    growth: tyro.conf.OmitArgPrefixes[GrowthArguments] = field(
-        # Freezing was measured for full fine-tuning only.
-        default_factory=lambda: GrowthArguments(direction="unfreeze")
-    )
 
 
 def check_subject(args: DreamboothArguments) -> None:

@@ -20,7 +20,7 @@ from .captions import Captions
 from .flow_families import FAMILIES, SD3, Flux, shift_time, stage_shift
 from .latents import Latents
 from .loading import load_as, pipeline_class
-from .objective import SPREAD, spread
+from .objective import sample_times
 from .samples import sampling, seeds
 
 
@@ -173,12 +173,13 @@ class FlowMatching:
 
     def _draw_times(self, count: int) -> Tensor:
         """(N,) times in (0, 1), 1 being noise: the density of Diffusers' script, shifted for the resolution."""
-        flow, spreads = self.args.flow, self.args.train.timestep_sampling == "stratified"
-        draws = count * SPREAD if spreads else count
-        density = compute_density_for_timestep_sampling(
-            flow.weighting_scheme, draws, flow.logit_mean, flow.logit_std, flow.mode_scale
-        )
-        density = spread(density, count) if spreads else density
+        flow = self.args.flow
+
+        def draw(n: int) -> Tensor:
+            settings = flow.weighting_scheme, n, flow.logit_mean, flow.logit_std, flow.mode_scale
+            return compute_density_for_timestep_sampling(*settings)
+
+        density = sample_times(draw, count, self.args.train)
         # The script takes the draw as a place in the scheduler's list of times, which begins with noise.
         least = 1 / self.pipeline.scheduler.config.num_train_timesteps
         return shift_time((1 - density).clamp(least, 1.0), self.shift)

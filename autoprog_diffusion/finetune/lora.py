@@ -19,7 +19,7 @@ from torch import nn
 
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError, UnitError
 
-from .arguments import Arguments, GrowthArguments
+from .arguments import Arguments
 from .flow_families import FAMILIES
 from .flow_matching import FlowArguments, FlowMatchingArguments, load_flow
 from .loading import pipeline_class
@@ -53,10 +53,6 @@ class LoraArguments(FlowMatchingArguments):
     """All groups of arguments, flow matching for SD3 and Flux, and LoRA."""
 
     lora: tyro.conf.OmitArgPrefixes[AdapterArguments] = field(default_factory=AdapterArguments)
-    growth: tyro.conf.OmitArgPrefixes[GrowthArguments] = field(
-        # Freezing was measured for full fine-tuning only.
-        default_factory=lambda: GrowthArguments(direction="unfreeze")
-    )
 
 
 def load_any(name: str, args: Arguments) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,9 +31,12 @@ def draw_noise(latents: Tensor, args: TrainArguments) -> tuple[Tensor, Tensor]:
 def draw_timesteps(count: int, noise_scheduler: Any, args: TrainArguments, device: torch.device) -> Tensor:
     """(N,) integer timesteps for N samples, uniform each; spread over the batch on request."""
     steps = noise_scheduler.config.num_train_timesteps
-    if args.timestep_sampling == "independent":
-        return torch.randint(0, steps, (count,), device=device)
-    return spread(torch.randint(0, steps, (count * SPREAD,), device=device), count)
+    return sample_times(lambda n: torch.randint(0, steps, (n,), device=device), count, args)
+
+
+def sample_times(draw: Callable[[int], Tensor], count: int, args: TrainArguments) -> Tensor:
+    """(N,) times for N samples, as `args.timestep_sampling` says; `draw(n)` gives n independent ones."""
+    return draw(count) if args.timestep_sampling == "independent" else spread(draw(count * SPREAD), count)
 
 
 def spread(draws: Tensor, count: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from typing import Any
 
 import pytest
@@ -58,6 +59,27 @@ def train(family: Family, model: nn.Module, optimizer: torch.optim.Optimizer, se
     family.loss(model, seed).backward()
     optimizer.step()
     optimizer.zero_grad()
+
+
+def used(family: Family, model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's parameters by name, without those that its forward pass never uses."""
+    return {n: parameter for n, parameter in model.named_parameters() if not any(fnmatch(n, p) for p in family.unused)}
+
+
+def step_moves_what_trains(
+    family: Family, model: nn.Module, named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, seed: int
+) -> set[str]:
+    """One step without `zero_grad`: what trains has a gradient and moves, what is frozen does neither; its names."""
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    frozen = {name for name, parameter in named.items() if not parameter.requires_grad}
+    family.loss(model, seed).backward()
+    assert not [name for name in frozen if named[name].grad is not None]
+    # Also what DDP needs: a parameter that trains and gets no gradient would hang the ranks.
+    assert not [name for name in set(named) - frozen if named[name].grad is None]
+    optimizer.step()
+    moved = {name for name, parameter in named.items() if not torch.equal(parameter, before[name])}
+    assert moved == set(named) - frozen
+    return frozen
 
 
 @torch.no_grad()

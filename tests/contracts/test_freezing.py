@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from fnmatch import fnmatch
 from typing import Any
 
 import pytest
-import torch
 
 from ..settings import FAMILIES, Family
-from .common import CORE, ORDERS, growable, hooks, start, train
-from .test_resume import assert_same, snapshot
+from .common import CORE, ORDERS, growable, hooks, start, step_moves_what_trains, train, used
+from .test_resume import assert_resumes
 
 
 core = pytest.mark.parametrize("family", [pytest.param(f, id=f.id) for f in FAMILIES if f.id in CORE])
@@ -25,19 +22,11 @@ directed = pytest.mark.parametrize(
 def test_what_has_frozen_rests_and_holds_neither_gradient_nor_state(family: Family, order: str) -> None:
     model, growth, optimizer = start(family, order=order, direction="freeze")
     assert growth.plan.freezes
-    unused = {name for name, _ in model.named_parameters() if any(fnmatch(name, p) for p in family.unused)}
-    named = {name: p for name, p in model.named_parameters() if name not in unused}
+    named = used(family, model)
     sizes = []
     for step in range(6):
-        before = {name: parameter.detach().clone() for name, parameter in named.items()}
-        frozen = {name for name, parameter in named.items() if not parameter.requires_grad}
+        frozen = step_moves_what_trains(family, model, named, optimizer, step)
         assert bool(frozen) == (growth.stage > 0)
-        family.loss(model, step).backward()
-        assert not [name for name in frozen if named[name].grad is not None]
-        assert not [name for name in set(named) - frozen if named[name].grad is None]
-        optimizer.step()
-        moved = {name for name, parameter in named.items() if not torch.equal(parameter, before[name])}
-        assert moved == set(named) - frozen
         assert growth.step() == (step in (1, 3))
         # Before the host's zero_grad: what froze just now has let go of both at once.
         closed = [parameter for parameter in named.values() if not parameter.requires_grad]
@@ -53,23 +42,7 @@ def test_resume_of_a_freezing_plan_is_bit_exact(family: Family) -> None:
     settings: dict[str, Any] = {"order": "suffix", "direction": "freeze"}
     if family.points:
         settings |= {"ema_decay": 0.9, "stage_embedding_init": "carry"}
-    model, growth, optimizer = start(family, **settings)
-    snapshots = [snapshot(model, optimizer, growth)]
-    for step in range(6):
-        train(family, model, optimizer, step)
-        growth.step()
-        snapshots.append(snapshot(model, optimizer, growth))
-    whole = torch.load(snapshots[-1], weights_only=True)
-    for begin in range(6):
-        states = torch.load(snapshots[begin], weights_only=True)
-        model, growth, optimizer = start(family, **settings)
-        model.load_state_dict(states["model"])
-        optimizer.load_state_dict(states["optimizer"])
-        growth.load_state_dict(copy.deepcopy(states["growth"]))
-        for step in range(begin, 6):
-            train(family, model, optimizer, step)
-            growth.step()
-        assert_same(torch.load(snapshot(model, optimizer, growth), weights_only=True), whole, f"resumed at {begin}")
+    assert_resumes(family, range(6), **settings)
 
 
 @core

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
-
 import torch
 from torch import Tensor
 
@@ -18,25 +16,18 @@ from .common import (
     outputs,
     relative_error,
     start,
+    step_moves_what_trains,
+    used,
 )
 
 
 @ordered
 def test_frozen_weights_rest_and_opened_ones_move(family: Family, order: str) -> None:
     model, growth, optimizer = start(family, order=order)
-    unused = {name for name, _ in model.named_parameters() if any(fnmatch(name, p) for p in family.unused)}
-    named = {name: p for name, p in model.named_parameters() if name not in unused}
+    named = used(family, model)
     for step in range(6):
-        before = {name: parameter.detach().clone() for name, parameter in named.items()}
-        frozen = {name for name, parameter in named.items() if not parameter.requires_grad}
+        frozen = step_moves_what_trains(family, model, named, optimizer, step)
         assert bool(frozen) == (growth.stage < 2)
-        family.loss(model, step).backward()
-        assert not [name for name in frozen if named[name].grad is not None]
-        # Also what DDP needs: a parameter that trains and gets no gradient would hang the ranks.
-        assert not [name for name in set(named) - frozen if named[name].grad is None]
-        optimizer.step()
-        moved = {name for name, parameter in named.items() if not torch.equal(parameter, before[name])}
-        assert moved == set(named) - frozen
         assert not [name for name in frozen if named[name] in optimizer.state]
         grew = growth.step()
         # Gradients are still there: a parameter that was trained must keep no stale one, an opened one must have none.

@@ -140,7 +140,7 @@ def test_the_loss_is_the_subject_s_and_the_weighted_class_s(
     subject = images_of(list_images(write(tmp_path / "a", 2), "x"), "sks cat")
     data = concatenate_datasets([subject, images_of(list_images(write(tmp_path / "b", 3, "blue"), "x"), "cat")])
     for weight in (0.0, 1.0, 3.0):
-        flags = ("--output_dir", tmp_path / "out", "--prior_loss_weight", weight, "--search", "none")
+        flags = ("--output_dir", tmp_path / "out", "--prior_loss_weight", weight, "--direction", "unfreeze")
         args = arguments(
             *flags, *PRIOR, "--train_batch_size", 3, "--cache_latents" if cached else "--no-cache_latents"
         )

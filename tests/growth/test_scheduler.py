@@ -17,18 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from autoprog_diffusion import GrowthConfig, GrowthPlan, GrowthScheduler, Stage
 from autoprog_diffusion.growth import OrderError, PlanError, StageRecord
 
-from ..settings import BY_ID
-
-
-DIT = BY_ID["dit"]
-UNET = BY_ID["unet2d"]
-
-
-def prepared(steps: int = 6, **settings: Any) -> tuple[nn.Module, GrowthScheduler]:
-    model = DIT.build()
-    growth = GrowthScheduler(model, GrowthConfig(**{"num_stages": 3, **settings}))
-    growth.prepare(model, num_training_steps=steps)
-    return model, growth
+from .preparing import DIT, UNET, prepared
 
 
 @pytest.fixture

@@ -12,18 +12,7 @@ from torch import nn
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.growth import StateError
 
-from ..settings import BY_ID
-
-
-DIT = BY_ID["dit"]
-UNET = BY_ID["unet2d"]
-
-
-def prepared(steps: int = 6, **settings: Any) -> tuple[nn.Module, GrowthScheduler]:
-    model = DIT.build()
-    growth = GrowthScheduler(model, GrowthConfig(**{"num_stages": 3, **settings}))
-    growth.prepare(model, num_training_steps=steps)
-    return model, growth
+from .preparing import DIT, UNET, prepared
 
 
 def test_state_of_another_run_is_refused() -> None:

@@ -110,3 +110,12 @@ def one_step(
     optimizer.step()
     optimizer.zero_grad()
     return growth.step()
+
+
+def config(search: str, **options: Any) -> ViTGrowthConfig:
+    return ViTGrowthConfig(**{"num_stages": 3, "search": search, "search_steps": 2, "evaluations": 2, **options})
+
+
+def train(model: nn.Module, growth: ViTGrowth, optimizer: Any, steps: range) -> None:
+    for step in steps:
+        one_step(model, growth, optimizer, step)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from autoprog_diffusion.growth import PlanError
 from autoprog_diffusion.vit.depth.config import ViTGrowthConfig
@@ -18,19 +17,11 @@ from autoprog_diffusion.vit.depth.one_shot import evaluating, mean_loss
 from autoprog_diffusion.vit.depth.scheduler import ViTGrowth
 
 from . import growing
+from .growing import config, train
 
 
 SEARCHES = ("one_shot", "zero_shot", "random", "fixed")
 STEPS = 12
-
-
-def config(search: str, **options: Any) -> ViTGrowthConfig:
-    return ViTGrowthConfig(**{"num_stages": 3, "search": search, "search_steps": 2, "evaluations": 2, **options})
-
-
-def train(model: nn.Module, growth: ViTGrowth, optimizer: Any, steps: range) -> None:
-    for step in steps:
-        growing.one_step(model, growth, optimizer, step)
 
 
 # Every search with one model, and the supernet with all of them.

@@ -5,29 +5,19 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from autoprog_diffusion.growth import ConfigError, GrowthPlan, OrderError, PlanError, StateError
-from autoprog_diffusion.vit.depth.config import ViTGrowthConfig
 from autoprog_diffusion.vit.depth.scheduler import ViTGrowth
 
 from . import growing
+from .growing import config, train
 
 
 STEPS = 12
-
-
-def config(search: str, **options: Any) -> ViTGrowthConfig:
-    return ViTGrowthConfig(**{"num_stages": 3, "search": search, "search_steps": 2, "evaluations": 2, **options})
-
-
-def train(model: nn.Module, growth: ViTGrowth, optimizer: Any, steps: range) -> None:
-    for step in steps:
-        growing.one_step(model, growth, optimizer, step)
 
 
 def test_a_state_from_elsewhere_is_refused() -> None:
