@@ -3,7 +3,7 @@
     accelerate launch recipes/finetune_sd.py --output_dir out
 
 fine-tunes the small emoji pipeline beside this file from Twemoji, the style it was pretrained on, to OpenMoji, a style
-it has never seen: under 5 minutes on 2 CPU cores. Your own model and data:
+it has never seen: about 5 minutes on 2 CPU cores. Your own model and data:
 
     accelerate launch recipes/finetune_sd.py --output_dir out \
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --train_data_dir my_images \
