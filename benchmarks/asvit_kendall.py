@@ -30,9 +30,9 @@ from rank_correlation import bootstrap_interval, kendall_tau, noise_ceiling, ran
 from torch import Tensor
 from tqdm import tqdm
 
-from autoprog_diffusion.vit.topology import AsViT, Genotype, SearchSpace
-from autoprog_diffusion.vit.topology.cost import multiply_adds, parameter_count
-from autoprog_diffusion.vit.topology.scores import topology_scores
+from autoprog_diffusion.vit.asvit import AsViT, Genotype, SearchSpace
+from autoprog_diffusion.vit.asvit.cost import multiply_adds, parameter_count
+from autoprog_diffusion.vit.asvit.scores import topology_scores
 from autoprog_diffusion.vit.training.arguments import DataArguments
 from autoprog_diffusion.vit.training.data import decode_all
 from autoprog_diffusion.vit.training.sources import load_sources

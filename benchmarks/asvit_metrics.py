@@ -24,22 +24,22 @@ import torch
 from common import facts, save
 from torch import Tensor
 
-from autoprog_diffusion.search.calls import Call
-from autoprog_diffusion.search.features import (
+from autoprog_diffusion.search.recorded_calls import Call
+from autoprog_diffusion.search.reference import literal_condition_number, literal_gram
+from autoprog_diffusion.vit.asvit import AsViT, Genotype
+from autoprog_diffusion.vit.asvit.features import (
     FeatureModel,
     feature_condition_numbers,
     initial_states,
     without_norms,
 )
-from autoprog_diffusion.search.length_distortion import angles, curve_scores, random_plane
-from autoprog_diffusion.search.reference import literal_condition_number, literal_gram
-from autoprog_diffusion.search.reference_curves import (
+from autoprog_diffusion.vit.asvit.length_distortion import angles, curve_scores, random_plane
+from autoprog_diffusion.vit.asvit.reference_curves import (
     literal_curvature,
     literal_derivatives,
     literal_length,
     literal_velocity,
 )
-from autoprog_diffusion.vit.topology import AsViT, Genotype
 
 
 SEED, SAMPLES = 0, 16

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from autoprog_diffusion.training.output import write_text_atomically
-from autoprog_diffusion.vit.topology import Genotype
-from autoprog_diffusion.vit.topology.arguments import TrainArguments, parse
-from autoprog_diffusion.vit.topology.training import run_training
+from autoprog_diffusion.vit.asvit import Genotype
+from autoprog_diffusion.vit.asvit.arguments import TrainArguments, parse
+from autoprog_diffusion.vit.asvit.training import run_training
 
 
 FOLDER = RESULTS / "asvit_train"

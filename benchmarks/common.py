@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import autoprog_diffusion
-from autoprog_diffusion.search.calls import Call, output_tensor
+from autoprog_diffusion.search.recorded_calls import Call, output_tensor
 
 
 RESULTS = Path(__file__).parent / "results"

@@ -24,9 +24,9 @@ from torch import nn
 
 from autoprog_diffusion import GrowthConfig, GrowthPlan, GrowthScheduler, Stage
 from autoprog_diffusion.growth import find_adapter, select_blocks
-from autoprog_diffusion.search.calls import Call
 from autoprog_diffusion.search.cost import measure_costs
 from autoprog_diffusion.search.probe import untouched
+from autoprog_diffusion.search.recorded_calls import Call
 
 
 SEED, ROUNDS, BATCH = 0, 12, 8

@@ -26,7 +26,7 @@ from steps import LEVELS, Candidate, Steps, candidates, measure
 from torch import nn
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
-from autoprog_diffusion.search.calls import map_tensors
+from autoprog_diffusion.search.recorded_calls import map_tensors
 from autoprog_diffusion.training.measure import peak_memory, synchronize
 
 

@@ -25,7 +25,7 @@ from cost_model import MODELS
 from steps import Steps
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
-from autoprog_diffusion.search.calls import map_tensors
+from autoprog_diffusion.search.recorded_calls import map_tensors
 
 
 SEED, PAIRS, CALLS, RESAMPLES = 0, 30, 500, 2000

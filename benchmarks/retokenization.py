@@ -22,9 +22,9 @@ from torch import nn
 from transformers import DeiTConfig, DeiTForImageClassification
 
 from autoprog_diffusion.training.measure import counted_flops
+from autoprog_diffusion.vit.asvit import AsViT, Genotype
 from autoprog_diffusion.vit.models import logits
 from autoprog_diffusion.vit.retokenize import Retokenizer, dilation_for
-from autoprog_diffusion.vit.topology import AsViT, Genotype
 
 
 SIZE, BATCH, REPETITIONS, SEED = 224, 2, 5, 0

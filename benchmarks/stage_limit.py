@@ -18,7 +18,7 @@ from common import RESULTS, facts, rows_of_others, save
 from cost_model import MODELS
 from steps import Steps, candidates, measure
 
-from autoprog_diffusion.search.calls import map_tensors
+from autoprog_diffusion.search.recorded_calls import map_tensors
 
 
 SEED, BATCH, ROUNDS, REPEATS, RESOLUTIONS = 0, 4, 2, 2, (0.5, 0.75)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autoprog_diffusion import GrowthConfig, GrowthPlan, GrowthScheduler, Stage
 from autoprog_diffusion.growth import find_adapter, select_blocks
-from autoprog_diffusion.search.calls import map_tensors, output_tensor
+from autoprog_diffusion.search.recorded_calls import map_tensors, output_tensor
 from autoprog_diffusion.training.measure import counted_flops, peak_memory, synchronize
 
 

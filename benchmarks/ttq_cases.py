@@ -14,25 +14,25 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from autoprog_diffusion.finetune.arguments import Arguments, OutputArguments, TrainArguments
-from autoprog_diffusion.finetune.bundled import load_tiny_dit, load_tiny_flow
-from autoprog_diffusion.finetune.class_conditional import (
+from autoprog_diffusion.data.emoji import emoji_dataset
+from autoprog_diffusion.data.emoji_classes import emoji_classes
+from autoprog_diffusion.data.labelled import class_names
+from autoprog_diffusion.growth import GrowthConfig
+from autoprog_diffusion.growth.errors import GrowthError
+from autoprog_diffusion.tasks.class_conditional import (
     ClassArguments,
     ClassConditional,
     ClassConditionalArguments,
     draw_classes,
     set_classes,
 )
-from autoprog_diffusion.finetune.emoji_classes import emoji_classes
-from autoprog_diffusion.finetune.flow_matching import FlowArguments, FlowMatching, FlowMatchingArguments, draw_prompts
-from autoprog_diffusion.finetune.labelled_images import class_names
-from autoprog_diffusion.finetune.loop import Task
-from autoprog_diffusion.finetune.samples import sample_images
-from autoprog_diffusion.finetune.setup import make_accelerator
-from autoprog_diffusion.finetune.stable_diffusion import TextToImage, load_pipeline
-from autoprog_diffusion.growth import GrowthConfig
-from autoprog_diffusion.growth.errors import GrowthError
-from autoprog_diffusion.training.emoji import emoji_dataset
+from autoprog_diffusion.tasks.flow_matching import FlowArguments, FlowMatching, FlowMatchingArguments, draw_prompts
+from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
+from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_dit, load_tiny_flow
+from autoprog_diffusion.training.arguments import Arguments, OutputArguments, TrainArguments
+from autoprog_diffusion.training.build import make_accelerator
+from autoprog_diffusion.training.samples import sample_images
+from autoprog_diffusion.training.trainer import Task
 
 
 ASSETS = Path(__file__).parents[1] / "recipes" / "assets"

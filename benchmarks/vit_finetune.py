@@ -28,14 +28,14 @@ from common import RESULTS, facts, save
 from torch import nn
 
 from autoprog_diffusion.vit.models import size_multiple
+from autoprog_diffusion.vit.pretrained import fit_head, load_pretrained
 from autoprog_diffusion.vit.training.arguments import parse as parse_pretraining
 from autoprog_diffusion.vit.training.data import Data, Decoded, load_data
+from autoprog_diffusion.vit.training.finetuning import as_pretraining, growth_config, parse
 from autoprog_diffusion.vit.training.loop import Trainer
 from autoprog_diffusion.vit.training.run import run as pretrain
 from autoprog_diffusion.vit.training.sources import parquet_source
-from autoprog_diffusion.vit.unfreezing.finetuning import as_pretraining, growth_config, parse
-from autoprog_diffusion.vit.unfreezing.pretrained import fit_head, load_pretrained
-from autoprog_diffusion.vit.unfreezing.unfreezing import Unfreezing
+from autoprog_diffusion.vit.training.unfreezing import Unfreezing
 
 
 NAME = "vit_finetune"

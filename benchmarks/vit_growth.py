@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from common import RESULTS, facts
 
-from autoprog_diffusion.vit.depth.scheduler import ViTGrowth
+from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
 from autoprog_diffusion.vit.models import build_model
 from autoprog_diffusion.vit.training.arguments import Arguments, parse
 from autoprog_diffusion.vit.training.data import Data, Decoded, load_data

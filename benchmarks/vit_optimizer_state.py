@@ -24,7 +24,7 @@ from common import RESULTS, facts
 from torch import Tensor, nn
 
 from autoprog_diffusion.vit import ViTGrowth, ViTGrowthConfig
-from autoprog_diffusion.vit.depth.one_shot import evaluating
+from autoprog_diffusion.vit.autoprog_one.one_shot import evaluating
 from autoprog_diffusion.vit.models import build_model
 
 

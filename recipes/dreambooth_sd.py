@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from autoprog_diffusion.finetune.dreambooth import (
+from autoprog_diffusion.tasks.dreambooth import (
     Dreambooth,
     DreamboothArguments,
     check_subject,
@@ -37,10 +37,10 @@ from autoprog_diffusion.finetune.dreambooth import (
     list_images,
     pair_up,
 )
-from autoprog_diffusion.finetune.run import main
-from autoprog_diffusion.finetune.setup import make_loader
-from autoprog_diffusion.finetune.stable_diffusion import load_pipeline
-from autoprog_diffusion.finetune.text_to_image import TextToImageRecipe, guidance_scale
+from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
+from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
+from autoprog_diffusion.training.build import make_loader
+from autoprog_diffusion.training.run import main
 
 
 if TYPE_CHECKING:

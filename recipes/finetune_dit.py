@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import nn
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.bundled import load_tiny_dit
-from autoprog_diffusion.finetune.class_conditional import (
+from autoprog_diffusion.data.labelled import class_names, example_images, load_labelled_images
+from autoprog_diffusion.growth import ConfigError
+from autoprog_diffusion.tasks.class_conditional import (
     ClassConditional,
     ClassConditionalArguments,
     draw_classes,
@@ -36,10 +36,10 @@ from autoprog_diffusion.finetune.class_conditional import (
     set_classes,
     vae_factor,
 )
-from autoprog_diffusion.finetune.labelled_images import class_names, example_images, load_labelled_images
-from autoprog_diffusion.finetune.recipe import Recipe
-from autoprog_diffusion.finetune.run import main
-from autoprog_diffusion.growth import ConfigError
+from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_dit
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.recipe import Recipe
+from autoprog_diffusion.training.run import main
 
 
 if TYPE_CHECKING:

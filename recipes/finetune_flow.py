@@ -25,9 +25,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import nn
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.bundled import load_tiny_flow
-from autoprog_diffusion.finetune.flow_matching import (
+from autoprog_diffusion.tasks.flow_matching import (
     FlowMatching,
     FlowMatchingArguments,
     draw_prompts,
@@ -35,8 +33,10 @@ from autoprog_diffusion.finetune.flow_matching import (
     load_flow,
     text_length,
 )
-from autoprog_diffusion.finetune.run import main
-from autoprog_diffusion.finetune.text_to_image import TextToImageRecipe
+from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
+from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_flow
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.run import main
 
 
 if TYPE_CHECKING:

@@ -28,13 +28,13 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from PIL import Image
 from torch import nn
 
-from autoprog_diffusion.finetune.flow_matching import FlowMatching, draw_prompts, flow_family, text_length
-from autoprog_diffusion.finetune.loop import Task
-from autoprog_diffusion.finetune.lora import LoraArguments, add_lora, check_flow_flags, load_any, save_lora
-from autoprog_diffusion.finetune.run import main
-from autoprog_diffusion.finetune.sdxl import TextToImageXL
-from autoprog_diffusion.finetune.stable_diffusion import TextToImage
-from autoprog_diffusion.finetune.text_to_image import TextToImageRecipe
+from autoprog_diffusion.tasks.flow_matching import FlowMatching, draw_prompts, flow_family, text_length
+from autoprog_diffusion.tasks.lora import LoraArguments, add_lora, check_flow_flags, load_any, save_lora
+from autoprog_diffusion.tasks.sdxl import TextToImageXL
+from autoprog_diffusion.tasks.stable_diffusion import TextToImage
+from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
+from autoprog_diffusion.training.run import main
+from autoprog_diffusion.training.trainer import Task
 
 
 if TYPE_CHECKING:

@@ -22,12 +22,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.convert import sdxl_from_sd
-from autoprog_diffusion.finetune.run import main
-from autoprog_diffusion.finetune.sdxl import SDXLArguments, TextToImageXL, load_sdxl
-from autoprog_diffusion.finetune.stable_diffusion import load_pipeline
-from autoprog_diffusion.finetune.text_to_image import TextToImageRecipe
+from autoprog_diffusion.tasks.sd_to_sdxl import sdxl_from_sd
+from autoprog_diffusion.tasks.sdxl import SDXLArguments, TextToImageXL, load_sdxl
+from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
+from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.run import main
 
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ STEPS += ["--num_inference_steps", "2", "--validation_prompts", "cat face"]
 PAPER = ["--direction", "unfreeze", "--order", "interleaved", "--stage_embedding_init", "normal"]
 DREAMBOOTH = ["--max_train_steps", "8", "--num_class_images", "4", "--train_batch_size", "2"]
 VIT = ["--preset", "cpu", "--max_train_steps", "24", "--batch_size", "16", "--checkpointing_steps", "14"]
-VIT += ["--search", "one_shot", "--max_train_samples", "400"]
+VIT += ["--search", "one_shot", "--max_train_samples", "600"]
 # Name -> the script, its flags, the number of processes; several lists of flags run one after the other.
 RUNS: dict[str, tuple[str, list[list[str]], int]] = {
     "sd_freeze": ("recipes/finetune_sd.py", [[*STEPS, "--direction", "freeze", "--order", "suffix"]], 1),

@@ -20,15 +20,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "autoprog_diffusion"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "vit").rglob("*.py")])
 HEAVY = ("diffusers", "accelerate", "transformers", "timm", "datasets", "matplotlib")
-INNER = ("growth", "search", "adapters", "training", "finetune", "vit")
+INNER = ("growth", "search", "adapters", "data", "training", "tasks", "vit")
 # Who may import whom inside the package; the growth core knows nothing but torch.
 ALLOWED = {
     "growth": {"growth"},
     "search": {"growth", "search"},
     "adapters": {"growth", "search", "adapters"},
-    "training": {"growth", "training"},
-    "finetune": {"growth", "search", "adapters", "training", "finetune"},
-    "vit": {"growth", "search", "adapters", "training", "vit"},
+    "data": {"growth", "data", "training"},
+    "training": {"growth", "search", "adapters", "data", "training"},
+    "tasks": {"growth", "search", "adapters", "data", "training", "tasks"},
+    "vit": {"growth", "search", "adapters", "data", "training", "vit"},
 }
 
 sources = pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -63,11 +64,11 @@ def part_of(name: str) -> str | None:
 
 
 def test_imported_resolves_every_form() -> None:
-    text = "import torch.nn\nfrom . import host\nfrom .units import front\nfrom ..adapters import unet\n"
+    text = "import torch.nn\nfrom .backends import accelerate\nfrom .units import front\nfrom ..adapters import unet\n"
     text += "def f():\n    import x"
     assert imported(text, "autoprog_diffusion.growth.scheduler") == {
         "torch.nn",
-        "autoprog_diffusion.growth.host",
+        "autoprog_diffusion.growth.backends.accelerate",
         "autoprog_diffusion.growth.units.front",
         "autoprog_diffusion.adapters.unet",
         "x",
@@ -121,5 +122,5 @@ def test_public_names_exist_and_are_documented(module: object) -> None:
 def test_recipes_are_not_importable() -> None:
     sys.modules.pop("recipes", None)
     spec = importlib.util.spec_from_file_location("recipes", ROOT / "recipes" / "__init__.py")
-    with pytest.raises(ModuleNotFoundError, match=r"scripts.*accelerate launch recipes/.*autoprog_diffusion.finetune"):
+    with pytest.raises(ModuleNotFoundError, match=r"scripts.*accelerate launch recipes/.*autoprog_diffusion.training"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))

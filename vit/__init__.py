@@ -3,9 +3,10 @@
 Importing this package registers the units of timm's and transformers' vision transformers; it needs torch only.
 """
 
-from .depth.config import ViTGrowthConfig
-from .depth.scheduler import ViTGrowth
-from .unfreezing import adapter
+from autoprog_diffusion.adapters import vit as adapter
+
+from .autoprog_one.config import ViTGrowthConfig
+from .autoprog_one.scheduler import ViTGrowth
 
 
 __all__ = ["ViTGrowth", "ViTGrowthConfig", "adapter"]

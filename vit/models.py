@@ -164,7 +164,7 @@ def _build_timm(name: str, num_classes: int, image_size: int, overrides: dict[st
             f"model='timm:{name}' is not a vision transformer of timm {timm.__version__}'s modules {TIMM_MODULES}: "
             f"did you mean one of {close}?"
         )
-    # VOLO adds its position embeddings at one size only; `vit/depth/resolution.py` has the others.
+    # VOLO adds its position embeddings at one size only; `vit/resolution.py` has the others.
     sizes = {"img_size": image_size}
     if not timm.models.is_model_in_modules(name, ("volo",)):
         sizes["dynamic_img_size"] = True

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoprog_diffusion.growth.backends.fsdp2 import add_vector
+from autoprog_diffusion.growth.backends.ranks import rank
 from autoprog_diffusion.growth.config import GrowthConfig
-from autoprog_diffusion.growth.distributed import rank
 from autoprog_diffusion.growth.errors import OrderError, UnitError
-from autoprog_diffusion.growth.sharding import add_vector
 
 from .saved_embedding import write_embedding
 from .timestep import linear, timestep_embedders

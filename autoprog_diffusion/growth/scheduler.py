@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import host
 from .adapter import StageEmbeddingLike, find_adapter
+from .backends import accelerate as host
 from .config import GrowthConfig
 from .errors import OrderError
 from .freezing import check_freezing, release_state
+from .lr_rewarmup import Rewarm
 from .plan import GrowthPlan, check_plan_fits
 from .resize import resize_images
-from .rewarm import Rewarm
-from .searching import StageSearch, check_arguments, first_plan, start_search
+from .search_session import StageSearch, check_arguments, first_plan, start_search
+from .stage import StageSwitch
 from .state import STATE_VERSION, StageRecord, check_state, describe, fingerprint, record_stage
-from .switch import StageSwitch
 from .units import only_growing
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .backends.fsdp2 import class_name
 from .errors import StateError
 from .plan import GrowthPlan
-from .sharding import class_name
 from .units import Layout
 
 

@@ -1,6 +1,6 @@
 """Zero-shot choice of the next stage. Knows gradients and units, not models. Importing it registers the search."""
 
-from autoprog_diffusion.growth.searching import register_search
+from autoprog_diffusion.growth.search_session import register_search
 
 from .zero_shot import ZeroShotSearch
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from autoprog_diffusion.growth.distributed import world_size
+from autoprog_diffusion.growth.backends.ranks import world_size
 from autoprog_diffusion.growth.errors import SearchError
 
 from .objective import Score

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.flops import flop_counter
-from autoprog_diffusion.growth.region import NoGradRegion
+from autoprog_diffusion.growth.frozen_front import NoGradRegion
 from autoprog_diffusion.growth.units import Layout, set_trainable, trainable_names
 
-from .calls import Call
-from .segments import INPUTS, OUTPUTS, device_clock, run_segments
+from .recorded_calls import Call
+from .unit_timer import INPUTS, OUTPUTS, device_clock, run_segments
 
 
 @dataclass(frozen=True)

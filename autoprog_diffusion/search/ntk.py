@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth.units import Layout
 
-from .calls import Call
 from .gram import Grams, kernel_for, vector_gram
+from .recorded_calls import Call
 
 
 def parameter_grams(model: nn.Module, call: Call) -> dict[str, Tensor]:

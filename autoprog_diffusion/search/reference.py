@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .calls import Call
+from .recorded_calls import Call
 
 
 def literal_gram(model: nn.Module, call: Call, names: Iterable[str], samples: int | None = None) -> Tensor:

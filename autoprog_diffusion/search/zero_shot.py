@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoprog_diffusion.growth.backends.ranks import world_size
 from autoprog_diffusion.growth.config import GrowthConfig
-from autoprog_diffusion.growth.distributed import world_size
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.growth.plan import Stage, fixed_plan
-from autoprog_diffusion.growth.searching import warm_blocks
+from autoprog_diffusion.growth.search_session import warm_blocks
 from autoprog_diffusion.growth.units import Layout
 
-from .calls import Call, CallRecorder, calls_from_loss
 from .candidates import Candidate, list_candidates
 from .consensus import agree, all_reduce_bandwidth
 from .cost import UnitCosts, count_costs, measure_costs
 from .ntk import condition_number, parameter_grams, unit_grams
 from .objective import Score, choose
 from .probe import untouched
+from .recorded_calls import Call, CallRecorder, calls_from_loss
 from .zico import mean_gradients, parameter_scores, unit_gain, unit_zico
 
 

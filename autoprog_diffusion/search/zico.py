@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.growth.units import Layout
 
-from .calls import Call
+from .recorded_calls import Call
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from accelerate import Accelerator  # noqa: E402
 from rank_tools import equal_on_ranks, finish, refusal, worst  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from autoprog_diffusion.vit.depth.retoken_growth import RetokenConfig, RetokenGrowth  # noqa: E402
-from autoprog_diffusion.vit.topology import AsViT, Genotype  # noqa: E402
+from autoprog_diffusion.vit.asvit import AsViT, Genotype  # noqa: E402
+from autoprog_diffusion.vit.asvit.retoken_growth import RetokenConfig, RetokenGrowth  # noqa: E402
 
 
 RANKS, STEPS = 2, 6

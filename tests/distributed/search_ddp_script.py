@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from rank_tools import finish
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
-from autoprog_diffusion.growth.distributed import checksums
+from autoprog_diffusion.growth.backends.ranks import checksums
 from autoprog_diffusion.growth.errors import SearchError
 
 

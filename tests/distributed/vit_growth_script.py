@@ -18,8 +18,8 @@ from accelerate.utils import DistributedDataParallelKwargs  # noqa: E402
 from rank_tools import equal_on_ranks, finish, refusal, worst  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from autoprog_diffusion.vit.depth.config import ViTGrowthConfig  # noqa: E402
-from autoprog_diffusion.vit.depth.scheduler import ViTGrowth  # noqa: E402
+from autoprog_diffusion.vit.autoprog_one.config import ViTGrowthConfig  # noqa: E402
+from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth  # noqa: E402
 
 
 RANKS, STEPS = 2, 12

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.growth import switch
-from autoprog_diffusion.growth.distributed import checksums, rank, world_size
+from autoprog_diffusion.growth.backends.ranks import checksums, rank, world_size
 from autoprog_diffusion.search import zero_shot
 from autoprog_diffusion.training.checkpoints import checkpoint_step, find_checkpoint, save_checkpoint
 

@@ -12,12 +12,12 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.images import load_captioned_images
-from autoprog_diffusion.finetune.loop import Trainer
-from autoprog_diffusion.finetune.setup import growth_config, make_accelerator, make_loader
-from autoprog_diffusion.finetune.stable_diffusion import TextToImage, load_pipeline
+from autoprog_diffusion.data.images import load_captioned_images
 from autoprog_diffusion.growth import GrowthScheduler
+from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.build import growth_config, make_accelerator, make_loader
+from autoprog_diffusion.training.trainer import Trainer
 
 from .tiny import build_pipeline, parse, write_images
 from .training import NewTrainer

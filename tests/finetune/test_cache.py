@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.cache import ArrayCache, build_cache, module_fingerprint, text_fingerprint
+from autoprog_diffusion.data.cache import ArrayCache, build_cache, module_fingerprint, text_fingerprint
+from autoprog_diffusion.training.arguments import Arguments
 
 from .tiny import parse
 

@@ -10,8 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.captions import Captions
+from autoprog_diffusion.data.captions import Captions
+from autoprog_diffusion.training.arguments import Arguments
 
 from .tiny import parse
 

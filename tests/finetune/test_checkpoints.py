@@ -10,8 +10,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from autoprog_diffusion.finetune.arguments import Arguments
 from autoprog_diffusion.growth.errors import StateError
+from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.checkpoints import (
     MARKER,
     checkpoint_step,

@@ -15,14 +15,14 @@ from accelerate import Accelerator
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from torch import Tensor
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.class_conditional import ClassConditional, ClassConditionalArguments, set_classes
-from autoprog_diffusion.finetune.images import DataError
-from autoprog_diffusion.finetune.labelled_images import class_names, load_labelled_images
-from autoprog_diffusion.finetune.labels import label_tables
-from autoprog_diffusion.finetune.setup import growth_config
-from autoprog_diffusion.finetune.variance import variational_bound
+from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.data.labelled import class_names, load_labelled_images
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
+from autoprog_diffusion.tasks.class_conditional import ClassConditional, ClassConditionalArguments, set_classes
+from autoprog_diffusion.tasks.dit_labels import label_tables
+from autoprog_diffusion.tasks.learned_variance import variational_bound
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.build import growth_config
 
 from .tiny import parse
 from .tiny_transformers import SIZE, build_dit, write_classes

@@ -13,8 +13,8 @@ from datasets import concatenate_datasets
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.dreambooth import (
+from autoprog_diffusion.growth import GrowthError, GrowthScheduler
+from autoprog_diffusion.tasks.dreambooth import (
     Dreambooth,
     DreamboothArguments,
     check_subject,
@@ -24,8 +24,8 @@ from autoprog_diffusion.finetune.dreambooth import (
     list_images,
     pair_up,
 )
-from autoprog_diffusion.finetune.setup import growth_config, make_loader
-from autoprog_diffusion.growth import GrowthError, GrowthScheduler
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.build import growth_config, make_loader
 
 
 NewAccelerator = Callable[[Arguments], Accelerator]

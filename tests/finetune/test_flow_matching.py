@@ -16,16 +16,16 @@ from accelerate import Accelerator
 from diffusers.training_utils import compute_loss_weighting_for_sd3
 from torch import Tensor
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.flow_matching import (
+from autoprog_diffusion.growth import ConfigError, GrowthError, GrowthScheduler
+from autoprog_diffusion.tasks.flow_matching import (
     FlowMatching,
     FlowMatchingArguments,
     draw_prompts,
     load_flow,
     text_encoders,
 )
-from autoprog_diffusion.finetune.setup import growth_config
-from autoprog_diffusion.growth import ConfigError, GrowthError, GrowthScheduler
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.build import growth_config
 
 from .tiny_transformers import SIZE, build_dit, build_flux, build_sd3, save
 

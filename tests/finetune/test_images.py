@@ -10,13 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from autoprog_diffusion.finetune.images import (
-    DataError,
-    check_batch,
-    load_captioned_images,
-    read_image,
-    to_pixels,
-)
+from autoprog_diffusion.data.images import DataError, check_batch, load_captioned_images, read_image, to_pixels
 
 from .tiny import COUNT, parse, write_images
 

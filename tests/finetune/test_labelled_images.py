@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoprog_diffusion.finetune.emoji_classes import group_names
-from autoprog_diffusion.finetune.images import DataError, read_image
-from autoprog_diffusion.finetune.labelled_images import class_names, example_images, load_labelled_images
+from autoprog_diffusion.data.emoji_classes import group_names
+from autoprog_diffusion.data.images import DataError, read_image
+from autoprog_diffusion.data.labelled import class_names, example_images, load_labelled_images
 
 from .tiny import parse
 from .tiny_transformers import CLASSES, write_classes

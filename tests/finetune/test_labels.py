@@ -10,9 +10,9 @@ import torch
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from torch import Tensor
 
-from autoprog_diffusion.finetune.class_conditional import ClassConditionalArguments, load_dit, set_classes
-from autoprog_diffusion.finetune.labels import LabelError, fit_labels, keep_labels, label_ids, label_tables
 from autoprog_diffusion.growth import GrowthError
+from autoprog_diffusion.tasks.class_conditional import ClassConditionalArguments, load_dit, set_classes
+from autoprog_diffusion.tasks.dit_labels import LabelError, fit_labels, keep_labels, label_ids, label_tables
 
 from .tiny_transformers import CLASSES, IMAGENET, build_dit, build_sd3, build_transformer, save
 

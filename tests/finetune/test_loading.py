@@ -10,9 +10,9 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from autoprog_diffusion.finetune.loading import pipeline_class
-from autoprog_diffusion.finetune.stable_diffusion import load_pipeline
 from autoprog_diffusion.growth import GrowthError
+from autoprog_diffusion.tasks.loading import pipeline_class
+from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 
 from .tiny import parse
 

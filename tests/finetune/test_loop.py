@@ -17,10 +17,10 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.runlog import saving
-from autoprog_diffusion.finetune.setup import make_loader
-from autoprog_diffusion.finetune.stable_diffusion import load_pipeline
+from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.build import make_loader
+from autoprog_diffusion.training.metrics import saving
 
 from .tiny import parse
 from .training import FLAGS, STEPS, NewTrainer, same, weights

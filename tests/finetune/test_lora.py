@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoprog_diffusion.finetune.lora import AdapterArguments, add_lora, load_any, save_lora
 from autoprog_diffusion.growth import GrowthError
+from autoprog_diffusion.tasks.lora import AdapterArguments, add_lora, load_any, save_lora
 
 from .tiny import build_sdxl, parse
 from .tiny_transformers import build_flux, build_sd3, build_transformer, save

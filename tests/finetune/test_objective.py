@@ -7,7 +7,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from autoprog_diffusion.finetune.objective import (
+from autoprog_diffusion.tasks.objective import (
     SPREAD,
     denoising_loss,
     denoising_target,

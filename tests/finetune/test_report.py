@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from autoprog_diffusion.finetune.report import draw_timeline, print_summary, write_report
-from autoprog_diffusion.finetune.runlog import RunLog
-from autoprog_diffusion.finetune.samples import load_images, save_grid, save_images
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, GrowthScheduler
 from autoprog_diffusion.training.measure import counted_flops, peak_memory
+from autoprog_diffusion.training.metrics import RunLog
+from autoprog_diffusion.training.report import draw_timeline, print_summary, write_report
+from autoprog_diffusion.training.samples import load_images, save_grid, save_images
 
 
 SECONDS = {"training": 3.25, "saving": 1.0}

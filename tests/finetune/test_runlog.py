@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoprog_diffusion.finetune.runlog import RunLog, StageSummary, saving
+from autoprog_diffusion.training.metrics import RunLog, StageSummary, saving
 
 
 def log_of(*rows: tuple[float, float, int]) -> RunLog:

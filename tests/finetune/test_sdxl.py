@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.sdxl import TextToImageXL, load_sdxl
-from autoprog_diffusion.finetune.setup import growth_config, make_loader
-from autoprog_diffusion.finetune.stable_diffusion import load_pipeline
 from autoprog_diffusion.growth import GrowthError, GrowthScheduler
+from autoprog_diffusion.tasks.sdxl import TextToImageXL, load_sdxl
+from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.build import growth_config, make_loader
 
 from .tiny import build_sdxl, parse
 

@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.setup import RowDataset, growth_config, make_accelerator, make_loader, make_optimizer
 from autoprog_diffusion.growth import GrowthConfig, GrowthError, GrowthPlan
 from autoprog_diffusion.growth.errors import ConfigError, PlanError
 from autoprog_diffusion.growth.plan import fixed_plan
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.build import RowDataset, growth_config, make_accelerator, make_loader, make_optimizer
 
 from .tiny import COUNT, parse
 

@@ -12,12 +12,12 @@ from accelerate import Accelerator
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.images import load_captioned_images, read_image, to_pixels
-from autoprog_diffusion.finetune.samples import sample_images
-from autoprog_diffusion.finetune.setup import growth_config
-from autoprog_diffusion.finetune.stable_diffusion import TextToImage, load_pipeline, training_scheduler
+from autoprog_diffusion.data.images import load_captioned_images, read_image, to_pixels
 from autoprog_diffusion.growth import GrowthError, GrowthScheduler
+from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline, training_scheduler
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.build import growth_config
+from autoprog_diffusion.training.samples import sample_images
 
 from .tiny import COUNT, parse, write_images
 

@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from autoprog_diffusion.finetune.variance import discretized_log_likelihood, variational_bound
+from autoprog_diffusion.tasks.learned_variance import discretized_log_likelihood, variational_bound
 
 
 SCHEDULER = DDPMScheduler(beta_schedule="linear", variance_type="learned_range")

@@ -18,9 +18,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.convert import sdxl_from_sd
-from autoprog_diffusion.finetune.stable_diffusion import load_pipeline
+from autoprog_diffusion.tasks.sd_to_sdxl import sdxl_from_sd
+from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
+from autoprog_diffusion.training.arguments import Arguments
 
 
 COUNT = 24

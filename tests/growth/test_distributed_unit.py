@@ -15,7 +15,8 @@ from torch.distributed.optim import _apply_optimizer_in_backward
 from torch.nn.parallel import DistributedDataParallel
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
-from autoprog_diffusion.growth.distributed import (
+from autoprog_diffusion.growth.backends.ddp import rebuild_reducer
+from autoprog_diffusion.growth.backends.ranks import (
     average_gradient,
     check_ranks_equal,
     checksums,
@@ -24,8 +25,7 @@ from autoprog_diffusion.growth.distributed import (
     world_size,
 )
 from autoprog_diffusion.growth.errors import OrderError
-from autoprog_diffusion.growth.reducer import rebuild_reducer
-from autoprog_diffusion.growth.searching import open_plan, start_search
+from autoprog_diffusion.growth.search_session import open_plan, start_search
 from autoprog_diffusion.growth.units import layout_from_patterns
 
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from autoprog_diffusion.finetune.loop import Trainer
-from autoprog_diffusion.finetune.recipe import Recipe
-from autoprog_diffusion.finetune.run import Pictures, get_ready
-from autoprog_diffusion.finetune.setup import make_accelerator
+from autoprog_diffusion.training.build import make_accelerator
+from autoprog_diffusion.training.recipe import Recipe
+from autoprog_diffusion.training.run import Pictures, get_ready
+from autoprog_diffusion.training.trainer import Trainer
 
 from ..finetune.conftest import forget
 from ..finetune.tiny import build_pipeline, build_sdxl, write_images

@@ -8,8 +8,8 @@ import pytest
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 
-from autoprog_diffusion.finetune.run import run
 from autoprog_diffusion.growth import GrowthError
+from autoprog_diffusion.training.run import run
 
 from ..finetune.training import same, weights
 from .conftest import NewRun, Script, load_recipe

@@ -13,9 +13,9 @@ from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from autoprog_diffusion.finetune.class_conditional import ClassConditionalArguments
-from autoprog_diffusion.finetune.run import run
 from autoprog_diffusion.growth import GrowthError, GrowthPlan
+from autoprog_diffusion.tasks.class_conditional import ClassConditionalArguments
+from autoprog_diffusion.training.run import run
 
 from ..finetune.conftest import forget
 from ..finetune.tiny_transformers import CLASSES, IMAGENET, build_dit, save, write_classes

@@ -14,9 +14,9 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
-from autoprog_diffusion.finetune.flow_matching import FlowMatchingArguments
-from autoprog_diffusion.finetune.run import run
 from autoprog_diffusion.growth import GrowthError, GrowthPlan
+from autoprog_diffusion.tasks.flow_matching import FlowMatchingArguments
+from autoprog_diffusion.training.run import run
 
 from ..finetune.conftest import forget
 from ..finetune.tiny import write_images

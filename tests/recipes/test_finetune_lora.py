@@ -12,9 +12,9 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from safetensors.torch import load_file
 from torch import Tensor
 
-from autoprog_diffusion.finetune.run import run
-from autoprog_diffusion.finetune.samples import sample_images
 from autoprog_diffusion.growth import GrowthError
+from autoprog_diffusion.training.run import run
+from autoprog_diffusion.training.samples import sample_images
 
 from ..finetune.tiny_transformers import build_dit, build_sd3, save
 from .conftest import NewRun, Script, load_recipe

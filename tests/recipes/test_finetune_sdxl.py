@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
-from autoprog_diffusion.finetune.run import run
-from autoprog_diffusion.finetune.samples import sample_images
 from autoprog_diffusion.growth import GrowthError
+from autoprog_diffusion.training.run import run
+from autoprog_diffusion.training.samples import sample_images
 
 from ..finetune.training import same, weights
 from .conftest import NewRun, Script, load_recipe

@@ -17,7 +17,7 @@ from .conftest import ROOT, load_recipe
 def recipe() -> ModuleType:
     sys.path.insert(0, str(ROOT / "recipes"))  # where a script finds its neighbours
     try:
-        return load_recipe("pretrain_tiny_transformers")
+        return load_recipe("assets/build/pretrain_tiny_transformers")
     finally:
         sys.path.remove(str(ROOT / "recipes"))
 
@@ -64,7 +64,7 @@ def test_a_cut_pretraining_goes_on_with_the_batches_it_would_have_seen(
     kind: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     def train(output: Path, steps: int, *flags: str) -> dict[str, torch.Tensor]:
-        script = str(ROOT / "recipes" / "pretrain_tiny_transformers.py")
+        script = str(ROOT / "recipes" / "assets" / "build" / "pretrain_tiny_transformers.py")
         command = [sys.executable, script, "--model", kind, "--batch_size", "4", "--output_dir", str(output)]
         command += ["--steps", str(steps), *flags]
         subprocess.run(command, env=environment, check=True, capture_output=True, timeout=500)

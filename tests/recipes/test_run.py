@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from autoprog_diffusion.finetune.arguments import Arguments
-from autoprog_diffusion.finetune.images import load_captioned_images
-from autoprog_diffusion.finetune.run import check_resolution, run
-from autoprog_diffusion.finetune.text_to_image import default_prompts, reference_row
+from autoprog_diffusion.data.emoji import emoji_dataset
+from autoprog_diffusion.data.images import load_captioned_images
 from autoprog_diffusion.growth import ConfigError, GrowthError
-from autoprog_diffusion.training.emoji import emoji_dataset
+from autoprog_diffusion.tasks.text_to_image_recipe import default_prompts, reference_row
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.run import check_resolution, run
 
 from ..finetune.tiny import parse, write_images
 from .conftest import Script, load_recipe

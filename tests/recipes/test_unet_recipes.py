@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from autoprog_diffusion.finetune.recipe import Recipe
+from autoprog_diffusion.training.recipe import Recipe
 
 from .conftest import NewRun, Script, load_recipe
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from autoprog_diffusion.growth import find_adapter
 from autoprog_diffusion.growth.units import Layout
-from autoprog_diffusion.search.calls import Call, map_tensors, output_tensor, output_value
+from autoprog_diffusion.search.recorded_calls import Call, map_tensors, output_tensor, output_value
 
 from ..settings import BY_ID, Family
 

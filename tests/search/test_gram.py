@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoprog_diffusion.search.calls import Call
 from autoprog_diffusion.search.gram import pair_gram
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams
+from autoprog_diffusion.search.recorded_calls import Call
 from autoprog_diffusion.search.reference import literal_condition_number, literal_gram
 
 

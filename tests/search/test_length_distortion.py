@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.errors import SearchError
-from autoprog_diffusion.search.calls import Call
-from autoprog_diffusion.search.features import (
+from autoprog_diffusion.search.recorded_calls import Call
+from autoprog_diffusion.search.reference import literal_condition_number, literal_gram
+from autoprog_diffusion.vit.asvit import AsViT, Genotype
+from autoprog_diffusion.vit.asvit.features import (
     FeatureModel,
     feature_condition_numbers,
     initial_states,
     without_norms,
 )
-from autoprog_diffusion.search.length_distortion import CurveScore, angles, curve_scores, on_circle, random_plane
-from autoprog_diffusion.search.reference import literal_condition_number, literal_gram
-from autoprog_diffusion.search.reference_curves import (
+from autoprog_diffusion.vit.asvit.length_distortion import CurveScore, angles, curve_scores, on_circle, random_plane
+from autoprog_diffusion.vit.asvit.reference_curves import (
     difference_derivatives,
     literal_curvature,
     literal_derivatives,
@@ -27,7 +28,6 @@ from autoprog_diffusion.search.reference_curves import (
     literal_length,
     literal_velocity,
 )
-from autoprog_diffusion.vit.topology import AsViT, Genotype
 
 
 SHAPE = (3, 32, 32)

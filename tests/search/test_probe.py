@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from autoprog_diffusion.search.calls import Call, CallRecorder, calls_from_loss
 from autoprog_diffusion.search.cost import count_costs
 from autoprog_diffusion.search.ntk import parameter_grams
 from autoprog_diffusion.search.probe import untouched
+from autoprog_diffusion.search.recorded_calls import Call, CallRecorder, calls_from_loss
 from autoprog_diffusion.search.zico import parameter_scores
 
 from ..settings import BY_ID

@@ -6,7 +6,7 @@ import datasets
 import numpy as np
 import pytest
 
-from autoprog_diffusion.training.emoji import emoji_dataset
+from autoprog_diffusion.data.emoji import emoji_dataset
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoprog_diffusion.vit.depth.config import ViTGrowthConfig
-from autoprog_diffusion.vit.depth.scheduler import ViTGrowth
+from autoprog_diffusion.vit.autoprog_one.config import ViTGrowthConfig
+from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
 
 
 NEEDS_TIMM = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="needs timm, the extra vit")

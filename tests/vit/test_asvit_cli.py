@@ -15,11 +15,11 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from autoprog_diffusion.growth import ConfigError
-from autoprog_diffusion.vit.topology import AsViT, Genotype, GenotypeError
-from autoprog_diffusion.vit.topology.arguments import PRESETS, TrainArguments, parse, parse_space
-from autoprog_diffusion.vit.topology.commands import main, read_genotype
-from autoprog_diffusion.vit.topology.genotype import ZOO
-from autoprog_diffusion.vit.topology.training import as_pretraining, get_ready
+from autoprog_diffusion.vit.asvit import AsViT, Genotype, GenotypeError
+from autoprog_diffusion.vit.asvit.arguments import PRESETS, TrainArguments, parse, parse_space
+from autoprog_diffusion.vit.asvit.commands import main, read_genotype
+from autoprog_diffusion.vit.asvit.genotype import ZOO
+from autoprog_diffusion.vit.asvit.training import as_pretraining, get_ready
 from autoprog_diffusion.vit.training.run import make_accelerator
 
 from .pretraining import make_npz

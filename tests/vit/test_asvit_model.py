@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoprog_diffusion.vit.topology import AsViT, Genotype, GenotypeError, SearchSpace
-from autoprog_diffusion.vit.topology.genotype import EXAMPLE, ZOO
-from autoprog_diffusion.vit.topology.model import Merging, WindowAttention
+from autoprog_diffusion.vit.asvit import AsViT, Genotype, GenotypeError, SearchSpace
+from autoprog_diffusion.vit.asvit.genotype import EXAMPLE, ZOO
+from autoprog_diffusion.vit.asvit.model import Merging, WindowAttention
 
 
 def tiny(text: str = "8,2,3|4,1,2|4,1,4|4,1,6|16,8", size: int = 32, **kwargs: object) -> AsViT:

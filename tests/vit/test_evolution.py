@@ -11,10 +11,10 @@ import pytest
 from autoprog_diffusion.growth import ConfigError
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.search.objective import ranks
-from autoprog_diffusion.vit.topology import SearchSpace
-from autoprog_diffusion.vit.topology.evolution import EvolutionSettings, evolve
-from autoprog_diffusion.vit.topology.ledger import Evaluation, Ledger
-from autoprog_diffusion.vit.topology.ranking import best, order, rank_sums
+from autoprog_diffusion.vit.asvit import SearchSpace
+from autoprog_diffusion.vit.asvit.evolution import EvolutionSettings, evolve
+from autoprog_diffusion.vit.asvit.ranking import best, order, rank_sums
+from autoprog_diffusion.vit.asvit.score_cache import Evaluation, Ledger
 
 from . import topology_scores as scores
 

@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from autoprog_diffusion.vit.topology.genotype import EXAMPLE, PUBLISHED, ZOO, Genotype, GenotypeError
-from autoprog_diffusion.vit.topology.space import SearchSpace
+from autoprog_diffusion.vit.asvit.genotype import EXAMPLE, PUBLISHED, ZOO, Genotype, GenotypeError
+from autoprog_diffusion.vit.asvit.space import SearchSpace
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -9,9 +9,15 @@ import torch
 from torch import nn
 
 from autoprog_diffusion.growth import ConfigError, OrderError, PlanError, UnitError
-from autoprog_diffusion.vit.depth.config import ViTGrowthConfig
-from autoprog_diffusion.vit.depth.groups import depth_grid, find_groups, make_divisible, resolution_grid, split_depths
-from autoprog_diffusion.vit.depth.scheduler import ViTGrowth
+from autoprog_diffusion.vit.autoprog_one.config import ViTGrowthConfig
+from autoprog_diffusion.vit.autoprog_one.groups import (
+    depth_grid,
+    find_groups,
+    make_divisible,
+    resolution_grid,
+    split_depths,
+)
+from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
 
 from . import growing
 

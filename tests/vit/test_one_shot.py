@@ -9,9 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from autoprog_diffusion.vit.depth.config import ViTGrowthConfig
-from autoprog_diffusion.vit.depth.one_shot import choose, evaluating, fit_exponent, mean_loss, step_flops, step_seconds
-from autoprog_diffusion.vit.depth.planning import Shape
+from autoprog_diffusion.vit.autoprog_one.config import ViTGrowthConfig
+from autoprog_diffusion.vit.autoprog_one.one_shot import (
+    choose,
+    evaluating,
+    fit_exponent,
+    mean_loss,
+    step_flops,
+    step_seconds,
+)
+from autoprog_diffusion.vit.autoprog_one.shapes import Shape
 
 from . import growing
 

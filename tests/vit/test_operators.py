@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth import UnitError
-from autoprog_diffusion.vit.depth.average import WeightAverage
-from autoprog_diffusion.vit.depth.config import Operator, OptimizerState
-from autoprog_diffusion.vit.depth.elastic import ElasticModel
-from autoprog_diffusion.vit.depth.groups import find_groups
-from autoprog_diffusion.vit.depth.operators import growth_map, kept_positions, move_tensors
+from autoprog_diffusion.vit.autoprog_one.config import Operator, OptimizerState
+from autoprog_diffusion.vit.autoprog_one.elastic import ElasticModel
+from autoprog_diffusion.vit.autoprog_one.groups import find_groups
+from autoprog_diffusion.vit.autoprog_one.operators import growth_map, kept_positions, move_tensors
+from autoprog_diffusion.vit.ema import WeightAverage
 
 from . import growing
 

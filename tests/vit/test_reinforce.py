@@ -11,9 +11,9 @@ import torch
 
 from autoprog_diffusion.growth import ConfigError, StateError
 from autoprog_diffusion.growth.errors import SearchError
-from autoprog_diffusion.vit.topology import SearchSpace
-from autoprog_diffusion.vit.topology.ledger import Evaluation, Ledger
-from autoprog_diffusion.vit.topology.reinforce import ReinforceSettings, reinforce, reward
+from autoprog_diffusion.vit.asvit import SearchSpace
+from autoprog_diffusion.vit.asvit.reinforce import ReinforceSettings, reinforce, reward
+from autoprog_diffusion.vit.asvit.score_cache import Evaluation, Ledger
 
 from . import topology_scores as scores
 

@@ -12,12 +12,12 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from autoprog_diffusion.growth import ConfigError, OrderError, PlanError, StateError
-from autoprog_diffusion.vit.depth.config import ViTGrowthConfig
-from autoprog_diffusion.vit.depth.retoken_growth import RetokenConfig, RetokenGrowth
-from autoprog_diffusion.vit.depth.scheduler import ViTGrowth
+from autoprog_diffusion.vit.asvit import AsViT, Genotype
+from autoprog_diffusion.vit.asvit.retoken_growth import RetokenConfig, RetokenGrowth
+from autoprog_diffusion.vit.autoprog_one.config import ViTGrowthConfig
+from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
 from autoprog_diffusion.vit.models import logits
 from autoprog_diffusion.vit.retokenize import RetokenError
-from autoprog_diffusion.vit.topology import AsViT, Genotype
 
 
 CONFIG = RetokenConfig(boundaries=(0.25, 0.5), ema_decay=0.9)

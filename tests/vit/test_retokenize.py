@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DeiTConfig, DeiTForImageClassification, ViTConfig, ViTForImageClassification
 
+from autoprog_diffusion.vit.asvit import AsViT, Genotype
 from autoprog_diffusion.vit.retokenize import (
     RetokenError,
     Retokenizer,
@@ -20,7 +21,6 @@ from autoprog_diffusion.vit.retokenize import (
     interpolate_positions,
     padding_for,
 )
-from autoprog_diffusion.vit.topology import AsViT, Genotype
 
 
 SIZES: dict[str, Any] = {

@@ -16,12 +16,11 @@ import torch
 from autoprog_diffusion.growth import ConfigError
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.training.measure import counted_flops
-from autoprog_diffusion.vit.topology import AsViT, Genotype, GenotypeError
-from autoprog_diffusion.vit.topology.cost import multiply_adds, parameter_count
-from autoprog_diffusion.vit.topology.genotype import ZOO
-from autoprog_diffusion.vit.topology.ledger import Evaluation, Ledger
-from autoprog_diffusion.vit.topology.ranking import SIGNS, best
-from autoprog_diffusion.vit.topology.scaling import (
+from autoprog_diffusion.vit.asvit import AsViT, Genotype, GenotypeError
+from autoprog_diffusion.vit.asvit.cost import multiply_adds, parameter_count
+from autoprog_diffusion.vit.asvit.genotype import ZOO
+from autoprog_diffusion.vit.asvit.ranking import SIGNS, best
+from autoprog_diffusion.vit.asvit.scaling import (
     BudgetError,
     ScalingSettings,
     candidates,
@@ -30,6 +29,7 @@ from autoprog_diffusion.vit.topology.scaling import (
     smallest,
     width_step,
 )
+from autoprog_diffusion.vit.asvit.score_cache import Evaluation, Ledger
 
 from . import topology_scores as scores
 

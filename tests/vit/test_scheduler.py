@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from autoprog_diffusion.growth import PlanError
-from autoprog_diffusion.vit.depth.config import ViTGrowthConfig
-from autoprog_diffusion.vit.depth.one_shot import evaluating, mean_loss
-from autoprog_diffusion.vit.depth.scheduler import ViTGrowth
+from autoprog_diffusion.vit.autoprog_one.config import ViTGrowthConfig
+from autoprog_diffusion.vit.autoprog_one.one_shot import evaluating, mean_loss
+from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
 
 from . import growing
 from .growing import config, train

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autoprog_diffusion.growth import ConfigError, GrowthPlan, OrderError, PlanError, StateError
-from autoprog_diffusion.vit.depth.scheduler import ViTGrowth
+from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
 
 from . import growing
 from .growing import config, train

@@ -7,10 +7,10 @@ from statistics import fmean
 
 import torch
 
-from autoprog_diffusion.search.features import feature_condition_numbers
-from autoprog_diffusion.search.length_distortion import curve_scores
-from autoprog_diffusion.vit.topology import AsViT, Genotype
-from autoprog_diffusion.vit.topology.scores import topology_scores
+from autoprog_diffusion.vit.asvit import AsViT, Genotype
+from autoprog_diffusion.vit.asvit.features import feature_condition_numbers
+from autoprog_diffusion.vit.asvit.length_distortion import curve_scores
+from autoprog_diffusion.vit.asvit.scores import topology_scores
 
 
 GENOTYPE = Genotype.parse("5,2,2|2,1,2|2,1,2|2,1,2|16,4")

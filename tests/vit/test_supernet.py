@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from autoprog_diffusion.vit.depth.average import WeightAverage
-from autoprog_diffusion.vit.depth.config import Operator, ViTGrowthConfig
-from autoprog_diffusion.vit.depth.elastic import ElasticModel
-from autoprog_diffusion.vit.depth.groups import depth_grid, find_groups, resolution_grid, split_depths
-from autoprog_diffusion.vit.depth.one_shot import step_flops
-from autoprog_diffusion.vit.depth.operators import GrowthMap, growth_map
-from autoprog_diffusion.vit.depth.planning import Grid, Shape, list_candidates
-from autoprog_diffusion.vit.depth.resolution import enable_dynamic_resolution
-from autoprog_diffusion.vit.depth.searching import FlopTable
-from autoprog_diffusion.vit.depth.supernet import Supernet
+from autoprog_diffusion.vit.autoprog_one.config import Operator, ViTGrowthConfig
+from autoprog_diffusion.vit.autoprog_one.elastic import ElasticModel
+from autoprog_diffusion.vit.autoprog_one.groups import depth_grid, find_groups, resolution_grid, split_depths
+from autoprog_diffusion.vit.autoprog_one.one_shot import step_flops
+from autoprog_diffusion.vit.autoprog_one.operators import GrowthMap, growth_map
+from autoprog_diffusion.vit.autoprog_one.search import FlopTable
+from autoprog_diffusion.vit.autoprog_one.shapes import Grid, Shape, list_candidates
+from autoprog_diffusion.vit.autoprog_one.supernet import Supernet
+from autoprog_diffusion.vit.ema import WeightAverage
+from autoprog_diffusion.vit.resolution import enable_dynamic_resolution
 
 from . import growing
 

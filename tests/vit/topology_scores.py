@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from autoprog_diffusion.vit.topology import Genotype
-from autoprog_diffusion.vit.topology.ledger import Evaluation
+from autoprog_diffusion.vit.asvit import Genotype
+from autoprog_diffusion.vit.asvit.score_cache import Evaluation
 
 
 SPACE = {"K1": (4, 5), "S1": (2,), "E1": (2, 6), "K2": (2, 4), "S2": (1,), "E2": (2, 6), "K3": (2, 4), "S3": (1,),

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoprog_diffusion.training.emoji import STYLES, emoji_dataset
+from autoprog_diffusion.data.emoji import STYLES, emoji_dataset
 
 
 if TYPE_CHECKING:

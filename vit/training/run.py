@@ -19,8 +19,8 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, s
 from autoprog_diffusion.growth.errors import GrowthError, StateError
 from autoprog_diffusion.training.output import RUN_FILE, check_output_dir, write_text_atomically
 
-from ..depth.config import ViTGrowthConfig
-from ..depth.scheduler import ViTGrowth
+from ..autoprog_one.config import ViTGrowthConfig
+from ..autoprog_one.scheduler import ViTGrowth
 from ..models import build_model, save_model, size_multiple
 from .arguments import Arguments, parse
 from .data import load_data

@@ -1,0 +1,102 @@
+"""Arrays computed once and read back from disk: latents per stage resolution, text embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from autoprog_diffusion.growth.backends.ranks import checksums
+from autoprog_diffusion.training.output import write_text_atomically
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class ArrayCache:
+    """A memory-mapped float32 array of one row per item, filled by all processes of a node together.
+
+    Args:
+        path: The `.npy` file; its fingerprint lies beside it.
+        array: The open array, shape (items, *row).
+    """
+
+    def __init__(self, path: Path, array: np.ndarray) -> None:
+        self.path, self._array = path, array
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """(B,) row numbers -> (B, *row) float32 on the CPU."""
+        return torch.from_numpy(self._array[rows.cpu().numpy()])
+
+
+def build_cache(
+    path: Path,
+    count: int,
+    compute: Callable[[Sequence[int]], Tensor],
+    fingerprint: str,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    title: str,
+) -> ArrayCache:
+    """Compute, or find complete on disk, one row per item.
+
+    Args:
+        path: File to keep it in; each node must see its own processes' file.
+        count: Number of items.
+        compute: Item numbers -> (len, *row); called without gradient.
+        fingerprint: Of everything the rows depend on; a file with another one is computed anew.
+        accelerator: Its processes on this node share the work.
+        batch_size: Items per call of `compute`.
+        title: For the progress bar.
+    """
+    marker = path.with_name(path.name + ".json")
+    if not _is_current(path, marker, fingerprint):
+        local, share = accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if accelerator.is_local_main_process:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            marker.unlink(missing_ok=True)
+            with torch.no_grad():
+                row = compute([0])[0]
+            open_memmap(path, mode="w+", dtype=np.float32, shape=(count, *row.shape)).flush()
+        accelerator.wait_for_everyone()
+        array = open_memmap(path, mode="r+")
+        batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)][local::share]
+        for rows in tqdm(batches, desc=title, disable=not accelerator.is_local_main_process, leave=False):
+            with torch.no_grad():
+                array[rows.start : rows.stop] = compute(rows).float().cpu().numpy()
+        array.flush()
+        del array
+        accelerator.wait_for_everyone()
+        if accelerator.is_local_main_process:
+            write_text_atomically(marker, json.dumps({"fingerprint": fingerprint}))
+        accelerator.wait_for_everyone()
+    return ArrayCache(path, np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def module_fingerprint(module: nn.Module) -> str:
+    """A short hash of a module's weights."""
+    sums = checksums(module.state_dict().values())
+    return hashlib.sha256(sums.numpy().tobytes()).hexdigest()[:16]
+
+
+def text_fingerprint(*parts: object) -> str:
+    """A short hash of what is printed of the parts."""
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:16]
+
+
+def _is_current(path: Path, marker: Path, fingerprint: str) -> bool:
+    try:
+        return path.exists() and json.loads(marker.read_text(encoding="utf-8"))["fingerprint"] == fingerprint
+    except (OSError, ValueError, KeyError):
+        return False

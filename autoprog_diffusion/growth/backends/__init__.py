@@ -1,0 +1,1 @@
+"""Distribution backends: torch.distributed, DistributedDataParallel, FSDP2 and Accelerate."""

@@ -1,0 +1,105 @@
+"""FSDP2 (`fully_shard`): what growth must know of parameters that are spread over the ranks. torch only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import StateError
+from ..plan import GrowthPlan
+from ..units import Layout, trainable_names
+
+
+def is_sharded_tensor(tensor: Any) -> bool:
+    """Whether every rank holds only a part of `tensor` (a DTensor)."""
+    return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+
+
+def class_name(model: nn.Module) -> str:
+    """Name of the model's class; `fully_shard` derives another one from it."""
+    return next(cls.__name__ for cls in type(model).__mro__ if not hasattr(cls, "_get_fsdp_state"))
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `fully_shard` has spread the model's parameters over the ranks."""
+    return bool(_groups(model)) or any(is_sharded_tensor(parameter) for parameter in model.parameters())
+
+
+def reduces_gradients(model: nn.Module) -> bool:
+    """Whether the backward pass that runs now reduces gradients over the ranks, or is a step of accumulation."""
+    return all(group.reduce_grads for group in _groups(model))
+
+
+def reshard(model: nn.Module) -> None:
+    """Give back parameters that a forward pass without a backward pass has left gathered.
+
+    The root's are, after sampling or validation: what is then changed in `model.named_parameters()` would be lost.
+    """
+    for module in model.modules():
+        if hasattr(module, "_get_fsdp_state"):
+            module.reshard()  # type: ignore[operator]
+
+
+def follow_trainable(model: nn.Module) -> None:
+    """Tell FSDP2 that other parameters train now.
+
+    It decides in the first forward pass in which type a group's gradients are reduced and kept, from the parameters
+    that train then: for a group that is frozen as a whole it would never do so.
+    """
+    for group in _groups(model):
+        group._init_mp_dtypes()
+
+
+@torch.no_grad()
+def add_vector(parameter: Tensor, vector: Tensor) -> None:
+    """Add a vector (D,), the same on every rank, to a parameter (D,) that may be sharded; in place."""
+    vector = vector.to(parameter.device, parameter.dtype)
+    if is_sharded_tensor(parameter):
+        from torch.distributed.tensor import distribute_tensor
+
+        vector = distribute_tensor(vector, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]
+    parameter.add_(vector)
+
+
+def trained_before(state: dict[str, Any], layout: Layout) -> set[str]:
+    """Names of the parameters that the last optimizer step before a saved growth state trained.
+
+    At a stage boundary these are the ones of the stage before that still train: what has just opened has no optimizer
+    state yet, what has just frozen none any more.
+    """
+    plan, step = GrowthPlan.from_dict(state["plan"]), state["step"]
+    before, now = (plan.stages[plan.stage_at(at)].blocks for at in (max(0, step - 1), step))
+    return trainable_names(layout, set(before) & set(now))
+
+
+def check_optimizer_state(
+    optimizers: Iterable[Any], named: Iterable[tuple[str, nn.Parameter]], layout: Layout, trained: set[str]
+) -> None:
+    """Check that the optimizers hold state for all that was trained, or for nothing yet.
+
+    torch's distributed checkpoints load no optimizer state of a parameter that is frozen while they load.
+
+    Raises:
+        StateError: The state of some blocks was dropped.
+    """
+    held = {id(parameter) for optimizer in optimizers for parameter in optimizer.state}
+    present = {name for name, parameter in named if id(parameter) in held}
+    units = [(unit.name, trained & set(unit.parameters)) for unit in layout.units]
+    lost = [name for name, parameters in units if parameters and not parameters & present]
+    if present and lost:
+        raise StateError(
+            f"the optimizer's state of {len(lost)} blocks was not loaded, first {lost[:3]}, because they were frozen "
+            "meanwhile: load model and optimizer inside `with growth.loading(state):`, then "
+            "growth.load_state_dict(state)."
+        )
+
+
+def _groups(model: nn.Module) -> list[Any]:
+    """The groups of parameters that FSDP2 gathers and reduces together, of all submodules."""
+    states = [m._get_fsdp_state() for m in model.modules() if hasattr(m, "_get_fsdp_state")]  # type: ignore[operator]
+    # Until torch 2.12 a module had one group.
+    plural = [getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group] for state in states]
+    return [group for groups in plural for group in groups if group is not None]

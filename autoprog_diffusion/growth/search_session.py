@@ -1,0 +1,203 @@
+"""The place of a schedule search in the scheduler: a registry, the plan before its decisions, its saved calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from .backends.ranks import rank, world_size
+from .config import GrowthConfig
+from .errors import ConfigError, PlanError
+from .plan import GrowthPlan, Stage, fixed_plan, stage_starts
+from .units import Layout
+
+
+class Choice(Protocol):
+    """What a search chose."""
+
+    @property
+    def blocks(self) -> tuple[int, ...]: ...
+    @property
+    def resolution(self) -> float | int: ...
+
+
+class SearchLike(Protocol):
+    """What the scheduler needs of a search; `search.zero_shot.ZeroShotSearch` is the one we ship."""
+
+    def observe(self, steps_left: int) -> None: ...
+    def choose(
+        self, stage: int, current: Stage, resolutions: Sequence[float | int]
+    ) -> tuple[Choice, dict[str, Any]]: ...
+    def stop(self) -> None: ...
+    def saved_calls(self) -> list[Any]: ...
+    def restore_calls(self, calls: list[Any]) -> None: ...
+
+
+_SEARCHES: dict[str, Callable[..., SearchLike]] = {}
+
+
+def register_search(name: str, factory: Callable[..., SearchLike]) -> None:
+    """Make a search known under the name that `GrowthConfig.search` gives."""
+    _SEARCHES[name] = factory
+
+
+def make_search(name: str, *args: Any, **kwargs: Any) -> SearchLike:
+    """The search called `name`.
+
+    Raises:
+        ConfigError: It is not registered.
+    """
+    if name not in _SEARCHES:
+        raise ConfigError(f"search={name!r} is not registered; known are {sorted(_SEARCHES)}.")
+    return _SEARCHES[name](*args, **kwargs)
+
+
+def check_arguments(config: GrowthConfig, plan: Any, loss_fn: Any, batches: Any) -> None:
+    """Refuse arguments of `growth.prepare` that do not go with the configuration's search.
+
+    Raises:
+        ConfigError: A plan and a search are both given, or a loss for a search that is off.
+    """
+    if config.search != "none" and plan is not None:
+        raise ConfigError('a plan and a search are both given: use search="none" with a plan.')
+    if config.search == "none" and (loss_fn is not None or batches is not None):
+        raise ConfigError('loss_fn and batches are for a search, but search="none": set search="zero_shot".')
+
+
+def start_search(parts: Sequence[Any], plan: GrowthPlan, accelerator: Any) -> StageSearch:
+    """Build the search that the configuration names, `parts[0]`, and let checkpoints hold its recorded calls."""
+    config, model, wrapped, layout, embedding, *rest = parts
+    others = [] if embedding is None else [embedding]
+    search = StageSearch(config, make_search(config.search, config, model, wrapped, layout, others, *rest))
+    search.observe(plan, 0)
+    if accelerator is not None:
+        accelerator.register_save_state_pre_hook(search.save_calls)
+        accelerator.register_load_state_pre_hook(search.load_calls)
+    return search
+
+
+class StageSearch:
+    """A search in the middle of a run: when it watches, what it decided, what a checkpoint keeps of it.
+
+    Args:
+        config: Of the run.
+        search: Scores and chooses.
+    """
+
+    def __init__(self, config: GrowthConfig, search: SearchLike) -> None:
+        self._config, self._search = config, search
+        self.decisions: list[dict[str, Any]] = []
+
+    def observe(self, plan: GrowthPlan, step: int) -> None:
+        """Watch the training calls where the next searched stage is near; `step` optimizer steps are done."""
+        coming = plan.stage_at(step) + 1
+        if coming < len(plan.stages) - 1:
+            self._search.observe(plan.stages[coming].start - step)
+
+    def decide(self, plan: GrowthPlan, stage: int) -> GrowthPlan:
+        """The plan with `stage` decided, unless it is the last one, which always trains everything.
+
+        Raises:
+            SearchError: The probe failed, on any rank.
+        """
+        if stage == len(plan.stages) - 1:
+            return plan
+        current = plan.stages[stage - 1]
+        choice, record = self._search.choose(stage, current, next_resolutions(self._config, current.resolution))
+        self.decisions.append(record)
+        return with_choice(plan, stage, choice)
+
+    def stop(self) -> None:
+        """Remove what watches the model."""
+        self._search.stop()
+
+    def save_calls(self, models: Any, weights: Any, folder: str) -> None:
+        """Write this rank's recorded calls into a checkpoint; an `accelerator.register_save_state_pre_hook` hook."""
+        torch.save(self._search.saved_calls(), Path(folder) / f"growth_calls_{rank()}.pt")
+        # What more ranks once left in the same folder is of another time.
+        for number, stale in _calls_files(folder).items() if rank() == 0 else ():
+            if number >= world_size():
+                stale.unlink()
+
+    def load_calls(self, models: Any, folder: str) -> None:
+        """Read them back; an `accelerator.register_load_state_pre_hook` hook.
+
+        Under another number of ranks, or where the first one saved alone, ranks take the files in turn: the calls of
+        a rank are samples of the same training, and scores are averaged over ranks.
+        """
+        files = list(_calls_files(folder).values())
+        if files:
+            calls = torch.load(files[rank() % len(files)], weights_only=True, map_location="cpu")
+            self._search.restore_calls(calls)
+
+
+def _calls_files(folder: str) -> dict[int, Path]:
+    """The files of recorded calls in a checkpoint: rank -> path, sorted."""
+    files = {int(path.stem.rpartition("_")[2]): path for path in Path(folder).glob("growth_calls_*.pt")}
+    return dict(sorted(files.items()))
+
+
+def warm_blocks(layout: Layout) -> tuple[int, ...]:
+    """Blocks that train while nothing is known: none beside the output head; the last one where no head trains."""
+    return () if layout.outputs.parameters else (len(layout.blocks) - 1,)
+
+
+def first_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> GrowthPlan:
+    """The plan a run starts with: its fixed schedule, or one that a search has yet to decide; raises as they do."""
+    if config.search != "none":
+        return open_plan(config, layout, num_training_steps)
+    return fixed_plan(config, len(layout.blocks), num_training_steps)
+
+
+def open_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> GrowthPlan:
+    """The plan of a searched run before any decision: a short warm-up, undecided stages that train no more, the end.
+
+    While nothing is known only `warm_blocks` train, so that every candidate contains what trains already.
+
+    Raises:
+        ConfigError: `num_stages` is 1: there is nothing to choose.
+        PlanError: The warm-up does not fit before the second stage, or a stage is too short to be watched.
+    """
+    if config.num_stages < 2:
+        raise ConfigError(f"num_stages={config.num_stages} leaves a search nothing to choose: use at least 2.")
+    warm_up = config.search_batches
+    starts = stage_starts(config, num_training_steps)
+    if starts[1] <= warm_up:
+        raise PlanError(
+            f"the search watches {warm_up} steps first, but the second stage begins at step {starts[1]}: train "
+            'longer, move the boundaries, lower search_batches (at least 2), or use search="none".'
+        )
+    short = [pair for pair in pairwise([0, warm_up, *starts[1:-1]]) if pair[1] - pair[0] < warm_up]
+    if short:
+        raise PlanError(
+            f"the stage from step {short[0][0]} to step {short[0][1]} is too short for the search at its end, which "
+            f"looks at {warm_up} steps: train longer, move the boundaries, or lower search_batches (at least 2)."
+        )
+    resolutions = config.resolutions or (1.0,) * config.num_stages
+    starts = [0, warm_up, *starts[1:]]
+    stages = [Stage(first, warm_blocks(layout), resolutions[0]) for first in starts[:-1]]
+    last = Stage(starts[-1], tuple(range(len(layout.blocks))), resolutions[-1])
+    return GrowthPlan(len(layout.blocks), num_training_steps, (*stages, last))
+
+
+def with_choice(plan: GrowthPlan, stage: int, choice: Choice) -> GrowthPlan:
+    """The plan with a stage decided; later undecided stages keep training the same until they are decided too."""
+    stages = [
+        replace(entry, blocks=choice.blocks, resolution=choice.resolution)
+        if stage <= index < len(plan.stages) - 1
+        else entry
+        for index, entry in enumerate(plan.stages)
+    ]
+    return replace(plan, stages=tuple(stages))
+
+
+def next_resolutions(config: GrowthConfig, current: float | int) -> list[float | int]:
+    """Resolutions a search may choose from: the current one and the next of the configuration."""
+    ladder = sorted(set(config.resolutions or (1.0,)))
+    later = [size for size in ladder if size > current][:1]
+    return [current, *later]

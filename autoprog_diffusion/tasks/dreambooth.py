@@ -1,0 +1,188 @@
+"""DreamBooth (arXiv 2208.12242): a few pictures of one subject, and pictures of its class that must not change."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+from PIL import Image
+from torch import Tensor
+
+from autoprog_diffusion.data.emoji import emoji_dataset
+from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.samples import sampling, seeds
+
+from .stable_diffusion import TextToImage
+
+
+if TYPE_CHECKING:
+    import datasets
+    from accelerate import Accelerator
+
+    from autoprog_diffusion.growth import GrowthScheduler
+
+# Captions of the default subject's pictures; "with tears of joy" and "with wry smile" are left for what it learned.
+DEFAULT_FACES = (
+    "cat face", "grinning cat face with smiling eyes", "smiling cat face with open mouth",
+    "kissing cat face with closed eyes", "pouting cat face", "weary cat face",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SubjectArguments:
+    """Subject and class; names are those of Diffusers' train_dreambooth.py."""
+
+    instance_data_dir: str | None = None
+    """Folder of pictures of the subject [a blue cat, from a pip package]."""
+    instance_prompt: str | None = None
+    """Prompt with a rare word that names the subject, for example "a photo of sks dog"."""
+    with_prior_preservation: bool = False
+    """Train on pictures of the class as well, so that the class is not forgotten."""
+    class_data_dir: str | None = None
+    """Folder of pictures of the class; those that lack are drawn by the model [class_images in the output folder]."""
+    class_prompt: str | None = None
+    """Prompt of the class, for example "a photo of dog"."""
+    num_class_images: int = 100
+    """Number of pictures of the class."""
+    prior_loss_weight: float = 1.0
+    """Weight of the loss on the class."""
+    sample_batch_size: int = 4
+    """Pictures of the class that are drawn at a time."""
+
+
+@dataclass(frozen=True)
+class DreamboothArguments(Arguments):
+    """All groups of arguments, and subject and class."""
+
+    subject: tyro.conf.OmitArgPrefixes[SubjectArguments] = field(default_factory=SubjectArguments)
+
+
+def check_subject(args: DreamboothArguments) -> None:
+    """Refuse subject arguments that do not fit together.
+
+    Raises:
+        ConfigError: The message names the flag and the fix.
+    """
+    subject = args.subject
+    if args.data.train_data_dir or args.data.dataset_name:
+        raise ConfigError("--train_data_dir and --dataset_name are for other recipes: give --instance_data_dir.")
+    if not subject.instance_prompt:
+        raise ConfigError("--instance_prompt is missing: give a prompt with a rare word that names the subject.")
+    if subject.with_prior_preservation and not subject.class_prompt:
+        raise ConfigError("--with_prior_preservation needs --class_prompt, for example the class's plain name.")
+    given = [name for name in ("class_data_dir", "class_prompt") if getattr(subject, name)]
+    if given and not subject.with_prior_preservation:
+        raise ConfigError(f"--{given[0]} does nothing without --with_prior_preservation: add it, or remove the flag.")
+    for name in ("num_class_images", "sample_batch_size"):
+        if getattr(subject, name) < 1:
+            raise ConfigError(f"--{name} {getattr(subject, name)} is not allowed: use a whole number of at least 1.")
+    if not subject.prior_loss_weight >= 0:
+        raise ConfigError(f"--prior_loss_weight {subject.prior_loss_weight} is not allowed: use 0 or more.")
+
+
+def list_images(folder: str | Path, flag: str) -> list[Path]:
+    """The image files of a folder, in the order of their names.
+
+    Raises:
+        DataError: It is not a folder, or holds none.
+    """
+    path, known = Path(folder), Image.registered_extensions()
+    if not path.is_dir():
+        raise DataError(f"--{flag} {folder} is not a folder.")
+    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in known)
+    if not files:
+        raise DataError(f"--{flag} {folder} holds no image file (such as .png or .jpg).")
+    return files
+
+
+def images_of(files: Sequence[Path], prompt: str) -> datasets.Dataset:
+    """Columns `image` and `text`, the same prompt for every file."""
+    import datasets
+
+    stamps = [f"{file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]  # part of the fingerprint
+    columns = {"image": [str(file) for file in files], "text": [prompt] * len(files), "stamp": stamps}
+    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+
+
+def draw_class_images(
+    pipeline: Any, args: DreamboothArguments, folder: Path, size: int, guidance: float, accelerator: Accelerator
+) -> list[Path]:
+    """The files of the class, after the pipeline has drawn those that lack; processes share the work.
+
+    Every picture has a seed of its own, so that a run that was killed here draws the same ones.
+
+    Raises:
+        DataError: The folder cannot be written.
+    """
+    subject = args.subject
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--class_data_dir {folder} cannot be written: {error}.") from error
+    known = Image.registered_extensions()
+    names = {file.name for file in folder.iterdir() if file.suffix.lower() in known}
+    drawn = [f"generated-{number:05d}.png" for number in range(subject.num_class_images)]
+    given = len(names - set(drawn))
+    wanted = [number for number, name in enumerate(drawn[: max(0, len(drawn) - given)]) if name not in names]
+    accelerator.wait_for_everyone()  # all have looked before one draws
+    mine = wanted[accelerator.process_index :: accelerator.num_processes]
+    pipeline.to(accelerator.device)
+    for start in range(0, len(mine), subject.sample_batch_size):
+        numbers = mine[start : start + subject.sample_batch_size]
+        with sampling(pipeline):
+            images = pipeline(
+                [subject.class_prompt] * len(numbers),
+                height=size,
+                width=size,
+                num_inference_steps=args.output.num_inference_steps,
+                guidance_scale=guidance,
+                generator=[seeds(args.train.seed + number, 1)[0] for number in numbers],
+            ).images
+        for number, image in zip(numbers, images):
+            image.save(folder / f"{drawn[number]}.tmp", format="PNG")
+            os.replace(folder / f"{drawn[number]}.tmp", folder / drawn[number])
+    accelerator.wait_for_everyone()
+    return list_images(folder, "class_data_dir")[: subject.num_class_images]
+
+
+def default_subject(folder: Path, size: int, accelerator: Accelerator) -> list[Path]:
+    """Six faces of a blue cat, saved as files: Twemoji's yellow one with red and blue exchanged."""
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        emoji = emoji_dataset("twemoji", size=size)
+        pictures = dict(zip(emoji["text"], emoji["image"]))
+        for number, caption in enumerate(DEFAULT_FACES):
+            red, green, blue = pictures[caption].split()
+            Image.merge("RGB", (blue, green, red)).save(folder / f"{number}.png")
+    accelerator.wait_for_everyone()
+    return list_images(folder, "instance_data_dir")
+
+
+def pair_up(instances: int, classes: int) -> list[tuple[int, ...]]:
+    """Rows that train together, a picture of the subject and one of the class, as many as there are of the more."""
+    return [(item % instances, instances + item % classes) for item in range(max(instances, classes))]
+
+
+class Dreambooth(TextToImage):
+    """The loss on the subject, and the weighted one on the class where rows come in pairs."""
+
+    def loss(self, denoiser: Any, batch: dict[str, Tensor], growth: GrowthScheduler) -> Tensor:
+        """Loss of one batch, () float32.
+
+        Args:
+            denoiser: The prepared UNet.
+            batch: As `Latents.draw` takes it; with a second axis of two, subject and class.
+            growth: Gives the stage's resolution.
+        """
+        if batch["index"].dim() == 1:
+            return super().loss(denoiser, batch, growth)
+        flat = {name: value.transpose(0, 1).flatten(0, 1) for name, value in batch.items()}
+        parts = [value.chunk(2) for value in self.denoise(denoiser, flat, growth)]
+        subject, prior = (self.weighted(*half) for half in zip(*parts))
+        return subject + self.args.subject.prior_loss_weight * prior  # type: ignore[attr-defined]

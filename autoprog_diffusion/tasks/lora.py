@@ -1,0 +1,150 @@
+"""LoRA by PEFT: adapters in, only they train, `pytorch_lora_weights.safetensors` out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from diffusers.loaders.peft import PeftAdapterMixin
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.training_utils import _collate_lora_metadata
+from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import nn
+
+from autoprog_diffusion.growth.errors import ConfigError, GrowthError, UnitError
+from autoprog_diffusion.training.arguments import Arguments
+
+from .flow_families import FAMILIES
+from .flow_matching import FlowArguments, FlowMatchingArguments, load_flow
+from .loading import pipeline_class
+from .sdxl import load_sdxl
+from .stable_diffusion import load_pipeline
+
+
+WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class AdapterArguments:
+    """LoRA."""
+
+    rank: int = 4
+    """Rank of the update matrices."""
+    lora_alpha: float | None = None
+    """Scale of the updates times the rank [the rank]."""
+    lora_dropout: float = 0.0
+    """Dropout on the updates' inputs."""
+    target_modules: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
+    """Last parts of the names of the layers that get an update."""
+    use_dora: bool = False
+    """Train the weights' magnitudes apart from their directions (arXiv 2402.09353)."""
+    init_lora_weights: Literal["gaussian", "default"] = "gaussian"
+    """Initial values of the first update matrix; the second one is zero."""
+
+
+@dataclass(frozen=True)
+class LoraArguments(FlowMatchingArguments):
+    """All groups of arguments, flow matching for SD3 and Flux, and LoRA."""
+
+    lora: tyro.conf.OmitArgPrefixes[AdapterArguments] = field(default_factory=AdapterArguments)
+
+
+def load_any(name: str, args: Arguments) -> Any:
+    """A Stable Diffusion, SDXL, SD3 or Flux pipeline, in float32.
+
+    Raises:
+        GrowthError: The folder or Hub name cannot be loaded, or is another kind of pipeline.
+    """
+    loaders: dict[str, Any] = {
+        StableDiffusionPipeline.__name__: load_pipeline,
+        StableDiffusionXLPipeline.__name__: load_sdxl,
+        **{family.pipeline_class.__name__: load_flow for family in FAMILIES},
+    }
+    kind = pipeline_class(name, args)
+    if kind not in loaders:
+        raise GrowthError(f"{name} is a {kind}, which this recipe does not train: use one of {sorted(loaders)}.")
+    return loaders[kind](name, args)
+
+
+def check_flow_flags(args: LoraArguments) -> None:
+    """Refuse flags of flow matching for a pipeline that is trained by denoising.
+
+    Raises:
+        ConfigError: The message names the flag.
+    """
+    plain = FlowArguments()
+    for name in ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "guidance", "max_sequence_length"):
+        if getattr(args.flow, name) != getattr(plain, name):
+            raise ConfigError(f"--{name} is for SD3 and Flux, this pipeline is Stable Diffusion's: remove the flag.")
+
+
+def add_lora(model: nn.Module, lora: AdapterArguments, seed: int) -> None:
+    """Freeze the model and give it adapters, the only parameters that train.
+
+    Args:
+        model: A Diffusers denoiser.
+        lora: Settings of the adapters.
+        seed: Of their initial values: the same on every process.
+
+    Raises:
+        ConfigError: A setting is out of range.
+        GrowthError: The model's class takes no adapters, or PEFT refuses a layer.
+        UnitError: A target names no layer of the model.
+    """
+    _check(lora)
+    if not isinstance(model, PeftAdapterMixin):
+        raise GrowthError(
+            f"{type(model).__name__} takes no PEFT adapters in this version of Diffusers: train it in full, "
+            "for example with finetune_dit.py, or choose another model."
+        )
+    _check_targets(model, lora.target_modules)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.rank if lora.lora_alpha is None else lora.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.lora_dropout,
+        target_modules=list(lora.target_modules),
+        use_dora=lora.use_dora,
+        init_lora_weights=True if lora.init_lora_weights == "default" else lora.init_lora_weights,
+    )
+    model.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            model.add_adapter(config)
+        except ValueError as error:
+            raise GrowthError(f"PEFT refuses --target_modules {' '.join(lora.target_modules)}: {error}") from error
+
+
+def save_lora(pipeline: Any, denoiser: nn.Module, output: Path) -> None:
+    """Write `pytorch_lora_weights.safetensors`, for `pipeline.load_lora_weights(output)`."""
+    name, weights = "transformer", get_peft_model_state_dict(denoiser)
+    if denoiser is getattr(pipeline, "unet", None):
+        name, weights = "unet", convert_state_dict_to_diffusers(weights)
+    metadata = _collate_lora_metadata({name: denoiser})  # the scale, where --lora_alpha is not the rank
+    pipeline.save_lora_weights(output, **{f"{name}_lora_layers": weights}, **metadata)
+
+
+def _check(lora: AdapterArguments) -> None:
+    if lora.rank < 1:
+        raise ConfigError(f"--rank {lora.rank} is not allowed: use a whole number of at least 1.")
+    if lora.lora_alpha is not None and not lora.lora_alpha > 0:
+        raise ConfigError(f"--lora_alpha {lora.lora_alpha} is not allowed: use a number above 0.")
+    if not 0 <= lora.lora_dropout < 1:
+        raise ConfigError(f"--lora_dropout {lora.lora_dropout} is not allowed: use a probability in [0, 1).")
+
+
+def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
+    layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in layers):
+            known = sorted({".".join(part for part in name.split(".")[-2:] if part) for name in layers})
+            raise UnitError(
+                f"--target_modules {target!r} names no linear or convolution layer of {type(model).__name__}; its "
+                f"layers end in {known}."
+            )

@@ -1,0 +1,97 @@
+"""The denoising objective of Diffusers' text-to-image script: noise, target and loss weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.training_utils import compute_snr
+from torch import Tensor
+
+from autoprog_diffusion.training.arguments import TrainArguments
+
+
+SPREAD = 16  # draws per sample that spread timesteps are picked from
+
+
+def draw_noise(latents: Tensor, args: TrainArguments) -> tuple[Tensor, Tensor]:
+    """Noise for (N, C, H, W) latents: the target's, and the one that is mixed in (perturbed on request).
+
+    Sources: noise offset, crosslabs.org "Diffusion with offset noise"; input perturbation, arXiv 2301.11706.
+    """
+    noise = torch.randn_like(latents)
+    if args.noise_offset:
+        noise = noise + args.noise_offset * torch.randn(*latents.shape[:2], 1, 1, device=latents.device)
+    mixed = noise + args.input_perturbation * torch.randn_like(noise) if args.input_perturbation else noise
+    return noise, mixed
+
+
+def draw_timesteps(count: int, noise_scheduler: Any, args: TrainArguments, device: torch.device) -> Tensor:
+    """(N,) integer timesteps for N samples, uniform each; spread over the batch on request."""
+    steps = noise_scheduler.config.num_train_timesteps
+    return sample_times(lambda n: torch.randint(0, steps, (n,), device=device), count, args)
+
+
+def sample_times(draw: Callable[[int], Tensor], count: int, args: TrainArguments) -> Tensor:
+    """(N,) times for N samples, as `args.timestep_sampling` says; `draw(n)` gives n independent ones."""
+    return draw(count) if args.timestep_sampling == "independent" else spread(draw(count * SPREAD), count)
+
+
+def spread(draws: Tensor, count: int) -> Tensor:
+    """N of many independent draws, one from each of N even parts of the sorted draws, in random order.
+
+    Every value alone is distributed as a draw; together they cover the distribution, so that the loss of a batch
+    varies less. After the low-discrepancy times of Variational Diffusion Models (arXiv 2107.00630, appendix I.1),
+    without needing the inverse of the distribution function.
+
+    Args:
+        draws: (N * M,) of any type; M values make one part.
+        count: N.
+    """
+    parts = draws.sort().values.view(count, -1)
+    picked = parts[:, int(torch.randint(parts.shape[1], (1,)))]
+    return picked[torch.randperm(count)]
+
+
+def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the denoiser should return, (N, C, H, W), by the scheduler's prediction type.
+
+    Raises:
+        ValueError: The scheduler's prediction type is not one of the three.
+    """
+    kind = noise_scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return noise_scheduler.get_velocity(latents, noise, timesteps)
+    if kind == "sample":
+        return latents
+    raise ValueError(f"prediction_type={kind!r} is not known: use epsilon, v_prediction or sample.")
+
+
+def denoising_loss(
+    prediction: Tensor, target: Tensor, timesteps: Tensor, noise_scheduler: Any, snr_gamma: float | None
+) -> Tensor:
+    """Mean squared error, () float32, weighted by min-SNR-gamma (arXiv 2303.09556) on request.
+
+    Args:
+        prediction: (N, C, H, W), any float type.
+        target: (N, C, H, W).
+        timesteps: (N,) integers.
+        noise_scheduler: A Diffusers DDPM-like scheduler.
+        snr_gamma: None for equal weights.
+    """
+    if snr_gamma is None:
+        return F.mse_loss(prediction.float(), target.float())
+    snr = compute_snr(noise_scheduler, timesteps)
+    weights = snr.clamp(max=snr_gamma)
+    kind = noise_scheduler.config.prediction_type
+    if kind == "epsilon":
+        # min(snr, gamma) / snr, written so that a terminal SNR of zero gives its limit, 1.
+        weights = (snr_gamma / snr).clamp(max=1.0)
+    elif kind == "v_prediction":
+        weights = weights / (snr + 1)
+    error = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    return (error * weights).mean()

@@ -1,0 +1,68 @@
+"""What text-to-image recipes share: prompts, pictures and the real pictures beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch import nn
+
+from autoprog_diffusion.data.emoji import emoji_dataset
+from autoprog_diffusion.data.images import DEFAULT_STYLE
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.recipe import Recipe
+from autoprog_diffusion.training.samples import sample_images
+
+
+if TYPE_CHECKING:
+    import datasets
+
+# Held-out emoji: the fine-tuning never sees their pictures in the new style.
+DEFAULT_PROMPTS = 12
+
+
+class TextToImageRecipe(Recipe):
+    """Fine-tuning of a UNet on captioned images; the default data are emoji in a style that the model has not seen."""
+
+    def denoiser(self, pipeline: Any) -> nn.Module:
+        return pipeline.unet
+
+    def titles(self, args: Arguments, data: datasets.Dataset) -> tuple[str, ...]:
+        return args.output.validation_prompts or default_prompts(args, data)
+
+    def draw(self, pipeline: Any, args: Arguments, titles: Sequence[str], size: int) -> list[Image.Image]:
+        steps, guidance = args.output.num_inference_steps, guidance_scale(args)
+        return sample_images(pipeline, titles, size=size, steps=steps, guidance=guidance, seed=args.train.seed)
+
+    def references(self, args: Arguments, titles: Sequence[str], size: int) -> list[tuple[str, Sequence[Image.Image]]]:
+        return reference_row(args, titles, size)
+
+
+def guidance_scale(args: Arguments) -> float:
+    """Scale of classifier-free guidance for pictures."""
+    given = args.output.guidance_scale
+    return given if given is not None else 7.5 if args.model.pretrained_model_name_or_path else 3.0
+
+
+def is_default_data(args: Arguments) -> bool:
+    """Whether the run trains on the emoji that come with the package."""
+    return not args.data.train_data_dir and not args.data.dataset_name
+
+
+def default_prompts(args: Arguments, data: datasets.Dataset) -> tuple[str, ...]:
+    """Captions to draw: held-out emoji, evenly spread over the categories, or the first captions of other data."""
+    if not is_default_data(args):
+        return tuple(data[: DEFAULT_PROMPTS // 2]["text"])
+    held_out = emoji_dataset(DEFAULT_STYLE, size=8, split="held_out")
+    captions = [text for _, text in sorted(zip(held_out["category"], held_out["text"]))]
+    return tuple(captions[index * len(captions) // DEFAULT_PROMPTS] for index in range(DEFAULT_PROMPTS))
+
+
+def reference_row(args: Arguments, prompts: Sequence[str], size: int) -> list[tuple[str, Sequence[Image.Image]]]:
+    """The real pictures of the prompts in the new style, where they are known."""
+    if not is_default_data(args):
+        return []
+    emoji = emoji_dataset(DEFAULT_STYLE, size=size)
+    known = dict(zip(emoji["text"], emoji["image"]))
+    return [("real", [known[prompt] for prompt in prompts])] if all(prompt in known for prompt in prompts) else []

@@ -1,0 +1,174 @@
+"""Objects of a training run: accelerator, optimizer, loader, growth."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from autoprog_diffusion.data.images import crop_window, cut, read_image
+from autoprog_diffusion.growth import GrowthConfig, GrowthError, GrowthPlan
+
+from .arguments import Arguments, TrainArguments, check_arguments
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+def make_accelerator(args: Arguments) -> Accelerator:
+    """The run's accelerator; on a machine without a GPU it also works under torchrun, over gloo.
+
+    Raises:
+        ConfigError: An argument is not allowed.
+    """
+    check_arguments(args)
+    output = Path(args.output.output_dir)
+    if args.train.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        # Every optimizer step takes exactly this many batches, also across the end of an epoch.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=args.train.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        mixed_precision=args.train.mixed_precision,
+        log_with=None if args.output.report_to == "none" else args.output.report_to,
+        project_config=ProjectConfiguration(str(output), logging_dir=str(output / args.output.logging_dir)),
+        # The order of the data is a function of seed and epoch alone, so that a resumed run sees the same batches.
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.train.seed),
+    )
+    if accelerator.is_main_process:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+        for noisy in ("accelerate", "httpx", "PIL", "matplotlib"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+    return accelerator
+
+
+class RowDataset(Dataset):
+    """Row numbers, and for uncached training the decoded images.
+
+    An item is `index` and, uncached, `pixel_values` (3, H, W) in [-1, 1] and `window` (4,): height and width of the
+    image, top and left of the crop in the resized image, in pixels. With groups each has a first axis of one row each.
+
+    Args:
+        data: Column `image`.
+        args: The recipe's arguments.
+        resolution: Side of the images in pixels, or None for row numbers only.
+        groups: Rows that are trained together, an item each; None for one row each.
+    """
+
+    def __init__(
+        self,
+        data: datasets.Dataset,
+        args: Arguments,
+        resolution: int | None,
+        groups: Sequence[tuple[int, ...]] | None = None,
+    ) -> None:
+        self._data, self._args, self._resolution, self._groups = data, args, resolution, groups
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self._data if self._groups is None else self._groups)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        # Crop and flip depend on seed, epoch and item alone: the same in any worker, and after a resume.
+        generator = torch.Generator().manual_seed(hash((self._args.train.seed, self.epoch, index)) % 2**63)
+        if self._groups is None:
+            return self._item(index, generator)
+        return default_collate([self._item(row, generator) for row in self._groups[index]])
+
+    def _item(self, row: int, generator: torch.Generator) -> dict[str, Any]:
+        if self._resolution is None:
+            return {"index": row}
+        image, args = read_image(self._data, row), self._args.data
+        window = crop_window(image.size, self._resolution, args, generator)
+        left = window.width - self._resolution - window.left if window.mirrored else window.left
+        pixels = cut(image, window, self._resolution, args)
+        return {"index": row, "pixel_values": pixels, "window": torch.tensor([*image.size[::-1], window.top, left])}
+
+
+def make_loader(
+    data: datasets.Dataset, args: Arguments, resolution: int, groups: Sequence[tuple[int, ...]] | None = None
+) -> DataLoader:
+    """Shuffled batches of `RowDataset`, the last incomplete one dropped."""
+    rows = RowDataset(data, args, None if args.data.cache_latents else resolution, groups)
+    return DataLoader(
+        rows,
+        batch_size=args.train.train_batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=0 if args.data.cache_latents else args.data.dataloader_num_workers,
+        # Its own generator: starting an epoch must not advance the one that draws the noise.
+        generator=torch.Generator().manual_seed(args.train.seed),
+    )
+
+
+def make_optimizer(parameters: Any, args: TrainArguments, batch: int) -> torch.optim.Optimizer:
+    """AdamW, in 8 bits on request.
+
+    Args:
+        parameters: What to train.
+        args: Learning rate and Adam's settings.
+        batch: Images per optimizer step over all processes, for `scale_lr`.
+
+    Raises:
+        GrowthError: `use_8bit_adam` without bitsandbytes.
+    """
+    kind: Any = torch.optim.AdamW
+    if args.use_8bit_adam:
+        try:
+            import bitsandbytes  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise GrowthError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes.") from error
+        kind = bitsandbytes.optim.AdamW8bit
+    return kind(
+        parameters,
+        lr=args.learning_rate * (batch if args.scale_lr else 1),
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
+
+
+def growth_config(args: Arguments, multiple: int) -> tuple[GrowthConfig, GrowthPlan | None]:
+    """Growth settings of the arguments, and the plan of a file if they name one.
+
+    `--growth off` is one stage that trains everything, without a stage embedding: plain full fine-tuning.
+
+    Raises:
+        ConfigError: A growth argument is not allowed.
+        PlanError: The plan file cannot be used.
+    """
+    growth = args.growth
+    decay = args.train.ema_decay if args.train.use_ema else None
+    if growth.growth == "off":
+        return GrowthConfig(num_stages=1, min_trainable=1.0, stage_embedding=False), None
+    plan = GrowthPlan.load(growth.growth_plan) if growth.growth_plan else None
+    bounds = growth.boundaries
+    if bounds is not None and all(bound >= 1 and bound == int(bound) for bound in bounds):
+        bounds = tuple(int(bound) for bound in bounds)
+    config = GrowthConfig(
+        num_stages=growth.num_stages if plan is None else len(plan.stages),
+        order=growth.order,
+        min_trainable=growth.min_trainable,
+        direction=growth.direction or ("freeze" if growth.search == "none" else "unfreeze"),
+        stage_embedding=growth.stage_embedding,
+        stage_embedding_init=growth.stage_embedding_init,
+        stage_dropout=growth.stage_dropout,
+        ema_decay=decay,
+        search=growth.search if plan is None else "none",
+        search_objective=growth.search_objective,
+        search_cost=growth.search_cost,
+        search_orders=growth.search_orders,
+        resolutions=growth.resolutions if plan is None else None,
+        resolution_multiple=multiple,
+        boundaries=bounds if plan is None else None,
+    )
+    return config, plan

@@ -1,0 +1,105 @@
+"""Seed search by regularised evolution with rank sums: the default.
+
+Source: regularised (aging) evolution, Real et al., AAAI 2019; the fitness is ours: the rank sum of both As-ViT scores
+among everything evaluated so far. Unlike REINFORCE's reward it needs no scale, does not depend on what came just
+before, and every step evaluates a network that is new.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from random import Random
+
+from autoprog_diffusion.growth.errors import ConfigError, SearchError
+
+from .genotype import Genotype
+from .ranking import best, rank_sums
+from .reinforce import Found
+from .score_cache import Ledger
+from .space import SearchSpace
+
+
+_TRIES = 50  # draws of a network not seen before
+
+
+@dataclass(frozen=True)
+class EvolutionSettings:
+    """How the population moves.
+
+    Attributes:
+        steps: Networks evaluated, the first population included.
+        population: Networks alive; each step the oldest dies.
+        tournament: Of these, drawn at random, the best has the child.
+        seed: Of all draws.
+    """
+
+    steps: int = 500
+    population: int = 50
+    tournament: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.tournament <= self.population or self.steps < 1:
+            raise ConfigError(
+                f"steps={self.steps}, population={self.population}, tournament={self.tournament}: use at least one "
+                "step and a tournament between 1 and the population."
+            )
+
+
+def evolve(
+    space: SearchSpace,
+    ledger: Ledger,
+    settings: EvolutionSettings,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Found:
+    """Search by mutation of one choice at a time; the winner has the best rank sum of all that were evaluated.
+
+    Args:
+        space: The networks.
+        ledger: Evaluates them, and remembers.
+        settings: Steps, population and seed.
+        progress: Wraps the steps, for a progress bar.
+
+    Raises:
+        SearchError: Every network is degenerate.
+    """
+    rng = Random(settings.seed)
+    alive: deque[str] = deque(maxlen=settings.population)
+    trace: list[str] = []
+    for step in progress(range(settings.steps)):
+        if step < settings.population:
+            child = _new(space.sample(rng), lambda _: space.sample(rng), trace)
+        else:
+            parent = Genotype.parse(_parent(alive, ledger, trace, rng, settings.tournament))
+            # A neighbour; where it is known, a neighbour's neighbour, and so on.
+            child = _new(space.mutate(parent, rng), lambda genotype: space.mutate(genotype, rng), trace)
+        trace.append(child)
+        alive.append(child)
+        ledger[child]
+    evaluations = [ledger[genotype] for genotype in dict.fromkeys(trace)]
+    winner = best(evaluations)
+    if winner is None:
+        raise SearchError(
+            f"all {len(evaluations)} networks evaluated are degenerate (singular kernel, nan or constant features): "
+            "check the images and the space, or use more steps."
+        )
+    return Found(evaluations[winner].genotype, tuple(trace))
+
+
+def _parent(alive: deque[str], ledger: Ledger, trace: list[str], rng: Random, tournament: int) -> str:
+    """The best of a random tournament, by rank sum among all networks evaluated so far; ties go to the first drawn."""
+    seen = list(dict.fromkeys(trace))
+    fitness = dict(zip(seen, rank_sums([ledger[genotype] for genotype in seen])))
+    return min(rng.sample(list(alive), min(tournament, len(alive))), key=fitness.__getitem__)
+
+
+def _new(genotype: Genotype, move: Callable[[Genotype], Genotype], trace: list[str]) -> str:
+    """A network that was not drawn before; in a space that is used up, one that was."""
+    seen = set(trace)
+    for _ in range(_TRIES):
+        if str(genotype) not in seen:
+            break
+        genotype = move(genotype)
+    return str(genotype)

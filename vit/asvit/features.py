@@ -1,0 +1,112 @@
+"""Any model as the map from images to features that the scores without training look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprog_diffusion.growth.errors import SearchError
+from autoprog_diffusion.search.ntk import condition_number, parameter_grams
+from autoprog_diffusion.search.probe import untouched
+from autoprog_diffusion.search.recorded_calls import Call
+
+
+Features = Callable[[Any, Tensor], Tensor]  # (model, images (N, ...)) -> (N, C); must not mix samples
+
+
+class FeatureModel(nn.Module):
+    """A module whose output is `features(model, images)`, (N, C)."""
+
+    def __init__(self, model: nn.Module, features: Features) -> None:
+        super().__init__()
+        self.model, self._features = model, features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, ...) -> features (N, C)."""
+        out = self._features(self.model, images)
+        if out.dim() != 2 or len(out) != len(images):
+            raise SearchError(f"features must have shape ({len(images)}, channels), they have {tuple(out.shape)}.")
+        return out
+
+
+@contextmanager
+def without_norms(model: nn.Module) -> Iterator[None]:
+    """Every LayerNorm inside the model is the identity in this block, as As-ViT measures its curves."""
+    swapped: list[tuple[nn.Module, str, nn.Module]] = []
+    try:
+        for parent in list(model.modules()):
+            for name, child in list(parent._modules.items()):
+                if isinstance(child, nn.LayerNorm):
+                    swapped.append((parent, name, child))
+                    parent._modules[name] = nn.Identity()
+        yield
+    finally:
+        for parent, name, child in swapped:
+            parent._modules[name] = child
+
+
+def initial_states(
+    model: nn.Module, initialise: Callable[[], object], repeats: int, seed: int
+) -> list[dict[str, Tensor]]:
+    """Parameters and buffers of `repeats` fresh initialisations; the model and the random state are left as they were.
+
+    Args:
+        model: Its own tensors are overwritten by `initialise()` meanwhile.
+        initialise: Draws all parameters of `model` anew, from the global random state.
+        repeats: Initialisations.
+        seed: The r-th one is drawn after `torch.manual_seed(seed + r)`, so all ranks have the same.
+    """
+
+    def copied() -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    before, states = copied(), []
+    with torch.random.fork_rng():
+        try:
+            for repeat in range(repeats):
+                torch.manual_seed(seed + repeat)
+                initialise()
+                states.append(copied())
+        finally:
+            model.load_state_dict(before)
+    return states
+
+
+def feature_condition_numbers(
+    model: nn.Module, features: Features, images: Tensor, states: Sequence[dict[str, Tensor]] | None = None
+) -> list[float]:
+    """NTK condition number of the summed features for every initialisation: inf where singular, nan where broken.
+
+    Over the parameters called "weight" that reach the features. Lower is more trainable.
+    Source: As-ViT, section 3.2; the Gram matrices are the core's, one forward and one backward an initialisation.
+
+    Args:
+        model: Left as it was.
+        features: Of the model.
+        images: One batch, (N, ...); the paper takes 16.
+        states: From `initial_states`; None for the model as it is.
+    """
+    wrapped, call = FeatureModel(model, features), Call((images,), {}, images.new_zeros(len(images)))
+    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    kappas = []
+    try:
+        for state in [before] if states is None else states:
+            model.load_state_dict(state)
+            with untouched(wrapped):
+                _freeze_what_is_not_reached(wrapped, images[:1])
+                grams = [gram for name, gram in parameter_grams(wrapped, call).items() if "weight" in name]
+            kappas.append(condition_number(torch.stack(grams).sum(0)))
+    finally:
+        model.load_state_dict(before)
+    return kappas
+
+
+def _freeze_what_is_not_reached(model: nn.Module, image: Tensor) -> None:
+    """Parameters without influence, such as a classifier's, would each cost the core a pass per sample."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter, found in zip(parameters, torch.autograd.grad(model(image).sum(), parameters, allow_unused=True)):
+        parameter.requires_grad_(found is not None)

@@ -1,0 +1,218 @@
+"""Auto-scaling: from a topology to a family of networks, depth and width grown together by the training-free scores.
+
+Source: As-ViT section 4. The tie rule is the intended one (see `ranking.best`); candidates that do not grow are left
+out (the released code keeps them in its first step); a budget is a hard limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from autoprog_diffusion.growth.errors import ConfigError, GrowthError, SearchError
+
+from .cost import multiply_adds, parameter_count
+from .genotype import MAX_WIDTH, SEED_WIDTH, STAGES, Genotype
+from .ranking import best
+from .score_cache import Ledger
+
+
+FACTORS = (1.05, 1.10, 1.15, 1.20)
+
+
+class BudgetError(GrowthError):
+    """A budget leaves no network."""
+
+
+@dataclass(frozen=True)
+class ScalingSettings:
+    """What may be built.
+
+    Attributes:
+        budget_params: Parameters that no network may exceed, head included.
+        budget_flops: Multiply-adds of one image that no network may exceed (the papers' "FLOPs").
+        image_size: Side of the images, in pixels.
+        num_classes: Outputs of the head.
+        shrink: Scores are measured at 1/shrink of the width: 4 as published, 1 for the networks themselves.
+        factors: Of the width, in one step; each together with one more block in one stage.
+        width_multiple: What the width C must be a multiple of, for the hardware; 8 for most.
+        head_dim_multiple: The same for the channels of one attention head.
+        min_head_dim: Smallest number of channels of a head.
+    """
+
+    budget_params: float | None = None
+    budget_flops: float | None = None
+    image_size: int = 224
+    num_classes: int = 1000
+    shrink: int = 4
+    factors: tuple[float, ...] = FACTORS
+    width_multiple: int = 1
+    head_dim_multiple: int = 1
+    min_head_dim: int = 1
+
+    def __post_init__(self) -> None:
+        if self.budget_params is None and self.budget_flops is None:
+            raise ConfigError("scaling needs an end: set budget_params (such as 30e6) or budget_flops (such as 5e9).")
+        for name in ("shrink", "width_multiple", "head_dim_multiple", "min_head_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is not allowed: use a whole number of at least 1.")
+        if not self.factors or min(self.factors) <= 1:
+            raise ConfigError(f"factors={self.factors}: depth and width grow together, give factors above 1.")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network of the family.
+
+    Attributes:
+        genotype: As a string, with depths and width.
+        params: Number of parameters, head included.
+        flops: Multiply-adds of one image.
+        ntk: NTK condition number of its proxy (see `ScalingSettings.shrink`).
+        length: Length distortion of its proxy.
+        candidates: Networks it was chosen from.
+        rejected: Of these, how many were over the budget.
+    """
+
+    genotype: str
+    params: int
+    flops: int
+    ntk: float
+    length: float
+    candidates: int = 1
+    rejected: int = 0
+
+
+def scale(
+    topology: Genotype, ledger: Ledger, settings: ScalingSettings, accepted: Callable[[Member], object] | None = None
+) -> list[Member]:
+    """Grow a topology step by step until no candidate fits the budget; every step is a member of the family.
+
+    Args:
+        topology: Kernels, splits, expansions and heads; its depths and width are not used.
+        ledger: Scores proxies, and remembers.
+        settings: Budget, candidates and constraints.
+        accepted: Called with every member, for a progress bar.
+
+    Raises:
+        BudgetError: The smallest network is over the budget.
+        ConfigError: The constraints leave none.
+        SearchError: All candidates of a step are degenerate.
+        GenotypeError: The network does not exist at this image size.
+    """
+    current = smallest(topology, settings)
+    current.check(settings.image_size)
+    params, flops = cost(current, settings)
+    if over(params, flops, settings):
+        raise BudgetError(
+            f"the smallest network, {current}, has {params:,} parameters and {flops:,} multiply-adds at "
+            f"{settings.image_size} pixels, over the budget ({_budget(settings)}): raise the budget, or lower the "
+            "image size, the number of classes or the constraints on the width."
+        )
+    family = [_member(current, ledger, settings)]
+    while True:
+        if accepted is not None:
+            accepted(family[-1])
+        step = _next(current, ledger, settings)
+        if step is None:
+            return family
+        current, member = step
+        family.append(member)
+
+
+def _next(current: Genotype, ledger: Ledger, settings: ScalingSettings) -> tuple[Genotype, Member] | None:
+    """The best candidate within the budget; None where there is none."""
+    every = candidates(current, settings)
+    fitting = [g for g in every if not over(*cost(g, settings), settings)]
+    if not fitting:
+        return None
+    winner = best([ledger[str(proxy(genotype, settings.shrink))] for genotype in fitting])
+    if winner is None:
+        raise SearchError(
+            f"all {len(fitting)} networks one step above {current} are degenerate (singular kernel, nan or constant "
+            "features): the topology cannot be scaled by these scores; choose another, or other images."
+        )
+    chosen = fitting[winner]
+    counts = {"candidates": len(every), "rejected": len(every) - len(fitting)}
+    return chosen, replace(_member(chosen, ledger, settings), **counts)
+
+
+def smallest(topology: Genotype, settings: ScalingSettings) -> Genotype:
+    """One block a stage, and the smallest width of at least 32 that the constraints allow.
+
+    Raises:
+        ConfigError: They allow none.
+    """
+    step = width_step(topology, settings)
+    least = max(SEED_WIDTH, settings.min_head_dim * topology.heads // 8)
+    genotype = replace(topology, depths=(1,) * STAGES, width=math.ceil(least / step) * step)
+    if not fits_hardware(genotype, settings):
+        raise ConfigError(
+            f"min_head_dim={settings.min_head_dim} and head_dim_multiple={settings.head_dim_multiple} leave none: "
+            f"no stage is wider than {MAX_WIDTH}, so heads of {topology.heads} have at most "
+            f"{MAX_WIDTH // topology.heads} channels; lower them, or choose a topology with fewer heads."
+        )
+    return genotype
+
+
+def width_step(topology: Genotype, settings: ScalingSettings) -> int:
+    """What every width must be a multiple of: heads, proxies and hardware all have to divide it."""
+    heads = topology.heads // 8  # of the first stage; a head has C / (H / 8) channels there
+    of_proxy = settings.shrink * proxy_heads(topology.heads, settings.shrink) // 8
+    return math.lcm(heads * settings.head_dim_multiple, settings.width_multiple, of_proxy)
+
+
+def fits_hardware(genotype: Genotype, settings: ScalingSettings) -> bool:
+    """Whether the channels of a head are as asked for in every stage, also where the width is capped."""
+    dims = [width // heads for width, heads in zip(genotype.widths, genotype.stage_heads)]
+    return min(dims) >= settings.min_head_dim and not any(dim % settings.head_dim_multiple for dim in dims)
+
+
+def candidates(current: Genotype, settings: ScalingSettings) -> list[Genotype]:
+    """Every network with one more block in one stage and a larger width, each once, in order.
+
+    Widths are rounded to the nearest multiple that is allowed; where all round to no growth, the next one is taken.
+    """
+    step = width_step(current, settings)
+    rounded = [math.floor(current.width * factor / step + 0.5) * step for factor in settings.factors]
+    widths = sorted({width for width in rounded if width > current.width}) or [current.width + step]
+    grown = [tuple(d + (stage == more) for stage, d in enumerate(current.depths)) for more in range(STAGES)]
+    every = [replace(current, depths=depths, width=width) for depths in grown for width in widths]
+    return [genotype for genotype in every if fits_hardware(genotype, settings)]
+
+
+def proxy(genotype: Genotype, shrink: int) -> Genotype:
+    """The network that is scored in place of `genotype`: 1/shrink of its width.
+
+    Ours: it has fewer heads too (at least the 8 that four stages need), so that heads keep their channels; the
+    released code keeps the heads, which leaves 2 channels each at the seed.
+    """
+    return replace(genotype, width=genotype.width // shrink, heads=proxy_heads(genotype.heads, shrink))
+
+
+def proxy_heads(heads: int, shrink: int) -> int:
+    """Heads of the last stage of a proxy: a power of two below that many times fewer, at least 8."""
+    return heads if shrink == 1 else max(8, 8 * (heads // (8 * shrink)))
+
+
+def cost(genotype: Genotype, settings: ScalingSettings) -> tuple[int, int]:
+    """Parameters, and multiply-adds of one image."""
+    params = parameter_count(genotype, settings.num_classes)
+    return params, multiply_adds(genotype, settings.image_size, settings.num_classes)
+
+
+def over(params: int, flops: int, settings: ScalingSettings) -> bool:
+    """Whether a network is beyond one of the budgets."""
+    return params > (settings.budget_params or math.inf) or flops > (settings.budget_flops or math.inf)
+
+
+def _member(genotype: Genotype, ledger: Ledger, settings: ScalingSettings) -> Member:
+    scores = ledger[str(proxy(genotype, settings.shrink))]
+    params, flops = cost(genotype, settings)
+    return Member(str(genotype), params, flops, scores.ntk, scores.length)
+
+
+def _budget(settings: ScalingSettings) -> str:
+    limits = {"budget_params": settings.budget_params, "budget_flops": settings.budget_flops}
+    return ", ".join(f"{name} {limit:,.0f}" for name, limit in limits.items() if limit is not None)

@@ -1,0 +1,136 @@
+"""A vision transformer of which only some blocks run and train: the first ones of every group, or fewer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprog_diffusion.growth.units import set_trainable
+
+from ..ema import WeightAverage
+from .config import Operator, OptimizerState
+from .groups import BlockGroup
+from .operators import GrowthMap, all_tensors, growth_map, initialise, move_state, move_tensors, zero_branches
+
+
+Positions = tuple[tuple[int, ...], ...]
+
+
+def skip(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a block that is left out; a module-level function, so that models stay copyable."""
+    return hidden_states
+
+
+class ElasticModel:
+    """Which blocks of a model run and train, and their growth together with averages and optimizer state.
+
+    Args:
+        model: The bare model of full depth.
+        groups: Its block groups.
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[BlockGroup]) -> None:
+        self.model, self.groups = model, tuple(groups)
+        self.depths: tuple[int, ...] = tuple(len(group) for group in groups)
+        # What the user froze stays frozen.
+        self._growing = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._positions: Positions = tuple(tuple(range(len(group))) for group in groups)
+        self._in_blocks = {name for group in self.groups for block in group.tensors for name in block}
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the current prefix, over all groups."""
+        return sum(self.depths)
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Indices, in forward order over all groups, of the blocks that run now."""
+        starts = [sum(map(len, self.groups[:index])) for index in range(len(self.groups))]
+        return tuple(start + position for start, kept in zip(starts, self._positions) for position in kept)
+
+    def set_depths(self, depths: Sequence[int]) -> None:
+        """Let the first `depths[g]` blocks of every group g run and train, and no other."""
+        self.depths = tuple(depths)
+        names = {n for g, d in zip(self.groups, depths) for block in g.tensors[:d] for n in block}
+        set_trainable(self.model, self._growing & (names | (self._growing - self._in_blocks)))
+        self.show(tuple(tuple(range(depth)) for depth in depths))
+
+    def show(self, positions: Positions) -> None:
+        """Let exactly the blocks at `positions` of every group run; the others return their input.
+
+        Blocks of the prefix that are left out stay trainable and get no gradient: no optimizer moves them.
+        """
+        self._positions = positions
+        for group, kept in zip(self.groups, positions):
+            for position, name in enumerate(group.blocks):
+                block = self.model.get_submodule(name)
+                if position in kept:
+                    block.__dict__.pop("forward", None)
+                else:
+                    block.forward = skip
+                    for parameter in block.parameters():
+                        parameter.grad = None
+
+    def restore(self) -> None:
+        """Let every block run, and everything train that did when this was built."""
+        self.set_depths([len(group) for group in self.groups])
+
+    def maps(self, operator: Operator, depths: Sequence[int]) -> tuple[GrowthMap, ...]:
+        """Where the blocks of a prefix of `depths` would come from."""
+        return tuple(growth_map(operator, old, new) for old, new in zip(self.depths, depths))
+
+    def grow(
+        self,
+        depths: Sequence[int],
+        operator: Operator,
+        policy: OptimizerState,
+        average: WeightAverage,
+        optimizers: Iterable[torch.optim.Optimizer],
+        seed: int,
+    ) -> None:
+        """Grow weights, average and optimizer state to a deeper prefix, and let it run and train.
+
+        `momentum` first loads all weights from the average, which grows from its own previous copy (MoGrow);
+        `identity` lets inserted blocks start as the identity; `random` gives them new weights.
+        """
+        maps = self.maps(operator, depths)
+        if operator == "momentum":
+            average.copy_to_model()
+        self._move(maps, policy, average, optimizers)
+        for group, growth in zip(self.groups, maps):
+            for position in growth.inserted:
+                name = group.blocks[position]
+                changed: Iterable[str] = ()
+                if operator == "random":
+                    initialise(self.model, self.model.get_submodule(name), seed + position)
+                    changed = group.tensors[position]
+                elif operator == "identity":
+                    changed = [f"{name}.{inner}" for inner in zero_branches(self.model.get_submodule(name), name)]
+                for tensor in changed:
+                    if tensor in average.values:
+                        average.values[tensor].copy_(self.model.get_parameter(tensor).detach())
+        self.set_depths(depths)
+
+    def extract(
+        self, positions: Positions, average: WeightAverage, optimizers: Iterable[torch.optim.Optimizer]
+    ) -> None:
+        """Keep the blocks at `positions` as the new prefix: weights, average and optimizer state move together."""
+        self._move([GrowthMap(kept, ()) for kept in positions], "copy", average, optimizers)
+        self.set_depths([len(kept) for kept in positions])
+
+    def _move(
+        self,
+        maps: Sequence[GrowthMap],
+        policy: OptimizerState,
+        average: WeightAverage,
+        optimizers: Iterable[torch.optim.Optimizer],
+    ) -> None:
+        parameters = dict(self.model.named_parameters())
+        for group, growth in zip(self.groups, maps):
+            for tensors in (all_tensors(self.model), average.values):
+                move_tensors(tensors, group.tensors, growth.sources)
+            for optimizer in optimizers:
+                move_state(optimizer, parameters, group.tensors, growth, policy)

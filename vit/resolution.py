@@ -1,0 +1,105 @@
+"""Letting a vision transformer take images of any size its patches divide, without adding anything to it.
+
+The position embeddings of the full grid stay the parameter; the forward pass interpolates them (bicubic,
+differentiable) where an image is smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.growth.resize import stage_size
+
+from .models import is_transformers, size_multiple
+
+
+def enable_dynamic_resolution(model: nn.Module) -> Callable[[], None]:
+    """Make `model(images)` work at every multiple of `size_multiple(model)`.
+
+    timm's ViT and DeiT switch to their own `dynamic_img_size`, models of transformers get
+    `interpolate_pos_encoding=True` where the caller does not say, VOLO has its embeddings resampled for one call. At
+    the full size the function of the model is unchanged.
+
+    Returns:
+        What undoes it.
+    """
+    if is_transformers(model):
+        return model.register_forward_pre_hook(_interpolate, with_kwargs=True).remove
+    if hasattr(model, "post_network"):
+        handles = [
+            model.register_forward_pre_hook(_resample),
+            model.register_forward_hook(_restore, always_call=True),
+        ]
+
+        def remove() -> None:
+            for handle in handles:
+                handle.remove()
+
+        return remove
+    if getattr(model, "dynamic_img_size", True):
+        return lambda: None
+    return _switch_timm(model)
+
+
+def resize_images(images: Tensor, resolution: int, multiple: int) -> Tensor:
+    """(N, C, H, W) images -> the same with a shorter side of `resolution` pixels, bilinear with antialiasing.
+
+    Raises:
+        ConfigError: The batch is not four-dimensional, smaller than the resolution, or a side is no multiple.
+    """
+    if images.dim() != 4:
+        raise ConfigError(f"resize takes a batch of shape (N, C, H, W), not {tuple(images.shape)}.")
+    size = (images.shape[2], images.shape[3])
+    target = stage_size(size, resolution, multiple)
+    return images if target == size else F.interpolate(images, size=target, mode="bilinear", antialias=True)
+
+
+def image_size(model: nn.Module) -> int | None:
+    """Side in pixels of the (square) images a model was built for; None where it does not say."""
+    if hasattr(model, "post_network"):
+        return model.pos_embed.shape[1] * size_multiple(model)  # type: ignore[union-attr,operator,index]
+    found: Any = getattr(model, "patch_embed", None)
+    size = getattr(getattr(model, "config", None), "image_size", getattr(found, "img_size", None))
+    return size if size is None or isinstance(size, int) else int(size[0])
+
+
+def _interpolate(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    return args, {"interpolate_pos_encoding": True, **kwargs}
+
+
+def _resample(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Shadow VOLO's parameter by its resampled values: an attribute of the instance is found before a parameter."""
+    images, embedding = args[0], module._parameters["pos_embed"]
+    side = size_multiple(module)
+    target = (images.shape[2] // side, images.shape[3] // side)
+    if embedding is not None and target != tuple(embedding.shape[1:3]):
+        module.__dict__["pos_embed"] = resample_grid(embedding, target)
+
+
+def _restore(module: nn.Module, args: Any, output: Any) -> None:
+    module.__dict__.pop("pos_embed", None)
+
+
+def resample_grid(embedding: Tensor, size: tuple[int, int]) -> Tensor:
+    """(1, H, W, C) position embeddings -> (1, h, w, C), bicubic with antialiasing as in timm; differentiable."""
+    grid = embedding.float().permute(0, 3, 1, 2)
+    resampled = F.interpolate(grid, size=size, mode="bicubic", antialias=True)
+    return resampled.permute(0, 2, 3, 1).to(embedding.dtype)
+
+
+def _switch_timm(model: nn.Module) -> Callable[[], None]:
+    embed: Any = model.patch_embed
+    fixed = (embed.flatten, embed.output_fmt, embed.strict_img_size)
+    embed.flatten, embed.output_fmt, embed.strict_img_size = False, type(embed.output_fmt)("NHWC"), False
+    model.dynamic_img_size = True  # type: ignore[assignment]
+
+    def restore() -> None:
+        embed.flatten, embed.output_fmt, embed.strict_img_size = fixed
+        model.dynamic_img_size = False  # type: ignore[assignment]
+
+    return restore

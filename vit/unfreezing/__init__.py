@@ -1,1 +1,0 @@
-"""Fine-tuning a pretrained vision transformer by unfreezing it (AutoProg-Zero)."""
