@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 
 # By its installed name: a script that lies in a package has no relative imports.
-from .asvit.commands import main  # pyright: ignore[reportMissingImports]
+from autoprog_diffusion.vit.asvit.commands import main  # pyright: ignore[reportMissingImports]
 
 
 if __name__ == "__main__":

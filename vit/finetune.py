@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 
-from .training.finetuning import main  # pyright: ignore[reportMissingImports]
+from autoprog_diffusion.vit.training.finetuning import main  # pyright: ignore[reportMissingImports]
 
 
 if __name__ == "__main__":

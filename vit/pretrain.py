@@ -18,7 +18,7 @@ from __future__ import annotations
 import sys
 
 # By its installed name: a script that lies in a package has no relative imports.
-from .training.run import main  # pyright: ignore[reportMissingImports]
+from autoprog_diffusion.vit.training.run import main  # pyright: ignore[reportMissingImports]
 
 
 if __name__ == "__main__":
