@@ -97,7 +97,7 @@ class Subject:
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(12345)
             for chunk in torch.tensor(list(rows) * repeats).split(32):
-                total += float(task.loss(self.denoiser, {"index": chunk}, size)) * len(chunk)
+                total += float(task.loss(self.denoiser, {"index": chunk})) * len(chunk)
         self.denoiser.train(mode)
         return total / (len(rows) * repeats)
 

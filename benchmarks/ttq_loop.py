@@ -143,7 +143,7 @@ class Loop:
         batch = {"index": torch.tensor([next(self.rows) for _ in range(self._size())])}
         flops = self._count(batch)
         cpu, wall = time.process_time(), time.perf_counter()
-        loss: Tensor = self.subject.task.loss(self.subject.denoiser, batch, self.growth)
+        loss: Tensor = self.subject.task.loss(self.subject.denoiser, batch)
         loss.backward()
         trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -173,7 +173,7 @@ class Loop:
         key = (trained, self.growth.stage, len(batch["index"]))
         if key not in self._flops:
             task, model = self.subject.task, self.subject.denoiser
-            self._flops[key] = counted_flops(lambda: task.loss(model, batch, self.growth).backward())
+            self._flops[key] = counted_flops(lambda: task.loss(model, batch).backward())
             self.optimizer.zero_grad()
             self.run.stages[-1].setdefault("flops_per_step", self._flops[key])
         return self._flops[key]

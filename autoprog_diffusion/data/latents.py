@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from autoprog_diffusion.growth.resize import stage_size
+from autoprog_diffusion.growth.resize import resize_images, stage_size
 from autoprog_diffusion.training.arguments import Arguments
 
 from .cache import ArrayCache, build_cache, module_fingerprint, text_fingerprint
@@ -42,11 +42,13 @@ class Latents:
         self._resolution, self._folder = resolution, Path(args.output.output_dir) / "cache"
         self._cache: ArrayCache | None = None
         self.side = 0  # of the stage's images, in pixels
+        self._multiple = 1  # that the side must be of
 
     def enter_stage(self, growth: GrowthScheduler) -> None:
         """Get the cache of the stage's resolution ready."""
         size, before = (self._resolution, self._resolution), self.side
-        self.side = stage_size(size, growth.resolution, growth.config.resolution_multiple)[0]
+        self._multiple = growth.config.resolution_multiple
+        self.side = stage_size(size, growth.resolution, self._multiple)[0]
         if self.side == before or not self.args.cache_latents:
             return
         count = (2 if self.args.random_flip else 1) * len(self.data)
@@ -57,16 +59,15 @@ class Latents:
             title=f"encoding {name}",
         )  # fmt: skip
 
-    def draw(self, batch: dict[str, Tensor], growth: GrowthScheduler) -> Tensor:
+    def draw(self, batch: dict[str, Tensor]) -> Tensor:
         """(N, C, h, w) latents, centred and scaled as the pipeline's denoiser expects them.
 
         Args:
             batch: `index` (N,) row numbers; `pixel_values` (N, 3, H, W) in [-1, 1] where latents are not cached.
-            growth: Gives the stage's resolution.
         """
         device = self.accelerator.device
         if "pixel_values" in batch:
-            pixels = growth.resize(batch["pixel_values"].to(device))
+            pixels = resize_images(batch["pixel_values"].to(device), self.side, self._multiple)
             with torch.no_grad():
                 moments = self.vae.encode(pixels).latent_dist.parameters
         else:

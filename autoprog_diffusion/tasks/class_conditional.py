@@ -141,15 +141,14 @@ class ClassConditional:
         """Get the cache of the stage's resolution ready; DiT's position embedding is computed for any resolution."""
         self.latents.enter_stage(growth)
 
-    def loss(self, denoiser: Any, batch: dict[str, Tensor], growth: GrowthScheduler) -> Tensor:
+    def loss(self, denoiser: Any, batch: dict[str, Tensor]) -> Tensor:
         """Denoising loss of one batch, () float32, plus the variational bound of a learned variance.
 
         Args:
             denoiser: The prepared transformer.
             batch: As `Latents.draw` takes it.
-            growth: Gives the stage's resolution.
         """
-        latents, scheduler = self.latents.draw(batch, growth), self.noise_scheduler
+        latents, scheduler = self.latents.draw(batch), self.noise_scheduler
         labels = self.labels[batch["index"].cpu()].to(latents.device)
         dropped = torch.rand(len(labels), device=labels.device) < self.args.classes.class_dropout
         labels = torch.where(dropped, NULL_LABEL, labels)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import datasets
     from accelerate import Accelerator
 
-    from autoprog_diffusion.growth import GrowthScheduler
-
 # Captions of the default subject's pictures; "with tears of joy" and "with wry smile" are left for what it learned.
 DEFAULT_FACES = (
     "cat face", "grinning cat face with smiling eyes", "smiling cat face with open mouth",
@@ -172,17 +170,16 @@ def pair_up(instances: int, classes: int) -> list[tuple[int, ...]]:
 class Dreambooth(TextToImage):
     """The loss on the subject, and the weighted one on the class where rows come in pairs."""
 
-    def loss(self, denoiser: Any, batch: dict[str, Tensor], growth: GrowthScheduler) -> Tensor:
+    def loss(self, denoiser: Any, batch: dict[str, Tensor]) -> Tensor:
         """Loss of one batch, () float32.
 
         Args:
             denoiser: The prepared UNet.
             batch: As `Latents.draw` takes it; with a second axis of two, subject and class.
-            growth: Gives the stage's resolution.
         """
         if batch["index"].dim() == 1:
-            return super().loss(denoiser, batch, growth)
+            return super().loss(denoiser, batch)
         flat = {name: value.transpose(0, 1).flatten(0, 1) for name, value in batch.items()}
-        parts = [value.chunk(2) for value in self.denoise(denoiser, flat, growth)]
+        parts = [value.chunk(2) for value in self.denoise(denoiser, flat)]
         subject, prior = (self.weighted(*half) for half in zip(*parts))
         return subject + self.args.subject.prior_loss_weight * prior  # type: ignore[attr-defined]

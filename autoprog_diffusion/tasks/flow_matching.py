@@ -155,15 +155,14 @@ class FlowMatching:
         tokens, full_tokens = ((side // pixels) ** 2 for side in (self.latents.side, self.resolution))
         self.shift = stage_shift(self.pipeline.scheduler.config, tokens, full_tokens)
 
-    def loss(self, denoiser: Any, batch: dict[str, Tensor], growth: GrowthScheduler) -> Tensor:
+    def loss(self, denoiser: Any, batch: dict[str, Tensor]) -> Tensor:
         """Flow-matching loss of one batch, () float32.
 
         Args:
             denoiser: The prepared transformer.
             batch: As `Latents.draw` takes it.
-            growth: Gives the stage's resolution.
         """
-        latents = self.latents.draw(batch, growth)
+        latents = self.latents.draw(batch)
         tokens, pooled = self.captions.draw(batch["index"])
         noise, sigmas = torch.randn_like(latents), self._draw_times(len(latents)).to(latents.device)
         mix = sigmas.view(-1, 1, 1, 1)

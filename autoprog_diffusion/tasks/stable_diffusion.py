@@ -79,21 +79,18 @@ class TextToImage:
         self.captions.ready()
         self.latents.enter_stage(growth)
 
-    def loss(self, denoiser: Any, batch: dict[str, Tensor], growth: GrowthScheduler) -> Tensor:
+    def loss(self, denoiser: Any, batch: dict[str, Tensor]) -> Tensor:
         """Denoising loss of one batch, () float32.
 
         Args:
             denoiser: The prepared UNet.
             batch: As `Latents.draw` takes it.
-            growth: Gives the stage's resolution.
         """
-        return self.weighted(*self.denoise(denoiser, batch, growth))
+        return self.weighted(*self.denoise(denoiser, batch))
 
-    def denoise(
-        self, denoiser: Any, batch: dict[str, Tensor], growth: GrowthScheduler
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def denoise(self, denoiser: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """One pass: prediction and target (N, C, h, w), and the (N,) timesteps."""
-        latents = self.latents.draw(batch, growth)
+        latents = self.latents.draw(batch)
         conditions = self.conditions(batch)
         noise, mixed = draw_noise(latents, self.args.train)
         timesteps = draw_timesteps(len(latents), self.noise_scheduler, self.args.train, latents.device)

@@ -40,7 +40,7 @@ class Task(Protocol):
         """Get ready for the resolution of the stage that begins."""
         ...
 
-    def loss(self, denoiser: Any, batch: dict[str, Tensor], growth: GrowthScheduler) -> Tensor:
+    def loss(self, denoiser: Any, batch: dict[str, Tensor]) -> Tensor:
         """The loss of one batch, a scalar."""
         ...
 
@@ -161,7 +161,7 @@ class Trainer:
                 self.log.flops[stage] = self._count_flops(batch)
                 started = time.perf_counter()
             with accelerator.accumulate(self.denoiser):
-                loss = self.task.loss(self.denoiser, batch, growth)
+                loss = self.task.loss(self.denoiser, batch)
                 accelerator.backward(loss)
                 losses.append(loss.detach())
                 if accelerator.sync_gradients:
@@ -187,7 +187,7 @@ class Trainer:
 
     def _count_flops(self, batch: Any) -> int:
         """FLOPs of a pass whose gradients are thrown away: the counter takes other kernels, so it may not train."""
-        flops = counted_flops(lambda: self.task.loss(self.bare, batch, self.growth).backward())
+        flops = counted_flops(lambda: self.task.loss(self.bare, batch).backward())
         for parameter in self.growth.parameters():
             parameter.grad = None
         return flops

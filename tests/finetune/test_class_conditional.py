@@ -80,11 +80,11 @@ def test_the_loss_is_the_error_of_the_noise_and_the_bound_of_the_variance(new_ta
     task.enter_stage(growth)
     denoiser = Recorded(task.pipeline.transformer)
     torch.manual_seed(5)
-    loss = task.loss(denoiser, batch(0, 9, 17), growth)
+    loss = task.loss(denoiser, batch(0, 9, 17))
     noisy, kwargs = denoiser.calls[0]
     assert kwargs["class_labels"].tolist() == [0, 1, 2]
     torch.manual_seed(5)
-    latents, _ = task.latents.draw(batch(0, 9, 17), growth), torch.rand(3)
+    latents, _ = task.latents.draw(batch(0, 9, 17)), torch.rand(3)
     noise, timesteps = torch.randn_like(latents), kwargs["timestep"]
     torch.testing.assert_close(noisy, task.noise_scheduler.add_noise(latents, noise, timesteps))
     literal = F.mse_loss(denoiser.output[0][:, :4], noise)
@@ -100,7 +100,7 @@ def test_without_its_loss_the_variance_gets_no_gradient(new_task: NewTask) -> No
     for flags, silent in ((("--no-variance_loss",), True), ((), False)):
         task, growth = new_task(*flags, learned_variance=True)
         task.enter_stage(growth)
-        task.loss(task.pipeline.transformer, batch(0, 1), growth).backward()
+        task.loss(task.pipeline.transformer, batch(0, 1)).backward()
         gradient = task.pipeline.transformer.proj_out_2.weight.grad.view(2, 2, 8, -1)[:, :, 4:]
         assert (gradient.abs().max().item() == 0) == silent
 
@@ -112,7 +112,7 @@ def test_a_dropped_label_is_dropped_in_every_block(new_task: NewTask) -> None:
     for embedder in label_tables(task.pipeline.transformer):
         embedder.embedding_table.register_forward_pre_hook(lambda module, args: seen.append(args[0].tolist()))
     torch.manual_seed(0)
-    task.loss(task.pipeline.transformer, batch(*range(24)), growth)
+    task.loss(task.pipeline.transformer, batch(*range(24)))
     assert len(seen) == 5  # four blocks, and the first one's again for the output head
     assert all(labels == seen[0] for labels in seen)
     dropped = [label == 1000 for label in seen[0]]
@@ -129,7 +129,7 @@ def test_positions_follow_the_resolution_of_the_stage(new_task: NewTask) -> None
     embedder.register_forward_hook(lambda module, args, output: seen.append(output[0].detach()))
     for steps in (4, 0):
         task.enter_stage(growth)
-        task.loss(task.pipeline.transformer, batch(0, 1), growth)
+        task.loss(task.pipeline.transformer, batch(0, 1))
         for _ in range(steps):
             growth.step()
     half, full = seen[0].view(2, 2, -1), seen[1].view(4, 4, -1)
@@ -140,11 +140,11 @@ def test_positions_follow_the_resolution_of_the_stage(new_task: NewTask) -> None
 def test_stages_have_latents_of_their_own_size(new_task: NewTask, tmp_path: Path) -> None:
     task, growth = new_task("--resolutions", 0.5, 1, "--random_flip")
     task.enter_stage(growth)
-    assert task.latents.draw(batch(0, 5), growth).shape == (2, 4, 4, 4)
+    assert task.latents.draw(batch(0, 5)).shape == (2, 4, 4, 4)
     for _ in range(4):
         growth.step()
     task.enter_stage(growth)
-    assert task.latents.draw(batch(0, 5), growth).shape == (2, 4, 8, 8)
+    assert task.latents.draw(batch(0, 5)).shape == (2, 4, 8, 8)
     assert sorted(path.name for path in (tmp_path / "out" / "cache").glob("*.npy")) == [
         "latents-16.npy", "latents-32.npy",
     ]  # fmt: skip
@@ -153,7 +153,7 @@ def test_stages_have_latents_of_their_own_size(new_task: NewTask, tmp_path: Path
 def test_only_the_transformer_gets_gradients(new_task: NewTask) -> None:
     task, growth = new_task("--snr_gamma", 5.0)
     task.enter_stage(growth)
-    loss = task.loss(task.pipeline.transformer, batch(0, 1, 2, 3), growth)
+    loss = task.loss(task.pipeline.transformer, batch(0, 1, 2, 3))
     assert loss.dtype == torch.float32
     loss.backward()
     assert any(parameter.grad is not None for parameter in task.pipeline.transformer.parameters())

@@ -158,7 +158,7 @@ def test_the_loss_is_the_subject_s_and_the_weighted_class_s(
             with_kwargs=True,
         )
         torch.manual_seed(0)
-        losses[weight] = float(task.loss(pipeline.unet, batch, growth).detach())
+        losses[weight] = float(task.loss(pipeline.unet, batch).detach())
         handle.remove()
         assert seen[0].shape[0] == 6
         for half in seen[0].chunk(2):

@@ -106,9 +106,9 @@ def test_the_loss_is_the_error_of_the_velocity(new_task: NewTask, kind: str, sch
     task.enter_stage(growth)
     rows, denoiser = [1, 8, 15], Recorded(task.pipeline.transformer.eval())
     torch.manual_seed(4)
-    loss = task.loss(denoiser, batch(*rows), growth)
+    loss = task.loss(denoiser, batch(*rows))
     torch.manual_seed(4)
-    latents = task.latents.draw(batch(*rows), growth)
+    latents = task.latents.draw(batch(*rows))
     noise = torch.randn_like(latents)
     sigmas = denoiser.calls[0]["timestep"] / (1000 if kind == "sd3" else 1)
     velocity = call_literally(task, rows, latents, noise, sigmas)
@@ -123,7 +123,7 @@ def test_latents_are_what_the_pipeline_decodes(new_task: NewTask, kind: str) -> 
     task, growth = new_task(kind)
     task.enter_stage(growth)
     torch.manual_seed(2)
-    latents = task.latents.draw(batch(3), growth)
+    latents = task.latents.draw(batch(3))
     moments = task.latents._cache[torch.tensor([3])]  # type: ignore[index]
     torch.manual_seed(2)
     drawn = moments[:, :4] + (0.5 * moments[:, 4:]).exp() * torch.randn(1, 4, 8, 8)
@@ -202,7 +202,7 @@ def test_text_of_another_length_is_encoded_anew(new_task: NewTask, tmp_path: Pat
 def test_only_the_transformer_gets_gradients(new_task: NewTask, kind: str) -> None:
     task, growth = new_task(kind)
     task.enter_stage(growth)
-    task.loss(task.pipeline.transformer, batch(0, 1, 2, 3), growth).backward()
+    task.loss(task.pipeline.transformer, batch(0, 1, 2, 3)).backward()
     assert any(parameter.grad is not None for parameter in task.pipeline.transformer.parameters())
     for module in (task.pipeline.vae, *text_encoders(task.pipeline)):
         assert all(parameter.grad is None for parameter in module.parameters())
@@ -231,5 +231,5 @@ def test_flux_without_guidance_gets_none(guidance: bool, tmp_path: Path, new_tas
     if not guidance:
         task.pipeline.transformer = build_flux(guidance=False).transformer
     denoiser = Recorded(task.pipeline.transformer)
-    task.loss(denoiser, batch(0), growth)
+    task.loss(denoiser, batch(0))
     assert (denoiser.calls[0]["guidance"] is not None) == guidance

@@ -104,7 +104,7 @@ def test_rows_past_the_data_are_mirrored_and_both_are_drawn(new_task: Callable) 
     torch.testing.assert_close(mirrored, encode(task, 4, 64, flip=True), rtol=1e-4, atol=1e-5)
     assert (plain - mirrored).abs().max() > 0.01
     batch = {"index": torch.full((40,), 4)}
-    latents = task.latents.draw(batch, growth) / task.pipeline.vae.config.scaling_factor
+    latents = task.latents.draw(batch) / task.pipeline.vae.config.scaling_factor
     near = [min(((one - m[:4]).square().mean().item(), k) for k, m in enumerate((plain, mirrored))) for one in latents]
     assert 8 < sum(k for _, k in near) < 32
 
@@ -151,7 +151,7 @@ def test_latents_are_drawn_from_the_posterior(new_task: Callable) -> None:
     task, growth = new_task()
     task.enter_stage(growth)
     batch = {"index": torch.full((400,), 9)}
-    latents = task.latents.draw(batch, growth)
+    latents = task.latents.draw(batch)
     assert latents.shape == (400, 4, 16, 16)
     mean, logvar = encode(task, 9, 64).chunk(2)
     scale = task.pipeline.vae.config.scaling_factor
@@ -165,7 +165,7 @@ def test_uncached_images_are_resized_to_the_stage_before_the_vae(new_task: Calla
     task.enter_stage(growth)
     pixels = torch.stack([to_pixels(read_image(task.data, index), 64, task.args.data) for index in (0, 1)])
     torch.manual_seed(3)
-    latents = task.latents.draw({"index": torch.tensor([0, 1]), "pixel_values": pixels}, growth)
+    latents = task.latents.draw({"index": torch.tensor([0, 1]), "pixel_values": pixels})
     small = torch.nn.functional.avg_pool2d(pixels, 2)
     torch.manual_seed(3)
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_uncached_images_are_resized_to_the_stage_before_the_vae(new_task: Calla
 def test_only_the_unet_gets_gradients(new_task: Callable) -> None:
     task, growth = new_task("--snr_gamma", 5.0)
     task.enter_stage(growth)
-    loss = task.loss(task.pipeline.unet, {"index": torch.arange(4)}, growth)
+    loss = task.loss(task.pipeline.unet, {"index": torch.arange(4)})
     assert loss.shape == ()
     assert loss.dtype == torch.float32
     loss.backward()
