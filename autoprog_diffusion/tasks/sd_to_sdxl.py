@@ -30,6 +30,9 @@ TIME_CHANNELS = 32
 def sdxl_from_sd(pipeline: StableDiffusionPipeline) -> StableDiffusionXLPipeline:
     """An SDXL pipeline that draws what `pipeline` draws; VAE, tokenizer and scheduler are shared with it.
 
+    New layers that do nothing yet are initialised from a seed of their own: every process and every resume gets the
+    same ones.
+
     Raises:
         GrowthError: The text encoder's layers cannot express an identity.
     """
@@ -41,13 +44,18 @@ def sdxl_from_sd(pipeline: StableDiffusionPipeline) -> StableDiffusionXLPipeline
             f"a text encoder with hidden_act={config.hidden_act!r} and intermediate_size={config.intermediate_size} "
             f"cannot be converted: use gelu or quick_gelu, and at least {2 * config.hidden_size} units."
         )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first = _deeper(source, CLIPTextModel)
+        second = _deeper(source, CLIPTextModelWithProjection)
+        wider = _wider_unet(unet, source.config.hidden_size)
     return StableDiffusionXLPipeline(
         vae=pipeline.vae,
-        text_encoder=_deeper(source, CLIPTextModel),
-        text_encoder_2=_deeper(source, CLIPTextModelWithProjection),
+        text_encoder=first,
+        text_encoder_2=second,
         tokenizer=pipeline.tokenizer,
         tokenizer_2=copy.deepcopy(pipeline.tokenizer),
-        unet=_wider_unet(unet, source.config.hidden_size),
+        unet=wider,
         scheduler=pipeline.scheduler,
         force_zeros_for_empty_prompt=False,  # Stable Diffusion guides away from the empty prompt, encoded
         add_watermarker=False,

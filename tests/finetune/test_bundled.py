@@ -36,6 +36,8 @@ def test_the_empty_text_encoder_gives_what_the_pipeline_takes_without_one() -> N
     states = empty_text_encoder(24)(torch.tensor([[2, 1, 0, 0]]))[0]
     assert states.shape == (1, 4, 24)
     assert not states.any()
+    again = empty_text_encoder(24).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in empty_text_encoder(24).state_dict().items())
 
 
 def test_the_bundled_dit_knows_its_classes_and_takes_new_ones(tmp_path: Path) -> None:

@@ -73,6 +73,18 @@ def test_the_pipeline_draws_the_same_and_is_plain_on_disk(bundled: Any, tmp_path
         assert np.abs(np.asarray(ours, dtype=int) - np.asarray(theirs, dtype=int)).max() <= 1
 
 
+def test_two_conversions_are_equal_bit_for_bit_whatever_was_drawn_between(bundled: Any) -> None:
+    first = sdxl_from_sd(bundled)
+    torch.rand(1)
+    state = torch.get_rng_state()
+    second = sdxl_from_sd(bundled)
+    assert torch.equal(torch.get_rng_state(), state)
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        expected = getattr(second, part).state_dict()
+        for name, tensor in getattr(first, part).state_dict().items():
+            assert torch.equal(tensor, expected[name]), f"{part}.{name}"
+
+
 def test_what_is_new_gets_a_gradient(bundled: Any) -> None:
     unet: Any = sdxl_from_sd(bundled).unet
     added = {"text_embeds": torch.randn(2, 128), "time_ids": 64 * torch.rand(2, 6)}
