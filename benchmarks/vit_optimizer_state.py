@@ -85,7 +85,7 @@ def train(data: tuple[Tensor, Tensor, Tensor], operator: str, state: str, seed: 
         logits = model(images[held]).logits
         result["test_loss"] = float(F.cross_entropy(logits, labels[held]))
         result["test_accuracy"] = float((logits.argmax(1) == labels[held]).float().mean())
-    growth.finish(model)
+    growth.fold(model)
     return {"operator": operator, "optimizer_state": state, "cpu_seconds": seconds, **result}
 
 

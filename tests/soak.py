@@ -27,7 +27,7 @@ from faults.launching import finish, found_wrong, launch, was_killed  # noqa: E4
 from faults.worker import Settings  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from autoprog_diffusion.growth import GrowthConfig, GrowthPlan  # noqa: E402
+from autoprog_diffusion.growth import GrowthPlan  # noqa: E402
 from autoprog_diffusion.growth.plan import stage_starts  # noqa: E402
 from autoprog_diffusion.training.checkpoints import checkpoint_step, newest_checkpoint  # noqa: E402
 
@@ -52,7 +52,7 @@ def random_settings(chance: random.Random) -> Settings:
 
 def with_death(settings: Settings, ranks: int, after: int, chance: random.Random) -> Settings:
     """The run, dying at a random point that it reaches after optimizer step number `after`."""
-    starts = stage_starts(GrowthConfig(num_stages=settings.num_stages), settings.steps)[1:]
+    starts = stage_starts(settings.num_stages, None, settings.steps)[1:]
     points = {
         "step": range(settings.steps),
         "checkpoint": range(settings.every, settings.steps + 1, settings.every),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -
         PlanError: The run has fewer steps than stages, a boundary lies beyond the last step, or two neighbouring
             stages would train the same blocks at the same resolution (fewer blocks than stages).
     """
-    starts = stage_starts(config, num_training_steps)
+    starts = stage_starts(config.num_stages, config.boundaries, num_training_steps)
     count, low = config.num_stages, config.min_trainable
     fractions = [1.0 if k == count - 1 else low + (1 - low) * k / max(count - 1, 1) for k in range(count)]
     if config.direction == "freeze":
@@ -230,23 +231,29 @@ def _whole(value: Any) -> int:
     return value
 
 
-def stage_starts(config: GrowthConfig, num_training_steps: int) -> list[int]:
-    """First optimizer step of every stage of a configuration: evenly spaced, or its boundaries.
+def stage_starts(num_stages: int, boundaries: Sequence[float | int] | None, num_training_steps: int) -> list[int]:
+    """First optimizer step of every stage.
+
+    Args:
+        num_stages: Number of stages.
+        boundaries: First step of every stage but the first, in steps (int) or fractions of the run (float); `None`
+            spaces the stages evenly.
+        num_training_steps: Optimizer steps of the run.
 
     Raises:
         PlanError: The run has fewer steps than stages.
     """
-    if num_training_steps < config.num_stages:
+    if num_training_steps < num_stages:
         raise PlanError(
-            f"num_training_steps={num_training_steps} is shorter than num_stages={config.num_stages}: "
+            f"num_training_steps={num_training_steps} is shorter than num_stages={num_stages}: "
             "every stage needs at least one step."
         )
-    if config.boundaries is None:
-        return [num_training_steps * k // config.num_stages for k in range(config.num_stages)]
+    if boundaries is None:
+        return [num_training_steps * k // num_stages for k in range(num_stages)]
     starts = [
         # The rounding error of 0.29 * 100 must not cost a step.
         math.floor(bound * num_training_steps + 1e-9) if isinstance(bound, float) else bound
-        for bound in config.boundaries
+        for bound in boundaries
     ]
     return [0, *starts]
 

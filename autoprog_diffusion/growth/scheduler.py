@@ -113,7 +113,7 @@ class GrowthScheduler:
             raise OrderError("growth.prepare was called already: construct a new GrowthScheduler for a new run.")
         check_arguments(self.config, plan, loss_fn, batches)
         host.check_same_parameters(self._model, self._names)
-        ddp = host.check_prepared(model, self._model, self._accelerator, self.config)
+        ddp = host.check_prepared(model, self._model, self._accelerator, search=self.config.search)
         # Not earlier: sharding puts other parameters in place.
         self._rewarm = Rewarm(self.config.rewarm_steps, self.layout, dict(self._model.named_parameters()))
         self._check_optimizers([optimizer] if optimizer is not None else [])

@@ -166,7 +166,7 @@ def open_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> 
     if config.num_stages < 2:
         raise ConfigError(f"num_stages={config.num_stages} leaves a search nothing to choose: use at least 2.")
     warm_up = config.search_batches
-    starts = stage_starts(config, num_training_steps)
+    starts = stage_starts(config.num_stages, config.boundaries, num_training_steps)
     if starts[1] <= warm_up:
         raise PlanError(
             f"the search watches {warm_up} steps first, but the second stage begins at step {starts[1]}: train "

@@ -24,7 +24,7 @@ from .backends.fsdp2 import (
 )
 from .backends.ranks import average_gradient, check_ranks_equal, world_size
 from .frozen_front import NoGradRegion
-from .units import Layout, set_trainable, trainable_names
+from .units import Layout, count_trainable, set_trainable, trainable_names
 
 
 class StageSwitch:
@@ -114,8 +114,7 @@ class StageSwitch:
 
     def trainable(self) -> tuple[int, int]:
         """Number of the model's parameters that train now, and of all."""
-        counts = [(p.numel(), p.requires_grad) for p in self._model.parameters()]
-        return sum(count for count, trains in counts if trains), sum(count for count, _ in counts)
+        return count_trainable(self._model)
 
     def groups(self) -> list[dict[str, Any]]:
         """The parameters that train in some stage as one optimizer group per unit."""

@@ -180,6 +180,12 @@ def front(layout: Layout, blocks: Iterable[int]) -> tuple[Unit, ...]:
     return layout.blocks[: min(blocks, default=len(layout.blocks))]
 
 
+def count_trainable(model: nn.Module) -> tuple[int, int]:
+    """Number of the model's parameters that train now, and of all."""
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return trainable, sum(parameter.numel() for parameter in model.parameters())
+
+
 def set_trainable(model: nn.Module, names: set[str]) -> None:
     """Let exactly the parameters in `names` train; a frozen one loses its gradient, so no optimizer moves it."""
     for name, parameter in model.named_parameters():

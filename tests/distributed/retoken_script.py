@@ -70,7 +70,7 @@ def together(kind: str, accelerator: Accelerator) -> dict[str, Any]:
         growth.step()
         if not all(equal_on_ranks(parameter) for parameter in model.parameters()):
             seen["unequal"].append(step)
-    growth.finish(wrapped)
+    growth.fold(wrapped)
     seen["weights"] = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     accelerator._custom_objects.clear()
     accelerator.free_memory()

@@ -66,7 +66,7 @@ def alone(case: str) -> tuple[dict[str, Tensor], list[Any]]:
         optimizer.step()
         optimizer.zero_grad()
         growth.step()
-    growth.finish(model)
+    growth.fold(model)
     return {n: p.detach().clone() for n, p in model.named_parameters()}, growth.plan.to_dict()["stages"]
 
 
@@ -97,7 +97,7 @@ def together(case: str, accelerator: Accelerator, steps: range, folder: Path, sa
         growth.step()
         state = [*model.named_parameters(), *growth._course.average.values.items()]
         seen["unequal"] += [f"step {step}: {name}" for name, value in state if not equal_on_ranks(value)]
-    growth.finish(wrapped)
+    growth.fold(wrapped)
     seen["plan"] = growth.plan.to_dict()["stages"]
     seen["choices"] = [[d["choice"], d.get("w"), d["candidates"]] for d in growth.decisions]
     seen["weights"] = {n: p.detach().clone() for n, p in model.named_parameters()}

@@ -51,7 +51,7 @@ def test_tokens_shrink_on_time_and_the_vanilla_model_is_left() -> None:
     for step in range(8):
         strides.append(growth.stride)
         train(model, growth, optimizer, range(step, step + 1))
-    growth.finish(model)
+    growth.fold(model)
     assert strides == [16, 16, 8, 8, 4, 4, 4, 4]
     assert [(r.step, r.stride, r.dilation) for r in growth.history] == [(0, 16, 5), (2, 8, 2), (4, 4, 1)]
     assert [stage.stride for stage in growth.plan.stages] == [16, 8, None]
@@ -88,7 +88,7 @@ def test_resolution_and_stride_grow_in_one_plan_for_a_plain_vit() -> None:
     train(model, growth, optimizer, range(8))
     assert seen == [4, 4, 36, 36, 64, 64, 64, 64]
     assert [stage.resolution for stage in growth.plan.stages] == [16, 24, 32]
-    growth.finish(model)
+    growth.fold(model)
 
 
 def test_depth_resolution_and_stride_grow_in_one_plan() -> None:
@@ -118,7 +118,7 @@ def test_depth_resolution_and_stride_grow_in_one_plan() -> None:
     other, _, _ = run(range(5, 9), half)
     assert seen == [9] + [64] * 3
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
-    growth.finish(model)
+    growth.fold(model)
     assert not any(module._forward_hooks for name, module in model.named_modules() if "layernorm" not in name)
 
 
@@ -172,10 +172,10 @@ def test_order_and_foreign_states_are_refused() -> None:
     other = RetokenGrowth(make_model(), RetokenConfig((8, 4, None)), 32, 4)
     with pytest.raises(OrderError, match="call growth.prepare"):
         other.stage  # noqa: B018
-    with pytest.raises(OrderError, match="finish runs once"):
-        growth.finish(make_model())
+    with pytest.raises(OrderError, match="fold runs once"):
+        growth.fold(make_model())
     with pytest.raises(StateError, match="another plan"):
         growth.load_state_dict({**growth.state_dict(), "plan": {}})
-    growth.finish(model)
-    with pytest.raises(OrderError, match="after finish"):
+    growth.fold(model)
+    with pytest.raises(OrderError, match="after fold"):
         growth.step()

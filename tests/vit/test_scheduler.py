@@ -56,7 +56,7 @@ def test_a_run_ends_in_a_plain_full_model(name: str, search: str) -> None:
         entry = growth.plan.stages[stage]
         assert (len(entry.blocks), entry.resolution) == (choice["depth"], choice["resolution"])
     assert growth.history[-1].trainable_fraction == 1.0
-    growth.finish(model)
+    growth.fold(model)
     assert set(vars(model)) == set(vars(vanilla))
     assert not any("forward" in vars(module) for module in model.modules())
     vanilla.load_state_dict(model.state_dict())
@@ -108,7 +108,7 @@ def test_a_stage_with_nothing_to_search_just_trains() -> None:
     assert growth.searching
     assert growth.depth == 6
     train(model, growth, optimizer, range(STEPS))
-    growth.finish(model)
+    growth.fold(model)
 
 
 def test_the_average_can_be_swapped_in_and_copied() -> None:
@@ -160,7 +160,7 @@ def run(accelerator: Any, settings: ViTGrowthConfig, start: int, folder: Path, s
         if step in saves:
             accelerator.save_state(str(folder / str(step)))
         growing.one_step(wrapped, growth, optimizer, step)
-    growth.finish(wrapped)
+    growth.fold(wrapped)
     accelerator._custom_objects.clear()
     accelerator.free_memory()
     return model.state_dict(), growth.state_dict()

@@ -52,17 +52,17 @@ def test_calls_at_the_wrong_place_are_refused() -> None:
     with pytest.raises(OrderError, match="called already"):
         growth.prepare(model, num_training_steps=STEPS, optimizer=optimizer)
     with pytest.raises(OrderError, match="does not hold"):
-        growth.finish(nn.Linear(1, 1))
+        growth.fold(nn.Linear(1, 1))
     with pytest.raises(OrderError, match=r"ended in stage 1 of 3 with 3 of 6 blocks.*step 8 at least"):
-        growth.finish(model)
+        growth.fold(model)
     with pytest.raises(ConfigError, match="larger than the images"):
         growth.resize(torch.zeros(1, 3, 4, 4))
     train(model, growth, optimizer, range(STEPS))
-    growth.finish(model)
-    with pytest.raises(OrderError, match="after finish"):
+    growth.fold(model)
+    with pytest.raises(OrderError, match="after fold"):
         growth.step()
     with pytest.raises(OrderError, match="called already"):
-        growth.finish(model)
+        growth.fold(model)
 
 
 def test_runs_too_short_for_their_search_are_refused() -> None:
@@ -92,7 +92,7 @@ def test_a_compiled_model_follows_a_fixed_schedule() -> None:
         called = torch.compile(model, backend="eager") if compiled else model
         growth.prepare(called, num_training_steps=3, optimizer=optimizer)
         train(called, growth, optimizer, range(3))
-        growth.finish(called)
+        growth.fold(called)
         seen.append(growing.output(model, growing.batch(5)[0]))
     torch.testing.assert_close(*seen)
 
@@ -129,7 +129,7 @@ def test_a_model_of_ones_own_grows_by_the_names_of_its_blocks() -> None:
     parts = {"held_out": [growing.batch(0)], "loss_fn": growing.loss_fn}
     growth.prepare(model, num_training_steps=STEPS, optimizer=optimizer, **parts)
     train(model, growth, optimizer, range(STEPS))
-    growth.finish(model)
+    growth.fold(model)
     assert [record.depth for record in growth.history][-1] == 4
 
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -15,7 +15,9 @@ from autoprog_diffusion.growth.backends.ranks import check_ranks_equal, unwrap
 from autoprog_diffusion.growth.config import check_increasing_resolutions
 from autoprog_diffusion.growth.errors import ConfigError, OrderError, PlanError, StateError
 from autoprog_diffusion.growth.plan import GrowthPlan, Stage
+from autoprog_diffusion.growth.protocol import Growth
 from autoprog_diffusion.growth.resize import resize_images
+from autoprog_diffusion.growth.units import count_trainable
 
 from ..ema import WeightAverage
 from ..resolution import enable_dynamic_resolution
@@ -120,7 +122,8 @@ class RetokenGrowth:
         accelerator: Any = None,
         projection: str | None = None,
     ) -> None:
-        self.config, self.decisions = config, []
+        self.config = config
+        self.decisions: list[dict[str, Any]] = []
         self._model, self._accelerator = model, accelerator
         self._image_size, self.depth = image_size, num_blocks
         self._tokens = Retokenizer(model, projection)
@@ -162,16 +165,20 @@ class RetokenGrowth:
         if self._accelerator is not None:
             self._accelerator.register_for_checkpointing(self)
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The model's parameters, from which the optimizer is built."""
+        return self._model.parameters()
+
     def step(self) -> bool:
         """Count one optimizer step; returns whether a new stage was entered.
 
         Raises:
-            OrderError: Not prepared, or finished.
+            OrderError: Not prepared, or folded.
             SyncError: A new stage begins and the ranks' weights differ.
         """
         before = self.stage
         if not self._running:
-            raise OrderError("step was called after finish: construct a new RetokenGrowth for a new run.")
+            raise OrderError("step was called after fold: construct a new RetokenGrowth for a new run.")
         self._average.update()
         self._step += 1
         if self.stage == before:
@@ -189,14 +196,14 @@ class RetokenGrowth:
         with self._average.swapped_in():
             yield
 
-    def finish(self, model: nn.Module) -> None:
+    def fold(self, model: nn.Module) -> None:
         """Leave the vanilla model: its own stride, no hook.
 
         Raises:
             OrderError: Another model, or called twice or before `prepare`.
         """
         if unwrap(model) is not self._model or not self._running:
-            raise OrderError("finish runs once, after prepare and training, with the model that was trained.")
+            raise OrderError("fold runs once, after prepare and training, with the model that was trained.")
         self._tokens.restore()
         self._undo()
         self._running = False
@@ -221,6 +228,12 @@ class RetokenGrowth:
     def num_stages(self) -> int:
         """Number of stages."""
         return len(self.config.strides)
+
+    @property
+    def trainable_fraction(self) -> float:
+        """Share of the model's parameters that train now, in [0, 1]."""
+        trainable, total = count_trainable(self._model)
+        return trainable / total
 
     @property
     def searching(self) -> bool:
@@ -274,3 +287,8 @@ class RetokenGrowth:
             "stage %d of %d at step %d: stride %d, dilation %d, %d tokens a side",
             self.stage + 1, self.num_stages, self._step, self.stride, dilation, self.resolution // self.stride,
         )  # fmt: skip
+
+
+if TYPE_CHECKING:
+    # Checked by pyright: a training loop that is typed by `Growth` takes it.
+    _GROWTH: type[Growth] = RetokenGrowth

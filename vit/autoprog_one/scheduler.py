@@ -6,17 +6,17 @@ import copy
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from autoprog_diffusion.growth import GrowthConfig
 from autoprog_diffusion.growth.backends import accelerate as host
 from autoprog_diffusion.growth.backends.ranks import unwrap
 from autoprog_diffusion.growth.errors import OrderError
 from autoprog_diffusion.growth.plan import GrowthPlan
-from autoprog_diffusion.growth.units import build_layout
+from autoprog_diffusion.growth.protocol import Growth
+from autoprog_diffusion.growth.units import build_layout, count_trainable
 
 from ..ema import WeightAverage
 from ..models import size_multiple
@@ -99,7 +99,7 @@ class ViTGrowth:
         """
         if self._course is not None:
             raise OrderError("growth.prepare was called already: construct a new ViTGrowth for a new run.")
-        ddp = host.check_prepared(model, self._model, self._accelerator, GrowthConfig())
+        ddp = host.check_prepared(model, self._model, self._accelerator)
         optimizers = bare_optimizers(optimizer, self._accelerator, self._model)
         ranks = RankSwitch(model, ddp, searched=self.config.search == "one_shot")
         parts = (self._elastic, self.layout, self._resized)
@@ -114,6 +114,10 @@ class ViTGrowth:
         if self._accelerator is not None:
             host.register(self._accelerator, self)
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The model's parameters, from which the optimizer is built."""
+        return self._model.parameters()
+
     def step(self) -> bool:
         """Count one optimizer step; call it after `optimizer.step()` and before saving a checkpoint.
 
@@ -121,13 +125,13 @@ class ViTGrowth:
             Whether a new sub-network shape was entered: a stage began, or a search ended.
 
         Raises:
-            OrderError: `prepare` has not been called, or `finish` has.
+            OrderError: `prepare` has not been called, or `fold` has.
             SyncError: A new shape is entered, or training ends, and the ranks' weights differ.
             SearchError: Candidates could not be scored, on any rank.
         """
         course = self._started
         if not self._running:
-            raise OrderError("step was called after finish: the run is over, construct a new ViTGrowth.")
+            raise OrderError("step was called after fold: the run is over, construct a new ViTGrowth.")
         return course.advance()
 
     def resize(self, images: Tensor) -> Tensor:
@@ -153,7 +157,7 @@ class ViTGrowth:
         copied.__dict__.pop("_original_forward", None)
         return copied
 
-    def finish(self, model: nn.Module) -> None:
+    def fold(self, model: nn.Module) -> None:
         """Leave a plain model of full depth: every override and hook is removed. Call it when training has ended.
 
         Raises:
@@ -161,10 +165,10 @@ class ViTGrowth:
             SyncError: The ranks' weights differ.
         """
         if unwrap(model) is not self._model:
-            raise OrderError("finish was given a model that this ViTGrowth does not hold: pass the trained one.")
+            raise OrderError("fold was given a model that this ViTGrowth does not hold: pass the trained one.")
         course = self._started
         if not self._running:
-            raise OrderError("finish was called already.")
+            raise OrderError("fold was called already.")
         if course.searching or self._elastic.depth != self._grid.full.depth:
             raise OrderError(
                 f"training ended in stage {self.stage + 1} of {self.num_stages} with {self._elastic.depth} of "
@@ -206,6 +210,12 @@ class ViTGrowth:
         return self.config.num_stages
 
     @property
+    def trainable_fraction(self) -> float:
+        """Share of the model's parameters that train now, in [0, 1]."""
+        trainable, total = count_trainable(self._model)
+        return trainable / total
+
+    @property
     def searching(self) -> bool:
         """Whether the next step trains a sub-network drawn from a supernet."""
         return self._started.searching
@@ -238,3 +248,8 @@ class ViTGrowth:
         if self._course is None:
             raise OrderError("call growth.prepare(model, num_training_steps=...) first, after accelerator.prepare.")
         return self._course
+
+
+if TYPE_CHECKING:
+    # Checked by pyright: a training loop that is typed by `Growth` takes it.
+    _GROWTH: type[Growth] = ViTGrowth

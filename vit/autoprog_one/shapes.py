@@ -11,7 +11,6 @@ from torch import nn
 
 from autoprog_diffusion.growth.backends import accelerate as host
 from autoprog_diffusion.growth.backends.fsdp2 import is_sharded
-from autoprog_diffusion.growth.config import GrowthConfig
 from autoprog_diffusion.growth.errors import OrderError, PlanError
 from autoprog_diffusion.growth.plan import GrowthPlan, Stage, stage_starts
 
@@ -107,7 +106,7 @@ def first_plan(config: ViTGrowthConfig, grid: Grid, num_training_steps: int) -> 
     Raises:
         PlanError: The run is too short for its stages or supernet phases, or two stages of a fixed schedule are equal.
     """
-    starts = stage_starts(GrowthConfig(num_stages=config.num_stages, boundaries=config.boundaries), num_training_steps)
+    starts = stage_starts(config.num_stages, config.boundaries, num_training_steps)
     shapes = [grid.shape(stage) for stage in range(config.num_stages)]
     strides = config.strides or (None,) * config.num_stages
     for index, (early, late) in enumerate(pairwise(shapes)):

@@ -9,7 +9,7 @@ import torch
 
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.state import fingerprint
-from autoprog_diffusion.growth.units import Layout
+from autoprog_diffusion.growth.units import Layout, count_trainable
 
 from ..ema import WeightAverage
 from ..retokenize import Retokenizer
@@ -153,8 +153,7 @@ class Course:
         self._record(stage, shape)
 
     def _record(self, stage: int, shape: Shape) -> None:
-        counts = [(p.numel(), p.requires_grad) for p in self._elastic.model.parameters()]
-        trainable, total = sum(count for count, trains in counts if trains), sum(count for count, _ in counts)
+        trainable, total = count_trainable(self._elastic.model)
         self.history.append(
             ShapeRecord(stage, self.step, self.searching, shape.depth, shape.resolution, trainable, trainable / total)
         )

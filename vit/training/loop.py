@@ -135,7 +135,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Leave a plain model of full depth, with averaged weights if they are asked for."""
-        self.growth.finish(self.model)
+        self.growth.fold(self.model)
 
     def validate(self, *, averaged: bool) -> dict[str, float]:
         """Loss and accuracy of the model as it is on all validation images, at the resolution of the stage.

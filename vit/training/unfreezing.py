@@ -71,7 +71,7 @@ class Unfreezing:
         """(N, C, H, W) images -> the same at the current stage's resolution."""
         return self._growth.resize(images)
 
-    def finish(self, model: nn.Module) -> None:
+    def fold(self, model: nn.Module) -> None:
         """Leave a plain model: no hook, no override, everything requires gradient."""
         self._growth.fold(model)
         self._disable_resolutions()

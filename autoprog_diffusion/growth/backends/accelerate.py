@@ -48,7 +48,7 @@ def check_backend(accelerator: Any, config: GrowthConfig, model: nn.Module) -> N
     """
     kind = backend(accelerator)
     if kind == "FSDP" or is_sharded(model):
-        _check_searchable(config)
+        _check_searchable(config.search)
     if kind in SUPPORTED:
         return
     if kind == "DEEPSPEED":
@@ -81,10 +81,10 @@ def _check_fsdp(plugin: Any, config: GrowthConfig) -> None:
         logger.info("no stage embedding: Accelerate's FSDP takes no optimizer with parameters outside of the model.")
 
 
-def _check_searchable(config: GrowthConfig) -> None:
-    if config.search != "none":
+def _check_searchable(search: str) -> None:
+    if search != "none":
         raise OrderError(
-            f"search={config.search!r} does not work on sharded parameters, whose per-sample gradients no rank holds: "
+            f"search={search!r} does not work on sharded parameters, whose per-sample gradients no rank holds: "
             "search in one process on a smaller run, save growth.plan, and pass plan=GrowthPlan.load(...) here."
         )
 
@@ -113,7 +113,7 @@ def check_bare(model: nn.Module) -> None:
 
 
 def check_prepared(
-    model: nn.Module, bare: nn.Module, accelerator: Any, config: GrowthConfig
+    model: nn.Module, bare: nn.Module, accelerator: Any, *, search: str = "none"
 ) -> DistributedDataParallel | None:
     """Check that `model` is the prepared form of `bare`, and return its DDP wrapper if there is one.
 
@@ -140,7 +140,7 @@ def check_prepared(
             "fully_shard: pass the model that accelerator.prepare (or DistributedDataParallel) returned."
         )
     if is_sharded(bare):
-        _check_searchable(config)
+        _check_searchable(search)
     accumulated = getattr(accelerator, "gradient_accumulation_steps", 1)
     if ddp is not None and ddp.static_graph and accumulated > 1:
         raise OrderError(
