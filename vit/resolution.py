@@ -63,8 +63,9 @@ def image_size(model: nn.Module) -> int | None:
     """Side in pixels of the (square) images a model was built for; None where it does not say."""
     if hasattr(model, "post_network"):
         return model.pos_embed.shape[1] * size_multiple(model)  # type: ignore[union-attr,operator,index]
-    found: Any = getattr(model, "patch_embed", None)
-    size = getattr(getattr(model, "config", None), "image_size", getattr(found, "img_size", None))
+    size: Any = getattr(model, "image_size", None)
+    for part, name in (("config", "image_size"), ("patch_embed", "img_size")):
+        size = getattr(getattr(model, part, None), name, None) if size is None else size
     return size if size is None or isinstance(size, int) else int(size[0])
 
 

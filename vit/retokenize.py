@@ -21,6 +21,8 @@ PROJECTIONS = ("patch_embed.proj", "patch_embeddings.projection", "embed.proj")
 PADS_ITSELF = "embed.proj"  # As-ViT's embedder pads by this file's rule, from the projection's stride and dilation
 POSITIONS = ("pos_embed", "position_embeddings")
 AFTER_POSITIONS = ("pos_drop", "dropout")
+# Fractions of the run at which the strides of the As-ViT paper change, read off its figure.
+PUBLISHED_BOUNDARIES = (80 / 300, 132 / 300)
 
 
 class RetokenError(GrowthError):

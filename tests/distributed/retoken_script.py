@@ -17,11 +17,12 @@ from rank_tools import equal_on_ranks, finish, refusal, worst  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from autoprog_diffusion.vit.asvit import AsViT, Genotype  # noqa: E402
-from autoprog_diffusion.vit.asvit.retoken_growth import RetokenConfig, RetokenGrowth  # noqa: E402
+from autoprog_diffusion.vit.autoprog_one.config import ViTGrowthConfig  # noqa: E402
+from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth  # noqa: E402
 
 
 RANKS, STEPS = 2, 6
-CONFIG = RetokenConfig((8, None), (0.5,), ema_decay=0.5)
+CONFIG = ViTGrowthConfig(2, min_depth=1.0, min_resolution=1.0, search="fixed", ema_decay=0.5, strides=(8, None))
 
 
 def build(kind: str) -> tuple[nn.Module, int]:
@@ -45,8 +46,8 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
 def alone(kind: str) -> dict[str, Tensor]:
     """Weights of the same training in one process, on the batches of both ranks."""
     model, side = build(kind)
-    growth, optimizer = RetokenGrowth(model, CONFIG, side, 1), optimizer_of(model)
-    growth.prepare(model, num_training_steps=STEPS)
+    growth, optimizer = ViTGrowth(model, CONFIG), optimizer_of(model)
+    growth.prepare(model, num_training_steps=STEPS, optimizer=optimizer)
     for step in range(STEPS):
         for rank in range(RANKS):
             (growing.loss_fn(model, *batch(10 * step + rank, side)) / RANKS).backward()
@@ -58,12 +59,12 @@ def alone(kind: str) -> dict[str, Tensor]:
 
 def together(kind: str, accelerator: Accelerator) -> dict[str, Any]:
     model, side = build(kind)
-    growth = RetokenGrowth(model, CONFIG, side, 1, accelerator)
+    growth = ViTGrowth(model, CONFIG, accelerator)
     wrapped, optimizer = accelerator.prepare(model, optimizer_of(model))
     growth.prepare(wrapped, num_training_steps=STEPS)
     seen: dict[str, Any] = {"strides": [], "unequal": []}
     for step in range(STEPS):
-        seen["strides"].append(growth.stride)
+        seen["strides"].append(growth.history[-1].stride)
         accelerator.backward(growing.loss_fn(wrapped, *batch(10 * step + accelerator.process_index, side)))
         optimizer.step()
         optimizer.zero_grad()
@@ -79,9 +80,10 @@ def together(kind: str, accelerator: Accelerator) -> dict[str, Any]:
 
 def drifted(accelerator: Accelerator) -> str:
     """What is said where one rank's weights moved before a new stage."""
-    model, side = build("as_vit")
-    growth = RetokenGrowth(model, CONFIG, side, 1)
-    growth.prepare(model, num_training_steps=2)
+    model, _ = build("as_vit")
+    growth = ViTGrowth(model, CONFIG, accelerator)
+    wrapped, _ = accelerator.prepare(model, optimizer_of(model))
+    growth.prepare(wrapped, num_training_steps=2)
     if accelerator.process_index:
         with torch.no_grad():
             next(model.parameters()).add_(1.0)

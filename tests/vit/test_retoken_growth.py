@@ -11,16 +11,21 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from autoprog_diffusion.growth import ConfigError, OrderError, PlanError, StateError
+from autoprog_diffusion.growth import ConfigError, PlanError, StateError
 from autoprog_diffusion.vit.asvit import AsViT, Genotype
-from autoprog_diffusion.vit.asvit.retoken_growth import RetokenConfig, RetokenGrowth
 from autoprog_diffusion.vit.autoprog_one.config import ViTGrowthConfig
 from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
 from autoprog_diffusion.vit.models import logits
 from autoprog_diffusion.vit.retokenize import RetokenError
 
 
-CONFIG = RetokenConfig(boundaries=(0.25, 0.5), ema_decay=0.9)
+def tokens(*strides: int | None, boundaries: tuple[float, ...] = (0.25, 0.5), **options: Any) -> ViTGrowthConfig:
+    """A schedule in which tokens grow, and nothing else."""
+    fixed: dict[str, Any] = {"min_depth": 1.0, "min_resolution": 1.0, "search": "fixed", "ema_decay": 0.9}
+    return ViTGrowthConfig(num_stages=len(strides), strides=strides, boundaries=boundaries, **{**fixed, **options})
+
+
+CONFIG = tokens(16, 8, None)
 
 
 def make_model() -> AsViT:
@@ -28,7 +33,7 @@ def make_model() -> AsViT:
     return AsViT(Genotype.parse("4,2,2|2,1,2|2,1,2|2,1,2|16,16"), 3, 32)
 
 
-def train(model: nn.Module, growth: RetokenGrowth | ViTGrowth, optimizer: torch.optim.Optimizer, steps: range) -> None:
+def train(model: nn.Module, growth: ViTGrowth, optimizer: torch.optim.Optimizer, steps: range) -> None:
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         images = growth.resize(torch.randn(4, 3, 32, 32, generator=generator))
@@ -38,10 +43,12 @@ def train(model: nn.Module, growth: RetokenGrowth | ViTGrowth, optimizer: torch.
         growth.step()
 
 
-def started(model: nn.Module, config: RetokenConfig = CONFIG) -> tuple[RetokenGrowth, torch.optim.Optimizer]:
-    growth = RetokenGrowth(model, config, image_size=32, num_blocks=4)
-    growth.prepare(model, num_training_steps=8)
-    return growth, torch.optim.AdamW(model.parameters(), 1e-2)
+def started(
+    model: nn.Module, config: ViTGrowthConfig = CONFIG, steps: int = 8
+) -> tuple[ViTGrowth, torch.optim.Optimizer]:
+    growth, optimizer = ViTGrowth(model, config), torch.optim.AdamW(model.parameters(), 1e-2)
+    growth.prepare(model, num_training_steps=steps, optimizer=optimizer)
+    return growth, optimizer
 
 
 def test_tokens_shrink_on_time_and_the_vanilla_model_is_left() -> None:
@@ -49,11 +56,12 @@ def test_tokens_shrink_on_time_and_the_vanilla_model_is_left() -> None:
     vanilla, (growth, optimizer) = copy.deepcopy(model), started(model)
     strides = []
     for step in range(8):
-        strides.append(growth.stride)
+        projection = model.embed.proj
+        strides.append((projection.stride[0], projection.dilation[0]))
         train(model, growth, optimizer, range(step, step + 1))
     growth.fold(model)
-    assert strides == [16, 16, 8, 8, 4, 4, 4, 4]
-    assert [(r.step, r.stride, r.dilation) for r in growth.history] == [(0, 16, 5), (2, 8, 2), (4, 4, 1)]
+    assert strides == [(16, 5)] * 2 + [(8, 2)] * 2 + [(4, 1)] * 4
+    assert [(r.step, r.stride) for r in growth.history] == [(0, 16), (2, 8), (4, 4)]
     assert [stage.stride for stage in growth.plan.stages] == [16, 8, None]
     images = torch.randn(2, 3, 32, 32)
     vanilla.load_state_dict(model.state_dict())
@@ -82,7 +90,7 @@ def test_resume_is_bit_exact_inside_a_stage_and_at_its_start(at: int) -> None:
 def test_resolution_and_stride_grow_in_one_plan_for_a_plain_vit() -> None:
     sizes: dict[str, Any] = {"image_size": 32, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 1}
     model = ViTForImageClassification(ViTConfig(**sizes, num_attention_heads=2, intermediate_size=16, num_labels=3))
-    growth, optimizer = started(model, RetokenConfig((8, 4, None), (0.25, 0.5), resolutions=(16, 24, 32)))
+    growth, optimizer = started(model, tokens(8, 4, None, resolutions=(16, 24, 32)))
     seen: list[int] = []
     model.vit.layernorm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1] - 1))
     train(model, growth, optimizer, range(8))
@@ -123,8 +131,8 @@ def test_depth_resolution_and_stride_grow_in_one_plan() -> None:
 
 
 def test_strides_of_vit_growth_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigError, match="None in the last"):
-        ViTGrowthConfig(2, search="fixed", strides=(8, 4))
+    with pytest.raises(ConfigError, match="one for each of the 2 stages"):
+        ViTGrowthConfig(2, search="fixed", strides=(8, 4, None))
     with pytest.raises(ConfigError, match='use search="fixed"'):
         ViTGrowthConfig(2, strides=(8, None))
     sizes: dict[str, Any] = {"image_size": 32, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2}
@@ -135,7 +143,7 @@ def test_strides_of_vit_growth_that_do_not_fit_are_refused() -> None:
 
 def test_one_stage_is_ordinary_training() -> None:
     model, plain = make_model(), make_model()
-    growth, optimizer = started(model, RetokenConfig((None,), ()))
+    growth, optimizer = started(model, tokens(None, boundaries=()), steps=3)
     train(model, growth, optimizer, range(3))
     ordinary = torch.optim.AdamW(plain.parameters(), 1e-2)
     for step in range(3):
@@ -148,34 +156,29 @@ def test_one_stage_is_ordinary_training() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     model = make_model()
-    with pytest.raises(ConfigError, match="2 of them"):
-        RetokenConfig(boundaries=(0.5,))
-    with pytest.raises(ConfigError, match="one for each stage"):
-        RetokenConfig(resolutions=(16, 32))
-    with pytest.raises(PlanError, match="stride of 64 pixels does not divide images of 32"):
-        RetokenGrowth(model, RetokenConfig((64, 8, None)), 32, 4)
+    with pytest.raises(ConfigError, match="2 values"):
+        tokens(16, 8, None, boundaries=(0.5,))
+    with pytest.raises(ConfigError, match="one per stage"):
+        tokens(16, 8, None, resolutions=(16, 32))
+    with pytest.raises(PlanError, match="stride of 64 pixels does not divide its images of 32"):
+        ViTGrowth(model, tokens(64, 8, None))
     with pytest.raises(PlanError, match="must end with the model's own, 4"):
-        RetokenGrowth(model, RetokenConfig((16, 8, 8)), 32, 4)
+        ViTGrowth(model, tokens(16, 8, 8))
     with pytest.raises(RetokenError, match="stride 6"):
-        RetokenGrowth(model, RetokenConfig((6, 4, None)), 32, 4)
+        ViTGrowth(model, tokens(6, 4, None))
+    with pytest.raises(PlanError, match="4 groups of blocks cannot grow in depth: use min_depth=1"):
+        ViTGrowth(AsViT(Genotype.parse("4,2,2,2|2,1,2,2|2,1,2,2|2,1,2,2|16,16"), 3, 32), ViTGrowthConfig())
     with pytest.raises(PlanError, match="rise"):
-        RetokenGrowth(model, RetokenConfig((8, 16, None)), 32, 4).prepare(model, num_training_steps=8)
+        started(model, tokens(8, 16, None))
+    with pytest.raises(PlanError, match="shorter than num_stages=3"):
+        started(model, CONFIG, steps=2)
     with pytest.raises(PlanError, match="begin at 0 and increase"):
-        RetokenGrowth(model, CONFIG, 32, 4).prepare(model, num_training_steps=2)
+        started(model, CONFIG, steps=3)
 
 
-def test_order_and_foreign_states_are_refused() -> None:
+def test_a_state_of_other_strides_is_refused() -> None:
     model = make_model()
     growth, _ = started(model)
-    with pytest.raises(OrderError, match="prepare runs once"):
-        growth.prepare(model, num_training_steps=8)
-    other = RetokenGrowth(make_model(), RetokenConfig((8, 4, None)), 32, 4)
-    with pytest.raises(OrderError, match="call growth.prepare"):
-        other.stage  # noqa: B018
-    with pytest.raises(OrderError, match="fold runs once"):
-        growth.fold(make_model())
-    with pytest.raises(StateError, match="another plan"):
-        growth.load_state_dict({**growth.state_dict(), "plan": {}})
-    growth.fold(model)
-    with pytest.raises(OrderError, match="after fold"):
-        growth.step()
+    other, _ = started(make_model(), tokens(8, 4, None))
+    with pytest.raises(StateError, match=r"strides was \[8, 4, None\], now \[16, 8, None\]"):
+        growth.load_state_dict(other.state_dict())

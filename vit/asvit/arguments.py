@@ -10,9 +10,9 @@ import tyro
 
 from autoprog_diffusion.growth.errors import ConfigError
 
+from ..retokenize import PUBLISHED_BOUNDARIES
 from ..training.arguments import AugmentArguments, DataArguments, OutputArguments
 from ..training.arguments import TrainArguments as OptimisationArguments
-from .retoken_growth import PUBLISHED_BOUNDARIES
 
 
 @dataclass(frozen=True)

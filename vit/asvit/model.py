@@ -173,6 +173,10 @@ class AsViT(nn.Module):
             elif isinstance(module, (nn.Conv2d, nn.LayerNorm)):
                 module.reset_parameters()
 
+    def block_groups(self) -> list[list[str]]:
+        """Names of the blocks that have one shape, group by group in forward order: one group a stage."""
+        return [[f"stages.{stage}.{i}" for i in range(depth)] for stage, depth in enumerate(self.genotype.depths)]
+
     def tokens(self, images: Tensor) -> Tensor:
         """Tokens of the last stage before the final norm: (N, in, H, W) -> (N, h, w, 8C)."""
         x = self.embed(images)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from accelerate.utils import set_seed
 
+from ..autoprog_one.config import ViTGrowthConfig
+from ..autoprog_one.scheduler import ViTGrowth
 from ..training.arguments import Arguments, GrowthArguments, ModelArguments, check_arguments
 from ..training.data import load_data
 from ..training.loop import Trainer
@@ -13,7 +15,6 @@ from ..training.run import begin, run
 from .arguments import TrainArguments
 from .genotype import Genotype
 from .model import AsViT
-from .retoken_growth import RetokenConfig, RetokenGrowth
 
 
 if TYPE_CHECKING:
@@ -55,18 +56,25 @@ def get_ready(args: TrainArguments, shared: Arguments, genotype: Genotype, accel
     data = load_data(shared, multiple=SIZE_MULTIPLE, hold_out=False)
     set_seed(args.train.seed)  # the same weights on every rank, whatever the data drew
     model = AsViT(genotype, len(data.classes), args.img_size, drop_path=args.drop_path)
-    growth = RetokenGrowth(model, retoken_config(args), args.img_size, sum(genotype.depths), accelerator)
+    growth = ViTGrowth(model, retoken_config(args), accelerator)
     set_seed(args.train.seed, device_specific=True)
     trainer = RetokenTrainer(model, growth, data, shared, accelerator)
     begin(trainer, shared, accelerator)
     return trainer
 
 
-def retoken_config(args: TrainArguments) -> RetokenConfig:
-    """Strides and boundaries of the arguments; one stage without re-tokenization."""
-    if args.retokenization == "off":
-        return RetokenConfig((None,), (), ema_decay=args.train.model_ema_decay)
-    return RetokenConfig(args.strides, args.boundaries, ema_decay=args.train.model_ema_decay)
+def retoken_config(args: TrainArguments) -> ViTGrowthConfig:
+    """Growth of the tokens alone, by the strides and boundaries of the arguments; one stage without it."""
+    strides = args.strides if args.retokenization == "on" else (None,)
+    return ViTGrowthConfig(
+        num_stages=len(strides),
+        min_depth=1.0,
+        min_resolution=1.0,
+        search="fixed",
+        ema_decay=args.train.model_ema_decay,
+        boundaries=args.boundaries if args.retokenization == "on" else (),
+        strides=strides,
+    )
 
 
 def as_pretraining(args: TrainArguments, genotype: Genotype) -> Arguments:

@@ -44,8 +44,8 @@ class ViTGrowthConfig:
             min(ema_decay, (1 + n) / (10 + n)), so that short runs forget their start.
         boundaries: First optimizer step of stages 1, 2, ... (num_stages - 1 values), or fractions of the run in
             (0, 1). `None` spaces them evenly.
-        strides: Pixels from one token to the next in every stage, falling to the model's own (None), for progressive
-            re-tokenization (see `retokenize`); only with the fixed schedule.
+        strides: Pixels from one token to the next in every stage, falling to the model's own, for progressive
+            re-tokenization (see `retokenize`); None is the model's own. Only with the fixed schedule.
         seed: Of sub-network draws, of the `random` search and of newly initialised blocks.
 
     Raises:
@@ -157,10 +157,8 @@ def _check_strides(config: ViTGrowthConfig) -> None:
     strides = config.strides
     if strides is None:
         return
-    if len(strides) != config.num_stages or strides[-1] is not None:
-        raise ConfigError(
-            f"strides={strides} is not allowed: give one for each of the {config.num_stages} stages, None in the last."
-        )
+    if len(strides) != config.num_stages:
+        raise ConfigError(f"strides={strides} is not allowed: give one for each of the {config.num_stages} stages.")
     if config.search != "fixed":
         raise ConfigError(f'strides follow a fixed schedule, but search="{config.search}": use search="fixed".')
 

@@ -40,7 +40,8 @@ def find_groups(model: nn.Module, patterns: Sequence[str] | None = None) -> tupl
     """The block groups that a model declares: one for ViT and DeiT, outlookers and transformer blocks for VOLO.
 
     Args:
-        model: The bare model, of timm or transformers (recognised by what it declares).
+        model: The bare model, of timm or transformers (recognised by what it declares), or one with a method
+            `block_groups` that lists the names of its blocks, group by group.
         patterns: Names of the blocks in forward order, for another model, for example `["layers.*"]`.
 
     Raises:
@@ -48,6 +49,8 @@ def find_groups(model: nn.Module, patterns: Sequence[str] | None = None) -> tupl
     """
     if patterns is not None:
         found = [[unit.name for unit in layout_from_patterns(model, patterns).blocks]]
+    elif hasattr(model, "block_groups"):
+        found = model.block_groups()  # type: ignore[operator]
     elif isinstance(getattr(model, "network", None), nn.ModuleList) and hasattr(model, "post_network"):
         found = _volo(model)
     else:
@@ -64,12 +67,20 @@ def split_depths(depths: Iterable[int], sizes: Sequence[int]) -> list[tuple[int,
         depths: Total depths, increasing, at most the sum of the sizes.
         sizes: Blocks of the full groups.
 
+    Raises:
+        PlanError: More than two groups would grow.
+
     Example:
         >>> split_depths([9, 12, 15, 18], [4, 14])
         [(2, 7), (4, 8), (4, 11), (4, 14)]
     """
+    depths = list(depths)
     if len(sizes) == 1:
         return [(depth,) for depth in depths]
+    if depths == [sum(sizes)]:
+        return [tuple(sizes)]
+    if len(sizes) > 2:
+        raise PlanError(f"a model with {len(sizes)} groups of blocks cannot grow in depth: use min_depth=1.")
     result: list[tuple[int, ...]] = []
     for depth in depths:
         # Each group holds a block, fits its full size, and is as deep as in the network before.
@@ -95,9 +106,9 @@ def depth_grid(config: ViTGrowthConfig, sizes: Sequence[int]) -> list[int]:
         PlanError: There are fewer blocks than stages.
     """
     full, count = sum(sizes), config.num_stages
-    if full < count:
-        raise PlanError(f"the model has {full} blocks for num_stages={count}: use at most {full} stages.")
     low = max(len(sizes), round(config.min_depth * full))
+    if low < full < count:
+        raise PlanError(f"the model has {full} blocks for num_stages={count}: use at most {full} stages.")
     return [full if k == count - 1 else low + (full - low) * k // max(count - 1, 1) for k in range(count)]
 
 

@@ -40,6 +40,7 @@ class ViTGrowth:
         config: How it grows.
         accelerator: The `accelerate.Accelerator` of the loop; `None` in a plain PyTorch loop.
         blocks: Patterns of the blocks' names in forward order, for a model that declares none.
+        projection: Name of the patch projection, for strides of a model where `find_projection` does not find it.
 
     Raises:
         UnitError: The model's blocks cannot be found, or differ in shape.
@@ -56,6 +57,7 @@ class ViTGrowth:
         accelerator: Any = None,
         *,
         blocks: Sequence[str] | None = None,
+        projection: str | None = None,
     ) -> None:
         check_backend(accelerator, model)
         host.check_bare(model)
@@ -63,7 +65,7 @@ class ViTGrowth:
         self._model, self._accelerator = model, accelerator
         self._elastic = ElasticModel(model, find_groups(model, blocks))
         self._grid = make_grid(config, model, self._elastic.groups)
-        self._tokens = find_tokens(config, model, self._grid)
+        self._tokens = find_tokens(config, model, self._grid, projection)
         self._resized = functools.partial(resize_images, multiple=size_multiple(model))
         names = [name for group in self._elastic.groups for name in group.blocks]
         self.layout = build_layout(model, [(name, [name]) for name in names], [])

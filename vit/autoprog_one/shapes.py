@@ -155,19 +155,21 @@ def search_length(config: ViTGrowthConfig, plan: GrowthPlan, stage: int) -> int:
     return steps
 
 
-def find_tokens(config: ViTGrowthConfig, model: nn.Module, grid: Grid) -> Retokenizer | None:
+def find_tokens(config: ViTGrowthConfig, model: nn.Module, grid: Grid, projection: str | None) -> Retokenizer | None:
     """What changes the model's stride, where the configuration asks for it.
 
     Raises:
         RetokenError: The model cannot be re-tokenized, or not with one of the strides.
-        PlanError: A stride does not divide its stage's images.
+        PlanError: A stride does not divide its stage's images, or the last one is not the model's own.
     """
     if config.strides is None:
         return None
-    tokens = Retokenizer(model)
+    tokens = Retokenizer(model, projection)
     for stage, (stride, side) in enumerate(zip(config.strides, grid.resolutions, strict=True)):
         if side % tokens.check(stride):
             raise PlanError(f"stage {stage}: a stride of {stride} pixels does not divide its images of {side} pixels.")
+    if tokens.check(config.strides[-1]) != tokens.native:
+        raise PlanError(f"strides={config.strides} must end with the model's own, {tokens.native} or None.")
     return tokens
 
 

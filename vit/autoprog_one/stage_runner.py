@@ -155,7 +155,16 @@ class Course:
     def _record(self, stage: int, shape: Shape) -> None:
         trainable, total = count_trainable(self._elastic.model)
         self.history.append(
-            ShapeRecord(stage, self.step, self.searching, shape.depth, shape.resolution, trainable, trainable / total)
+            ShapeRecord(
+                stage=stage,
+                step=self.step,
+                searching=self.searching,
+                depth=shape.depth,
+                resolution=shape.resolution,
+                trainable_parameters=trainable,
+                trainable_fraction=trainable / total,
+                stride=None if self._tokens is None else self._tokens.stride,
+            )
         )
         logger.info(
             "stage %d of %d at step %d: %s%d of %d blocks, %d pixels",

@@ -28,6 +28,7 @@ class ShapeRecord:
         resolution: Image side in pixels.
         trainable_parameters: Parameters that train.
         trainable_fraction: The same over all of the model's parameters.
+        stride: Pixels from one token to the next; None where tokens do not grow.
     """
 
     stage: int
@@ -37,6 +38,7 @@ class ShapeRecord:
     resolution: int
     trainable_parameters: int
     trainable_fraction: float
+    stride: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON types."""
@@ -62,7 +64,7 @@ def check_state(
             detail = "its parameters have other shapes" if key == "parameters" else f"{key} {theirs!r}, not {value!r}"
             raise StateError(f"the checkpoint is of another model: {detail}. Build the model of the checkpoint.")
     ours = {**config.to_dict(), "num_training_steps": num_training_steps}
-    theirs = {**state["config"], "num_training_steps": state["plan"]["num_training_steps"]}
+    theirs = {**state.get("config", {}), "num_training_steps": state["plan"]["num_training_steps"]}
     wrong = [
         f"{key} was {theirs.get(key)!r}, now {value!r}" for key, value in ours.items() if theirs.get(key) != value
     ]
