@@ -21,11 +21,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from common import facts, save
+from common import facts, load_literal, save
 from torch import Tensor
 
 from autoprog_diffusion.search.recorded_calls import Call
-from autoprog_diffusion.search.reference import literal_condition_number, literal_gram
 from autoprog_diffusion.vit.asvit import AsViT, Genotype
 from autoprog_diffusion.vit.asvit.features import (
     FeatureModel,
@@ -34,14 +33,9 @@ from autoprog_diffusion.vit.asvit.features import (
     without_norms,
 )
 from autoprog_diffusion.vit.asvit.length_distortion import angles, curve_scores, random_plane
-from autoprog_diffusion.vit.asvit.reference_curves import (
-    literal_curvature,
-    literal_derivatives,
-    literal_length,
-    literal_velocity,
-)
 
 
+reference, curves = load_literal("reference"), load_literal("reference_curves")
 SEED, SAMPLES = 0, 16
 
 
@@ -120,17 +114,20 @@ def compare_curves(size: Size, model: AsViT, repeat: int) -> tuple[Compared, Com
     """Length, then curvature and Gauss map (from the literal derivatives), on a part of the channels."""
     plane, run = random_plane(size.shape, repeat), FeatureModel(model, AsViT.features)
     with without_norms(model):
-        length_seconds, v = timed(lambda: literal_velocity(run, plane, angles(), channels=size.channels))
-        seconds, (w, a) = timed(lambda: literal_derivatives(run, plane, angles(), channels=size.curvature_channels))
+        length_seconds, v = timed(lambda: curves.literal_velocity(run, plane, angles(), channels=size.channels))
+        seconds, (w, a) = timed(
+            lambda: curves.literal_derivatives(run, plane, angles(), channels=size.curvature_channels)
+        )
     (one,) = curve_scores(model, first(size.channels), size.shape, seed=repeat)
     (two,) = curve_scores(model, first(size.curvature_channels), size.shape, seed=repeat, second_order=True)
     w, a = w.double(), a.double()
     turning = ((a / w.norm(dim=1, keepdim=True)) - w * ((a * w).sum(1) / w.norm(dim=1) ** 3)[:, None]).norm(dim=1)
     second = [
-        ("curvature", two.curvature, literal_curvature(w, a)),
+        ("curvature", two.curvature, curves.literal_curvature(w, a)),
         ("gauss_length", two.gauss_length, float(turning.sum())),
     ]
-    return ("length", length_seconds, [("length", one.length, literal_length(v))]), ("curvature", seconds, second)
+    lengths = [("length", one.length, curves.literal_length(v))]
+    return ("length", length_seconds, lengths), ("curvature", seconds, second)
 
 
 def compare_ntk(size: Size, model: AsViT, images: Tensor) -> Compared:
@@ -139,9 +136,9 @@ def compare_ntk(size: Size, model: AsViT, images: Tensor) -> Compared:
     parts = ("model.embed", "model.merges", "model.stages")  # what the features depend on
     names = [name for name, _ in wrapped.named_parameters() if name.startswith(parts) and "weight" in name]
     call = Call((images,), {}, torch.zeros(SAMPLES))
-    seconds, gram = timed(lambda: literal_gram(wrapped, call, names, samples=count))
+    seconds, gram = timed(lambda: reference.literal_gram(wrapped, call, names, samples=count))
     (kappa,) = feature_condition_numbers(model, AsViT.features, images[:count])
-    return "ntk", seconds, [("ntk", kappa, literal_condition_number(gram))]
+    return "ntk", seconds, [("ntk", kappa, reference.literal_condition_number(gram))]
 
 
 def show(row: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from common import RESULTS, facts, save
 from rich.console import Console
 from rich.table import Table
 
-from autoprog_diffusion.training.output import write_text_atomically
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.vit.asvit import Genotype
 from autoprog_diffusion.vit.asvit.arguments import TrainArguments, parse
 from autoprog_diffusion.vit.asvit.training import run_training

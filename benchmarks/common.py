@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import diffusers
@@ -30,6 +32,17 @@ def facts(seed: int) -> dict[str, Any]:
         "seed": seed,
         "command": " ".join(["python", *sys.argv]),
     }
+
+
+def load_literal(name: str) -> ModuleType:
+    """The slow, literal formulas of `tests/search/<name>.py`, which no package holds."""
+    root = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
+    spec = importlib.util.spec_from_file_location(name, root / "tests" / "search" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def save(name: str, values: dict[str, Any]) -> None:

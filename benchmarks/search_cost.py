@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import dit_inputs, facts, make_call, make_dit, save
+from common import dit_inputs, facts, load_literal, make_call, make_dit, save
 from torch import nn
 
 from autoprog_diffusion.growth import find_adapter, select_blocks
@@ -28,11 +28,11 @@ from autoprog_diffusion.growth.units import Layout
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams, unit_grams
 from autoprog_diffusion.search.probe import untouched
 from autoprog_diffusion.search.recorded_calls import Call
-from autoprog_diffusion.search.reference import literal_condition_number, literal_gram
 from autoprog_diffusion.search.zero_shot import trained_units
 from autoprog_diffusion.search.zico import parameter_scores, unit_zico
 
 
+reference = load_literal("reference")
 BATCH, SEED = 16, 0
 
 
@@ -47,7 +47,7 @@ def literal(model: nn.Module, layout: Layout, calls: list[Call], candidates: lis
         names = weights_of(layout, trained_units(layout, blocks))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)
-        kappa = literal_condition_number(literal_gram(model, calls[0], names))
+        kappa = reference.literal_condition_number(reference.literal_gram(model, calls[0], names))
         scores.append((kappa, literal_zico_kept(model, calls, [name for name in names if name in layers])))
     return scores
 

@@ -34,7 +34,7 @@ from ttq_methods import METHODS, Method
 from ttq_quality import Judge
 from ttq_table import TUNING_SEED, best_rate, clean, draw, load_results, print_table, summarise, summary
 
-from autoprog_diffusion.training.output import write_text_atomically
+from autoprog_diffusion.files import write_text_atomically
 
 
 COMMITTED = RESULTS / "time_to_quality"

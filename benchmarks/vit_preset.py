@@ -26,7 +26,7 @@ from common import RESULTS, facts, save
 from rich.console import Console
 from rich.table import Table
 
-from autoprog_diffusion.training.output import write_text_atomically
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.vit.training.arguments import parse
 from autoprog_diffusion.vit.training.run import run
 

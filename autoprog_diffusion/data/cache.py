@@ -15,8 +15,8 @@ from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.backends.ranks import checksums
-from autoprog_diffusion.training.output import write_text_atomically
 
 
 if TYPE_CHECKING:

@@ -97,8 +97,9 @@ class GrowthConfig:
             object.__setattr__(self, "search_candidates", tuple(tuple(blocks) for blocks in self.search_candidates))
         if self.resolutions is not None:
             object.__setattr__(self, "resolutions", tuple(as_resolution(value) for value in self.resolutions))
-        for check in (_check_choices, _check_ranges, _check_direction, _check_resolutions, _check_boundaries):
+        for check in (_check_choices, _check_ranges, _check_direction, _check_resolutions):
             check(self)
+        check_boundaries(self.boundaries, self.num_stages)
 
     @property
     def plan_stages(self) -> int:
@@ -116,12 +117,7 @@ class GrowthConfig:
         Raises:
             ConfigError: A key is not a field of `GrowthConfig`.
         """
-        if not isinstance(values, dict):
-            raise ConfigError(f"a growth configuration is a JSON object of fields and values, not {values!r}.")
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigError(f"GrowthConfig has no field(s) {unknown}; fields are {sorted(known)}.")
+        check_fields(cls, values)
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
@@ -140,6 +136,41 @@ class GrowthConfig:
         except json.JSONDecodeError as error:
             raise ConfigError(f"{path} is not a JSON file: {error}.") from error
         return cls.from_dict(values)
+
+
+def check_fields(cls: Any, values: Any) -> None:
+    """Raise `ConfigError` where `values` is no dictionary, or holds a key that is not a field of dataclass `cls`."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"a growth configuration is a JSON object of fields and values, not {values!r}.")
+    known = {field.name for field in fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"{cls.__name__} has no field(s) {unknown}; fields are {sorted(known)}.")
+
+
+def check_choices(config: Any, choices: dict[str, Any]) -> None:
+    """Raise `ConfigError` where a field of `config` is none of its literals, `choices[name]`."""
+    for name, kind in choices.items():
+        value, allowed = getattr(config, name), get_args(kind)
+        if value not in allowed:
+            raise ConfigError(f"{name}={value!r} is not allowed: use one of {allowed}.")
+
+
+def check_boundaries(boundaries: tuple[float | int, ...] | None, num_stages: int) -> None:
+    """Raise `ConfigError` unless there is one boundary before every stage but the first, in increasing order."""
+    if boundaries is None:
+        return
+    if len(boundaries) != num_stages - 1:
+        raise ConfigError(
+            f"boundaries={boundaries} has {len(boundaries)} values for num_stages={num_stages}: give the first step "
+            f"of every stage but the first, {num_stages - 1} values."
+        )
+    fractions = all(isinstance(bound, float) and 0 < bound < 1 for bound in boundaries)
+    steps = all(isinstance(bound, int) and not isinstance(bound, bool) and bound > 0 for bound in boundaries)
+    if not fractions and not steps:
+        raise ConfigError(f"boundaries={boundaries}: use all steps (whole numbers from 1) or all fractions in (0, 1).")
+    if any(late <= early for early, late in zip(boundaries, boundaries[1:])):
+        raise ConfigError(f"boundaries={boundaries} do not increase: a stage must begin after the one before it.")
 
 
 def as_resolution(value: float | int, error: type[ValueError] = ConfigError) -> float | int:
@@ -172,10 +203,7 @@ def _is_number(value: object) -> bool:
 def _check_choices(config: GrowthConfig) -> None:
     choices = {"order": Order, "direction": Direction, "search": Search, "stage_embedding_init": EmbeddingInit}
     choices |= {"search_objective": Objective, "search_cost": Cost}
-    for name, kind in choices.items():
-        value, allowed = getattr(config, name), get_args(kind)
-        if value not in allowed:
-            raise ConfigError(f"{name}={value!r} is not allowed: use one of {allowed}.")
+    check_choices(config, choices)
     wrong = sorted(set(config.search_orders) - set(get_args(Order)))
     if wrong or not config.search_orders:
         raise ConfigError(f"search_orders={config.search_orders!r} is not allowed: name some of {get_args(Order)}.")
@@ -228,20 +256,3 @@ def _check_resolutions(config: GrowthConfig) -> None:
                 f"resolution {size} is not a multiple of {config.resolution_multiple} (VAE factor times patch size): "
                 f"use {size // config.resolution_multiple * config.resolution_multiple or config.resolution_multiple}."
             )
-
-
-def _check_boundaries(config: GrowthConfig) -> None:
-    if config.boundaries is None:
-        return
-    bounds = config.boundaries
-    if len(bounds) != config.num_stages - 1:
-        raise ConfigError(
-            f"boundaries={bounds} has {len(bounds)} values for num_stages={config.num_stages}: give the first step "
-            f"of every stage but the first, {config.num_stages - 1} values."
-        )
-    fractions = all(isinstance(bound, float) and 0 < bound < 1 for bound in bounds)
-    steps = all(isinstance(bound, int) and not isinstance(bound, bool) and bound > 0 for bound in bounds)
-    if not fractions and not steps:
-        raise ConfigError(f"boundaries={bounds}: use all steps (whole numbers from 1) or all fractions in (0, 1).")
-    if any(late <= early for early, late in zip(bounds, bounds[1:])):
-        raise ConfigError(f"boundaries={bounds} do not increase: a stage must begin after the one before it.")

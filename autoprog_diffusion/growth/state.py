@@ -117,7 +117,7 @@ def check_state(
             "of training steps, or pass the old plan."
         )
     theirs, ours = (
-        None if e is None else {k: tuple(v.shape) for k, v in e.items()} for e in (state["embedding"], embedding)
+        None if e is None else {k: tuple(v.shape) for k, v in e.items()} for e in (state.get("embedding"), embedding)
     )
     if theirs != ours:
         raise StateError(

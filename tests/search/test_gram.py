@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from autoprog_diffusion.search.gram import pair_gram
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams
 from autoprog_diffusion.search.recorded_calls import Call
-from autoprog_diffusion.search.reference import literal_condition_number, literal_gram
+
+from .reference import literal_condition_number, literal_gram
 
 
 class Reused(nn.Module):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.search.recorded_calls import Call
-from autoprog_diffusion.search.reference import literal_condition_number, literal_gram
 from autoprog_diffusion.vit.asvit import AsViT, Genotype
 from autoprog_diffusion.vit.asvit.features import (
     FeatureModel,
@@ -20,7 +19,9 @@ from autoprog_diffusion.vit.asvit.features import (
     without_norms,
 )
 from autoprog_diffusion.vit.asvit.length_distortion import CurveScore, angles, curve_scores, on_circle, random_plane
-from autoprog_diffusion.vit.asvit.reference_curves import (
+
+from .reference import literal_condition_number, literal_gram
+from .reference_curves import (
     difference_derivatives,
     literal_curvature,
     literal_derivatives,

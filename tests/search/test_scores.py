@@ -9,12 +9,12 @@ from torch import nn
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams, unit_grams
 from autoprog_diffusion.search.probe import untouched
-from autoprog_diffusion.search.reference import literal_condition_number, literal_gram, literal_zico
 from autoprog_diffusion.search.zero_shot import trained_units
 from autoprog_diffusion.search.zico import mean_gradients, parameter_scores, unit_gain, unit_zico
 
 from ..settings import BY_ID, Family
 from .families import SEARCHED, model_and_calls
+from .reference import literal_condition_number, literal_gram, literal_zico
 
 
 families = pytest.mark.parametrize("family", SEARCHED, ids=lambda family: family.id)

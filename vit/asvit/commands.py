@@ -17,8 +17,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import autoprog_diffusion
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import GrowthError
-from autoprog_diffusion.training.output import write_text_atomically
 
 from ..training.arguments import DataArguments
 from ..training.augment import normalised

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-from autoprog_diffusion.growth.config import check_increasing_resolutions
+from autoprog_diffusion.growth.config import (
+    check_boundaries,
+    check_choices,
+    check_fields,
+    check_increasing_resolutions,
+)
 from autoprog_diffusion.growth.errors import ConfigError
 
 
@@ -15,6 +20,14 @@ Operator = Literal["momentum", "interpolation", "stacking", "identity", "random"
 OptimizerState = Literal["copy", "average", "fresh"]
 Cost = Literal["flops", "measured"]
 Objective = Literal["gain_per_cost", "rank_vote"]
+
+_CHOICES = {
+    "search": Search,
+    "operator": Operator,
+    "optimizer_state": OptimizerState,
+    "search_cost": Cost,
+    "search_objective": Objective,
+}
 
 
 @dataclass(frozen=True)
@@ -32,21 +45,21 @@ class ViTGrowthConfig:
             the grid. Candidates are the same for the first three; the last stage is never searched.
         operator: How weights of a deeper network come from a shallower one (see `operators.growth_map`). `momentum`
             is MoGrow, interpolation of the moving average.
-        optimizer_state: What an inserted block starts with: a `copy` of its source's, the `average` of its source's
-            and the next block's, or `fresh`, none. Measured in short runs, `fresh` ends with a loss up to 0.02 lower
-            (benchmarks/vit_optimizer_state.py); whether that lasts in long ones is not known.
+        optimizer_state: Start of the optimizer state of an inserted block: a `copy` of its source's, the `average` of
+            its source's and the next block's, or `fresh`, none. Measured in short runs, `fresh` ends with a loss up to
+            0.02 lower (benchmarks/vit_optimizer_state.py); whether that lasts in long ones is not known.
         search_steps: Length of the supernet phase: steps, or a fraction in (0, 1) of the stage.
         evaluations: How often candidates are evaluated, spread evenly over the second half of the supernet phase (the
             paper: the last of two epochs, 5 times).
         search_cost: `flops` counts, so that a run repeats bit for bit; `measured` times steps, as in the paper.
-        search_objective: Of `zero_shot`.
-        ema_decay: Of the moving average of the weights, in [0, 1); the first steps average less,
+        search_objective: Objective of the `zero_shot` search.
+        ema_decay: Decay of the moving average of the weights, in [0, 1). The first steps average less,
             min(ema_decay, (1 + n) / (10 + n)), so that short runs forget their start.
         boundaries: First optimizer step of stages 1, 2, ... (num_stages - 1 values), or fractions of the run in
             (0, 1). `None` spaces them evenly.
         strides: Pixels from one token to the next in every stage, falling to the model's own, for progressive
             re-tokenization (see `retokenize`); None is the model's own. Only with the fixed schedule.
-        seed: Of sub-network draws, of the `random` search and of newly initialised blocks.
+        seed: Seed of sub-network draws, of the `random` search and of newly initialised blocks.
 
     Raises:
         ConfigError: A value is out of range; the message names it and what is allowed.
@@ -73,14 +86,18 @@ class ViTGrowthConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("resolutions", "boundaries", "strides"):  # JSON gives lists; the dataclass stays hashable
+        # JSON gives lists; tuples keep the dataclass hashable.
+        for name in ("resolutions", "boundaries", "strides"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, (list, tuple)):
                 raise ConfigError(f"{name}={value!r} is not allowed: give a list of values.")
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
-        for check in (_check_choices, _check_numbers, _check_resolutions, _check_boundaries, _check_strides):
-            check(self)
+        check_choices(self, _CHOICES)
+        _check_numbers(self)
+        _check_resolutions(self)
+        check_boundaries(self.boundaries, self.num_stages)
+        _check_strides(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain JSON types."""
@@ -93,19 +110,8 @@ class ViTGrowthConfig:
         Raises:
             ConfigError: A key is not a field of `ViTGrowthConfig`.
         """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigError(f"ViTGrowthConfig has no field(s) {unknown}; fields are {sorted(known)}.")
+        check_fields(cls, values)
         return cls(**values)
-
-
-def _check_choices(config: ViTGrowthConfig) -> None:
-    choices = {"search": Search, "operator": Operator, "optimizer_state": OptimizerState}
-    choices |= {"search_cost": Cost, "search_objective": Objective}
-    for name, kind in choices.items():
-        if getattr(config, name) not in get_args(kind):
-            raise ConfigError(f"{name}={getattr(config, name)!r} is not allowed: use one of {get_args(kind)}.")
 
 
 def _check_numbers(config: ViTGrowthConfig) -> None:
@@ -120,7 +126,9 @@ def _check_numbers(config: ViTGrowthConfig) -> None:
     if not _is_number(config.ema_decay) or not 0 <= config.ema_decay < 1:
         raise ConfigError(f"ema_decay={config.ema_decay!r} is not allowed: use a decay in [0, 1).")
     steps = config.search_steps
-    if not (_is_whole(steps) and steps >= 1) and not (isinstance(steps, float) and 0 < steps < 1):
+    counted = _is_whole(steps) and steps >= 1
+    share = isinstance(steps, float) and 0 < steps < 1
+    if not counted and not share:
         raise ConfigError(f"search_steps={steps!r} is not allowed: use steps (from 1), or a fraction in (0, 1).")
 
 
@@ -135,22 +143,6 @@ def _check_resolutions(config: ViTGrowthConfig) -> None:
     if not all(_is_whole(size) and size > 0 for size in sizes):
         raise ConfigError(f"resolutions={sizes} is not allowed: give whole numbers of pixels.")
     check_increasing_resolutions(sizes, ConfigError)
-
-
-def _check_boundaries(config: ViTGrowthConfig) -> None:
-    bounds = config.boundaries
-    if bounds is None:
-        return
-    if len(bounds) != config.num_stages - 1:
-        raise ConfigError(
-            f"boundaries={bounds} has {len(bounds)} values for num_stages={config.num_stages}: give the first step "
-            f"of every stage but the first, {config.num_stages - 1} values."
-        )
-    fractions = all(isinstance(bound, float) and 0 < bound < 1 for bound in bounds)
-    if not fractions and not all(_is_whole(bound) and bound > 0 for bound in bounds):
-        raise ConfigError(f"boundaries={bounds}: use all steps (whole numbers from 1) or all fractions in (0, 1).")
-    if any(late <= early for early, late in zip(bounds, bounds[1:])):
-        raise ConfigError(f"boundaries={bounds} do not increase: a stage must begin after the one before it.")
 
 
 def _check_strides(config: ViTGrowthConfig) -> None:

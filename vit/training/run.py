@@ -16,8 +16,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import GrowthError, StateError
-from autoprog_diffusion.training.output import RUN_FILE, check_output_dir, write_text_atomically
+from autoprog_diffusion.training.output import RUN_FILE, check_output_dir
 
 from ..autoprog_one.config import ViTGrowthConfig
 from ..autoprog_one.scheduler import ViTGrowth

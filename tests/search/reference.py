@@ -1,4 +1,4 @@
-"""Slow, literal versions of every score, transcribed from the formulas. Used by tests and benchmarks only."""
+"""Slow, literal versions of every score, transcribed from the formulas. Tests and benchmarks compare with them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .recorded_calls import Call
+from autoprog_diffusion.search.recorded_calls import Call
 
 
 def literal_gram(model: nn.Module, call: Call, names: Iterable[str], samples: int | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Slow, literal versions of the curve scores: one backward pass per channel. Used by tests and benchmarks only."""
+"""Slow, literal versions of the curve scores: one backward pass per channel. For tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .length_distortion import on_circle
+from autoprog_diffusion.vit.asvit.length_distortion import on_circle
 
 
 Run = Callable[[Tensor], Tensor]  # images (n, ...) -> features (n, C)
