@@ -11,15 +11,16 @@ says where the number comes from, and how:
 
 The file's path is relative to the page. The value is a path or a sum, a difference, a product or a quotient of paths
 and numbers, with spaces around the signs, from left to right: `100 * run.share`. In a path `.0` takes one of a list,
-`[model=DiT]` the one of a list of objects that agrees, `[model=DiT|UNet]` a list of those, `.#` counts; a `.jsonl` file is a list of its lines. A table is
-written whole, one row per object of a list (or of an object of objects, whose names are `{key}`):
+`[model=DiT]` the one of a list of objects that agrees, `[model=DiT|UNet]` a list of those, and `.#` counts. A `.jsonl`
+file is a list of its lines. A table is written whole, one row per object of a list (or of an object of objects, whose
+names are `{key}`):
 
     <!-- table overhead/summary.json: rows as Model {model} | Ratio {ratio:.3f} -->
     <!-- end of table -->
 
 Refused: a link whose text is not the value, a definition that is missing or that no text uses, and a numeral followed
-by x or % that is no link. A value quoted from a paper links to the paper, and a setting is written as `code`; tables and
-code are not searched. README.md has at most five numbers.
+by x or % that is no link. A value quoted from a paper links to the paper, and a setting is written as `code`. Tables
+and code are not searched. README.md has at most five numbers.
 """
 
 from __future__ import annotations

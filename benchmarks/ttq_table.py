@@ -167,7 +167,7 @@ def by_case(table: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def stage_embedding(results: Sequence[Row]) -> list[Row]:
-    """Final loss of the paper's schedule without, with our and with the paper's stage embedding, at one rate and seed."""
+    """Final loss of the paper's schedule under each stage embedding, at one rate and seed."""
     same = {"case": "sd_openmoji", "seed": TUNING_SEED, "rate": 5e-4}
     titles = {
         "interleaved": "none",
