@@ -135,6 +135,18 @@ def draw(rows: list[dict[str, Any]]) -> None:
     figure.savefig(RESULTS / "cost_model.png")
 
 
+def summed(model: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Errors of the prediction over some candidates."""
+    errors = sorted(abs(row["error"]) for row in rows)
+    return {
+        "model": model,
+        "candidates": len(rows),
+        "within_10_percent": sum(error <= 0.1 for error in errors),
+        "median_error_percent": 100 * median(errors),
+        "largest_error_percent": 100 * errors[-1],
+    }
+
+
 def main() -> None:
     torch.manual_seed(SEED)
     rows = [row for name in MODELS for row in compare(name)]
@@ -145,11 +157,16 @@ def main() -> None:
             f"{row['model']:32}{row['candidate']:20}{1000 * row['predicted']:10.1f}ms{1000 * row['measured']:10.1f}ms"
             f"{row['error']:+9.1%}"
         )
-    errors = sorted(abs(row["error"]) for row in rows)
-    within = sum(error <= 0.1 for error in errors)
-    print(f"{within} of {len(rows)} within 10 %; median error {median(errors):.1%}, largest {errors[-1]:.1%}")
-    summary = {"within_10_percent": within, "median_error": median(errors), "largest_error": errors[-1]}
-    save("cost_model", {**facts(SEED), "rows": rows, **summary})
+    names = dict.fromkeys(row["model"] for row in rows)
+    summary = [summed(name, [row for row in rows if row["model"] == name]) for name in names]
+    summary.append(summed("all", rows))
+    for row in summary:
+        print(
+            "{model}: {within_10_percent} of {candidates} within 10 %, median {median_error_percent:.1f} %".format(
+                **row
+            )
+        )
+    save("cost_model", {**facts(SEED), "rows": rows, "summary": summary})
     draw(rows)
 
 

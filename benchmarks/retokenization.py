@@ -91,12 +91,13 @@ def whole_run(rows: list[dict[str, Any]], shares: dict[int, float], key: str) ->
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
-    result: dict[str, Any] = {**facts(SEED), "image_size": SIZE, "batch": BATCH, "models": {}}
+    result: dict[str, Any] = {**facts(SEED), "image_size": SIZE, "batch": BATCH, "rows": []}
     table = Table("model", "stride", "dilation", "tokens", "GFLOPs", "FLOPs %", "time %", title="one training step")
     for name, (model, shares) in models().items():
         rows = measure(model, list(shares))
         whole = {key: whole_run(rows, shares, key) for key in ("flops_percent", "time_percent")}
-        result["models"][name] = {"steps": rows, "schedule": whole}
+        result["rows"] += [{"model": name, **row} for row in rows]
+        result["rows"].append({"model": name, "stride": "whole run", "dilation": "", "tokens": "", **whole})
         for row in rows:
             numbers = [f"{row[key]:.1f}" for key in ("gflops", "flops_percent", "time_percent")]
             table.add_row(name, *(str(row[key]) for key in ("stride", "dilation", "tokens")), *numbers)

@@ -32,7 +32,7 @@ from ttq_cases import CASES, Case, CaseError
 from ttq_loop import Loop
 from ttq_methods import METHODS, Method
 from ttq_quality import Judge
-from ttq_table import TUNING_SEED, best_rate, by_case, clean, draw, load_results, print_table, summarise
+from ttq_table import TUNING_SEED, best_rate, clean, draw, load_results, print_table, summarise, summary
 
 from autoprog_diffusion.files import write_text_atomically
 
@@ -180,7 +180,7 @@ def write_summary(options: Options) -> None:
     table = summarise(results)
     print_table(table)
     target = options.results.with_suffix(".json")
-    write_text_atomically(target, json.dumps(clean(by_case(table)), indent=1) + "\n")
+    write_text_atomically(target, json.dumps(summary(results), indent=1) + "\n")
     if table:
         draw(results, options.results.with_suffix(".png"), PLOTTED)
     print(f"written: {target}")

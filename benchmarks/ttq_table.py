@@ -107,7 +107,7 @@ def _row(case: str, method: str, runs: Sequence[Row], full: Sequence[Row]) -> Ro
         middle, low, high = ratio_interval(ratios) if ratios else (0.0, math.nan, math.nan)
         row |= {f"{axis}_ratio": middle, f"{axis}_low": low, f"{axis}_high": high}
         row[f"{axis}_text"] = _text(middle, low, high, len(ratios), len(runs))
-        row[f"{axis}_saved"] = mean(_total(f, axis) / max(_total(r, axis), 1e-9) for r, f in zip(runs, full))
+        row[f"{axis}_percent"] = mean(100 * _total(r, axis) / _total(f, axis) for r, f in zip(runs, full))
     finals = [_final(r) for r in runs]
     excess = interval([100 * (_final(r) / _final(f) - 1) for r, f in zip(runs, full)])
     row["loss"] = mean(finals)
@@ -161,8 +161,36 @@ def _plain(values: Sequence[float], digits: int) -> str:
 
 
 def by_case(table: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of every case that has some."""
-    return {case: rows for case in CASES if (rows := [row for row in table if row["case"] == case])}
+    """The rows of every case that has some, and `across`, one row per method with a column per case."""
+    cases = {case: rows for case in CASES if (rows := [row for row in table if row["case"] == case])}
+    return {**cases, "across": across(table)}
+
+
+def stage_embedding(results: Sequence[Row]) -> list[Row]:
+    """Final loss of the paper's schedule under each stage embedding, at one rate and seed."""
+    same = {"case": "sd_openmoji", "seed": TUNING_SEED, "rate": 5e-4}
+    titles = {
+        "interleaved": "none",
+        "interleaved_sid": "starts at zero, no dropout (ours)",
+        "interleaved_sid_dropout": "normal, dropout 0.1 (the paper's)",
+    }
+    runs = {row["method"]: row for row in results if all(row[key] == value for key, value in same.items())}
+    return [{"method": title, "loss": _final(runs[name])} for name, title in titles.items() if name in runs]
+
+
+def across(table: Sequence[Row]) -> list[Row]:
+    """One row per method: per case the FLOPs of a full run of equal loss, the CPU time, and the final loss."""
+    formats = {"schedules_ratio": "{:.2f}", "cpu_percent": "{:.0f} %", "excess": "{:+.1f} %"}
+    found = {(row["name"], row["case"]): row for row in table}
+    rows = []
+    for name in dict.fromkeys(row["name"] for row in table):
+        row: Row = {"name": name, "method": METHODS[name].title}
+        for case in CASES:
+            values = found.get((name, case), {})
+            for key, layout in formats.items():
+                row[f"{case}_{key}"] = layout.format(values[key]) if key in values else "-"
+        rows.append(row)
+    return rows
 
 
 def clean(value: Any) -> Any:
@@ -174,17 +202,22 @@ def clean(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def summary(results: Sequence[Row]) -> dict[str, list[Row]]:
+    """All that the summary file holds."""
+    return clean({**by_case(summarise(results)), "stage_embedding": stage_embedding(results)})
+
+
 def print_table(table: Sequence[Row]) -> None:
     """The summary as a table per case."""
     from rich.console import Console
     from rich.table import Table
 
-    heads = ("method", "rate", "seeds", "time to quality", "in FLOPs", "whole run", "at equal loss", "final loss")
+    heads = ("method", "rate", "seeds", "time to quality", "in FLOPs", "CPU of full", "at equal loss", "final loss")
     heads = (*heads, "KID", "agree")
     for case in dict.fromkeys(row["case"] for row in table):
         view = Table(*heads, title=CASES[case].title)
         for row in (row for row in table if row["case"] == case):
-            saved = f"{row['cpu_saved']:.2f}x"
+            saved = f"{row['cpu_percent']:.0f} %"
             cells = (row["method"], f"{row['rate']:g}", str(row["seeds"]), row["cpu_text"], row["flops_text"], saved)
             view.add_row(
                 *cells, row["schedules_text"], row["excess_text"], row["kid_rounded_text"], row["agreement_text"]
