@@ -25,8 +25,8 @@ from torch import nn
 from autoprog_diffusion import GrowthConfig, GrowthPlan, GrowthScheduler, Stage
 from autoprog_diffusion.growth import find_adapter, select_blocks
 from autoprog_diffusion.search.cost import measure_costs
-from autoprog_diffusion.search.probe import untouched
-from autoprog_diffusion.search.recorded_calls import Call
+from autoprog_diffusion.search.probe import leaving_no_trace
+from autoprog_diffusion.search.recorded_calls import RecordedCall
 
 
 SEED, ROUNDS, BATCH = 0, 12, 8
@@ -73,7 +73,7 @@ CANDIDATES = (
 )
 
 
-def stepper(model: nn.Module, call: Call, blocks: tuple[int, ...], count: int) -> Callable[[], None]:
+def stepper(model: nn.Module, call: RecordedCall, blocks: tuple[int, ...], count: int) -> Callable[[], None]:
     """One real training step of a candidate, ready to be timed."""
     model = copy.deepcopy(model)
     growth = GrowthScheduler(model, GrowthConfig(num_stages=1, stage_embedding=False))
@@ -106,7 +106,7 @@ def compare(name: str) -> list[dict[str, Any]]:
             if turn:
                 times[label].append(time.perf_counter() - started)
         if turn % 4 == 2:
-            with untouched(model):
+            with leaving_no_trace(model):
                 costs = measure_costs(model, layout, call, [blocks[0] for blocks in sets.values()], repeats=5)
             for label, blocks in sets.items():
                 predictions[label].append(costs.step(layout, blocks))
