@@ -15,7 +15,7 @@ from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.vit.training import emoji
 from autoprog_diffusion.vit.training.arguments import (
     Arguments,
-    AugmentArguments,
+    AugmentSettings,
     DataArguments,
     ModelArguments,
     TrainArguments,
@@ -37,7 +37,7 @@ def make_folder(root: Path, count: int = 10, classes: tuple[str, ...] = ("blue",
 
 
 def arguments(data: Path | str | None, *, size: int = 8, **values: object) -> Arguments:
-    groups = {"data": DataArguments(), "train": TrainArguments(batch_size=4), "augment": AugmentArguments(crop="none")}
+    groups = {"data": DataArguments(), "train": TrainArguments(batch_size=4), "augment": AugmentSettings(crop="none")}
     groups["model"] = ModelArguments(img_size=size)  # type: ignore[assignment]
     groups["data"] = dataclasses.replace(groups["data"], train_data=str(data) if data else None, **values)
     return Arguments(**groups)  # type: ignore[arg-type]
@@ -193,7 +193,7 @@ def test_large_data_is_cropped_by_epoch_and_row_in_any_worker(tmp_path: Path) ->
         (tmp_path / name).mkdir()
         for index in range(6):
             Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / name / f"{index}.jpg")
-    args = dataclasses.replace(arguments(tmp_path, memory=0), augment=AugmentArguments(crop="resized"))
+    args = dataclasses.replace(arguments(tmp_path, memory=0), augment=AugmentSettings(crop="resized"))
     train = load_data(args, multiple=4, hold_out=False).train
     assert isinstance(train, Encoded)
 
@@ -220,7 +220,7 @@ def test_small_data_is_averaged_down_once_per_stage() -> None:
 
 
 def test_windows_have_the_areas_and_ratios_that_were_asked_for() -> None:
-    generator, args = torch.Generator().manual_seed(0), AugmentArguments(scale=(0.2, 0.5), ratio=(0.5, 2.0))
+    generator, args = torch.Generator().manual_seed(0), AugmentSettings(scale=(0.2, 0.5), ratio=(0.5, 2.0))
     for _ in range(200):
         top, left, height, width = random_window(60, 80, args, generator)
         assert 0 <= top <= 60 - height
