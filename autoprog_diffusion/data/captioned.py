@@ -50,19 +50,6 @@ def load_captioned_images(
     return data
 
 
-def check_batch(count: int, per_step: int) -> None:
-    """Refuse a training set that does not fill one batch on every process.
-
-    Raises:
-        DataError: It has fewer images than that.
-    """
-    if count < per_step:
-        raise DataError(
-            f"the training set has {count} images, fewer than one batch of {per_step} over all processes: lower "
-            "--train_batch_size or add images."
-        )
-
-
 def _check_captions(data: datasets.Dataset) -> None:
     if not len(data):
         raise DataError("the training set is empty.")

@@ -1,4 +1,4 @@
-"""The default data, which needs no download: emoji in two styles, rendered from pip packages, with captions or classes.
+"""The default data, rendered from pip packages without a download: emoji in two styles, with captions or classes.
 
 Twemoji is the style that the bundled tiny pipelines were pretrained on, OpenMoji one that they have never seen, so the
 pair makes a complete fine-tuning example. Twemoji graphics are CC BY 4.0 (Twitter, jdecked and contributors), OpenMoji

@@ -46,7 +46,7 @@ class Latents:
         *,
         resolution: int,
         folder: Path,
-        images: ImageSettings = ImageSettings(),
+        images: ImageSettings,
         cached: bool = True,
     ) -> None:
         vae.requires_grad_(False).eval().to(accelerator.device)

@@ -27,7 +27,7 @@ HELD_OUT = ("validation", "val", "test")
 Splits = dict[str, "datasets.Dataset"]
 _COLUMN_OF = {"image_column": "image", "caption_column": "text", "label_column": "label"}
 _HINTS = {
-    "caption_column": "Captions of an image folder come from a metadata.jsonl: {'file_name': ..., 'text': ...} a line.",
+    "caption_column": "Captions of an image folder are in a metadata.jsonl: {'file_name': ..., 'text': ...} a line.",
     "label_column": "An image folder needs one sub-folder per class, at least two of them, and no metadata file.",
 }
 
@@ -82,7 +82,8 @@ def read_image_folder(path: Path, cache_dir: str | None = None) -> Splits:
     import datasets
 
     with _refusing(str(path)):
-        return dict(datasets.load_dataset("imagefolder", data_dir=str(path), cache_dir=cache_dir))
+        loaded: Any = datasets.load_dataset("imagefolder", data_dir=str(path), cache_dir=cache_dir)
+        return dict(loaded)
 
 
 def read_class_folders(path: Path) -> Splits:
@@ -225,6 +226,19 @@ def default_data(make: Callable[[], Any]) -> Any:
         return make()
     except (ImportError, ValueError) as error:
         raise DataError(f"the default data cannot be made: {error}") from error
+
+
+def check_batch(count: int, per_step: int) -> None:
+    """Refuse a training set that does not fill one batch on every process.
+
+    Raises:
+        DataError: It has fewer images than that.
+    """
+    if count < per_step:
+        raise DataError(
+            f"the training set has {count} images, fewer than one batch of {per_step} over all processes: lower "
+            "--train_batch_size or add images."
+        )
 
 
 def _class_folders(root: Path) -> datasets.Dataset:

@@ -123,11 +123,12 @@ class ClassConditional:
         self,
         pipeline: DiTPipeline,
         latents: Latents,
-        noise: NoiseSettings = NoiseSettings(),
-        classes: ClassSettings = ClassSettings(),
+        noise: NoiseSettings,
+        classes: ClassSettings,
     ) -> None:
         self.pipeline = pipeline
         self.latents = latents
+        self.resolution = latents.resolution
         self.noise = noise
         self.classes = classes
         self.noise_scheduler = training_scheduler(pipeline, noise.prediction_type)
@@ -154,9 +155,7 @@ class ClassConditional:
         noisy = add_noise(clean, scheduler, self.noise)
         output = denoiser(noisy.latents, timestep=noisy.timesteps, class_labels=labels, return_dict=False)[0]
         prediction, variance = output.chunk(2, dim=1) if self.learns_variance else (output, None)
-        loss = denoising_loss(
-            prediction, noisy.target, noisy.timesteps, scheduler, snr_gamma=self.noise.snr_gamma
-        )
+        loss = denoising_loss(prediction, noisy.target, noisy.timesteps, scheduler, snr_gamma=self.noise.snr_gamma)
         if variance is None or not self.classes.variance_loss:
             return loss
         return loss + variational_bound(

@@ -122,11 +122,12 @@ class FlowMatching:
         self,
         pipeline: Any,
         latents: Latents,
-        flow: FlowSettings = FlowSettings(),
-        noise: NoiseSettings = NoiseSettings(),
+        flow: FlowSettings,
+        noise: NoiseSettings,
     ) -> None:
         self.pipeline = pipeline
         self.latents = latents
+        self.resolution = latents.resolution
         self.flow = flow
         self.noise = noise
         self.family = flow_family(pipeline, flow.guidance)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
+
 SPREAD = 16  # draws per sample that spread timesteps are picked from
 
 

@@ -53,9 +53,7 @@ class TextToImageXL(TextToImage):
     The UNet is told every image's own size, where its square was cut, and the stage's resolution as the target size.
     """
 
-    def __init__(
-        self, pipeline: Any, latents: Latents, noise: NoiseSettings = NoiseSettings(), *, empty: float = 0.0
-    ) -> None:
+    def __init__(self, pipeline: Any, latents: Latents, noise: NoiseSettings, *, empty: float = 0.0) -> None:
         super().__init__(pipeline, latents, noise, empty=empty)
         self._sizes: ArrayCache | None = None
 

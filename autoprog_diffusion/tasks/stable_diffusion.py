@@ -30,9 +30,7 @@ def load_pipeline(name: str, **hub: str | None) -> StableDiffusionPipeline:
         GrowthError: It cannot be loaded, or is another kind of pipeline.
     """
     words = "a Stable Diffusion pipeline (a Diffusers folder with unet, vae, text_encoder, tokenizer and scheduler)"
-    pipeline = load_as(
-        StableDiffusionPipeline, words, name, safety_checker=None, requires_safety_checker=False, **hub
-    )
+    pipeline = load_as(StableDiffusionPipeline, words, name, safety_checker=None, requires_safety_checker=False, **hub)
     check_unet(name, pipeline, None)
     return pipeline
 
@@ -58,11 +56,10 @@ class TextToImage:
         ConfigError: The probability is not in [0, 1].
     """
 
-    def __init__(
-        self, pipeline: Any, latents: Latents, noise: NoiseSettings = NoiseSettings(), *, empty: float = 0.0
-    ) -> None:
+    def __init__(self, pipeline: Any, latents: Latents, noise: NoiseSettings, *, empty: float = 0.0) -> None:
         self.pipeline = pipeline
         self.latents = latents
+        self.resolution = latents.resolution
         self.noise = noise
         self.noise_scheduler = training_scheduler(pipeline, noise.prediction_type)
         self.captions = Captions(

@@ -11,8 +11,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from autoprog_diffusion.vit.training import randaugment
-from autoprog_diffusion.vit.training.augment_settings import AugmentSettings
 from autoprog_diffusion.vit.training.augment import Augment, erased, mirrored, mixed, normalised, one_hot
+from autoprog_diffusion.vit.training.augment_settings import AugmentSettings
 from autoprog_diffusion.vit.training.randaugment import RandAugment, rand_augment
 from autoprog_diffusion.vit.training.regularisation import Strength
 

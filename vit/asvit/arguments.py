@@ -12,8 +12,8 @@ from autoprog_diffusion.growth.errors import ConfigError
 
 from ..retokenize import PUBLISHED_BOUNDARIES
 from ..training.arguments import DataArguments, OutputArguments
-from ..training.augment_settings import AugmentSettings
 from ..training.arguments import TrainArguments as OptimisationArguments
+from ..training.augment_settings import AugmentSettings
 
 
 @dataclass(frozen=True)

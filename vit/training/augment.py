@@ -35,9 +35,7 @@ class Augment:
         crop: Whether to crop here; not where the loader already cropped.
     """
 
-    def __init__(
-        self, settings: AugmentSettings, num_classes: int, smoothing: float, *, crop: bool = True
-    ) -> None:
+    def __init__(self, settings: AugmentSettings, num_classes: int, smoothing: float, *, crop: bool = True) -> None:
         self._settings = settings
         self._classes = num_classes
         self._smoothing = smoothing

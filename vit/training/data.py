@@ -117,9 +117,7 @@ class Encoded(Dataset):
         if self._crop is None:
             return read_square(image, self.size)
         generator = torch.Generator().manual_seed(hash((self._seed, self.epoch, row)) % 2**63)
-        return random_square(
-            image, self.size, scale=self._crop.scale, ratio=self._crop.ratio, generator=generator
-        )
+        return random_square(image, self.size, scale=self._crop.scale, ratio=self._crop.ratio, generator=generator)
 
 
 class EpochBatches(Sampler):

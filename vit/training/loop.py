@@ -29,10 +29,10 @@ from ..models import logits
 from .arguments import Arguments
 from .augment import Augment, normalised
 from .data import Batch, Decoded, EpochBatches, make_loader
+from .loading import Data
 from .regularisation import Strength, strengths
 from .runlog import RunLog
 from .schedule import make_optimizer, make_schedule
-from .loading import Data
 
 
 if TYPE_CHECKING:
