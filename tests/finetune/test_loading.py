@@ -49,4 +49,4 @@ def test_the_class_is_read_from_the_folder(pipeline_dir: Path, tmp_path: Path) -
     assert pipeline_class(str(pipeline_dir)) == "StableDiffusionPipeline"
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(GrowthError, match="holds no Diffusers pipeline"):
-        pipeline_class(str(tmp_path), parse())
+        pipeline_class(str(tmp_path))
