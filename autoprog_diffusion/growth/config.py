@@ -266,7 +266,7 @@ def _check_direction(config: GrowthConfig) -> None:
         raise ConfigError(f'search={config.search!r} chooses what to open: use direction="unfreeze" or search="none".')
     if config.freezes and config.rewarm_steps:
         raise ConfigError(
-            f"rewarm_steps={config.rewarm_steps} has no effect on a schedule that freezes, which opens nothing: use 0, "
+            f"rewarm_steps={config.rewarm_steps} has no effect on a schedule that freezes, which opens nothing: use 0 "
             'or direction="unfreeze".'
         )
 

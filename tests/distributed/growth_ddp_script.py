@@ -20,7 +20,8 @@ CLIP = 0.3  # below the gradient norms of these losses, so that clipping acts
 
 
 def config(order: str) -> GrowthConfig:
-    settings = {"order": "suffix", "direction": "freeze"} if order == "freeze" else {"order": order, "direction": "unfreeze"}
+    direction = "freeze" if order == "freeze" else "unfreeze"
+    settings = {"order": "suffix" if order == "freeze" else order, "direction": direction}
     return GrowthConfig(num_stages=3, **settings, stage_embedding_init="normal", ema_decay=0.9)
 
 
