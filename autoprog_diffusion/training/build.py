@@ -174,7 +174,7 @@ def growth_config(args: Arguments, multiple: int) -> tuple[GrowthConfig, GrowthP
         num_stages=growth.num_stages if plan is None else len(plan.stages),
         order=growth.order,
         min_trainable=growth.min_trainable,
-        direction=growth.direction or ("freeze" if growth.search == "none" else "unfreeze"),
+        direction=growth.direction,
         stage_embedding=growth.stage_embedding,
         stage_embedding_init=growth.stage_embedding_init,
         stage_dropout=growth.stage_dropout,
