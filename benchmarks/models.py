@@ -11,7 +11,7 @@ import torch
 from common import ROOT
 from torch import nn
 
-from autoprog_diffusion.search.recorded_calls import Call, output_tensor
+from autoprog_diffusion.search.recorded_calls import RecordedCall, output_tensor
 
 
 Model = tuple[nn.Module, dict[str, Any]]
@@ -189,11 +189,11 @@ def without_zeros(model: nn.Module) -> nn.Module:
     return model
 
 
-def make_call(model: nn.Module, inputs: dict[str, Any]) -> Call:
+def make_call(model: nn.Module, inputs: dict[str, Any]) -> RecordedCall:
     """A call whose output gradient is that of a mean squared error against noise."""
     with torch.no_grad():
         output = output_tensor(model(**inputs))
-    return Call((), inputs, 2 * (output - torch.randn_like(output)) / output.numel())
+    return RecordedCall((), inputs, 2 * (output - torch.randn_like(output)) / output.numel())
 
 
 def small_dit(batch: int, width: int = 256) -> Model:

@@ -15,7 +15,7 @@ from autoprog_diffusion.growth.flops import flop_counter
 from autoprog_diffusion.growth.frozen_front import NoGradRegion
 from autoprog_diffusion.growth.units import Layout, set_trainable, trainable_names
 
-from .recorded_calls import Call
+from .recorded_calls import RecordedCall
 from .unit_timer import INPUTS, OUTPUTS, device_clock, run_segments
 
 
@@ -62,8 +62,8 @@ class UnitCosts:
         return total
 
 
-def count_costs(model: nn.Module, layout: Layout, call: Call, firsts: Iterable[int] = ()) -> UnitCosts:
-    """FLOPs of every unit by PyTorch's exact counter; deterministic. Run it inside `probe.untouched`.
+def count_costs(model: nn.Module, layout: Layout, call: RecordedCall, firsts: Iterable[int] = ()) -> UnitCosts:
+    """FLOPs of every unit by PyTorch's exact counter; deterministic. Run it inside `probe.leaving_no_trace`.
 
     Args:
         model: The bare model.
@@ -84,13 +84,13 @@ def count_costs(model: nn.Module, layout: Layout, call: Call, firsts: Iterable[i
 def measure_costs(
     model: nn.Module,
     layout: Layout,
-    call: Call,
+    call: RecordedCall,
     firsts: Iterable[int] = (),
     *,
     repeats: int = 5,
     bandwidth: float | None = None,
 ) -> UnitCosts:
-    """Seconds of every unit: medians over repeated steps on the user's own batch. Run it inside `probe.untouched`.
+    """Seconds of every unit: medians over repeated steps on a recorded batch. Run it in `probe.leaving_no_trace`.
 
     Args:
         model: The bare model.
@@ -115,7 +115,7 @@ def measure_costs(
 
 
 def _two_steps(
-    model: nn.Module, layout: Layout, call: Call, clock: Any
+    model: nn.Module, layout: Layout, call: RecordedCall, clock: Any
 ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Forward, full backward, and the backward that trains no block but runs through all of them."""
     everything = layout.names
@@ -133,7 +133,7 @@ def _two_steps(
 
 
 def _cut_steps(
-    model: nn.Module, layout: Layout, call: Call, clock: Any, firsts: Iterable[int]
+    model: nn.Module, layout: Layout, call: RecordedCall, clock: Any, firsts: Iterable[int]
 ) -> dict[str, dict[str, float]]:
     """Backward cost of every unit, for every block in `firsts`, when all before that block runs without gradient."""
     everything = layout.names

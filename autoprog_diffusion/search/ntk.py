@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from autoprog_diffusion.growth.units import Layout
 
 from .gram import Grams, kernel_for, vector_gram
-from .recorded_calls import Call
+from .recorded_calls import RecordedCall
 
 
-def parameter_grams(model: nn.Module, call: Call) -> dict[str, Tensor]:
+def parameter_grams(model: nn.Module, call: RecordedCall) -> dict[str, Tensor]:
     """Gram matrix of the per-sample gradients of the summed output, for every parameter: name -> (N, N) float64.
 
     One forward and one backward pass give those of linear, convolution, normalisation and embedding layers; what is
     left (other layer types, tied parameters, activations that mix samples) takes one pass per sample.
 
     Source: AutoProg-Zero's NTK score; that the matrices add up over parameters is what lets one probe score every
-    subset. Run it inside `probe.untouched`.
+    subset. Run it inside `probe.leaving_no_trace`.
 
     Args:
         model: The bare model.
@@ -138,7 +138,9 @@ def _joined(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.reshape(len(tensor), -1, width) for tensor in tensors], dim=1)
 
 
-def _per_sample_grams(model: nn.Module, call: Call, rest: Iterable[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+def _per_sample_grams(
+    model: nn.Module, call: RecordedCall, rest: Iterable[tuple[str, nn.Parameter]]
+) -> dict[str, Tensor]:
     names, parameters = zip(*rest)
     rows: list[list[Tensor]] = []
     for index in range(call.batch):

@@ -10,7 +10,7 @@ from torch import nn
 
 
 @contextmanager
-def untouched(model: nn.Module, *others: nn.Module, names: Container[str] | None = None) -> Iterator[None]:
+def leaving_no_trace(model: nn.Module, *others: nn.Module, names: Container[str] | None = None) -> Iterator[None]:
     """Let the block do forward and backward passes with every growing parameter trainable, then put everything back.
 
     Restored also after an error: gradients (the same tensors, not recomputed), `requires_grad`, training modes and the

@@ -16,7 +16,7 @@ from autoprog_diffusion.growth.errors import SearchError
 
 
 @dataclass(frozen=True)
-class Call:
+class RecordedCall:
     """One call of a model on a mini-batch.
 
     Attributes:
@@ -40,15 +40,15 @@ class Call:
         """The model's output (N, ...) on these inputs."""
         return output_tensor(model(*self.args, **self.kwargs))
 
-    def sample(self, index: int) -> Call:
+    def sample(self, index: int) -> RecordedCall:
         """The call with one sample only."""
         return self._part(slice(index, index + 1))
 
-    def first(self, count: int) -> Call:
+    def first(self, count: int) -> RecordedCall:
         """The call with at most `count` samples."""
         return self if count >= self.batch else self._part(slice(0, count))
 
-    def _part(self, part: slice) -> Call:
+    def _part(self, part: slice) -> RecordedCall:
         def cut(value: Any) -> Any:
             if isinstance(value, Tensor):
                 return value[part] if value.dim() and len(value) == self.batch else value
@@ -60,7 +60,7 @@ class Call:
 
         return replace(self, args=cut(self.args), kwargs=cut(self.kwargs), gradient=self.gradient[part])
 
-    def resized(self, ratio: float) -> Call:
+    def resized(self, ratio: float) -> RecordedCall:
         """The call at another resolution: every image-like tensor resampled, the noise's variance kept.
 
         Raises:
@@ -85,7 +85,7 @@ class Call:
         args, kwargs = self.mapped(resample)
         return replace(self, args=args, kwargs=kwargs, gradient=resample(self.gradient))
 
-    def differentiable(self) -> Call:
+    def differentiable(self) -> RecordedCall:
         """The call with the gradient of its largest floating-point input asked for."""
         sizes: list[int] = []
         self.mapped(lambda x: (sizes.append(x.numel() * x.is_floating_point()), x)[1])
@@ -112,11 +112,11 @@ class CallRecorder:
 
     def __init__(self, model: nn.Module, keep: int) -> None:
         self._model = model
-        self._calls: deque[Call] = deque(maxlen=keep)
+        self._calls: deque[RecordedCall] = deque(maxlen=keep)
         self._handle: Any = None
 
     @property
-    def calls(self) -> list[Call]:
+    def calls(self) -> list[RecordedCall]:
         """The calls kept, oldest first."""
         return list(self._calls)
 
@@ -140,7 +140,7 @@ class CallRecorder:
         """Put back calls that `saved` gave, on `device`."""
         self._calls.clear()
         for values in calls:
-            self._calls.append(Call(*map_tensors(tuple(values), lambda x: x.to(device))))
+            self._calls.append(RecordedCall(*map_tensors(tuple(values), lambda x: x.to(device))))
 
     def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         found = output_value(output)
@@ -155,7 +155,7 @@ class CallRecorder:
             if len(arrived) == len(parts):
                 listed = isinstance(found, list)
                 whole = torch.stack([arrived[i] for i in range(len(parts))]) if listed else arrived[0]
-                self._calls.append(Call(*inputs, whole, listed))
+                self._calls.append(RecordedCall(*inputs, whole, listed))
 
         for index, part in enumerate(parts):
             part.register_hook(functools.partial(keep, index=index))
@@ -211,7 +211,7 @@ def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 def calls_from_loss(
     model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], batches: Iterable[Any], count: int
-) -> list[Call]:
+) -> list[RecordedCall]:
     """The calls that a user's own loss makes on `count` batches.
 
     Raises:

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from autoprog_diffusion.growth.frozen_front import called_modules
 from autoprog_diffusion.growth.units import Layout
 
-from .recorded_calls import Call, map_tensors
+from .recorded_calls import RecordedCall, map_tensors
 
 
 INPUTS, OUTPUTS = "inputs", "outputs"
 
 
 def run_segments(
-    model: nn.Module, layout: Layout, call: Call, clock: Callable[[], float]
+    model: nn.Module, layout: Layout, call: RecordedCall, clock: Callable[[], float]
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Forward and backward cost of every unit in one step.
 

@@ -23,8 +23,8 @@ from .consensus import agree, all_reduce_bandwidth
 from .cost import UnitCosts, count_costs, measure_costs
 from .ntk import condition_number, parameter_grams, unit_grams
 from .objective import Score, choose
-from .probe import untouched
-from .recorded_calls import Call, CallRecorder, calls_from_loss
+from .probe import leaving_no_trace
+from .recorded_calls import CallRecorder, RecordedCall, calls_from_loss
 from .zico import mean_gradients, parameter_scores, unit_gain, unit_zico
 
 
@@ -138,7 +138,7 @@ class ZeroShotSearch:
         """Scores of all candidates from one probe per resolution, on this rank's data."""
         if not self._needs_calls:
             return [Score(candidate, 0.0, 0.0, 0.0, 0.0) for candidate in candidates]
-        with untouched(self._model, *self._others, names=self._layout.names):
+        with leaving_no_trace(self._model, *self._others, names=self._layout.names):
             calls = self._calls()
             by_resolution = {
                 resolution: self._probe(calls, resolution / now, candidates)
@@ -146,7 +146,7 @@ class ZeroShotSearch:
             }
         return [by_resolution[candidate.resolution](candidate) for candidate in candidates]
 
-    def _calls(self) -> list[Call]:
+    def _calls(self) -> list[RecordedCall]:
         if self._loss_fn is not None and self._batches is not None:
             return calls_from_loss(self._model, self._loss_fn, self._batches, self._config.search_batches)
         calls = self._recorder.calls
@@ -157,7 +157,9 @@ class ZeroShotSearch:
             )
         return calls
 
-    def _probe(self, calls: list[Call], ratio: float, candidates: list[Candidate]) -> Callable[[Candidate], Score]:
+    def _probe(
+        self, calls: list[RecordedCall], ratio: float, candidates: list[Candidate]
+    ) -> Callable[[Candidate], Score]:
         model, layout = self._model, self._layout
         here = [call.resized(ratio) for call in calls]
         reference = None if ratio == 1.0 else mean_gradients(model, calls[::2])
@@ -175,7 +177,7 @@ class ZeroShotSearch:
 
         return score
 
-    def _costs(self, call: Call, firsts: list[int]) -> UnitCosts:
+    def _costs(self, call: RecordedCall, firsts: list[int]) -> UnitCosts:
         """Costs at the shape of `call`: got once, since they do not change while the model trains."""
         shape = tuple(call.gradient.shape)
         if shape not in self._known_costs:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.growth.units import Layout
 
-from .recorded_calls import Call
+from .recorded_calls import RecordedCall
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class ParameterScore:
 
 
 def parameter_scores(
-    model: nn.Module, calls: Sequence[Call], reference: dict[str, Tensor] | None = None
+    model: nn.Module, calls: Sequence[RecordedCall], reference: dict[str, Tensor] | None = None
 ) -> dict[str, ParameterScore]:
     """Replay calls, each with the gradient the user's loss sent back, and score every parameter.
 
     One forward and one backward pass a call. All but the last call's gradients are kept as running sums; with two
-    calls that is one copy of the parameters. Run it inside `probe.untouched`.
+    calls that is one copy of the parameters. Run it inside `probe.leaving_no_trace`.
 
     Args:
         model: The bare model.
@@ -77,8 +77,8 @@ def parameter_scores(
     return scores
 
 
-def mean_gradients(model: nn.Module, calls: Sequence[Call]) -> dict[str, Tensor]:
-    """Mean gradient over calls of every parameter, by name. Run it inside `probe.untouched`."""
+def mean_gradients(model: nn.Module, calls: Sequence[RecordedCall]) -> dict[str, Tensor]:
+    """Mean gradient over calls of every parameter, by name. Run it inside `probe.leaving_no_trace`."""
     for call in calls:
         call.run(model).backward(call.gradient / len(calls))
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}

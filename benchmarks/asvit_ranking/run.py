@@ -1,12 +1,13 @@
 """Do scores without training tell which As-ViT topology trains to a higher accuracy?
 
-    python benchmarks/asvit_ranking/run.py --data_dir ../shared/data              # trains what is missing, then reports
-    python benchmarks/asvit_ranking/run.py --data_dir ../shared/data --limit 5    # at most 5 networks in this call
+    python benchmarks/asvit_ranking/run.py --data_dir ../shared/data            # trains what is missing, then reports
+    python benchmarks/asvit_ranking/run.py --data_dir ../shared/data --limit 5  # at most 5 networks in this call
     python benchmarks/asvit_ranking/run.py --report                               # table and plot of what is there
 
 Topologies are drawn uniformly from the published space at 32 pixels, one block a stage and width 16, and trained for
 the same number of steps on the same batches in the same order (icons of 200 classes, no augmentation); scored at five
-initialisations on 16 training images. One line per training in runs.jsonl; what is there is not trained again. The first pass trains all topologies with seed 0, the second with seed 1, and so on: accuracies are means over
+initialisations on 16 training images. One line per training in runs.jsonl; what is there is not trained again. The
+first pass trains all topologies with seed 0, the second with seed 1, and so on: accuracies are means over
 the seeds that all topologies have. About 20 CPU seconds a network.
 """
 
@@ -206,15 +207,24 @@ def report(folder: Path) -> None:
         print(f"a perfect metric would reach tau {ceiling['ceiling']:.2f}")
     totals = {key: sum(row.get(key, 0.0) for row in runs.rows) for key in ("cpu_seconds", "score_cpu_seconds")}
     summary = {
-        **facts(settings.sampling_seed), "settings": asdict(settings), "networks": len(networks), "seeds": kept,
-        "degenerate": len(by_network) - len(networks), "accuracy": [float(accuracy.min()), float(accuracy.max())],
-        "tau": table, "noise": ceiling, "totals": totals,
-    }  # fmt: skip
+        **facts(settings.sampling_seed),
+        "command": f"python benchmarks/asvit_ranking/run.py --data_dir ../shared/data --seeds {kept}",
+        "settings": asdict(settings),
+        "networks": len(networks),
+        "seeds": kept,
+        "degenerate": len(by_network) - len(networks),
+        "accuracy": [float(accuracy.min()), float(accuracy.max())],
+        "tau": table,
+        "noise": ceiling,
+        "totals": totals,
+    }
     save(folder / "summary.json", summary)
     draw(values, accuracy, table, settings, folder / "plot.png")
 
 
-def draw(values: dict[str, np.ndarray], accuracy: np.ndarray, table: dict[str, Any], settings: Settings, path: Path) -> None:
+def draw(
+    values: dict[str, np.ndarray], accuracy: np.ndarray, table: dict[str, Any], settings: Settings, path: Path
+) -> None:
     """One scatter panel a metric."""
     from matplotlib.figure import Figure
 

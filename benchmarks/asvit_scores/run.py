@@ -30,7 +30,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that al
 
 from common import facts, load_literal, save
 
-from autoprog_diffusion.search.recorded_calls import Call
+from autoprog_diffusion.search.recorded_calls import RecordedCall
 from autoprog_diffusion.vit.asvit import AsViT, Genotype
 from autoprog_diffusion.vit.asvit.features import (
     FeatureModel,
@@ -141,7 +141,7 @@ def compare_ntk(size: Size, model: AsViT, images: Tensor) -> Compared:
     wrapped, count = FeatureModel(model, AsViT.features), size.samples or SAMPLES
     parts = ("model.embed", "model.merges", "model.stages")  # what the features depend on
     names = [name for name, _ in wrapped.named_parameters() if name.startswith(parts) and "weight" in name]
-    call = Call((images,), {}, torch.zeros(SAMPLES))
+    call = RecordedCall((images,), {}, torch.zeros(SAMPLES))
     seconds, gram = timed(lambda: reference.literal_gram(wrapped, call, names, samples=count))
     (kappa,) = feature_condition_numbers(model, AsViT.features, images[:count])
     return "ntk", seconds, [("ntk", kappa, reference.literal_condition_number(gram))]

@@ -2,9 +2,9 @@
 
     python benchmarks/cost_model/run.py
 
-Three models, six candidates each. Predicted: the costs of the units, measured once per model (`measure_costs`), added up.
-Measured: real steps (forward, backward, AdamW, zero_grad) under a GrowthScheduler that trains the candidate, medians over
-rounds in which the candidates take turns. About 6 minutes on 2 CPU cores.
+Three models, six candidates each. Predicted: the costs of the units, measured once per model (`measure_costs`) and
+added up. Measured: real steps (forward, backward, AdamW, zero_grad) under a GrowthScheduler that trains the candidate,
+medians over rounds in which the candidates take turns. About 6 minutes on 2 CPU cores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from steps import Candidate, Steps
 
 from autoprog_diffusion.growth import find_adapter, select_blocks
 from autoprog_diffusion.search.cost import measure_costs
-from autoprog_diffusion.search.probe import untouched
+from autoprog_diffusion.search.probe import leaving_no_trace
 
 
 HERE = Path(__file__).parent
@@ -59,7 +59,7 @@ def compare(name: str, rounds: int) -> list[dict[str, Any]]:
         for candidate in found:
             times[candidate.name] += [sum(parts) for parts in steps.times(candidate, 1, time.perf_counter)]
         if turn % 4 == 1:
-            with untouched(model):
+            with leaving_no_trace(model):
                 costs = measure_costs(model, layout, call, [candidate.blocks[0] for candidate in found], repeats=5)
             for candidate in found:
                 predictions[candidate.name].append(costs.step(layout, candidate.blocks))

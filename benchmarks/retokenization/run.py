@@ -4,8 +4,8 @@
 
 trains `vit/asvit.py train --preset cpu` (emoji in 24 classes, 64 pixels) three ways: `on` as the preset says, `off`
 without re-tokenization for as many steps as take the CPU time of `on`, by the cost of its last stage, and, with
-`--equal_steps`, `off_steps` for as many steps as `on`. All have their own fully decayed learning rate. One line per run
-in runs.jsonl; what is there is not run again. Times are CPU seconds of a single-threaded process, validation left out.
+`--equal_steps`, `off_steps` for as many steps as `on`. All have their own fully decayed learning rate. One line a run
+in runs.jsonl; what is there is not run again. Times are CPU seconds of one thread, without validation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Bytes, FLOPs and memory of every stage against full fine-tuning, and a simulated scaling curve to 1,024 GPUs.
 
     python benchmarks/scaling/run.py
-    python benchmarks/scaling/run.py --page     # only the tables of docs/scale.md and the plot, of the committed results
+    python benchmarks/scaling/run.py --page   # only docs/scale.md and the plot, from summary.json
 
 SDXL, SD3 medium, Flux dev and DiT-XL/2 at their published size on the meta device: what a stage trains is what
 `GrowthScheduler` leaves trainable, FLOPs are PyTorch's exact count. The formula of the bytes is compared with what two

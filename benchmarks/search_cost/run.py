@@ -33,8 +33,8 @@ from models import make_call, small_dit
 from autoprog_diffusion.growth import find_adapter, select_blocks
 from autoprog_diffusion.growth.units import Layout
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams, unit_grams
-from autoprog_diffusion.search.probe import untouched
-from autoprog_diffusion.search.recorded_calls import Call
+from autoprog_diffusion.search.probe import leaving_no_trace
+from autoprog_diffusion.search.recorded_calls import RecordedCall
 from autoprog_diffusion.search.zero_shot import trained_units
 from autoprog_diffusion.search.zico import parameter_scores, unit_zico
 
@@ -47,7 +47,9 @@ def weights_of(layout: Layout, units: list[str]) -> list[str]:
     return [name for unit in layout.units if unit.name in units for name in unit.parameters if "weight" in name]
 
 
-def literal(model: nn.Module, layout: Layout, calls: list[Call], candidates: list[tuple[int, ...]]) -> list[tuple]:
+def literal(
+    model: nn.Module, layout: Layout, calls: list[RecordedCall], candidates: list[tuple[int, ...]]
+) -> list[tuple]:
     layers = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     scores = []
     for blocks in candidates:
@@ -59,7 +61,7 @@ def literal(model: nn.Module, layout: Layout, calls: list[Call], candidates: lis
     return scores
 
 
-def literal_zico_kept(model: nn.Module, calls: list[Call], names: list[str]) -> float:
+def literal_zico_kept(model: nn.Module, calls: list[RecordedCall], names: list[str]) -> float:
     """The literal ZiCo with one backward a mini-batch and every gradient kept, as the released code does."""
     wanted = [dict(model.named_parameters())[name] for name in names]
     kept = [torch.autograd.grad(call.run(model), wanted, call.gradient) for call in calls]
@@ -72,8 +74,10 @@ def literal_zico_kept(model: nn.Module, calls: list[Call], names: list[str]) -> 
     return total
 
 
-def ours(model: nn.Module, layout: Layout, calls: list[Call], candidates: list[tuple[int, ...]]) -> list[tuple]:
-    with untouched(model):
+def ours(
+    model: nn.Module, layout: Layout, calls: list[RecordedCall], candidates: list[tuple[int, ...]]
+) -> list[tuple]:
+    with leaving_no_trace(model):
         zico = unit_zico(model, layout, parameter_scores(model, calls))
         grams = unit_grams(layout, parameter_grams(model, calls[0]))
     scores = []

@@ -1,6 +1,6 @@
 """Step time, memory and search cost of models of published size on one GPU, stage by stage against full training.
 
-    python benchmarks/stage_limit/gpu.py --model sdxl        # or sd3, flux, dit: a call each, under 10 minutes on an H100
+    python benchmarks/stage_limit/gpu.py --model sdxl    # or sd3, flux, dit: under 10 minutes each on an H100
     python benchmarks/stage_limit/gpu.py --model sdxl --device cpu --tiny
 
 Random weights: none of this needs trained ones. Parameters, gradients and AdamW's moments are bfloat16, activations of

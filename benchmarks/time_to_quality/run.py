@@ -4,11 +4,11 @@
     python benchmarks/time_to_quality/run.py --data_dir ../shared/data       # the committed runs, 4 cases
     python benchmarks/time_to_quality/run.py --list                          # what is there and what is missing
 
-Every method of a case runs in the same loop (loop.py) on the same batches: AdamW, 5 % warm-up, cosine to 0 within its own
-schedule. Its learning rate is the best of a small grid on seed 0 of the case. Held-out emoji give the quality: denoising
-loss with the same noise and times for all, then pictures (KID, agreement) at the end. Evaluations, caches and FLOP
-counts are not on the clock, searches are. Every run leaves a line in runs.jsonl; a suite that is started again does what
-is missing. Use one thread (OMP_NUM_THREADS=1): the clock is CPU time of the process.
+Every method of a case runs in the same loop (loop.py) on the same batches: AdamW, 5 % warm-up, cosine to 0 within its
+own schedule. Its learning rate is the best of a small grid on seed 0 of the case. Held-out emoji give the quality:
+denoising loss with the same noise and times for all, then pictures (KID, agreement) at the end. Evaluations, caches
+and FLOP counts are not on the clock, searches are. Every run leaves a line in runs.jsonl; a suite that is started
+again does what is missing. Use one thread (OMP_NUM_THREADS=1): the clock is CPU time of the process.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def train(data: tuple[Tensor, Tensor, Tensor], operator: str, state: str, seed: 
     return {"operator": operator, "optimizer_state": state, "cpu_seconds": seconds, **result}
 
 
-def summary(runs: Runs) -> list[dict[str, Any]]:
+def table(runs: Runs) -> list[dict[str, Any]]:
     """Means over seeds; differences are to `copy` of the same seed and operator."""
     rows = []
     for operator, state in product(OPERATORS, STATES):
@@ -120,7 +120,7 @@ def main() -> None:
     data = load(options.data_dir) if missing else None
     for seed, operator, state in missing:
         runs.add({**facts(seed), **train(data, operator, state, seed)})
-    rows = summary(runs)
+    rows = table(runs)
     print_rows("means over seeds", rows)
     save(options.folder / "summary.json", {"rows": rows})
 

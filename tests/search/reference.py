@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from autoprog_diffusion.search.recorded_calls import Call
+from autoprog_diffusion.search.recorded_calls import RecordedCall
 
 
-def literal_gram(model: nn.Module, call: Call, names: Iterable[str], samples: int | None = None) -> Tensor:
+def literal_gram(model: nn.Module, call: RecordedCall, names: Iterable[str], samples: int | None = None) -> Tensor:
     """Per-sample gradients of the summed output over the named parameters, one retained backward each -> (N, N).
 
     `samples` limits it to the first ones, for timing.
@@ -37,7 +37,7 @@ def literal_condition_number(gram: Tensor) -> float:
     return float(values[-1] / values[0])
 
 
-def literal_zico(model: nn.Module, calls: Sequence[Call], names: Iterable[str]) -> float:
+def literal_zico(model: nn.Module, calls: Sequence[RecordedCall], names: Iterable[str]) -> float:
     """sum_l log sum_i mean_b |g_i| / std_b(g_i), entries with std 0 and layers without any left out."""
     wanted = dict(model.named_parameters())
     total = 0.0

@@ -11,8 +11,8 @@ from autoprog_diffusion.growth.units import Layout, Unit, set_trainable
 from autoprog_diffusion.search.candidates import Candidate
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams, unit_grams
 from autoprog_diffusion.search.objective import Score
-from autoprog_diffusion.search.probe import untouched
-from autoprog_diffusion.search.recorded_calls import Call, calls_from_loss
+from autoprog_diffusion.search.probe import leaving_no_trace
+from autoprog_diffusion.search.recorded_calls import RecordedCall, calls_from_loss
 from autoprog_diffusion.search.zero_shot import PROBE_SAMPLES
 from autoprog_diffusion.search.zico import parameter_scores, unit_gain, unit_zico
 
@@ -62,7 +62,7 @@ class SubNetworkScores:
         units = [layout.inputs, *(layout.blocks[index] for index in running), layout.outputs]
         trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         trains &= {name for unit in units for name in unit.parameters}
-        with untouched(model, names=trains):
+        with leaving_no_trace(model, names=trains):
             reference = None if resolution == self._full else self._full_gradients(running)
             calls = self._calls(resolution)
             scores = parameter_scores(model, calls, reference)
@@ -75,7 +75,7 @@ class SubNetworkScores:
             candidate, cost, _kappa(units, grams), *(sum(t[unit.name] for unit in units) for t in (zico, gain))
         )
 
-    def _calls(self, resolution: int) -> list[Call]:
+    def _calls(self, resolution: int) -> list[RecordedCall]:
         device = next(self._model.parameters()).device
         sized = [(self._resize(x.to(device), resolution), y.to(device)) for x, y in self._batches]
         calls = calls_from_loss(self._model, lambda model, batch: self._loss_fn(model, *batch), sized, len(sized))

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,17 @@ SIZES = {"SDXL": 2567463684, "SD3 medium": 2028328000, "Flux dev": 11901408320, 
 
 
 @pytest.fixture(autouse=True)
-def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scripts import each other from their own folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def _in_folder(benchmark_folder: Callable[[str], Path]) -> None:
+    benchmark_folder("scaling")
 
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
-    return json.loads((BENCHMARKS / "results" / "communication.json").read_text(encoding="utf-8"))
+    return json.loads((BENCHMARKS / "scaling" / "summary.json").read_text(encoding="utf-8"))
 
 
 def test_the_page_shows_the_committed_results(results: dict[str, Any]) -> None:
-    from scale_page import tables
+    from page import tables
 
     for name, table in tables(results).items():
         assert f"<!-- {name} -->\n{table}<!-- end {name} -->\n" in PAGE
@@ -56,7 +56,7 @@ def test_real_processes_sent_what_the_formula_says(results: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("order", ["interleaved", "suffix"])
 def test_a_stage_sends_the_gradients_of_its_plan(order: Any) -> None:
-    from published_models import SD3
+    from models import SD3
     from traffic import stages
 
     model = SD3.build(tiny=True)
@@ -82,7 +82,7 @@ def test_a_frozen_front_is_gathered_once_and_its_last_block_twice() -> None:
 
 
 def test_the_time_of_a_collective_is_the_literal_formula() -> None:
-    from scaling import Cluster
+    from simulate import Cluster
 
     cluster, size = Cluster(), 1e9
     inside = 8.4e-6 + 7 * 3.4e-6 + 7 / 8 * size / (0.8 * 450e9)
@@ -122,11 +122,17 @@ def test_the_page_names_the_classes_that_were_wrapped(results: dict[str, Any]) -
 
 @pytest.mark.distributed
 def test_two_real_processes_send_what_the_formula_says(tmp_path: Path) -> None:
-    from communication import expect
-    from published_models import DIT
+    from models import DIT
+    from run import expect
 
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    command += ["--rdzv_endpoint", "localhost:0", str(BENCHMARKS / "two_ranks.py"), str(tmp_path), DIT.name]
+    command += [
+        "--rdzv_endpoint",
+        "localhost:0",
+        str(BENCHMARKS / "scaling" / "two_ranks.py"),
+        str(tmp_path),
+        DIT.name,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]

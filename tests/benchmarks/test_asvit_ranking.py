@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,23 +11,10 @@ import numpy as np
 import pytest
 
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def correlation(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("rank_correlation", monkeypatch)
+def correlation(benchmark_folder: Callable[[str], Path]) -> ModuleType:
+    benchmark_folder("asvit_ranking")
+    return importlib.import_module("correlation")
 
 
 def literal_tau(x: list[float], y: list[float]) -> float:
@@ -86,29 +73,27 @@ def test_equal_values_share_a_rank(correlation: ModuleType) -> None:
 
 
 def test_the_study_resumes_after_a_kill_in_the_middle_of_a_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    benchmark_folder: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = load("asvit_kendall", monkeypatch)
+    benchmark_folder("asvit_ranking")
+    study = importlib.import_module("run")
     images = np.random.default_rng(0).integers(0, 256, size=(60, 32, 32), dtype=np.uint8)
     test = np.arange(60) % 4 == 0
     np.savez(tmp_path / "icons200_32.npz", x=images, y=np.arange(60) % 3, test=test, classes=np.array(["a", "b", "c"]))
-    log = tmp_path / "log.jsonl"
-    monkeypatch.setattr(study, "LOG", log)
-    monkeypatch.setattr(study, "RESULTS", tmp_path)
-    monkeypatch.setattr(study, "save", lambda *_: None)
+    log = tmp_path / "runs.jsonl"
     settings = study.Settings(topologies=3, steps=2, batch=4, width=8)
-    study.run(settings, tmp_path, seeds=2, limit=4)
+    study.run(settings, tmp_path, tmp_path, seeds=2, limit=4)
     whole = log.read_text()
     log.write_text(whole + '{"genotype": "8,2')  # a kill
-    study.run(settings, tmp_path, seeds=2, limit=None)
+    study.run(settings, tmp_path, tmp_path, seeds=2, limit=None)
     assert log.read_text().startswith(whole)
-    rows = study.read_log(settings)[1]
+    rows = study.read(tmp_path, settings)[1].rows
     assert [row["seed"] for row in rows] == [0, 0, 0, 1, 1, 1]
     assert [row["genotype"] for row in rows] == 2 * [str(g) for g in study.sample(settings)]
     again = study.train(study.sample(settings)[0], 0, study.load(settings, tmp_path), settings)
-    assert again["test_loss"] == rows[0]["test_loss"]
-    study.report()
+    assert again["test_loss"] == pytest.approx(rows[0]["test_loss"], rel=1e-5)
+    study.report(tmp_path)
     assert "3 topologies" in capsys.readouterr().out
-    assert (tmp_path / "asvit_kendall.png").stat().st_size > 0
+    assert (tmp_path / "plot.png").stat().st_size > 0
     with pytest.raises(SystemExit, match="move the file"):
-        study.read_log(study.Settings(steps=3))
+        study.read(tmp_path, study.Settings(steps=3))
