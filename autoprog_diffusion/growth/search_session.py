@@ -71,9 +71,18 @@ def check_arguments(config: GrowthConfig, plan: Any, loss_fn: Any, batches: Any)
 
 def start_search(parts: Sequence[Any], plan: GrowthPlan, accelerator: Any) -> StageSearch:
     """Build the search that the configuration names, `parts[0]`, and let checkpoints hold its recorded calls."""
-    config, model, wrapped, layout, embedding, *rest = parts
-    others = [] if embedding is None else [embedding]
-    search = StageSearch(config, make_search(config.search, config, model, wrapped, layout, others, *rest))
+    config, model, wrapped, layout, embedding, loss_fn, batches = parts
+    chosen = make_search(
+        config.search,
+        config,
+        model=model,
+        wrapped=wrapped,
+        layout=layout,
+        others=[] if embedding is None else [embedding],
+        loss_fn=loss_fn,
+        batches=batches,
+    )
+    search = StageSearch(config, chosen)
     search.observe(plan, 0)
     if accelerator is not None:
         accelerator.register_save_state_pre_hook(search.save_calls)

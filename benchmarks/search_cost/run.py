@@ -32,10 +32,10 @@ from models import make_call, small_dit
 
 from autoprog_diffusion.growth import find_adapter, select_blocks
 from autoprog_diffusion.growth.units import Layout
+from autoprog_diffusion.search.cost import trained_units
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams, unit_grams
 from autoprog_diffusion.search.probe import leaving_no_trace
 from autoprog_diffusion.search.recorded_calls import RecordedCall
-from autoprog_diffusion.search.zero_shot import trained_units
 from autoprog_diffusion.search.zico import parameter_scores, unit_zico
 
 

@@ -10,8 +10,7 @@ import torch
 
 from autoprog_diffusion.growth import GrowthConfig, select_blocks
 from autoprog_diffusion.growth.errors import SearchError
-from autoprog_diffusion.search.candidates import Candidate, list_candidates
-from autoprog_diffusion.search.objective import Score, choose, ranks
+from autoprog_diffusion.search.objective import Candidate, Score, choose, list_candidates, ranks
 
 from .reference import literal_rank_vote
 

@@ -94,6 +94,7 @@ def test_a_users_loss_gives_the_same_calls() -> None:
 
     found = calls_from_loss(model, loss_fn, iter(calls), 2)
     assert all(torch.equal(a.gradient, b.gradient) for a, b in zip(found, calls))
+    assert all(parameter.grad is None for parameter in model.parameters())  # they would count in the replay
 
 
 def test_calls_at_another_resolution_keep_the_noise() -> None:

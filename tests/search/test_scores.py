@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from autoprog_diffusion.growth.errors import SearchError
+from autoprog_diffusion.search.cost import trained_units
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams, unit_grams
 from autoprog_diffusion.search.probe import leaving_no_trace
-from autoprog_diffusion.search.zero_shot import trained_units
 from autoprog_diffusion.search.zico import mean_gradients, parameter_scores, unit_gain, unit_zico
 
 from ..settings import BY_ID, Family

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth.flops import flop_counter
 from autoprog_diffusion.search.probe import leaving_no_trace
-from autoprog_diffusion.search.unit_timer import device_clock
+from autoprog_diffusion.search.unit_timer import median_seconds
 
 from .shapes import Shape
 
@@ -129,10 +127,5 @@ def step_seconds(model: nn.Module, loss_fn: LossFn, images: Tensor, targets: Ten
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     device = next(model.parameters()).device
     images, targets = images.to(device), targets.to(device)
-    clock, seconds = device_clock(device, time.perf_counter), []
     with leaving_no_trace(model, names=names):
-        for _ in range(repeats + 1):
-            start = clock()
-            loss_fn(model, images, targets).backward()
-            seconds.append(clock() - start)
-    return median(seconds[1:])
+        return median_seconds(lambda: loss_fn(model, images, targets).backward(), device, repeats)
