@@ -4,7 +4,7 @@
     python benchmarks/make_data.py --styles noto         # only what time_to_quality's case `sd_noto` needs, a minute
     python benchmarks/make_data.py --archive iconify-json-2.2.535.tgz  # of `npm pack`
 
-Emoji of several styles, rendered at 64 pixels on white: columns `image` (PNG), `caption`, `category`, `style`. With the
+Emoji of seven styles, 64 pixels on white: columns `image` (PNG), `caption`, `category`, `style`. With the
 same version of resvg-py the pixels are the same, bit for bit. Licences: noto, noto-v1 Apache-2.0; fluent MIT; twemoji,
 emojione CC BY 4.0; openmoji CC BY-SA 4.0. The files are inputs of benchmarks: do not commit them.
 """

@@ -15,7 +15,9 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 FOLDERS = sorted(path.parent.name for path in BENCHMARKS.glob("*/README.md"))
-SCRIPTS = sorted(str(path.relative_to(BENCHMARKS)) for path in BENCHMARKS.glob("*/*.py"))
+SCRIPTS = sorted(
+    str(path.relative_to(BENCHMARKS)) for path in BENCHMARKS.glob("*/*.py") if "argparse" in path.read_text()
+)
 PARTS = ("Question", "Command", "Machine", "Minutes", "Answer", "Not asked")
 TABLES = {"vit_preset": "rows", "vit_growth": "rows", "vit_finetune": "table", "vit_optimizer_state": "rows"}
 
