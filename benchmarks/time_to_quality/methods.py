@@ -125,7 +125,7 @@ def stratified(subject: Subject, seed: int) -> None:
     """Timesteps of a batch spread evenly (`--timestep_sampling stratified` of the recipes)."""
     del seed
     task: Any = subject.task
-    task.args = replace(task.args, train=replace(task.args.train, timestep_sampling="stratified"))
+    task.noise = replace(task.noise, timestep_sampling="stratified")
 
 
 def lisa(layout: Layout, steps: int, step: int, seed: int) -> set[str] | None:
