@@ -35,7 +35,7 @@ from autoprog_diffusion.vit.asvit.cost import multiply_adds, parameter_count
 from autoprog_diffusion.vit.asvit.scores import topology_scores
 from autoprog_diffusion.vit.training.arguments import DataArguments
 from autoprog_diffusion.vit.training.data import decode_all
-from autoprog_diffusion.vit.training.sources import load_sources
+from autoprog_diffusion.vit.training.loading import load_rows
 
 
 matplotlib.use("Agg")
@@ -88,7 +88,7 @@ class Images:
 def load(settings: Settings, folder: Path) -> Images:
     train_name, test_name = DATA[settings.data]
     args = DataArguments(train_data=str(folder / train_name), val_data=str(folder / test_name) if test_name else None)
-    train, test = (decode_all(source, settings.image_size, "refuse") for source in load_sources(args, 32, 0))
+    train, test = (decode_all(source, settings.image_size, "refuse") for source in load_rows(args, 32, 0))
     some = train.images[:5000].float()
     mean, std = some.mean((0, 2, 3), keepdim=True), some.std((0, 2, 3), keepdim=True)
     parts = [(rows.images.float() - mean) / std for rows in (train, test)]

@@ -104,7 +104,7 @@ def stages(published: Published, order: str, tiny: bool = False) -> Iterator[Ste
     with torch.device("meta"):
         model = published.build(tiny).train()
         inputs = published.inputs(model.config)
-        growth = GrowthScheduler(model, GrowthConfig(num_stages=STAGES, order=order))  # type: ignore[arg-type]
+        growth = GrowthScheduler(model, GrowthConfig(num_stages=STAGES, order=order, direction="unfreeze"))  # type: ignore[arg-type]
     growth.prepare(model, num_training_steps=STAGES)
     for stage in range(STAGES):
         yield record(model, published.wrap, inputs, growth.parameters())

@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from autoprog_diffusion.data.emoji import emoji_dataset
-from autoprog_diffusion.data.emoji_classes import emoji_classes
+from autoprog_diffusion.data.emoji import emoji_classes, emoji_dataset
 from autoprog_diffusion.data.labelled import class_names
+from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.growth import GrowthConfig
 from autoprog_diffusion.growth.errors import GrowthError
-from autoprog_diffusion.tasks.class_conditional import (
-    ClassArguments,
-    ClassConditional,
+from autoprog_diffusion.tasks.arguments import (
     ClassConditionalArguments,
-    draw_classes,
-    set_classes,
+    FlowMatchingArguments,
+    make_latents,
+    noise_settings,
 )
-from autoprog_diffusion.tasks.flow_matching import FlowArguments, FlowMatching, FlowMatchingArguments, draw_prompts
+from autoprog_diffusion.tasks.class_conditional import ClassConditional, ClassSettings, draw_classes, set_classes
+from autoprog_diffusion.tasks.flow_matching import FlowMatching, FlowSettings, draw_prompts
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_dit, load_tiny_flow
 from autoprog_diffusion.training.arguments import Arguments, OutputArguments, TrainArguments
@@ -162,13 +162,17 @@ def _style(style: str, data_dir: Path | None) -> Any:
     return datasets.Dataset.from_dict(columns, features=features)
 
 
+def _latents(pipeline: Any, data: Any, settings: Any) -> Latents:
+    return make_latents(pipeline, data, settings, make_accelerator(settings), resolution=SIZE)
+
+
 def _sd(style: str) -> Callable[[int, Path, Path | None], Subject]:
     def load(seed: int, folder: Path, data_dir: Path | None) -> Subject:
         args, other = (_arguments(Arguments, seed, folder / part) for part in ("train", "held"))
         train, held = _split(_style(style, data_dir), 20)
-        pipeline = load_pipeline(str(ASSETS / "tiny_sd"), args)
+        pipeline = load_pipeline(str(ASSETS / "tiny_sd"))
         parts = [
-            TextToImage(pipeline, data, settings, make_accelerator(settings), SIZE)
+            TextToImage(pipeline, _latents(pipeline, data, settings), noise_settings(settings))
             for data, settings in ((train, args), (held, other))
         ]
 
@@ -183,14 +187,14 @@ def _sd(style: str) -> Callable[[int, Path, Path | None], Subject]:
 
 def _flow(style: str) -> Callable[[int, Path, Path | None], Subject]:
     def load(seed: int, folder: Path, data_dir: Path | None) -> Subject:
-        flow = FlowArguments(max_sequence_length=16, proportion_empty_prompts=0.1)
+        flow = FlowSettings(max_sequence_length=16, proportion_empty_prompts=0.1)
         args = _arguments(FlowMatchingArguments, seed, folder / "train", flow=flow)
         full = dataclasses.replace(flow, proportion_empty_prompts=0.0)
         other = _arguments(FlowMatchingArguments, seed, folder / "held", flow=full)
         train, held = _split(_style(style, data_dir), 20)
         pipeline = load_tiny_flow(ASSETS)
         parts = [
-            FlowMatching(pipeline, data, settings, make_accelerator(settings), SIZE)
+            FlowMatching(pipeline, _latents(pipeline, data, settings), settings.flow, noise_settings(settings))
             for data, settings in ((train, args), (held, other))
         ]
 
@@ -206,12 +210,12 @@ def _flow(style: str) -> Callable[[int, Path, Path | None], Subject]:
 def _dit(seed: int, folder: Path, data_dir: Path | None) -> Subject:
     del data_dir
     args = _arguments(ClassConditionalArguments, seed, folder / "train")
-    other = _arguments(ClassConditionalArguments, seed, folder / "held", classes=ClassArguments(class_dropout=0.0))
+    other = _arguments(ClassConditionalArguments, seed, folder / "held", classes=ClassSettings(class_dropout=0.0))
     train, held = _split(emoji_classes("openmoji", "new"), 4)
     pipeline = load_tiny_dit(ASSETS)
-    rows = set_classes(pipeline, class_names(train), args)
+    rows = set_classes(pipeline, class_names(train), seed=args.train.seed)
     parts = [
-        ClassConditional(pipeline, data, settings, make_accelerator(settings), SIZE)
+        ClassConditional(pipeline, _latents(pipeline, data, settings), noise_settings(settings), settings.classes)
         for data, settings in ((train, args), (held, other))
     ]
     wanted = [label for label in range(len(rows)) for _ in range(10)]

@@ -62,7 +62,8 @@ class Method:
 
     def config(self, multiple: int) -> GrowthConfig:
         """The configuration for a model whose images' sides are multiples of `multiple`."""
-        return GrowthConfig(**{"stage_embedding": False, **self.growth, "resolution_multiple": multiple})
+        base = {"order": "interleaved", "direction": "unfreeze", "stage_embedding": False}
+        return GrowthConfig(**{**base, **self.growth, "resolution_multiple": multiple})
 
 
 def keep_trainable(subject: Subject, wanted: Callable[[str], bool]) -> None:

@@ -49,7 +49,9 @@ def count(published: Published, order: str, backend: str) -> list[dict[str, int]
     torch.manual_seed(0)
     model = published.build(tiny=True).train()
     sharded = backend == "FSDP2"
-    config = GrowthConfig(num_stages=STAGES, order=order, stage_embedding=False if sharded else None)  # type: ignore[arg-type]
+    config = GrowthConfig(  # type: ignore[arg-type]
+        num_stages=STAGES, order=order, direction="unfreeze", stage_embedding=False if sharded else None
+    )
     growth = GrowthScheduler(model, config)
     if sharded:
         for name in sorted(cut_groups(model, published.wrap), key=len, reverse=True):

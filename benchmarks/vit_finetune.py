@@ -27,14 +27,16 @@ from accelerate.utils import set_seed
 from common import RESULTS, facts, save
 from torch import nn
 
+from autoprog_diffusion.data.images import open_image, undecoded
+from autoprog_diffusion.data.sources import read_parquet
 from autoprog_diffusion.vit.models import size_multiple
 from autoprog_diffusion.vit.pretrained import fit_head, load_pretrained
 from autoprog_diffusion.vit.training.arguments import parse as parse_pretraining
-from autoprog_diffusion.vit.training.data import Data, Decoded, load_data
+from autoprog_diffusion.vit.training.data import Decoded
 from autoprog_diffusion.vit.training.finetuning import as_pretraining, growth_config, parse
+from autoprog_diffusion.vit.training.loading import Data, load_data
 from autoprog_diffusion.vit.training.loop import Trainer
 from autoprog_diffusion.vit.training.run import run as pretrain
-from autoprog_diffusion.vit.training.sources import parquet_source
 from autoprog_diffusion.vit.training.unfreezing import Unfreezing
 
 
@@ -77,14 +79,15 @@ def split_classes(data_dir: Path, folder: Path) -> None:
     for name, wanted in COUNTS.items():
         arrays: dict[str, list[Any]] = {"x": [], "y": [], "test": []}
         for part, count in zip(("train", "test"), wanted):
-            source = parquet_source(data_dir / f"cifar10_{part}.parquet", "image", "label")
+            data = undecoded(read_parquet(data_dir / f"cifar10_{part}.parquet", "label"))
+            found = data["label"][:]
             classes = range(5) if name == "old" else range(5, 10)
             for label in classes:
-                rows = [row for row, found in enumerate(source.labels) if found == label][: count // 5]
-                arrays["x"] += [np.asarray(source.read(row)) for row in rows]
+                rows = [row for row in range(len(data)) if found[row] == label][: count // 5]
+                arrays["x"] += [np.asarray(open_image(data, row)) for row in rows]
                 arrays["y"] += [label - classes[0]] * len(rows)
                 arrays["test"] += [part == "test"] * len(rows)
-        names = [source.classes[label] for label in classes]
+        names = [data.features["label"].names[label] for label in classes]
         np.savez(folder / f"{name}.npz", **{key: np.array(value) for key, value in arrays.items()}, classes=names)
 
 

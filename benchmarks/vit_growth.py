@@ -28,7 +28,8 @@ from common import RESULTS, facts
 from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
 from autoprog_diffusion.vit.models import build_model
 from autoprog_diffusion.vit.training.arguments import Arguments, parse
-from autoprog_diffusion.vit.training.data import Data, Decoded, load_data
+from autoprog_diffusion.vit.training.data import Decoded
+from autoprog_diffusion.vit.training.loading import Data, load_data
 from autoprog_diffusion.vit.training.loop import Trainer
 from autoprog_diffusion.vit.training.run import growth_config
 

@@ -46,7 +46,9 @@ def lora_model(family: Family, kind: str = "lora", **settings: Any) -> nn.Module
 
 
 def start(model: nn.Module, **settings: Any) -> tuple[GrowthScheduler, torch.optim.Optimizer]:
-    growth = GrowthScheduler(model, GrowthConfig(**{"num_stages": 3, **settings}))
+    growth = GrowthScheduler(
+        model, GrowthConfig(**{"num_stages": 3, "order": "interleaved", "direction": "unfreeze", **settings})
+    )
     optimizer = torch.optim.AdamW([p for p in growth.parameters() if p.requires_grad], lr=1e-2)
     growth.prepare(model, num_training_steps=6, optimizer=optimizer)
     return growth, optimizer
@@ -181,8 +183,11 @@ def test_an_adapted_time_embedder_is_folded_into_its_base() -> None:
 def test_the_wrong_order_is_named() -> None:
     model = BY_ID["sd"].build()
     with pytest.raises(OrderError, match="PeftModel of PEFT.*add_adapter"):
-        GrowthScheduler(get_peft_model(BY_ID["sd"].build(), LoraConfig(target_modules=ATTENTION)), GrowthConfig())
-    growth = GrowthScheduler(model, GrowthConfig())
+        GrowthScheduler(
+            get_peft_model(BY_ID["sd"].build(), LoraConfig(target_modules=ATTENTION)),
+            GrowthConfig(),
+        )
+    growth = GrowthScheduler(model, GrowthConfig(order="interleaved", direction="unfreeze"))
     model.add_adapter(LoraConfig(r=2, target_modules=ATTENTION))
     with pytest.raises(OrderError, match="parameters changed after GrowthScheduler.*add_adapter"):
         growth.prepare(model, num_training_steps=6)

@@ -41,7 +41,9 @@ def test_attaching_leaves_the_output_bitwise_unchanged(family: Family) -> None:
     results = []
     for stage_embedding in (False, True):
         model = family.build()
-        growth = GrowthScheduler(model, GrowthConfig(stage_embedding=stage_embedding))
+        growth = GrowthScheduler(
+            model, GrowthConfig(stage_embedding=stage_embedding, order="interleaved", direction="unfreeze")
+        )
         growth.prepare(model, num_training_steps=4)
         assert bool(hooks(model)) == stage_embedding
         results.append(outputs(family, model))
@@ -76,7 +78,9 @@ def test_only_the_row_of_the_stage_trains(family: Family, order: str) -> None:
 @embedded
 def test_stage_dropout_draws_one_row_per_sample_for_all_embedders(family: Family) -> None:
     model = family.build().train()
-    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, stage_dropout=0.5))
+    growth = GrowthScheduler(
+        model, GrowthConfig(num_stages=3, stage_dropout=0.5, order="interleaved", direction="unfreeze")
+    )
     raw: list[Tensor] = []
     seen: list[Tensor] = []
     for name in growth._embedding.points:  # before and after the embedding's own hook

@@ -53,7 +53,7 @@ def test_blocks_are_named_in_forward_order(family: Family) -> None:
 
 @families
 def test_the_stage_embedding_enters_at_every_timestep_embedder(family: Family) -> None:
-    growth = GrowthScheduler(family.build(), GrowthConfig())
+    growth = GrowthScheduler(family.build(), GrowthConfig(order="interleaved", direction="unfreeze"))
     assert (0 if growth._embedding is None else len(growth._embedding.points)) == family.points
     if not family.points:
         return

@@ -23,7 +23,7 @@ STEPS = 6
 
 
 def config(**settings: Any) -> GrowthConfig:
-    return GrowthConfig(num_stages=3, order="suffix", stage_embedding_init="normal", **settings)
+    return GrowthConfig(num_stages=3, order="suffix", direction="unfreeze", stage_embedding_init="normal", **settings)
 
 
 def train(

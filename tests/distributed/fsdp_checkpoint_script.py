@@ -23,7 +23,7 @@ from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
 FAMILY, STEPS = BY_ID["pixart"], 4
 STOPS = {"boundary": 1, "inside": 2}  # optimizer steps
-PLAIN = GrowthConfig(num_stages=3, order="suffix", boundaries=(1, 3))
+PLAIN = GrowthConfig(num_stages=3, order="suffix", boundaries=(1, 3), direction="unfreeze")
 CONFIG = replace(PLAIN, stage_embedding_init="normal", ema_decay=0.9)
 DIRECTIONS = ("unfreeze", "freeze")
 
@@ -188,8 +188,8 @@ def refused() -> dict[str, str]:
     model = FAMILY.build()
     wrong = {
         "search": (GrowthConfig(search="zero_shot"), {}),
-        "stage_embedding": (GrowthConfig(stage_embedding=True), {}),
-        "stage_dropout": (GrowthConfig(stage_dropout=0.1), {}),
+        "stage_embedding": (GrowthConfig(stage_embedding=True, order="interleaved", direction="unfreeze"), {}),
+        "stage_dropout": (GrowthConfig(stage_dropout=0.1, order="interleaved", direction="unfreeze"), {}),
         "activation_checkpointing": (PLAIN, {"activation_checkpointing": True}),
     }
     return {

@@ -51,7 +51,8 @@ def shard(family: Family, **settings: Any) -> nn.Module:
 
 
 def config(order: str) -> GrowthConfig:
-    settings = {"order": "suffix", "direction": "freeze"} if order == "freeze" else {"order": order}
+    direction = "freeze" if order == "freeze" else "unfreeze"
+    settings = {"order": "suffix" if order == "freeze" else order, "direction": direction}
     return GrowthConfig(num_stages=3, **settings, stage_embedding_init="normal", ema_decay=0.9)
 
 
@@ -183,7 +184,7 @@ def half_precision() -> list[list[str]]:
     """Types of the gradients in every stage, where passes run in bfloat16 and reductions in float32."""
     family = BY_ID["dit"]
     model = shard(family, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
-    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, order="suffix"))
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, order="suffix", direction="unfreeze"))
     optimizer = optimizer_of(growth)
     growth.prepare(model, num_training_steps=3, optimizer=optimizer)
     types = []

@@ -20,7 +20,8 @@ CLIP = 0.3  # below the gradient norms of these losses, so that clipping acts
 
 
 def config(order: str) -> GrowthConfig:
-    settings = {"order": "suffix", "direction": "freeze"} if order == "freeze" else {"order": order}
+    direction = "freeze" if order == "freeze" else "unfreeze"
+    settings = {"order": "suffix" if order == "freeze" else order, "direction": direction}
     return GrowthConfig(num_stages=3, **settings, stage_embedding_init="normal", ema_decay=0.9)
 
 
@@ -98,7 +99,7 @@ def rebuilt(accelerator: Accelerator) -> dict[str, Any]:
     """A reducer that the user configured, over three stages: its settings, and how many gradients it sent."""
     rank, family, calls = accelerator.process_index, BY_ID["unet2d"], []
     model = family.build().train()
-    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, order="suffix"), accelerator)
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, order="suffix", direction="unfreeze"), accelerator)
     wrapped, optimizer = accelerator.prepare(model, optimizer_of(growth))
     wrapped.register_comm_hook(calls, count_gradients)
     growth.prepare(wrapped, num_training_steps=3)

@@ -175,7 +175,7 @@ def test_power_sgd_forgets_its_buckets() -> None:
 @pytest.mark.usefixtures("one_rank")
 def test_growth_rebuilds_the_reducer_for_what_trains() -> None:
     model = chain()
-    config = GrowthConfig(num_stages=2, min_trainable=0.5, order="suffix", stage_embedding=False)
+    config = GrowthConfig(num_stages=2, min_trainable=0.5, order="suffix", stage_embedding=False, direction="unfreeze")
     growth = GrowthScheduler(model, config, blocks=["*"])
     ddp = DistributedDataParallel(model)
     calls: list[int] = []

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 DIFFS = ROOT / "docs" / "diffs"
 CONFIG = "GrowthConfig(num_stages=4)"  # what every diff says and a user edits
 OFF = "GrowthConfig(num_stages=1, min_trainable=1.0, stage_embedding=False)"
-TWO_STAGES = "GrowthConfig(num_stages=2)"
+TWO_STAGES = 'GrowthConfig(num_stages=2, order="interleaved", direction="unfreeze")'
 CHECKOUT = os.environ.get("DIFFUSERS_CHECKOUT")
 needs_checkout = pytest.mark.skipif(
     CHECKOUT is None, reason="needs Diffusers' scripts: set DIFFUSERS_CHECKOUT to a checkout of its repository"

@@ -22,7 +22,7 @@ def subsets(count: int) -> list[tuple[int, ...]]:
 def real_flops(family: Family, blocks: tuple[int, ...]) -> int:
     """FLOPs of a training step under a plan that trains `blocks`."""
     model, layout, calls = model_and_calls(family, dtype=torch.float32)
-    config = GrowthConfig(num_stages=1, stage_embedding=False)
+    config = GrowthConfig(num_stages=1, stage_embedding=False, order="interleaved")
     growth = GrowthScheduler(model, config)
     growth.prepare(model, num_training_steps=1, plan=GrowthPlan(len(layout.blocks), 1, (Stage(0, blocks),)))
     with flop_counter() as counter:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.growth import ConfigError, GrowthPlan, StateError
 from autoprog_diffusion.vit.models import ModelError, build_model, load_model, logits, save_model
 from autoprog_diffusion.vit.pretrained import fit_head, load_pretrained, trained_classes
-from autoprog_diffusion.vit.training.data import DataError
 from autoprog_diffusion.vit.training.finetuning import get_ready, main, parse, run
 from autoprog_diffusion.vit.training.loop import Trainer
 from autoprog_diffusion.vit.training.run import make_accelerator

@@ -60,7 +60,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from autoprog_diffusion.tasks.tiny_pipelines import LABELS_FILE, flow_pipeline
-from autoprog_diffusion.data.emoji_classes import emoji_classes
+from autoprog_diffusion.data.emoji import emoji_classes
 
 
 ASSETS = Path(__file__).parents[1]

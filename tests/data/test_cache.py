@@ -11,12 +11,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from autoprog_diffusion.data.cache import ArrayCache, build_cache, module_fingerprint, text_fingerprint
-from autoprog_diffusion.training.arguments import Arguments
-
-from .tiny import parse
-
-
-NewAccelerator = Callable[[Arguments], Accelerator]
 
 
 class Squares:
@@ -33,12 +27,12 @@ class Squares:
 
 
 @pytest.fixture
-def build(tmp_path: Path, new_accelerator: NewAccelerator) -> Callable[..., ArrayCache]:
-    accelerator = new_accelerator(parse("--output_dir", tmp_path))
-
+def build(tmp_path: Path, accelerator: Accelerator) -> Callable[..., ArrayCache]:
     def run(compute: Squares, fingerprint: str = "a", count: int = 10) -> ArrayCache:
         path = tmp_path / "cache" / "rows.npy"
-        return build_cache(path, count, compute, fingerprint, accelerator, batch_size=4, title="rows")
+        return build_cache(
+            path, count, compute, fingerprint=fingerprint, accelerator=accelerator, batch_size=4, title="rows"
+        )
 
     return run
 

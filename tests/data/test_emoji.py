@@ -6,7 +6,15 @@ import datasets
 import numpy as np
 import pytest
 
-from autoprog_diffusion.data.emoji import emoji_dataset
+from autoprog_diffusion.data.emoji import (
+    emoji_classes,
+    emoji_dataset,
+    emoji_in_both_styles,
+    emoji_labels,
+    is_held_out,
+)
+from autoprog_diffusion.data.emoji_tables import SUBCATEGORIES
+from autoprog_diffusion.growth import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +69,26 @@ def test_splits_are_disjoint_and_cover_all(styles: dict[str, datasets.Dataset]) 
 def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         emoji_dataset(**arguments)
+
+
+def test_emoji_labels_cover_every_emoji_and_split_by_codepoint() -> None:
+    labels = emoji_labels()
+    assert set(labels.values()) == set(range(len(SUBCATEGORIES)))
+    subcategories = [name for names in SUBCATEGORIES.values() for name in names]
+    assert len(subcategories) == len(set(subcategories))
+    held = [point for point in labels if is_held_out(point)]
+    assert 0.15 < len(held) / len(labels) < 0.25
+    counts = np.bincount([label for point, label in labels.items() if not is_held_out(point)])
+    assert counts.min() >= 30  # per style
+
+
+def test_the_default_data_holds_both_styles_of_a_codepoint_on_one_side() -> None:
+    train, val = emoji_in_both_styles(8)
+    assert len(train) + len(val) == 2 * 1898
+    assert len(val) % 2 == 0
+    assert 0.15 < len(val) / (len(train) + len(val)) < 0.25
+
+
+def test_groups_of_emoji_are_two() -> None:
+    with pytest.raises(ConfigError, match="group must be one of"):
+        emoji_classes("openmoji", "old", size=8)  # type: ignore[arg-type]

@@ -11,9 +11,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from autoprog_diffusion.data.captions import Captions
-from autoprog_diffusion.training.arguments import Arguments
-
-from .tiny import parse
 
 
 TEXTS = ["b", "a", "", "b"]
@@ -21,7 +18,7 @@ NewCaptions = Callable[..., Captions]
 
 
 @pytest.fixture
-def new_captions(tmp_path: Path, new_accelerator: Callable[[Arguments], Accelerator]) -> NewCaptions:
+def new_captions(tmp_path: Path, accelerator: Accelerator) -> NewCaptions:
     """Captions of letters: tokens (2, 3) of the first letter's number, pooled (1,) its negative."""
 
     def make(encoder: nn.Module, texts: list[str] = TEXTS, empty: float = 0.0, calls: list | None = None) -> Captions:
@@ -31,8 +28,7 @@ def new_captions(tmp_path: Path, new_accelerator: Callable[[Arguments], Accelera
             numbers = torch.tensor([float(ord(caption[0])) if caption else 0.0 for caption in captions])
             return numbers.view(-1, 1, 1).expand(-1, 2, 3), -numbers.view(-1, 1)
 
-        args = parse("--output_dir", tmp_path)
-        return Captions(texts, encode, [encoder], args, new_accelerator(args), empty)
+        return Captions(texts, encode, [encoder], accelerator, folder=tmp_path, empty=empty)
 
     return make
 
