@@ -14,8 +14,6 @@ from autoprog_diffusion.growth import GrowthError
 from autoprog_diffusion.tasks.loading import pipeline_class
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 
-from .tiny import parse
-
 
 def with_unet(source: Path, folder: Path, **settings: object) -> Path:
     """A copy of a pipeline with another UNet."""
