@@ -213,7 +213,7 @@ def test_growth_knows_torch_alone_and_one_file_knows_accelerate(path: Path) -> N
 
 def test_the_import_is_light() -> None:
     code = f"import sys, autoprog_diffusion; print(sorted(set({HEAVY}) & set(sys.modules)), 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[] True"
 

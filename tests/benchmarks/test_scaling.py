@@ -134,7 +134,7 @@ def test_two_real_processes_send_what_the_formula_says(tmp_path: Path) -> None:
         DIT.name,
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
     rows = json.loads((tmp_path / "two_ranks.json").read_text(encoding="utf-8"))
     assert [(row["order"], row["backend"]) for row in rows] == [

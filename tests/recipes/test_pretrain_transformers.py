@@ -94,7 +94,7 @@ def test_a_cut_pretraining_goes_on_with_the_batches_it_would_have_seen(
         script = str(BUILD / "pretrain_tiny_transformers.py")
         command = [sys.executable, script, "--model", kind, "--batch_size", "4", "--output_dir", str(output)]
         command += ["--steps", str(steps), *flags]
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=500)
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=900)
         return torch.load(output / f"{kind}_state.pt", weights_only=True)
 
     whole = train(tmp_path / "whole", 4, "--lr", "0")
