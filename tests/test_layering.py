@@ -40,6 +40,8 @@ LAYERS = {
     "data": "data",
     "training": "training",
     "tasks": "tasks",
+    "tasks.arguments": "task recipes",
+    "tasks.text_to_image_recipe": "task recipes",
     **{f"vit.{name}": "vit" for name in SHARED_BY_VIT},
     "vit.autoprog_one": "vit methods",
     "vit.asvit": "vit methods",
@@ -62,38 +64,23 @@ ALLOWED = {
     "data": GROWTH | {"files"},
     "training": GROWTH | {"files", "search", "adapters", "data"},
     "tasks": GROWTH | {"files", "search", "adapters", "data", "training"},
+    "task recipes": GROWTH | {"files", "search", "adapters", "data", "training", "tasks"},
     "vit": BELOW_VIT,
     "vit methods": BELOW_VIT | {"vit"},
     "vit training": BELOW_VIT | {"vit", "vit methods"},
     "vit scripts": BELOW_VIT | {"vit", "vit methods", "vit training"},
 }
 # Modules that hold command lines; data, tasks and methods take plain parameters instead.
-COMMAND_LINES = ("training.arguments", "vit.training.arguments", "vit.asvit.arguments")
+COMMAND_LINES = ("training.arguments", "tasks.arguments", "vit.training.arguments", "vit.asvit.arguments")
 PLAIN_LAYERS = {*GROWTH, "files", "search", "adapters", "data", "tasks", "vit", "vit methods"}
 PLAIN_FILES = tuple(
-    f"vit.training.{name}" for name in ("augment", "randaugment", "regularisation", "schedule", "data", "pixels")
+    f"vit.training.{name}"
+    for name in ("augment", "augment_settings", "randaugment", "regularisation", "schedule", "data")
 )
 
 # Modules that break a rule for now, with what they import against it. An entry that is not needed fails its test.
 EXCEPTIONS: dict[str, set[str]] = {
-    "autoprog_diffusion/data/captions.py": {"training.arguments.Arguments"},
-    "autoprog_diffusion/data/images.py": {"training.arguments.DataArguments"},
-    "autoprog_diffusion/data/labelled.py": {"training.arguments.DataArguments"},
-    "autoprog_diffusion/data/latents.py": {"training.arguments.Arguments"},
     "autoprog_diffusion/growth/state.py": {"growth.backends.fsdp2.class_name"},
-    "autoprog_diffusion/tasks/class_conditional.py": {"training.arguments.Arguments"},
-    "autoprog_diffusion/tasks/dreambooth.py": {"training.arguments.Arguments"},
-    "autoprog_diffusion/tasks/flow_matching.py": {"training.arguments.Arguments"},
-    "autoprog_diffusion/tasks/loading.py": {"training.arguments.Arguments"},
-    "autoprog_diffusion/tasks/lora.py": {"training.arguments.Arguments"},
-    "autoprog_diffusion/tasks/objective.py": {"training.arguments.TrainArguments"},
-    "autoprog_diffusion/tasks/sdxl.py": {"training.arguments.Arguments"},
-    "autoprog_diffusion/tasks/stable_diffusion.py": {"training.arguments.Arguments"},
-    "autoprog_diffusion/tasks/text_to_image_recipe.py": {"training.arguments.Arguments"},
-    "vit/training/augment.py": {"vit.training.arguments.AugmentArguments"},
-    "vit/training/data.py": {"vit.training.arguments.Arguments", "vit.training.arguments.AugmentArguments"},
-    "vit/training/pixels.py": {"vit.training.arguments.AugmentArguments"},
-    "vit/training/regularisation.py": {"vit.training.arguments.AugmentArguments"},
     "vit/training/schedule.py": {"vit.training.arguments.TrainArguments"},
 }
 
@@ -226,7 +213,7 @@ def test_growth_knows_torch_alone_and_one_file_knows_accelerate(path: Path) -> N
 
 def test_the_import_is_light() -> None:
     code = f"import sys, autoprog_diffusion; print(sorted(set({HEAVY}) & set(sys.modules)), 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[] True"
 

@@ -42,9 +42,12 @@ def plain_name(name: str) -> str:
 
 
 def find_label(name: str, labels: Mapping[str, int]) -> int | None:
-    """Row of a class by name, or by any of the names with commas between that ImageNet gives one; None if unknown."""
+    """Row of a class, by its full name or by one of ImageNet's comma-separated synonyms; None if unknown."""
     known = {plain_name(label): row for label, row in labels.items()}
-    return next((known[plain_name(part)] for part in (name, *name.split(",")) if plain_name(part) in known), None)
+    for part in (name, *name.split(",")):
+        if plain_name(part) in known:
+            return known[plain_name(part)]
+    return None
 
 
 def keep_labels(names: Sequence[str], labels: Mapping[str, int]) -> list[int]:
@@ -81,7 +84,8 @@ def fit_labels(transformer: Any, names: Sequence[str], labels: Mapping[str, int]
         labels: Class name -> row of the checkpoint, `pipeline.labels`.
         seed: Of the new rows.
     """
-    ids, known = label_ids(len(names)), [find_label(name, labels) for name in names]
+    ids = label_ids(len(names))
+    known = [find_label(name, labels) for name in names]
     classes = max(NULL_LABEL, len(names))
     generator = torch.Generator().manual_seed(seed)
     for embedder in label_tables(transformer):
@@ -91,6 +95,7 @@ def fit_labels(transformer: Any, names: Sequence[str], labels: Mapping[str, int]
         kept = min(len(old), classes + 1)
         table[:kept] = old[:kept]
         for index, row in zip(ids, known):
+            # Drawn for every class: those that are known must not change the others' numbers.
             noise = 0.02 * torch.randn(table.shape[1], generator=generator)
             table[index] = null + noise.to(null) if row is None else old[row]
         table[NULL_LABEL] = null
@@ -103,7 +108,8 @@ def fit_labels(transformer: Any, names: Sequence[str], labels: Mapping[str, int]
 def pad_labels(transformer: Any) -> None:
     """Move the unconditional row of a DiT of fewer classes to `NULL_LABEL`, in place; its classes stay."""
     for embedder in label_tables(transformer):
-        null, old = _null_row(embedder), embedder.embedding_table.weight
+        null = _null_row(embedder)
+        old = embedder.embedding_table.weight
         if len(old) <= NULL_LABEL:
             _replace(embedder, torch.cat([old, null.expand(NULL_LABEL + 1 - len(old), -1)]))
     classes = len(label_tables(transformer)[0].embedding_table.weight) - 1

@@ -1,4 +1,4 @@
-"""What SD3 and Flux do differently: text, the call of the denoiser, and the shift of time with the resolution."""
+"""Differences between SD3 and Flux: text, the call of the denoiser, and the shift of time with the resolution."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class SD3:
 
     def __init__(self, pipeline: Any, guidance: float) -> None:
         del guidance
-        self.pipeline, self.patch = pipeline, int(pipeline.transformer.config.patch_size)
+        self.pipeline = pipeline
+        self.patch = int(pipeline.transformer.config.patch_size)
 
     def resolution(self) -> int:
         """Side of the images the pipeline was made for, in pixels."""
@@ -39,7 +40,7 @@ class SD3:
         )
         return tokens, pooled
 
-    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
         """The denoiser's output, (N, C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
         return denoiser(
             hidden_states=noisy,
@@ -64,7 +65,8 @@ class Flux:
     patch = 2  # latents are packed in twos
 
     def __init__(self, pipeline: Any, guidance: float) -> None:
-        self.pipeline, self.guidance = pipeline, guidance
+        self.pipeline = pipeline
+        self.guidance = guidance
 
     def resolution(self) -> int:
         """Side of the images the pipeline was made for, in pixels."""
@@ -75,7 +77,7 @@ class Flux:
         tokens, pooled, _ = self.pipeline.encode_prompt(list(captions), None, max_sequence_length=length)
         return tokens, pooled
 
-    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
         """The denoiser's output, (N, C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
         count, channels, height, width = noisy.shape
         place = {"device": noisy.device, "dtype": noisy.dtype}

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import nn
 
-from autoprog_diffusion.data.emoji import emoji_dataset
-from autoprog_diffusion.data.images import DEFAULT_STYLE
+from autoprog_diffusion.data.emoji import DEFAULT_STYLE, emoji_dataset
 from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.recipe import Recipe
 from autoprog_diffusion.training.samples import sample_images

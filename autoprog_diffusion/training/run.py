@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import set_seed
 
-from autoprog_diffusion.data.images import check_batch
+from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth import ConfigError, GrowthError, GrowthScheduler
 

@@ -83,7 +83,7 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
         family.save(model, root / family.id)
         torch.save(family.inputs(7, 2), root / family.id / "inputs.pt")
     command = [sys.executable, "-c", VANILLA, str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=root)
     assert done.returncode == 0, done.stderr
     for family in RELOADED:
         results[family.id]["vanilla"] = torch.load(root / family.id / "outputs.pt", weights_only=True)

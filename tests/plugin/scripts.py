@@ -141,7 +141,7 @@ def patched(script: Script, folder: Path, config: str = CONFIG) -> Path:
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(CHECKOUT) / script.path, copy)
     command = ["patch", "-p1", "--fuzz=0", "-i", str(DIFFS / f"{script.name}.diff")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "offset" not in done.stdout, done.stdout
     text = copy.read_text(encoding="utf-8")
@@ -184,7 +184,7 @@ class Workshop:
         command = [sys.executable, *(launcher if ranks > 1 else []), *self.command(script, file, output, flags)]
         output.parent.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(
-            command, env=self.environment, cwd=output.parent, capture_output=True, text=True, timeout=240, check=False
+            command, env=self.environment, cwd=output.parent, capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
         return Run(done.stdout + done.stderr, output)

@@ -51,7 +51,8 @@ def parse_randaugment(text: str) -> RandAugment:
         if match is None:
             raise ConfigError(f"--aa {text}: {part!r} is not known; use rand-m9-n2-mstd0.5-inc1 with other numbers.")
         found[match[1]] = float(match[2])
-    layers, magnitude = found.get("n", 2.0), found.get("m", 10.0)
+    layers = found.get("n", 2.0)
+    magnitude = found.get("m", 10.0)
     if first != "rand" or found.get("inc", 1.0) != 1.0:
         raise ConfigError(f"--aa {text}: only RandAugment with increasing strength is known, rand-...-inc1.")
     if layers < 1 or layers != int(layers) or magnitude > 10:
@@ -62,60 +63,72 @@ def parse_randaugment(text: str) -> RandAugment:
 def rand_augment(images: Tensor, settings: RandAugment) -> Tensor:
     """(N, 3, H, W) images in [0, 1] -> the same; each goes through `layers` operations, each with probability 1/2."""
     images = images.clone()
+    count = len(images)
     for _ in range(settings.layers):
-        chosen = torch.randint(len(_OPERATIONS), (len(images),))
-        chosen[torch.rand(len(images)) >= _PROBABILITY] = -1
-        level = torch.full((len(images),), float(settings.magnitude))
+        chosen = torch.randint(len(_OPERATIONS), (count,))
+        chosen[torch.rand(count) >= _PROBABILITY] = -1
+        level = torch.full((count,), float(settings.magnitude))
         if settings.deviation:
-            level += settings.deviation * torch.randn(len(images))
-        level = level.clamp(0, 10) / 10
-        sign = torch.randint(2, (len(images),)) * 2.0 - 1
+            level += settings.deviation * torch.randn(count)
+        sign = torch.randint(2, (count,)) * 2.0 - 1
+        strengths = sign * level.clamp(0, 10) / 10
         for index, operation in enumerate(_OPERATIONS):
             rows = (chosen == index).nonzero().flatten()
             if len(rows):
-                strength = (level[rows] * sign[rows]).to(images.device)
+                strength = strengths[rows].to(images.device)
                 rows = rows.to(images.device)
                 images[rows] = operation(images[rows], strength).clamp(0, 1)
     return images
 
 
 def _affine(images: Tensor, matrix: Tensor) -> Tensor:
-    """Warps (n, 3, H, W) images about their centres by (n, 2, 2) matrices plus (n, 2, 1) shifts in pixels."""
+    """Warps (n, 3, H, W) images about their centres by (n, 2, 3) matrices; the last column shifts, in pixels."""
     height, width = images.shape[2:]
     centre = images.new_tensor([[(width - 1) / 2], [(height - 1) / 2]])
-    linear, shift = matrix[..., :2], matrix[..., 2:]
-    whole = torch.cat([linear, centre - linear @ centre + shift], dim=-1)
+    linear = matrix[..., :2]
+    shift = centre - linear @ centre + matrix[..., 2:]
+    about_centre = torch.cat([linear, shift], dim=-1)
     fill = images.new_full((3,), _FILL)
-    return warp_affine(images, whole, (height, width), padding_mode="fill", fill_value=fill)
+    return warp_affine(images, about_centre, (height, width), padding_mode="fill", fill_value=fill)
 
 
-def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return torch.stack([torch.stack([a, b, x], -1), torch.stack([c, d, y], -1)], -2)
+def _identity(strength: Tensor) -> Tensor:
+    """(n, 2, 3) matrices that change nothing."""
+    return torch.eye(2, 3, device=strength.device).repeat(len(strength), 1, 1)
 
 
 def _rotate(images: Tensor, strength: Tensor) -> Tensor:
-    angle, zero = strength * math.radians(30), torch.zeros_like(strength)
-    return _affine(images, _matrix(angle.cos(), -angle.sin(), angle.sin(), angle.cos(), zero, zero))
+    angle = strength * math.radians(30)
+    matrix = _identity(strength)
+    matrix[:, 0, 0] = angle.cos()
+    matrix[:, 0, 1] = -angle.sin()
+    matrix[:, 1, 0] = angle.sin()
+    matrix[:, 1, 1] = angle.cos()
+    return _affine(images, matrix)
 
 
 def _shear_x(images: Tensor, strength: Tensor) -> Tensor:
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return _affine(images, _matrix(one, 0.3 * strength, zero, one, zero, zero))
+    matrix = _identity(strength)
+    matrix[:, 0, 1] = 0.3 * strength
+    return _affine(images, matrix)
 
 
 def _shear_y(images: Tensor, strength: Tensor) -> Tensor:
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return _affine(images, _matrix(one, zero, 0.3 * strength, one, zero, zero))
+    matrix = _identity(strength)
+    matrix[:, 1, 0] = 0.3 * strength
+    return _affine(images, matrix)
 
 
 def _translate_x(images: Tensor, strength: Tensor) -> Tensor:
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return _affine(images, _matrix(one, zero, zero, one, 0.45 * images.shape[3] * strength, zero))
+    matrix = _identity(strength)
+    matrix[:, 0, 2] = 0.45 * images.shape[3] * strength
+    return _affine(images, matrix)
 
 
 def _translate_y(images: Tensor, strength: Tensor) -> Tensor:
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return _affine(images, _matrix(one, zero, zero, one, zero, 0.45 * images.shape[2] * strength))
+    matrix = _identity(strength)
+    matrix[:, 1, 2] = 0.45 * images.shape[2] * strength
+    return _affine(images, matrix)
 
 
 def _auto_contrast(images: Tensor, strength: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from ..autoprog_one.config import ViTGrowthConfig
 from ..autoprog_one.scheduler import ViTGrowth
 from ..models import build_model, save_model, size_multiple
 from .arguments import Arguments, parse
-from .data import load_data
+from .loading import load_data
 from .loop import Trainer
 from .report import write_report
 
