@@ -68,7 +68,7 @@ class Sides:
 
     def timed(self, side: str, clock: Callable[[], float]) -> float:
         """Seconds of one step; the hooks are put on and taken off outside of the clock."""
-        embedding = self._growth._embedding
+        embedding = self._growth.stage_embedding
         if side == "off" and embedding is not None:
             embedding.detach()
         started = clock()
@@ -80,7 +80,7 @@ class Sides:
 
     def python_seconds(self) -> float:
         """Seconds per step of `growth.step()` and of the stage embedding's hooks, forward and backward, alone."""
-        embedding: Any = self._growth._embedding
+        embedding: Any = self._growth.stage_embedding
         row = None if embedding is None else torch.randn(len(self._steps.inputs["timestep"]), embedding.table.shape[1])
         started = time.process_time()
         for _ in range(CALLS):
