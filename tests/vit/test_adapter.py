@@ -76,7 +76,7 @@ def test_a_stage_embedding_is_refused(settings: dict[str, Any]) -> None:
     model = BY_ID["hf_vit"].build()
     with pytest.raises(UnitError, match=r"ViTForImageClassification has no timestep.*GrowthConfig\(stage_embedding=F"):
         GrowthScheduler(model, GrowthConfig(**settings))
-    assert GrowthScheduler(model, GrowthConfig())._embedding is None
+    assert GrowthScheduler(model, GrowthConfig()).stage_embedding is None
 
 
 class Declaring(nn.Module):
