@@ -52,38 +52,36 @@ def read_splits(name: str, *, label_column: str | None, cache_dir: str | None = 
         return {WHOLE: read_parquet(path, label_column, cache_dir)}
     if not path.is_dir() or is_saved(path):
         return load_by_name(name, cache_dir=cache_dir)
-    if label_column is not None and not [*path.glob("metadata.*"), *path.glob("*/metadata.*")]:
+    metadata = [*path.glob("metadata.*"), *path.glob("*/metadata.*")]
+    if label_column is not None and not metadata:
         return read_class_folders(path)
-    return read_image_folder(path, cache_dir)
+    return load_by_name("imagefolder", cache_dir=cache_dir, data_dir=name)
 
 
-def load_by_name(name: str, config_name: str | None = None, cache_dir: str | None = None) -> Splits:
-    """All splits of a data set that `datasets` knows by name, or of a folder that it saved.
+def load_by_name(
+    name: str, config_name: str | None = None, cache_dir: str | None = None, data_dir: str | None = None
+) -> Splits:
+    """All splits of a data set that `datasets` loads.
+
+    Args:
+        name: On the Hub, of a folder that it saved, or of a kind of folder: imagefolder.
+        config_name: Configuration of the data set.
+        cache_dir: Where it keeps what it downloads and converts.
+        data_dir: The folder, for a kind of folder.
 
     Raises:
         DataError: It cannot be loaded.
     """
     import datasets
 
-    with _refusing(name):
-        saved = is_saved(Path(name))
-        loaded: Any = (
-            datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config_name, cache_dir=cache_dir)
-        )
-    return {WHOLE: loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
-
-
-def read_image_folder(path: Path, cache_dir: str | None = None) -> Splits:
-    """Images, and what a metadata file or sub-folders say about them, as `datasets` reads a folder.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    import datasets
-
-    with _refusing(str(path)):
-        loaded: Any = datasets.load_dataset("imagefolder", data_dir=str(path), cache_dir=cache_dir)
-        return dict(loaded)
+    with _refusing(data_dir or name):
+        if is_saved(Path(name)):
+            loaded: Any = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name, config_name, cache_dir=cache_dir, data_dir=data_dir)
+    if isinstance(loaded, datasets.Dataset):
+        return {WHOLE: loaded}
+    return dict(loaded)
 
 
 def read_class_folders(path: Path) -> Splits:
@@ -135,21 +133,21 @@ def read_npz(path: Path) -> Splits:
     if not path.is_file():
         raise DataError(f"there is no file {path}.")
     with np.load(path, allow_pickle=False) as file:
-        missing = [name for name in ("x", "y", "classes") if name not in file]
-        if missing:
-            raise DataError(f"{path} has no {missing}: it needs x, y and classes, and test for a split.")
-        x = file["x"]
-        y = file["y"]
-        classes = [str(name) for name in file["classes"]]
-        test = file["test"].astype(bool) if "test" in file else None
+        arrays = dict(file)
+    missing = [name for name in ("x", "y", "classes") if name not in arrays]
+    if missing:
+        raise DataError(f"{path} has no {missing}: it needs x, y and classes, and test for a split.")
+    x = arrays["x"]
+    y = arrays["y"]
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or len(x) != len(y):
         raise DataError(
             f"{path}: x is {x.dtype} {x.shape} and y {y.shape}; x must be uint8 (N, H, W) or (N, H, W, 3)."
         )
     images = [{"bytes": _as_png(array), "path": f"{path.name}[{row}]"} for row, array in enumerate(x)]
-    data = _labelled(images, y.tolist(), classes)
-    if test is None:
+    data = _labelled(images, y.tolist(), [str(name) for name in arrays["classes"]])
+    if "test" not in arrays:
         return {WHOLE: data}
+    test = arrays["test"].astype(bool)
     return {"train": data.select(np.flatnonzero(~test)), "test": data.select(np.flatnonzero(test))}
 
 
@@ -245,22 +243,24 @@ def _class_folders(root: Path) -> datasets.Dataset:
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise DataError(f"{root} has no folders: it must hold one folder of images per class.")
-    files = [sorted(file for file in folder.rglob("*") if _is_image(file)) for folder in folders]
-    empty = [folder.name for folder, found in zip(folders, files) if not found]
+    images = []
+    labels: list[int] = []
+    stamps = []  # sizes and times of the files, so that the fingerprint follows their content
+    empty = []
+    for label, folder in enumerate(folders):
+        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS)
+        images += [{"bytes": None, "path": str(file)} for file in files]
+        labels += [label] * len(files)
+        stamps += [str((file.stat().st_size, file.stat().st_mtime_ns)) for file in files]
+        if not files:
+            empty.append(folder.name)
     if empty:
         raise DataError(
             f"the class folders {empty[:5]} of {root} hold no image ({', '.join(EXTENSIONS)}): fill them or remove "
             "them."
         )
-    images = [{"bytes": None, "path": str(file)} for found in files for file in found]
-    labels = [label for label, found in enumerate(files) for _ in found]
-    stats = [file.stat() for found in files for file in found]
-    stamps = [f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats]  # part of the fingerprint
-    return _labelled(images, labels, [folder.name for folder in folders]).add_column("stamp", stamps)  # type: ignore[call-arg]
-
-
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in EXTENSIONS
+    data = _labelled(images, labels, [folder.name for folder in folders])
+    return data.add_column("stamp", stamps)  # type: ignore[call-arg]
 
 
 def _labelled(images: list[Any], labels: list[int], classes: list[str]) -> datasets.Dataset:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.flops import flop_counter
-from autoprog_diffusion.growth.frozen_front import NoGradRegion
+from autoprog_diffusion.growth.frozen_front import FrozenFront
 from autoprog_diffusion.growth.units import Layout, set_trainable, trainable_names
 
 from .recorded_calls import RecordedCall
@@ -150,7 +150,7 @@ def _unit_costs(
     through[layout.inputs.name] = 0.0
     through[layout.outputs.name] = 0.0
     backward = {0: full.backward}
-    front = NoGradRegion()
+    front = FrozenFront()
     try:
         for first in sorted(set(firsts) - {0}):
             blocks = range(first, len(layout.blocks))

@@ -25,7 +25,8 @@ def label_tables(transformer: nn.Module) -> list[Any]:
     Raises:
         LabelError: There is none.
     """
-    found = [module for name, module in transformer.named_modules() if name.endswith("class_embedder")]
+    modules = transformer.named_modules()
+    found = [module for name, module in modules if name.endswith("class_embedder")]
     if not found:
         raise LabelError(f"{type(transformer).__name__} has no class_embedder: use a class-conditional DiT.")
     return found
@@ -38,15 +39,17 @@ def label_ids(count: int) -> list[int]:
 
 def plain_name(name: str) -> str:
     """A class name as folders and labels can be compared: lower case, words apart by one space."""
-    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
+    spaced = name.replace("_", " ").replace("-", " ")
+    return " ".join(spaced.lower().split())
 
 
 def find_label(name: str, labels: Mapping[str, int]) -> int | None:
     """Row of a class, by its full name or by one of ImageNet's comma-separated synonyms; None if unknown."""
     known = {plain_name(label): row for label, row in labels.items()}
     for part in (name, *name.split(",")):
-        if plain_name(part) in known:
-            return known[plain_name(part)]
+        row = known.get(plain_name(part))
+        if row is not None:
+            return row
     return None
 
 
@@ -110,8 +113,9 @@ def pad_labels(transformer: Any) -> None:
     for embedder in label_tables(transformer):
         null = _null_row(embedder)
         old = embedder.embedding_table.weight
-        if len(old) <= NULL_LABEL:
-            _replace(embedder, torch.cat([old, null.expand(NULL_LABEL + 1 - len(old), -1)]))
+        missing = NULL_LABEL + 1 - len(old)
+        if missing > 0:
+            _replace(embedder, torch.cat([old, null.expand(missing, -1)]))
     classes = len(label_tables(transformer)[0].embedding_table.weight) - 1
     transformer.register_to_config(num_embeds_ada_norm=classes)
 
@@ -130,5 +134,6 @@ def _null_row(embedder: Any) -> torch.Tensor:
 
 def _replace(embedder: Any, table: torch.Tensor) -> None:
     weight = embedder.embedding_table.weight
-    embedder.embedding_table = nn.Embedding.from_pretrained(table.clone(), freeze=not weight.requires_grad)
+    frozen = not weight.requires_grad
+    embedder.embedding_table = nn.Embedding.from_pretrained(table.clone(), freeze=frozen)
     embedder.num_classes = len(table) - 1

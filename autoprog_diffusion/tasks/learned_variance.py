@@ -28,30 +28,35 @@ def variational_bound(
     variance = variance.float()
     clean = clean.float()
     noisy = noisy.float()
-    alphas_bar = noise_scheduler.alphas_cumprod.to(device=noisy.device, dtype=torch.float64)
-    previous = torch.cat([alphas_bar.new_ones(1), alphas_bar[:-1]])
-    betas = 1 - alphas_bar / previous
-    posterior = betas * (1 - previous) / (1 - alphas_bar)  # variance of q(x_{t-1} | x_t, x_0); 0 at step 0
-    posterior[0] = posterior[1]
+    alpha_bar = noise_scheduler.alphas_cumprod.to(device=noisy.device, dtype=torch.float64)
+    previous = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    beta = 1 - alpha_bar / previous
+    noise = 1 - alpha_bar
 
     def at(values: Tensor) -> Tensor:
         return values[timesteps].float().view(-1, 1, 1, 1)
 
-    lower = at(posterior.log())
-    upper = at(betas.log())
-    log_variance = lower + (variance + 1) / 2 * (upper - lower)
-    # Mean of q(x_{t-1} | x_t, x_0): weights of x_0, which the model predicts, and of x_t.
-    clean_weight = at(betas * previous.sqrt() / (1 - alphas_bar))
-    noisy_weight = at((1 - previous) * (alphas_bar / previous).sqrt() / (1 - alphas_bar))
-    predicted = (noisy - at((1 - alphas_bar).sqrt()) * epsilon) / at(alphas_bar.sqrt())
+    # q(x_{t-1} | x_t, x_0): its mean is a weighted sum of x_0 and x_t.
+    clean_weight = at(beta * previous.sqrt() / noise)
+    noisy_weight = at((1 - previous) * (alpha_bar / previous).sqrt() / noise)
+    posterior = beta * (1 - previous) / noise
+    posterior[0] = posterior[1]  # it is 0 at step 0, where its logarithm is not needed
+    # The model's p(x_{t-1} | x_t), with its prediction of x_0.
+    predicted = (noisy - at(noise.sqrt()) * epsilon) / at(alpha_bar.sqrt())
     mean = clean_weight * predicted + noisy_weight * noisy
-    true_mean = clean_weight * clean + noisy_weight * noisy
+    lower = at(posterior.log())
+    upper = at(beta.log())
+    log_variance = lower + (variance + 1) / 2 * (upper - lower)
     # Kullback-Leibler divergence of two Gaussians.
+    true_mean = clean_weight * clean + noisy_weight * noisy
     divergence = 0.5 * (log_variance - lower - 1 + (lower - log_variance).exp())
-    divergence = divergence + 0.5 * (true_mean - mean).square() * (-log_variance).exp()
+    distance = (true_mean - mean).square()
+    divergence = divergence + 0.5 * distance * (-log_variance).exp()
+    # The last step is a likelihood of the data instead.
     likelihood = -discretized_log_likelihood(clean, mean, 0.5 * log_variance)
     first = (timesteps == 0).view(-1, 1, 1, 1)
-    return torch.where(first, likelihood, divergence).mean() / math.log(2.0)
+    nats = torch.where(first, likelihood, divergence).mean()
+    return nats / math.log(2.0)
 
 
 def discretized_log_likelihood(values: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

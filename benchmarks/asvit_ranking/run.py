@@ -36,13 +36,9 @@ from correlation import bootstrap_interval, kendall_tau, noise_ceiling, ranks
 from autoprog_diffusion.vit.asvit import AsViT, Genotype, SearchSpace
 from autoprog_diffusion.vit.asvit.cost import multiply_adds, parameter_count
 from autoprog_diffusion.vit.asvit.scores import topology_scores
-from autoprog_diffusion.vit.training.arguments import DataArguments
-from autoprog_diffusion.vit.training.data import decode_all
-from autoprog_diffusion.vit.training.loading import load_rows
 
 
 HERE = Path(__file__).parent
-DATA = {"cifar10": ("cifar10_train.parquet", "cifar10_test.parquet"), "icons200": ("icons200_32.npz", None)}
 # Name -> (title, +1 where more should be better).
 METRICS = {
     "length_distortion": ("length distortion", 1),
@@ -84,14 +80,14 @@ class Images:
         return int(self.labels.max()) + 1
 
 
-def load(settings: Settings, folder: Path) -> Images:
-    train_name, test_name = DATA[settings.data]
-    args = DataArguments(train_data=str(folder / train_name), val_data=str(folder / test_name) if test_name else None)
-    train, test = (decode_all(source, settings.image_size, "refuse") for source in load_rows(args, 32, 0))
-    some = train.images[:5000].float()
+def load(folder: Path) -> Images:
+    with np.load(folder / "icons200_32.npz") as file:
+        pictures = torch.from_numpy(file["x"])[:, None].expand(-1, 3, -1, -1).float()
+        labels, test = (torch.from_numpy(file[name]) for name in ("y", "test"))
+    some = pictures[~test][:5000]
     mean, std = some.mean((0, 2, 3), keepdim=True), some.std((0, 2, 3), keepdim=True)
-    parts = [(rows.images.float() - mean) / std for rows in (train, test)]
-    return Images(parts[0], train.labels, parts[1], test.labels)
+    pictures = (pictures - mean) / std
+    return Images(pictures[~test], labels[~test], pictures[test], labels[test])
 
 
 def sample(settings: Settings) -> list[Genotype]:
@@ -165,7 +161,7 @@ def run(settings: Settings, folder: Path, data_dir: Path, seeds: int, limit: int
     runs = read(folder, settings)[1]
     asked = [(genotype, seed) for seed in range(seeds) for genotype in sample(settings)]
     todo = [(g, seed) for g, seed in asked if runs.one(genotype=str(g), seed=seed) is None][:limit]
-    images = load(settings, data_dir) if todo else None
+    images = load(data_dir) if todo else None
     for genotype, seed in tqdm(todo, desc="networks"):
         assert images is not None
         row = {"genotype": str(genotype), "seed": seed, **train(genotype, seed, images, settings)}
@@ -251,7 +247,6 @@ def draw(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, help="folder of the images")
-    parser.add_argument("--data", choices=DATA, default=Settings.data)
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--topologies", type=int, default=Settings.topologies)
     parser.add_argument("--seeds", type=int, default=1, help="trainings of every topology")
@@ -262,7 +257,7 @@ def main() -> None:
     if not args.report:
         if args.data_dir is None:
             parser.error("--data_dir is needed, the folder that holds the images")
-        settings = Settings(data=args.data, steps=args.steps, topologies=args.topologies)
+        settings = Settings(steps=args.steps, topologies=args.topologies)
         run(settings, args.folder, args.data_dir, args.seeds, args.limit)
     report(args.folder)
 

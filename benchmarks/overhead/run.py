@@ -26,7 +26,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
-from common import facts, other_models, save
+from common import facts, other_models, print_rows, save
 from models import SMALL
 from steps import Steps
 
@@ -68,7 +68,7 @@ class Sides:
 
     def timed(self, side: str, clock: Callable[[], float]) -> float:
         """Seconds of one step; the hooks are put on and taken off outside of the clock."""
-        embedding = self._growth._embedding
+        embedding = self._growth.stage_embedding
         if side == "off" and embedding is not None:
             embedding.detach()
         started = clock()
@@ -80,7 +80,7 @@ class Sides:
 
     def python_seconds(self) -> float:
         """Seconds per step of `growth.step()` and of the stage embedding's hooks, forward and backward, alone."""
-        embedding: Any = self._growth._embedding
+        embedding: Any = self._growth.stage_embedding
         row = None if embedding is None else torch.randn(len(self._steps.inputs["timestep"]), embedding.table.shape[1])
         started = time.process_time()
         for _ in range(CALLS):
@@ -159,16 +159,10 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     rows = other_models(args.output, args.models)
-    print(f"{'model':30}{'growth':20}{'off':>10}{'on':>10}{'overhead':>10}   95 % interval      calls alone")
     for name in args.models:
-        for row in measure(*SMALL[name](BATCH), args.pairs):
-            rows.append({"model": name, "batch": BATCH, **row})
-            print(
-                f"{name:30}{row['growth']:20}{row['off_ms']:8.1f}ms{row['on_ms']:8.1f}ms{row['overhead']:+10.2%}"
-                f"   {row['low']:+.2%} to {row['high']:+.2%}   {row['python_us']:6.0f} us, {row['python_share']:.3%}"
-            )
+        rows += [{"model": name, "batch": BATCH, **row} for row in measure(*SMALL[name](BATCH), args.pairs)]
+    print_rows("growth off and on", rows)
     worst = {key: max(row[key] for row in rows) for key in ("overhead", "python_share")}
-    print(f"largest: {worst['overhead']:+.2%} between steps, {worst['python_share']:.3%} by the calls alone")
     save(args.output, {**facts(SEED), "rows": rows, "largest": worst, "target": TARGET})
     draw_plot(rows, args.output.with_name("plot.png"))
 

@@ -26,7 +26,7 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
-from common import facts, save
+from common import facts, print_rows, save
 from models import DIT, FLUX, SD3, SDXL, Published, without_zeros
 from steps import LEVELS, Candidate, Steps, candidates, measure
 
@@ -184,20 +184,10 @@ def fitting(steps: Steps, found: list[Candidate]) -> tuple[list[Candidate], list
 
 
 def show(result: dict[str, Any]) -> None:
-    print(f"{result['model']}, {result['parameters'] / 1e6:,.0f} M parameters, batch {result['batch']}")
-    print(f"{'':38}{'step':>11}{'share':>8}{'FLOPs':>8}{'above':>9}{'peak GB':>9}{'share':>8}")
-    for row in result["rows"]:
-        peak = f"{row['peak'] / 1e9:9.1f}{row['peak_share']:8.3f}" if row["peak"] else f"{'-':>9}{'-':>8}"
-        print(
-            f"{row['candidate']:38}{1000 * row['step_s']:9.1f}ms{row['step_share']:8.3f}{row['flops_share']:8.3f}"
-            f"{row['above_bound']:+9.1%}{peak}"
-        )
-    print("".join(f"{name:38}does not fit\n" for name in result["too_large"]), end="")
-    if result["search"]:
-        cost = result["search"]
-        print(
-            f"search: {cost['seconds']:.2f} s, {cost['of_full_steps']:.1f} full steps, {cost['candidates']} candidates"
-        )
+    shown = ("candidate", "step_s", "step_share", "flops_share", "above_bound", "peak", "peak_share")
+    title = f"{result['model']}, {result['parameters'] / 1e6:,.0f} M parameters, batch {result['batch']}"
+    print_rows(title, [{key: row[key] for key in shown} for row in result["rows"]])
+    print(f"too large: {result['too_large']}; search: {result['search']}")
 
 
 def slug(name: str) -> str:

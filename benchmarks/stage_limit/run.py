@@ -20,7 +20,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
-from common import facts, other_models, save
+from common import facts, other_models, print_rows, save
 from models import SMALL
 from steps import Steps, candidates, measure
 
@@ -28,13 +28,7 @@ from steps import Steps, candidates, measure
 HERE = Path(__file__).parent
 SEED, BATCH, ROUNDS, REPEATS, RESOLUTIONS = 0, 4, 2, 2, (0.5, 0.75)
 WITHIN = 0.15
-
-
-def show(row: dict[str, Any]) -> str:
-    return (
-        f"{row['candidate']:38}{1000 * row['step_s']:9.1f}ms{row['step_share']:9.3f}{row['flops_share']:9.3f}"
-        f"{row['above_bound']:+9.1%}{row['passes_above_bound']:+9.1%}{row['held_share']:9.3f}"
-    )
+SHOWN = ("candidate", "step_s", "step_share", "flops_share", "above_bound", "held_share")
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -72,8 +66,7 @@ def main() -> None:
         model, inputs = SMALL[name](BATCH)
         found = measure(Steps(model.train(), inputs), candidates(model, RESOLUTIONS), args.rounds, REPEATS)
         rows += [{"model": name, **row} for row in found]
-        print(f"{name:38}{'step':>11}{'share':>9}{'FLOPs':>9}{'above':>9}{'passes':>9}{'memory':>9}")
-        print("\n".join(map(show, found)), flush=True)
+        print_rows(name, [{key: row[key] for key in SHOWN} for row in found])
     stages = [row for row in rows if row["resolution"] == 1 and row["candidate"] != "full"]
     scaled = [row for row in rows if row["batch"] > 1]
     small = [row for row in rows if row["resolution"] < 1 and row["batch"] == 1]

@@ -33,6 +33,7 @@ from common import DATA, Runs, facts, load, print_rows, save
 
 from autoprog_diffusion.data.images import open_image, undecoded
 from autoprog_diffusion.data.sources import read_parquet
+from autoprog_diffusion.growth import find_adapter
 from autoprog_diffusion.vit.models import size_multiple
 from autoprog_diffusion.vit.pretrained import fit_head, load_pretrained
 from autoprog_diffusion.vit.training.arguments import parse as parse_pretraining
@@ -58,7 +59,7 @@ FINETUNING = (
 METHODS = {
     "full": "--growth off",
     "last_layer": "--growth off",
-    "fixed": "--search none --order suffix",
+    "fixed": "--search none --order suffix --direction unfreeze",
     "zero_shot": "--search zero_shot",
     "random": "--search zero_shot --search_objective random",
     "full_short": "--growth off",
@@ -67,14 +68,12 @@ RATES = {"full": (5e-4, 1e-3, 2e-3), "last_layer": (5e-3, 1e-2, 3e-2)}
 TUNING_SEED = 100
 
 
-class LastLayer(Unfreezing):
-    """The final norm and the head train, nothing else: linear probing."""
-
-    def prepare(self, model: nn.Module, **settings: Any) -> None:
-        super().prepare(model, **settings)
-        for unit in (self._growth.layout.inputs, *self._growth.layout.blocks):
-            for name in unit.parameters:
-                self._model.get_parameter(name).requires_grad_(False)
+def freeze_all_but_the_last_layer(model: nn.Module) -> None:
+    """Only the final norm and the head stay trainable: linear probing. Growth leaves what is frozen alone."""
+    layout = find_adapter(model).layout(model)
+    outputs = set(layout.outputs.parameters)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in outputs)
 
 
 def split_classes(data_dir: Path, folder: Path) -> None:
@@ -106,8 +105,9 @@ def fine_tune(method: str, rate: float, seed: int, steps: int, folder: Path, *, 
     data = half(load_data(as_pretraining(args), multiple=size_multiple(model), hold_out=False), tuning)
     fit_head(model, data.classes)
     accelerator = Accelerator(cpu=True)
-    kind = LastLayer if method == "last_layer" else Unfreezing
-    growth = kind(model, growth_config(args, 6), 24, args.train.model_ema_decay, accelerator)
+    if method == "last_layer":
+        freeze_all_but_the_last_layer(model)
+    growth = Unfreezing(model, growth_config(args, 6), 24, args.train.model_ema_decay, accelerator)
     trainer = Trainer(model, growth, data, as_pretraining(args), accelerator)
     trainer.train()
     row = trainer.record_validation()

@@ -27,7 +27,7 @@ def trained(family: Family, folder: Path, **settings: Any) -> tuple[nn.Module, T
     growth = GrowthScheduler(model, GrowthConfig(num_stages=2, order="interleaved", direction="unfreeze", **settings))
     growth.prepare(model, num_training_steps=2)
     growth.step()
-    table = growth._embedding.table
+    table = growth.stage_embedding.table
     with torch.no_grad():
         table.normal_(generator=torch.Generator().manual_seed(3))
     growth.save_stage_embedding(folder)
@@ -131,7 +131,7 @@ def test_lora_gets_the_row_that_its_file_cannot_hold_and_gives_it_back(tmp_path:
     with torch.no_grad():
         trained_output = family.output(model, inputs)
         growth.save_stage_embedding(tmp_path)
-        growth._embedding.detach()
+        growth.stage_embedding.detach()
         bare = family.output(model, inputs)
         with use_stage_embedding(SimpleNamespace(unet=model), tmp_path):
             torch.testing.assert_close(family.output(model, inputs), trained_output, rtol=1e-5, atol=1e-6)
@@ -144,7 +144,7 @@ def test_the_average_is_what_is_saved(tmp_path: Path) -> None:
     growth = GrowthScheduler(model, GrowthConfig(ema_decay=0.9, order="interleaved", direction="unfreeze"))
     growth.prepare(model, num_training_steps=4)
     with torch.no_grad():
-        growth._embedding.average[0] = 5.0
+        growth.stage_embedding.average[0] = 5.0
     growth.save_stage_embedding(tmp_path)
     assert (read_embedding(tmp_path)[0]["stage"] == 5.0).all()
 

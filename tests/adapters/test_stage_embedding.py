@@ -49,7 +49,7 @@ def test_an_embedder_without_a_bias_is_refused_or_left_out(caplog: pytest.LogCap
         with pytest.raises(UnitError, match="time_embedding.linear_2 has no bias.*stage_embedding=False"):
             GrowthScheduler(model, GrowthConfig(**settings))
     with caplog.at_level("WARNING"):
-        assert GrowthScheduler(model, GrowthConfig())._embedding is None
+        assert GrowthScheduler(model, GrowthConfig()).stage_embedding is None
     assert "no stage embedding: time_embedding.linear_2 has no bias" in caplog.text
 
 
@@ -140,7 +140,7 @@ def test_half_precision_models_keep_a_float32_table() -> None:
     output = model(**inputs, return_dict=False)[0]
     output.float().square().mean().backward()
     assert output.dtype == torch.bfloat16
-    assert growth._embedding.table.dtype == growth._embedding.table.grad.dtype == torch.float32
+    assert growth.stage_embedding.table.dtype == growth.stage_embedding.table.grad.dtype == torch.float32
 
 
 def test_a_model_stays_vanilla_for_emas_and_checkpoints() -> None:

@@ -90,7 +90,7 @@ def test_the_study_resumes_after_a_kill_in_the_middle_of_a_line(
     rows = study.read(tmp_path, settings)[1].rows
     assert [row["seed"] for row in rows] == [0, 0, 0, 1, 1, 1]
     assert [row["genotype"] for row in rows] == 2 * [str(g) for g in study.sample(settings)]
-    again = study.train(study.sample(settings)[0], 0, study.load(settings, tmp_path), settings)
+    again = study.train(study.sample(settings)[0], 0, study.load(tmp_path), settings)
     assert again["test_loss"] == pytest.approx(rows[0]["test_loss"], rel=1e-5)
     study.report(tmp_path)
     assert "3 topologies" in capsys.readouterr().out

@@ -163,7 +163,7 @@ def traffic(family: Any, **settings: Any) -> list[dict[str, Any]]:
         rows.append({"sent": reduced, "trains": trains, "tensors": tensors})
         model.zero_grad()
         growth.step()
-    table = growth._embedding.table.numel()
+    table = growth.stage_embedding.table.numel()
     total = sum(p.numel() for p in model.parameters())
     return [{**row, "table": table, "total": total} for row in rows]
 

@@ -168,7 +168,7 @@ def accelerate_checkpoints(root: Path, reference: dict[str, Tensor]) -> dict[str
             resumed.train(stop, STEPS)
             finished = same(resumed.everything(), straight.everything())
             result[f"{kind} {name}"] = {"loaded": loaded, "finished": finished}
-    result["embedding"] = straight.growth._embedding is not None
+    result["embedding"] = straight.growth.stage_embedding is not None
     straight.growth.fold(straight.accelerator.unwrap_model(straight.model))
     gathered = straight.accelerator.get_state_dict(straight.model)
     if dist.get_rank() == 0:

@@ -84,7 +84,7 @@ def together(
     optimizer = optimizer_of(growth)
     glance(family, model)
     growth.prepare(model, num_training_steps=STEPS, optimizer=optimizer)
-    table, rank = growth._embedding.table, dist.get_rank()
+    table, rank = growth.stage_embedding.table, dist.get_rank()
     names = ("stages", "frozen", "moved", "held", "grads", "table", "clipped", "memory", "sent")
     seen: dict[str, Any] = {name: [] for name in names}
     for step in range(STEPS):
@@ -169,7 +169,7 @@ def saved_folded() -> dict[str, bool]:
     growth = GrowthScheduler(model, config("suffix"))
     growth.prepare(model, num_training_steps=3, optimizer=optimizer_of(growth))
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    name, row = f"{growth._embedding.points[0]}.bias", growth._embedding.average[0].detach()
+    name, row = f"{growth.stage_embedding.points[0]}.bias", growth.stage_embedding.average[0].detach()
     before = get_model_state_dict(model, options=options)
     glance(family, model)
     with growth.folded(model):

@@ -39,7 +39,7 @@ def together(family: Family, order: str, accelerator: Accelerator) -> tuple[dict
     growth = GrowthScheduler(model, config(order), accelerator)
     wrapped, optimizer = accelerator.prepare(model, optimizer_of(growth))
     growth.prepare(wrapped, num_training_steps=STEPS)
-    table = growth._embedding.table
+    table = growth.stage_embedding.table
     seen: dict[str, Any] = {"unequal": [], "moved": [], "frozen": [], "table_grads": [], "clipped": [], "stages": []}
     seen["held"] = []
     for step in range(STEPS):
@@ -60,7 +60,7 @@ def together(family: Family, order: str, accelerator: Accelerator) -> tuple[dict
         named = dict(model.named_parameters())
         seen["held"] += [name for name, p in named.items() if not p.requires_grad and p in optimizer.optimizer.state]
         seen["moved"] += [name for name, value in before.items() if not torch.equal(named[name], value)]
-        state = [*named.items(), ("table", table), ("average", growth._embedding.average)]
+        state = [*named.items(), ("table", table), ("average", growth.stage_embedding.average)]
         seen["unequal"] += [f"step {step}: {name}" for name, value in state if not equal_on_ranks(value)]
     growth.fold(accelerator.unwrap_model(wrapped))
     weights = weights_of(model, growth)

@@ -194,7 +194,17 @@ def test_calls_of_ranks_that_are_gone_are_removed(tmp_path: Path) -> None:
         torch.save(["old"], tmp_path / f"growth_calls_{number}.pt")
     layout = layout_from_patterns(chain(), ["*"])
     config = GrowthConfig(search="zero_shot")
-    search = start_search((config, chain(), chain(), layout, None, None, None), open_plan(config, layout, 40), None)
+    search = start_search(
+        config,
+        open_plan(config, layout, 40),
+        None,
+        model=chain(),
+        wrapped=chain(),
+        layout=layout,
+        embedding=None,
+        loss_fn=None,
+        batches=None,
+    )
     search.save_calls(None, None, str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["growth_calls_0.pt"]
     search.load_calls(None, str(tmp_path))

@@ -71,7 +71,7 @@ def test_loading_reapplies_the_stage() -> None:
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {
         name for name, p in growth._model.named_parameters() if p.requires_grad
     }
-    assert other._embedding.stage == 1
+    assert other.stage_embedding.stage == 1
 
 
 def test_accelerate_saves_and_restores_the_scheduler(tmp_path: Path, accelerator: Any) -> None:
@@ -104,7 +104,7 @@ def test_accelerate_saves_and_restores_the_scheduler(tmp_path: Path, accelerator
     run(again, other, optimizer, range(2, 6))
     for (name, ours), theirs in zip(again.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
-    assert torch.equal(other._embedding.average, growth._embedding.average)
+    assert torch.equal(other.stage_embedding.average, growth.stage_embedding.average)
 
 
 def test_a_compiled_model_follows_the_stages() -> None:

@@ -154,7 +154,7 @@ def test_patterns_win_over_a_known_class() -> None:
         blocks=["down_blocks.*", "mid_block", "up_blocks.*"],
     )
     assert len(growth.layout.blocks) == 9
-    assert len(growth._embedding.points) == 1
+    assert len(growth.stage_embedding.points) == 1
 
 
 def test_a_class_is_registered_once() -> None:

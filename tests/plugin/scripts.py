@@ -19,7 +19,7 @@ from . import pipelines
 
 ROOT = Path(__file__).parents[2]
 DIFFS = ROOT / "docs" / "diffs"
-CONFIG = "GrowthConfig(num_stages=4)"  # what every diff says and a user edits
+CONFIG = "GrowthConfig()"  # what every diff says and a user edits
 OFF = "GrowthConfig(num_stages=1, min_trainable=1.0, stage_embedding=False)"
 TWO_STAGES = 'GrowthConfig(num_stages=2, order="interleaved", direction="unfreeze")'
 CHECKOUT = os.environ.get("DIFFUSERS_CHECKOUT")

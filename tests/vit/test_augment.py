@@ -18,7 +18,7 @@ from autoprog_diffusion.vit.training.regularisation import Strength
 
 
 PLAIN = AugmentSettings(crop="none", hflip=0.0, aa=None, reprob=0.0, mixup=0.0, cutmix=0.0)
-OPERATIONS = {operation.__name__.strip("_"): operation for operation in randaugment._OPERATIONS}
+OPERATIONS = randaugment._OPERATIONS
 
 
 def some_images(count: int = 6, size: int = 16) -> Tensor:
