@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What one rank sends to the others: a value, or the text of an error."""
+    """One rank's message to the others: a value, or the text of an error."""
 
     value: Any = None
     error: str = ""

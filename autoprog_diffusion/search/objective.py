@@ -34,7 +34,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Score:
-    """What is known of a candidate before the choice.
+    """Measurements of a candidate, on which the choice is based.
 
     Attributes:
         candidate: The candidate.

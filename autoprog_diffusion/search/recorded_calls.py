@@ -110,7 +110,7 @@ class CallRecorder:
     """Keeps the last calls that were followed by a backward pass.
 
     Args:
-        model: What the training loop calls: hooks sit on the outermost wrapper, outside compiled code.
+        model: The model that the training loop calls: the hook sits on the outermost wrapper, outside compiled code.
         keep: How many calls.
     """
 

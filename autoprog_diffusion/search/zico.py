@@ -19,7 +19,7 @@ from .recorded_calls import NamedTensors, RecordedCall, take_gradients
 
 @dataclass(frozen=True)
 class ParameterScore:
-    """What the gradients of two or more mini-batches say about one parameter.
+    """Statistics of one parameter's gradients over two or more mini-batches.
 
     Attributes:
         inverse_noise: ZiCo's inner sum, sum_i mean_b |g_i| / std_b(g_i) over the entries i whose gradients differ
@@ -86,7 +86,10 @@ def mean_gradients(model: nn.Module, calls: Sequence[RecordedCall]) -> NamedTens
 
 
 def unit_zico(model: nn.Module, layout: Layout, scores: dict[str, ParameterScore]) -> dict[str, float]:
-    """ZiCo of every unit: the sum over its linear and convolution weights l of log(inner sum of l) (AutoProg-Zero)."""
+    """ZiCo of every unit (AutoProg-Zero): sum over its linear and convolution weights l of log(inner sum of l).
+
+    An inner sum of zero, where no entry's gradients differ, adds nothing.
+    """
     logs = {}
     for name, module in model.named_modules():
         weight = f"{name}.weight" if name else "weight"
