@@ -12,9 +12,9 @@ subject:
         --with_prior_preservation --class_prompt "a photo of dog" --num_class_images 200 \
         --train_batch_size 1 --learning_rate 5e-6 --max_train_steps 800 --mixed_precision bf16
 
-`--help` lists every flag; they carry the names of Diffusers' train_dreambooth.py. Pictures of the class that lack are
-drawn by the model before training; latents and text are cached. Results: a plain Diffusers pipeline in the output
-folder, before_after.png, timeline.png, growth.json and one printed table.
+`--help` lists every flag; they carry the names of Diffusers' train_dreambooth.py. The model draws missing pictures of
+the class before training; latents and text are cached. Results: a plain Diffusers pipeline in the output folder,
+before_after.png, timeline.png, growth.json and one printed table.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from autoprog_diffusion.growth import ConfigError
+from autoprog_diffusion.tasks.arguments import DreamboothArguments, hub_options, make_latents, noise_settings
 from autoprog_diffusion.tasks.dreambooth import (
     Dreambooth,
-    DreamboothArguments,
     check_subject,
     default_subject,
     draw_class_images,
@@ -68,8 +69,10 @@ class DreamboothSD(TextToImageRecipe):
     }  # fmt: skip
 
     def load(self, args: Any) -> Any:
-        check_subject(args)
-        return load_pipeline(self.model_name(args), args)
+        if args.data.train_data_dir or args.data.dataset_name:
+            raise ConfigError("--train_data_dir and --dataset_name are for other recipes: give --instance_data_dir.")
+        check_subject(args.subject)
+        return load_pipeline(self.model_name(args), **hub_options(args))
 
     def data(self, args: Any, pipeline: Any, resolution: int, accelerator: Accelerator) -> datasets.Dataset:
         """Pictures of the subject, then of the class."""
@@ -85,8 +88,16 @@ class DreamboothSD(TextToImageRecipe):
         if not subject.with_prior_preservation:
             return instances
         folder = Path(subject.class_data_dir or Path(args.output.output_dir) / "class_images")
-        guidance = guidance_scale(args)
-        files = draw_class_images(pipeline, args, folder, resolution, guidance, accelerator)
+        files = draw_class_images(
+            pipeline,
+            folder,
+            accelerator,
+            subject,
+            size=resolution,
+            steps=args.output.num_inference_steps,
+            guidance=guidance_scale(args),
+            seed=args.train.seed,
+        )
         return concatenate_datasets([instances, images_of(files, subject.class_prompt)])
 
     def loader(self, data: datasets.Dataset, args: Any, resolution: int) -> DataLoader:
@@ -96,7 +107,8 @@ class DreamboothSD(TextToImageRecipe):
     def task(
         self, pipeline: Any, data: datasets.Dataset, args: Any, accelerator: Accelerator, resolution: int
     ) -> Dreambooth:
-        return Dreambooth(pipeline, data, args, accelerator, resolution)
+        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
+        return Dreambooth(pipeline, latents, noise_settings(args), prior_loss_weight=args.subject.prior_loss_weight)
 
     def titles(self, args: Any, data: datasets.Dataset) -> tuple[str, ...]:
         """The subject, and its class that must stay as it is."""

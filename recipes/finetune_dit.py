@@ -28,9 +28,14 @@ from torch import nn
 
 from autoprog_diffusion.data.labelled import class_names, example_images, load_labelled_images
 from autoprog_diffusion.growth import ConfigError
+from autoprog_diffusion.tasks.arguments import (
+    ClassConditionalArguments,
+    hub_options,
+    make_latents,
+    noise_settings,
+)
 from autoprog_diffusion.tasks.class_conditional import (
     ClassConditional,
-    ClassConditionalArguments,
     draw_classes,
     load_dit,
     set_classes,
@@ -60,7 +65,7 @@ class FinetuneDiT(Recipe):
 
     def load(self, args: Arguments) -> Any:
         name = args.model.pretrained_model_name_or_path
-        return load_dit(name, args) if name else load_tiny_dit(ASSETS)
+        return load_dit(name, **hub_options(args)) if name else load_tiny_dit(ASSETS)
 
     def denoiser(self, pipeline: Any) -> nn.Module:
         return pipeline.transformer
@@ -73,14 +78,26 @@ class FinetuneDiT(Recipe):
 
     def data(self, args: Any, pipeline: Any, resolution: int, accelerator: Accelerator) -> datasets.Dataset:
         del accelerator
-        self._data = load_labelled_images(args.data, args.classes.label_column, resolution, args.model.cache_dir)
-        self._rows = set_classes(pipeline, class_names(self._data), args)
+        flags = args.data
+        self._data = load_labelled_images(
+            train_data_dir=flags.train_data_dir,
+            dataset_name=flags.dataset_name,
+            dataset_config_name=flags.dataset_config_name,
+            image_column=flags.image_column,
+            label_column=args.classes.label_column,
+            max_train_samples=flags.max_train_samples,
+            resolution=resolution,
+            cache_dir=args.model.cache_dir,
+        )
+        names = class_names(self._data)
+        self._rows = set_classes(pipeline, names, keep=args.classes.keep_classes, seed=args.train.seed)
         return self._data
 
     def task(
         self, pipeline: Any, data: datasets.Dataset, args: Any, accelerator: Accelerator, resolution: int
     ) -> ClassConditional:
-        return ClassConditional(pipeline, data, args, accelerator, resolution)
+        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
+        return ClassConditional(pipeline, latents, noise_settings(args), args.classes)
 
     def titles(self, args: Arguments, data: datasets.Dataset) -> tuple[str, ...]:
         names = class_names(data)

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import nn
 
+from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, hub_options, make_latents, noise_settings
 from autoprog_diffusion.tasks.flow_matching import (
     FlowMatching,
-    FlowMatchingArguments,
     draw_prompts,
     flow_family,
     load_flow,
@@ -57,7 +57,7 @@ class FinetuneFlow(TextToImageRecipe):
 
     def load(self, args: Arguments) -> Any:
         name = args.model.pretrained_model_name_or_path
-        return load_flow(name, args) if name else load_tiny_flow(ASSETS)
+        return load_flow(name, **hub_options(args)) if name else load_tiny_flow(ASSETS)
 
     def denoiser(self, pipeline: Any) -> nn.Module:
         return pipeline.transformer
@@ -71,15 +71,21 @@ class FinetuneFlow(TextToImageRecipe):
     def task(
         self, pipeline: Any, data: datasets.Dataset, args: Any, accelerator: Accelerator, resolution: int
     ) -> FlowMatching:
-        return FlowMatching(pipeline, data, args, accelerator, resolution)
+        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
+        return FlowMatching(pipeline, latents, args.flow, noise_settings(args))
 
     def draw(self, pipeline: Any, args: Any, titles: Sequence[str], size: int) -> list[Image.Image]:
         own = flow_family(pipeline).guidance_scale if args.model.pretrained_model_name_or_path else 3.0
         given = args.output.guidance_scale
         return draw_prompts(
-            pipeline, titles, size=size, steps=args.output.num_inference_steps,
-            guidance=own if given is None else given, seed=args.train.seed, length=text_length(pipeline, args),
-        )  # fmt: skip
+            pipeline,
+            titles,
+            size=size,
+            steps=args.output.num_inference_steps,
+            guidance=own if given is None else given,
+            seed=args.train.seed,
+            length=text_length(pipeline, args.flow.max_sequence_length),
+        )
 
 
 if __name__ == "__main__":

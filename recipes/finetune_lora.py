@@ -28,8 +28,9 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from PIL import Image
 from torch import nn
 
+from autoprog_diffusion.tasks.arguments import LoraArguments, hub_options, make_latents, noise_settings
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, draw_prompts, flow_family, text_length
-from autoprog_diffusion.tasks.lora import LoraArguments, add_lora, check_flow_flags, load_any, save_lora
+from autoprog_diffusion.tasks.lora import add_lora, check_flow_flags, load_any, save_lora
 from autoprog_diffusion.tasks.sdxl import TextToImageXL
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
@@ -57,7 +58,7 @@ class FinetuneLora(TextToImageRecipe):
     }  # fmt: skip
 
     def load(self, args: Any) -> Any:
-        pipeline = load_any(self.model_name(args), args)
+        pipeline = load_any(self.model_name(args), **hub_options(args))
         add_lora(self.denoiser(pipeline), args.lora, args.train.seed)
         return pipeline
 
@@ -73,20 +74,27 @@ class FinetuneLora(TextToImageRecipe):
     def task(
         self, pipeline: Any, data: datasets.Dataset, args: Any, accelerator: Accelerator, resolution: int
     ) -> Task:
+        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
+        noise = noise_settings(args)
         if is_flow(pipeline):
-            return FlowMatching(pipeline, data, args, accelerator, resolution)
-        check_flow_flags(args)
+            return FlowMatching(pipeline, latents, args.flow, noise)
+        check_flow_flags(args.flow)
         kind = TextToImageXL if isinstance(pipeline, StableDiffusionXLPipeline) else TextToImage
-        return kind(pipeline, data, args, accelerator, resolution, args.flow.proportion_empty_prompts)
+        return kind(pipeline, latents, noise, empty=args.flow.proportion_empty_prompts)
 
     def draw(self, pipeline: Any, args: Any, titles: Sequence[str], size: int) -> list[Image.Image]:
         if not is_flow(pipeline):
             return super().draw(pipeline, args, titles, size)
         given, own = args.output.guidance_scale, flow_family(pipeline).guidance_scale
         return draw_prompts(
-            pipeline, titles, size=size, steps=args.output.num_inference_steps,
-            guidance=own if given is None else given, seed=args.train.seed, length=text_length(pipeline, args),
-        )  # fmt: skip
+            pipeline,
+            titles,
+            size=size,
+            steps=args.output.num_inference_steps,
+            guidance=own if given is None else given,
+            seed=args.train.seed,
+            length=text_length(pipeline, args.flow.max_sequence_length),
+        )
 
     def save(self, pipeline: Any, output: Path) -> None:
         save_lora(pipeline, self.denoiser(pipeline), output)

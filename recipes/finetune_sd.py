@@ -20,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoprog_diffusion.tasks.arguments import hub_options, make_latents, noise_settings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
 from autoprog_diffusion.training.arguments import Arguments
@@ -39,12 +40,13 @@ class FinetuneSD(TextToImageRecipe):
                      "max_train_steps": "640", "use_ema": None, "ema_decay": "0.99"}  # fmt: skip
 
     def load(self, args: Arguments) -> Any:
-        return load_pipeline(self.model_name(args), args)
+        return load_pipeline(self.model_name(args), **hub_options(args))
 
     def task(
         self, pipeline: Any, data: datasets.Dataset, args: Arguments, accelerator: Accelerator, resolution: int
     ) -> TextToImage:
-        return TextToImage(pipeline, data, args, accelerator, resolution)
+        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
+        return TextToImage(pipeline, latents, noise_settings(args))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoprog_diffusion.tasks.arguments import SDXLArguments, hub_options, make_latents, noise_settings
 from autoprog_diffusion.tasks.sd_to_sdxl import sdxl_from_sd
-from autoprog_diffusion.tasks.sdxl import SDXLArguments, TextToImageXL, load_sdxl
+from autoprog_diffusion.tasks.sdxl import TextToImageXL, load_sdxl
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
 from autoprog_diffusion.training.arguments import Arguments
@@ -45,12 +46,15 @@ class FinetuneSDXL(TextToImageRecipe):
 
     def load(self, args: Arguments) -> Any:
         name = args.model.pretrained_model_name_or_path
-        return load_sdxl(name, args) if name else sdxl_from_sd(load_pipeline(str(self.default_model), args))
+        if name:
+            return load_sdxl(name, **hub_options(args))
+        return sdxl_from_sd(load_pipeline(str(self.default_model)))
 
     def task(
         self, pipeline: Any, data: datasets.Dataset, args: Any, accelerator: Accelerator, resolution: int
     ) -> TextToImageXL:
-        return TextToImageXL(pipeline, data, args, accelerator, resolution, args.xl.proportion_empty_prompts)
+        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
+        return TextToImageXL(pipeline, latents, noise_settings(args), empty=args.xl.proportion_empty_prompts)
 
 
 if __name__ == "__main__":

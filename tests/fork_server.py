@@ -2,7 +2,7 @@
 
 Every call starts processes of its own, which share nothing with the test's; only the imports come from the fork server
 of `multiprocessing`, one per pytest process. That server finds its modules by name, so this one is imported as
-`forked`, with its folder on `sys.path`: an installed package is called `tests`.
+`fork_server`, with its folder on `sys.path`: an installed package is called `tests`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from pathlib import Path
 import torch
 
 
+# Seconds after which processes count as hung. A healthy launch takes about ten on an idle machine; a busy one must not
+# fail, and a hang costs this once.
+HANG = 900
 PRELOADED = ["accelerate", "autoprog_diffusion.adapters", "settings"]
 
 
@@ -35,9 +38,9 @@ def _run(script: str, arguments: Sequence[str], environment: Mapping[str, str], 
 
 
 def run_forked(
-    script: Path, arguments: Sequence[str], environments: Sequence[Mapping[str, str]], folder: Path, limit: float
+    script: Path, arguments: Sequence[str], environments: Sequence[Mapping[str, str]], folder: Path
 ) -> None:
-    """Run a script once per environment, at the same time; the first failure and `limit` seconds end all.
+    """Run a script once per environment, at the same time; the first failure and `HANG` seconds end all.
 
     Raises:
         RuntimeError: A process failed or did not end; the message is what it printed last.
@@ -51,7 +54,7 @@ def run_forked(
     ]
     for process in processes:
         process.start()
-    deadline = time.monotonic() + limit
+    deadline = time.monotonic() + HANG
     try:
         while any(process.exitcode is None for process in processes):
             if time.monotonic() > deadline or any(process.exitcode for process in processes):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import autoprog_diffusion.vit  # noqa: F401, registers the units of vision transformers
-
 
 if __package__:
     from .families import BY_ID, DENOISERS, FAMILIES, Classifier, Family

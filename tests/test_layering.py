@@ -1,4 +1,4 @@
-"""Imports go one way, the package is light, documented, short and plain ASCII."""
+"""Imports go one way, and the package is light and documented."""
 
 from __future__ import annotations
 
@@ -20,16 +20,67 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "autoprog_diffusion"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "vit").rglob("*.py")])
 HEAVY = ("diffusers", "accelerate", "transformers", "timm", "datasets", "matplotlib")
-INNER = ("growth", "search", "adapters", "data", "training", "tasks", "vit")
-# Who may import whom inside the package; the growth core knows nothing but torch.
+
+CORE = (
+    "config", "plan", "units", "adapter", "errors", "state", "resize", "frozen_front", "lr_rewarmup", "flops",
+    "protocol",
+)  # fmt: skip
+SHARED_BY_VIT = ("models", "ema", "resolution", "retokenize", "pretrained", "drop_path")
+# Of vit/asvit and of its name in vit/, which shares it: the command line and the training it starts.
+ASVIT_COMMANDS = ("commands", "training", "arguments")
+
+# Layer of a module, by the longest of these names that its own begins with.
+LAYERS = {
+    **{f"growth.{name}": "growth core" for name in CORE},
+    "growth.backends": "growth backends",
+    "growth": "growth",
+    "files": "files",
+    "search": "search",
+    "adapters": "adapters",
+    "data": "data",
+    "training": "training",
+    "tasks": "tasks",
+    "tasks.arguments": "task recipes",
+    "tasks.text_to_image_recipe": "task recipes",
+    **{f"vit.{name}": "vit" for name in SHARED_BY_VIT},
+    "vit.autoprog_one": "vit methods",
+    "vit.asvit": "vit methods",
+    "vit": "vit methods",  # the names that the folder exports
+    "vit.training": "vit training",
+    **{f"vit.asvit.{name}": "vit scripts" for name in ASVIT_COMMANDS},
+    "vit.pretrain": "vit scripts",
+    "vit.finetune": "vit scripts",
+}
+GROWTH = {"growth core", "growth backends", "growth"}
+BELOW_VIT = GROWTH | {"files", "search", "adapters", "data", "training"}
+# Who may import whom; a layer may always import itself.
 ALLOWED = {
-    "growth": {"growth"},
-    "search": {"growth", "search"},
-    "adapters": {"growth", "search", "adapters"},
-    "data": {"growth", "data", "training"},
-    "training": {"growth", "search", "adapters", "data", "training"},
-    "tasks": {"growth", "search", "adapters", "data", "training", "tasks"},
-    "vit": {"growth", "search", "adapters", "data", "training", "vit"},
+    "growth core": set(),
+    "growth backends": {"growth core"},
+    "growth": {"growth core", "growth backends"},
+    "files": {"growth core"},
+    "search": GROWTH,
+    "adapters": GROWTH | {"search"},
+    "data": GROWTH | {"files"},
+    "training": GROWTH | {"files", "search", "adapters", "data"},
+    "tasks": GROWTH | {"files", "search", "adapters", "data", "training"},
+    "task recipes": GROWTH | {"files", "search", "adapters", "data", "training", "tasks"},
+    "vit": BELOW_VIT,
+    "vit methods": BELOW_VIT | {"vit"},
+    "vit training": BELOW_VIT | {"vit", "vit methods"},
+    "vit scripts": BELOW_VIT | {"vit", "vit methods", "vit training"},
+}
+# Modules that hold command lines; data, tasks and methods take plain parameters instead.
+COMMAND_LINES = ("training.arguments", "tasks.arguments", "vit.training.arguments", "vit.asvit.arguments")
+PLAIN_LAYERS = {*GROWTH, "files", "search", "adapters", "data", "tasks", "vit", "vit methods"}
+PLAIN_FILES = tuple(
+    f"vit.training.{name}"
+    for name in ("augment", "augment_settings", "randaugment", "regularisation", "schedule", "data")
+)
+
+# Modules that break a rule for now, with what they import against it. An entry that is not needed fails its test.
+EXCEPTIONS: dict[str, set[str]] = {
+    "vit/training/schedule.py": {"vit.training.arguments.TrainArguments"},
 }
 
 sources = pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -44,7 +95,7 @@ def module_name(path: Path) -> str:
 
 
 def imported(text: str, module: str) -> set[str]:
-    """Absolute names of all that a module imports, anywhere in it, also inside functions."""
+    """Absolute names of all that a module imports, anywhere in it, also by `importlib`; "?" is an unknown name."""
     names: set[str] = set()
     package = module.split(".")
     for node in ast.walk(ast.parse(text)):
@@ -54,54 +105,114 @@ def imported(text: str, module: str) -> set[str]:
             base = ".".join(package[: len(package) - node.level]) if node.level else ""
             parent = ".".join(part for part in (base, node.module) if part)
             names.update(f"{parent}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__"):
+            first = node.args[0] if node.args else None
+            names.add(first.value if isinstance(first, ast.Constant) else "?")
     return names
 
 
-def part_of(name: str) -> str | None:
-    """The part of the package that a dotted name lies in."""
-    pieces = name.split(".")
-    return pieces[1] if pieces[0] == "autoprog_diffusion" and len(pieces) > 1 and pieces[1] in INNER else None
+def called(node: ast.Call) -> str:
+    """Last part of the name of what is called."""
+    return getattr(node.func, "attr", getattr(node.func, "id", ""))
+
+
+def inside(name: str) -> str | None:
+    """Name below `autoprog_diffusion`, or None for a module of another package."""
+    package, _, rest = name.partition(".")
+    return rest if package == "autoprog_diffusion" else None
+
+
+def layer_of(name: str) -> str | None:
+    """Layer of a module by its name below `autoprog_diffusion`; None for the package itself."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((LAYERS[prefix] for prefix in prefixes if prefix in LAYERS), None)
+
+
+def layer_of_file(path: Path) -> str | None:
+    """Layer of a source file: `vit/asvit.py` is a script, though the folder `vit/asvit` has the same name."""
+    if path == ROOT / "vit" / "asvit.py":
+        return "vit scripts"
+    return layer_of(module_name(path).removeprefix("autoprog_diffusion."))
+
+
+def violations(path: Path) -> set[str]:
+    """Names that a source file imports although its layer may not."""
+    layer = layer_of_file(path)
+    if layer is None:
+        return set()
+    module = module_name(path)
+    names = imported(path.read_text(encoding="utf-8"), module)
+    allowed = ALLOWED[layer] | {layer}
+    plain = layer in PLAIN_LAYERS or inside(module) in PLAIN_FILES
+    wrong = set()
+    for name in names:
+        own = inside(name)
+        if own is None:
+            continue
+        if layer_of(own) is not None and layer_of(own) not in allowed:
+            wrong.add(own)
+        if plain and own.rpartition(".")[0] in COMMAND_LINES:
+            wrong.add(own)
+    return wrong
 
 
 def test_imported_resolves_every_form() -> None:
     text = "import torch.nn\nfrom .backends import accelerate\nfrom .units import front\nfrom ..adapters import unet\n"
-    text += "def f():\n    import x"
+    text += (
+        "def f(name):\n    import x\n    importlib.import_module('y.z')\n    __import__('w')\n    import_module(name)"
+    )
     assert imported(text, "autoprog_diffusion.growth.scheduler") == {
         "torch.nn",
         "autoprog_diffusion.growth.backends.accelerate",
         "autoprog_diffusion.growth.units.front",
         "autoprog_diffusion.adapters.unet",
         "x",
+        "y.z",
+        "w",
+        "?",
     }
     init = imported("from .plan import Stage", "autoprog_diffusion.growth.__init__")
     assert init == {"autoprog_diffusion.growth.plan.Stage"}
 
 
+def test_the_layer_is_that_of_the_longest_name() -> None:
+    assert layer_of("growth.plan.Stage") == "growth core"
+    assert layer_of("growth.backends.ddp") == "growth backends"
+    assert layer_of("growth.scheduler") == "growth"
+    assert layer_of("vit.asvit.Genotype") == "vit methods"
+    assert layer_of("vit.asvit.commands") == "vit scripts"
+    assert layer_of_file(ROOT / "vit" / "asvit.py") == "vit scripts"
+
+
+def test_every_layer_holds_a_module() -> None:
+    assert {layer_of_file(path) for path in SOURCES} - {None} == set(ALLOWED)
+    assert not [name for name in CORE if not (PACKAGE / "growth" / f"{name}.py").is_file()]
+
+
 @sources
 def test_imports_go_one_way(path: Path) -> None:
-    module = module_name(path)
-    names = imported(path.read_text(encoding="utf-8"), module)
-    assert not [name for name in names if name.split(".")[0] in ("recipes", "tests", "vit")]
-    part = part_of(module)
-    if part is not None:
-        inner = {part_of(name) for name in names} - {None}
-        assert inner <= ALLOWED[part]
-    if part == "growth":
-        outside = {name.split(".")[0] for name in names} - {"torch", "autoprog_diffusion"}
-        assert outside <= sys.stdlib_module_names
-        assert all(part_of(name) == "growth" for name in names if name.startswith("autoprog_diffusion"))
+    assert violations(path) == EXCEPTIONS.get(str(path.relative_to(ROOT)), set())
 
 
 @sources
-def test_a_file_is_short_and_ascii(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text.isascii()
-    assert len(text.splitlines()) <= 300
+def test_nothing_imports_scripts_or_tests(path: Path) -> None:
+    names = imported(path.read_text(encoding="utf-8"), module_name(path))
+    assert not [name for name in names if name.split(".")[0] in ("recipes", "tests", "vit", "benchmarks")]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "growth").rglob("*.py")), ids=lambda path: path.stem)
+def test_growth_knows_torch_alone_and_one_file_knows_accelerate(path: Path) -> None:
+    names = imported(path.read_text(encoding="utf-8"), module_name(path))
+    outside = {name.split(".")[0] for name in names} - {"torch", "autoprog_diffusion"}
+    if path == PACKAGE / "growth" / "backends" / "accelerate.py":
+        outside -= {"accelerate"}
+    assert outside <= sys.stdlib_module_names
 
 
 def test_the_import_is_light() -> None:
     code = f"import sys, autoprog_diffusion; print(sorted(set({HEAVY}) & set(sys.modules)), 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[] True"
 

@@ -15,7 +15,7 @@ import pytest
 def python(code: str, folder: Path, *paths: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], *map(str, paths)])}
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, cwd=folder)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

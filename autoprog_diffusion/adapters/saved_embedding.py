@@ -1,4 +1,4 @@
-"""A stage embedding on disk, and sampling with it: the null row on the unconditional half of guidance."""
+"""A stage embedding on disk, and sampling with it: the unconditional half of guidance has the null row."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .timestep import linear
 
 
 FILE_NAME = "stage_embedding.safetensors"
+LATENTS = ("hidden_states", "sample", "x")  # what denoisers call them
 # Pipelines that put the unconditional half of a doubled batch last.
 UNCONDITIONAL_LAST = ("DiTPipeline", "ZImagePipeline", "StableCascadePriorPipeline", "LuminaPipeline")
 
@@ -25,14 +26,14 @@ def write_embedding(folder: str | Path, rows: dict[str, Tensor], about: dict[str
     """Write the final stage's row, the null row if there is one, and what they belong to.
 
     Args:
-        folder: Of the checkpoint they travel with.
+        folder: Folder of the checkpoint that they travel with.
         rows: `stage` (D,), and `null` (D,) with stage dropout.
         about: `points`, names of the layers they enter at; `folded`, whether the checkpoint's weights hold the
             stage row.
     """
     from safetensors.torch import save_file
 
-    tensors = {name: row.detach().cpu().contiguous().clone() for name, row in rows.items()}
+    tensors = {name: row.detach().cpu().clone() for name, row in rows.items()}  # a row alone, not a view of the table
     save_file(tensors, Path(folder) / FILE_NAME, metadata={"stage_embedding": json.dumps(about)})
 
 
@@ -61,11 +62,13 @@ def use_stage_embedding(pipeline: Any, folder: str | Path, unconditional: str | 
     rows, about = read_embedding(folder)
     layers = [_layer(denoiser, name, rows["stage"]) for name in about["points"]]
     half = _Halves(pipeline, _is_last(pipeline, unconditional))
-    base = torch.zeros_like(rows["stage"]) if about["folded"] else rows["stage"]
-    null = rows["null"] - rows["stage"] + base if "null" in rows else base
+    stage = rows["stage"]
+    # Weights that hold the stage's row already need the difference to it.
+    held = stage if about["folded"] else torch.zeros_like(stage)
+    null = rows.get("null", stage)
 
     def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output + half.select(output, base, null)
+        return output + half.select(output, stage - held, null - held)
 
     handles = [layer.register_forward_hook(add) for layer in layers]
     handles.append(denoiser.register_forward_pre_hook(half.begin, with_kwargs=True))
@@ -78,7 +81,7 @@ def use_stage_embedding(pipeline: Any, folder: str | Path, unconditional: str | 
 
 
 def read_embedding(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_embedding` wrote: rows by name, and what they belong to.
+    """Read what `write_embedding` wrote: rows by name, and what they belong to.
 
     Raises:
         StateError: There is no such file, or it is another one.
@@ -89,19 +92,40 @@ def read_embedding(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
     if not path.is_file():
         raise StateError(f"{folder} holds no {FILE_NAME}: give the folder that growth.save_stage_embedding wrote to.")
     with safe_open(path, "pt") as file:
-        about = json.loads((file.metadata() or {}).get("stage_embedding", "null"))
+        header = file.metadata() or {}
+        about = json.loads(header.get("stage_embedding", "null"))
         rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if about is None:
         raise StateError(f"{path} is not a stage embedding of this library: its header says nothing about one.")
     return rows, about
 
 
+def find_latents(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The latents in a denoiser's call: a tensor (N, ...), or a list with one tensor per sample."""
+    named = [kwargs[name] for name in LATENTS if name in kwargs]
+    for value in (*named, *args, *kwargs.values()):
+        if not isinstance(value, Tensor) or value.dim() > 0:
+            return value
+    raise StateError("the denoiser was called without latents.")
+
+
+def row_per_sample(mask: Tensor, null: Tensor, stage: Tensor, like: Tensor) -> Tensor:
+    """Row `null` (D,) where `mask` (N,) is true, else `stage` (D,); shaped (N, 1, ..., D) to add to `like`."""
+    return torch.where(mask.view(-1, *[1] * (like.dim() - 1)), null, stage)
+
+
 class _Halves:
-    """Knows which rows of the denoiser's current call are unconditional."""
+    """Knows which rows of the denoiser's current call are unconditional.
+
+    Args:
+        pipeline: Says whether it guides.
+        last: Whether the unconditional half of a doubled batch is the second.
+    """
 
     def __init__(self, pipeline: Any, last: bool) -> None:
-        self._pipeline, self._last = pipeline, last
-        self._context: str | None = None
+        self._pipeline = pipeline
+        self._last = last
+        self._context: str | None = None  # name of the current call
         self._doubled = False
 
     @contextlib.contextmanager
@@ -128,36 +152,39 @@ class _Halves:
             del denoiser.cache_context
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A doubled batch holds the same latents twice."""
-        named = [kwargs[name] for name in ("hidden_states", "sample", "x") if name in kwargs]
-        latents = (*named, *args)[0]
-        half, rest = divmod(len(latents), 2)
+        """Find out whether the batch is doubled: it then holds the same latents twice."""
+        latents = find_latents(args, kwargs)
+        half = len(latents) // 2
         guided = getattr(self._pipeline, "do_classifier_free_guidance", True)
-        halves = list(zip(latents[:half], latents[half:]))
-        self._doubled = bool(guided and half and not rest and all(torch.equal(a, b) for a, b in halves))
+        self._doubled = False
+        if guided and half and len(latents) == 2 * half:
+            self._doubled = all(torch.equal(a, b) for a, b in zip(latents[:half], latents[half:]))
 
     def select(self, output: Tensor, stage: Tensor, null: Tensor) -> Tensor:
         """The row for every sample of (N, ..., D): (D,), or (N, 1, ..., D)."""
-        stage, null = (row.to(output.device, output.dtype) for row in (stage, null))
+        stage = stage.to(output)
+        null = null.to(output)
         if self._context is not None and self._context.startswith("uncond"):
             return null
         if self._context == "cond" or not self._doubled:
             return stage
-        mask = torch.arange(len(output), device=output.device) >= len(output) // 2
-        mask = mask if self._last else ~mask
-        return torch.where(mask.view(-1, *[1] * (output.dim() - 1)), null, stage)
+        second = torch.arange(len(output), device=output.device) >= len(output) // 2
+        return row_per_sample(second == self._last, null, stage, output)
 
 
 def _is_last(pipeline: Any, unconditional: str | None) -> bool:
     if unconditional not in (None, "first", "second"):
         raise StateError(f"unconditional={unconditional!r} is not allowed: use first, second or None.")
-    return type(pipeline).__name__ in UNCONDITIONAL_LAST if unconditional is None else unconditional == "second"
+    if unconditional is None:
+        return type(pipeline).__name__ in UNCONDITIONAL_LAST
+    return unconditional == "second"
 
 
 def _denoiser(pipeline: Any) -> Any:
     for name in ("unet", "transformer", "prior"):
-        if isinstance(getattr(pipeline, name, None), nn.Module):
-            return getattr(pipeline, name)
+        found = getattr(pipeline, name, None)
+        if isinstance(found, nn.Module):
+            return found
     raise StateError(f"{type(pipeline).__name__} has no denoiser called unet, transformer or prior.")
 
 

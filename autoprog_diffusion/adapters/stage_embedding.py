@@ -1,4 +1,4 @@
-"""The Stage Identifier (SID): a learned vector per stage, added to the timestep embedding and folded away after."""
+"""The Stage Identifier (SID) of AutoProg-Zero: a learned vector per stage, added to the timestep embedding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autoprog_diffusion.growth.backends.ranks import rank
 from autoprog_diffusion.growth.config import GrowthConfig
 from autoprog_diffusion.growth.errors import OrderError, UnitError
 
-from .saved_embedding import write_embedding
+from .saved_embedding import find_latents, row_per_sample, write_embedding
 from .timestep import linear, timestep_embedders
 
 
@@ -32,8 +32,9 @@ NOT_IN_CHECKPOINT = (
 class StageEmbedding(nn.Module):
     """A table of one row per stage, added to the output of every timestep embedder of a denoiser by a forward hook.
 
-    It lives outside the model, so the model stays a plain Diffusers one (AutoProg-Zero, section on SID; the fold is
-    ours). The table is kept in float32 whatever the model's type.
+    It lives outside the model, so the model stays a plain Diffusers one. After training `fold` adds the last row to
+    the embedders' biases, which is exact and ours; the released code of AutoProg-Zero keeps the table. The table is
+    float32 whatever the model's type.
 
     Args:
         points: Names of the layers that end the model's timestep embedders.
@@ -43,7 +44,7 @@ class StageEmbedding(nn.Module):
         init: `zero`; `normal` for the paper's N(0, 0.02^2), drawn from a generator of its own; or `carry`, zero and
             every later row starting from the trained row before it, so that growth does not jump.
         ema_decay: Decay of the table's moving average; None keeps none.
-        folds: Whether a checkpoint of what trains holds the layers' biases, so that a fold is not lost.
+        folds: Whether a checkpoint of the trainable parameters holds the layers' biases, so that a fold is not lost.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class StageEmbedding(nn.Module):
         points: Sequence[str],
         num_stages: int,
         dim: int,
+        *,
         dropout: float = 0.0,
         init: str = "zero",
         ema_decay: float | None = None,
@@ -64,12 +66,17 @@ class StageEmbedding(nn.Module):
         self.table = nn.Parameter(table)  # (K, D), or (K + 1, D) with the null row last
         self.average: Tensor | None
         self.register_buffer("average", None if ema_decay is None else table.clone())
-        self.points, self.num_stages, self.dropout = tuple(points), num_stages, dropout
-        self.init, self.ema_decay = init, ema_decay
-        self.folds, self.saved, self.muted = folds, False, False
+        self.points = tuple(points)
+        self.num_stages = num_stages
+        self.dropout = dropout
+        self.init = init
+        self.ema_decay = ema_decay
+        self.folds = folds
+        self.saved = False
+        self.muted = False  # the forward pass adds no row: the biases hold it
         self.stage = 0
         self._handles: list[Any] = []
-        self._dropped: Tensor | None = None
+        self._dropped: Tensor | None = None  # (N,) of the current forward pass: who has the null row
 
     def attach(self, model: nn.Module) -> None:
         """Add the hooks to `model`, and move the table to its device.
@@ -110,19 +117,21 @@ class StageEmbedding(nn.Module):
             self.average.lerp_(self.table.detach(), 1 - decay)
 
     def save(self, folder: str | Path) -> None:
-        """Write the current stage's row and the null row (their averages, where they are kept) beside a checkpoint.
+        """Write the current stage's row and the null row (their averages, if they are kept) beside a checkpoint.
 
         `adapters.use_stage_embedding(pipeline, folder)` samples with them.
         """
-        table = self.table if self.average is None else self.average
-        rows = {"stage": table[self.stage]} | ({"null": table[self.num_stages]} if self.dropout else {})
+        table = self._final_table()
+        rows = {"stage": table[self.stage]}
+        if self.dropout:
+            rows["null"] = table[self.num_stages]
         if rank() == 0:
             write_embedding(folder, rows, {"points": self.points, "folded": self.folds})
         self.saved = True
 
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
-        """Add the current stage's row (its average, where one is kept) to every embedder's last bias, and detach.
+        """Add the current stage's row (its average, if one is kept) to every embedder's last bias, and detach.
 
         Exact: an embedder ends in a linear layer, so adding to its output is adding to its bias.
         """
@@ -136,31 +145,34 @@ class StageEmbedding(nn.Module):
         """Fold inside a `with` block only; the biases are then what they were, bit for bit."""
         biases = [linear(model, name).bias for name in self.points]
         before = [bias.detach().clone() for bias in biases]
-        muted, self.muted = self.muted, True
+        was_muted = self.muted
+        self.muted = True
         try:
             self._add_row(model)
             yield
         finally:
-            self.muted = muted
+            self.muted = was_muted
             with torch.no_grad():
                 for bias, old in zip(biases, before):
                     bias.copy_(old)
 
     def _add_row(self, model: nn.Module) -> None:
-        table = self.table if self.average is None else self.average
+        row = self._final_table()[self.stage]
         for name in self.points:
-            add_vector(linear(model, name).bias, table[self.stage])
+            add_vector(linear(model, name).bias, row)
+
+    def _final_table(self) -> Tensor:
+        return self.table if self.average is None else self.average
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Draw who loses the stage, once per forward pass and outside of any checkpointed block.
+        """Draw who gets the null row, once per forward pass and outside of any checkpointed block.
 
-        DiT embeds the timestep in every block, all must agree, and a recomputed block must not draw again.
+        DiT embeds the timestep in every block: all blocks must agree, and a recomputed block must not draw again.
         """
+        self._dropped = None
         if module.training and self.dropout > 0:
-            count, device = _batch(args, kwargs)
-            self._dropped = torch.rand(count, device=device) < self.dropout
-        else:
-            self._dropped = None
+            latents = find_latents(args, kwargs)
+            self._dropped = torch.rand(len(latents), device=latents[0].device) < self.dropout
 
     def _add(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """(N, D), (N, 1, D) or, with a timestep per frame or token, (N T, D) -> the same plus the stage's row."""
@@ -168,17 +180,17 @@ class StageEmbedding(nn.Module):
             return output
         row = self.table[self.stage]
         if self._dropped is not None:
-            dropped = self._dropped.repeat_interleave(len(output) // len(self._dropped))
-            mask = dropped.view(-1, *[1] * (output.dim() - 1))
-            row = torch.where(mask, self.table[self.num_stages], row)
+            timesteps = len(output) // len(self._dropped)  # per sample
+            dropped = self._dropped.repeat_interleave(timesteps)
+            row = row_per_sample(dropped, null=self.table[self.num_stages], stage=row, like=output)
         return output + row.to(output.dtype)
 
 
 def build_stage_embedding(model: nn.Module, config: GrowthConfig) -> StageEmbedding | None:
     """The stage embedding of a Diffusers denoiser under a `GrowthConfig`.
 
-    `stage_embedding=None` means none, with a warning in the log, where the model has no place for one, and where the
-    layer it would be folded into is frozen: a LoRA checkpoint holds no bias of the base model.
+    `stage_embedding=None` leaves it out, and logs why, if the model has no place for one, or if the layer that it
+    would be folded into is frozen: a LoRA checkpoint holds no bias of the base model.
 
     Raises:
         UnitError: `stage_embedding=True` or `stage_dropout` is set, and the model has no place for one.
@@ -196,17 +208,14 @@ def build_stage_embedding(model: nn.Module, config: GrowthConfig) -> StageEmbedd
     if optional and not folds:
         logger.info("no stage embedding: the timestep embedder is frozen, so a checkpoint would not hold the fold.")
         return None
-    settings = (config.stage_dropout, config.stage_embedding_init, config.ema_decay)
     if not folds:
         logger.warning(NOT_IN_CHECKPOINT)
-    return StageEmbedding(points, config.plan_stages, len(biases[0]), *settings, folds=folds)
-
-
-def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, torch.device]:
-    """Number of samples in a denoiser's call, and their device: of its latents, a tensor or a list of tensors."""
-    named = [kwargs[name] for name in ("hidden_states", "sample", "x") if name in kwargs]
-    latents = next(
-        value for value in (*named, *args, *kwargs.values()) if not isinstance(value, Tensor) or value.dim()
+    return StageEmbedding(
+        points,
+        num_stages=config.plan_stages,
+        dim=len(biases[0]),
+        dropout=config.stage_dropout,
+        init=config.stage_embedding_init,
+        ema_decay=config.ema_decay,
+        folds=folds,
     )
-    first = latents if isinstance(latents, Tensor) else latents[0]
-    return len(latents), first.device

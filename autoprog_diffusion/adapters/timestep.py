@@ -1,8 +1,7 @@
-"""Where a denoiser embeds its timestep: the places a stage embedding enters."""
+"""Timestep embedders of denoisers: the places where a stage embedding enters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -29,7 +28,7 @@ TIMESTEP_NAMES = (
     "t_embedding",
     "p_embedder",
 )
-# Text refiners embed the timestep for themselves, and other things that hold a module of such a name.
+# Embedders inside these do not count: text refiners have timestep embedders of their own.
 OTHER_PARENTS = ("context_embedder", "text_fusion", "token_refiner", "add_time_condition")
 # Model class -> names of its embedders, where the rule above is not enough.
 TIMESTEP_MODULES: dict[str, tuple[str, ...]] = {
@@ -49,7 +48,8 @@ def timestep_embedders(model: nn.Module) -> list[str]:
         UnitError: There is none, one has no bias, or they differ in width.
     """
     found = by_class(model, TIMESTEP_MODULES) or _embedders(model)
-    points = [name for embedder in found for name in [_last_linear(model, embedder)] if name is not None]
+    last = [_last_linear(model, embedder) for embedder in found]
+    points = [name for name in last if name is not None]
     if not points:
         raise UnitError(
             f"{type(model).__name__} has no timestep embedder (a module named one of {TIMESTEP_NAMES} that ends in a "
@@ -70,18 +70,19 @@ def timestep_embedders(model: nn.Module) -> list[str]:
 
 
 def linear(model: nn.Module, name: str) -> nn.Linear:
-    """The linear layer called `name`; the one inside, where PEFT has wrapped it."""
+    """The linear layer called `name`; the one inside, if PEFT has wrapped it."""
     module: Any = model.get_submodule(name)
     return cast(nn.Linear, getattr(module, "base_layer", module))
 
 
 def _embedders(model: nn.Module) -> list[str]:
-    names = [
-        name
-        for name, _ in model.named_modules()
-        if name.rpartition(".")[2] in TIMESTEP_NAMES and not any(other in name for other in OTHER_PARENTS)
-    ]
-    return [name for name in names if not any(inner.startswith(name + ".") for inner in names)]
+    names = []
+    for name, _ in model.named_modules():
+        leaf = name.rpartition(".")[2]
+        if leaf in TIMESTEP_NAMES and not any(parent in name for parent in OTHER_PARENTS):
+            names.append(name)
+    # A combined embedder holds another one: the innermost counts.
+    return [name for name in names if not any(inner.startswith(f"{name}.") for inner in names)]
 
 
 def _last_linear(model: nn.Module, embedder: str) -> str | None:
@@ -90,7 +91,9 @@ def _last_linear(model: nn.Module, embedder: str) -> str | None:
     if _is_linear(getattr(module, "linear_2", None)):
         return f"{embedder}.linear_2"
     names = [name for name, child in module.named_modules() if _is_linear(child) and not _inside_peft(module, name)]
-    return ".".join(part for part in (embedder, names[-1]) if part) if names else None
+    if not names:
+        return None
+    return f"{embedder}.{names[-1]}" if names[-1] else embedder
 
 
 def _is_linear(module: Any) -> bool:
@@ -99,6 +102,9 @@ def _is_linear(module: Any) -> bool:
 
 def _inside_peft(module: nn.Module, name: str) -> bool:
     """Whether a parent is a PEFT layer: its adapters and its base are no layers of the model's own."""
-    parts: Sequence[str] = name.split(".")
-    parents = [module.get_submodule(".".join(parts[:count])) for count in range(1, len(parts))]
-    return any(hasattr(parent, "base_layer") for parent in parents)
+    parent = name.rpartition(".")[0]
+    while parent:
+        if hasattr(module.get_submodule(parent), "base_layer"):
+            return True
+        parent = parent.rpartition(".")[0]
+    return False

@@ -1,8 +1,9 @@
-"""Diffusers' transformer denoisers: one unit per repeated block, in forward order, by what each class declares."""
+"""Diffusers' transformer denoisers: one unit per repeated block, in forward order, as each class declares them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from torch import nn
 
@@ -34,13 +35,13 @@ BLOCK_LISTS: dict[str, tuple[str, ...]] = {
 # Model classes whose lists run in turns: the first block of every list, then the second of every list, ...
 IN_TURNS = {"LatteTransformer3DModel": True}
 
-# What runs before the blocks although it is registered inside one of them.
+# Model class -> modules that run before the blocks although they are registered inside one of them.
 EMBEDDERS: dict[str, tuple[str, ...]] = {
     # DiT has no embedder of its own at the top: its forward calls block 0's for the output head as well.
     "DiTTransformer2DModel": ("transformer_blocks.0.norm1.emb",),
 }
 
-# Words in the names of what runs after the blocks, and names that have none of them.
+# A child is an output if its name contains one of OUTPUT_WORDS; OUTPUTS lists the exceptions by class.
 OUTPUT_WORDS = {"out", "final", "head", "heads", "postprocess", "readout"}
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "Cosmos3OmniTransformer": ("norm", "norm_moe_gen"),
@@ -52,40 +53,58 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 
 
 def declared_layout(model: nn.Module) -> Layout:
-    """Units of a Diffusers transformer: its repeated blocks; what is named as an output is one, the rest is input.
+    """Units of a Diffusers transformer: its repeated blocks; children named as outputs are outputs, the rest inputs.
 
-    The blocks are the lists of modules whose classes Diffusers declares in `_repeated_blocks` or `_no_split_modules`;
-    where a class declares none of its lists, those of modules called a block or a layer.
+    The blocks are the lists of modules whose classes Diffusers declares in `_repeated_blocks` or `_no_split_modules`.
+    If a class declares none of its lists, they are those of modules called a block or a layer.
 
     Raises:
         UnitError: No list of blocks is found, or two blocks share parameters.
     """
     modules = dict(model.named_modules())
-    lists = [name for name in by_class(model, BLOCK_LISTS) or block_lists(model) if name in modules]
-    blocks = [f"{name}.{index}" for name in lists for index in range(len(modules[name]))]  # type: ignore[arg-type]
+    names = by_class(model, BLOCK_LISTS) or block_lists(model)
+    lists = [name for name in names if name in modules]
+    blocks = members_of(model, lists)
     if by_class(model, IN_TURNS):
-        blocks.sort(key=lambda name: int(name.rpartition(".")[2]))
-    own = [*(name for name, _ in model.named_children()), *(name for name, _ in model.named_parameters(recurse=False))]
-    inputs = [
-        name for name in own if not _is_output(model, name) and name not in {head.split(".")[0] for head in lists}
-    ]
-    extra = by_class(model, EMBEDDERS) or ()
-    return build_layout(model, [(name, [name]) for name in blocks], [*inputs, *extra])
+        blocks.sort(key=lambda name: int(name.rpartition(".")[2]))  # stable: equal numbers keep the lists' order
+    holders = {name.split(".")[0] for name in lists}
+    own = [name for name, _ in model.named_children()]
+    own += [name for name, _ in model.named_parameters(recurse=False)]
+    inputs = [name for name in own if name not in holders and not _is_output(model, name)]
+    inputs += by_class(model, EMBEDDERS) or ()
+    return build_layout(model, [(name, [name]) for name in blocks], inputs)
 
 
-def block_lists(model: nn.Module) -> tuple[str, ...]:
+def block_lists(model: nn.Module) -> list[str]:
     """Names of the lists of repeated blocks among a model's children, in registration order.
 
     Raises:
         UnitError: There is none.
     """
     declared = {*_declared(model, "_repeated_blocks"), *_declared(model, "_no_split_modules")}
-    lists = {name: child for name, child in model.named_children() if isinstance(child, nn.ModuleList) and len(child)}
-    found = [name for name, blocks in lists.items() if {type(block).__name__ for block in blocks} <= declared]
-    found = found or [name for name, blocks in lists.items() if all(_is_block(block) for block in blocks)]
+    found = lists_where(lambda block: type(block).__name__ in declared, model.named_children())
+    found = found or lists_where(_is_called_a_block, model.named_children())
     if not found:
         raise UnitError(f"no list of repeated blocks was found in {type(model).__name__}. {how_to_name_blocks(model)}")
-    return tuple(found)
+    return found
+
+
+def lists_where(is_block: Callable[[nn.Module], bool], modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
+    """Names of the module lists, among some named modules, that hold nothing but blocks."""
+    found = []
+    for name, module in modules:
+        if isinstance(module, nn.ModuleList) and len(module) and all(is_block(member) for member in module):
+            found.append(name)
+    return found
+
+
+def members_of(model: nn.Module, lists: Iterable[str]) -> list[str]:
+    """Names of the modules in the lists called `lists`, one list after the other."""
+    names = []
+    for name in lists:
+        members: Any = model.get_submodule(name)
+        names += [f"{name}.{index}" for index in range(len(members))]
+    return names
 
 
 def is_diffusers_model(model: nn.Module) -> bool:
@@ -94,16 +113,17 @@ def is_diffusers_model(model: nn.Module) -> bool:
 
 
 def _is_output(model: nn.Module, name: str) -> bool:
-    words = set(name.split("_"))
-    return bool(words & OUTPUT_WORDS) or name.endswith("scale_shift_table") or name in (by_class(model, OUTPUTS) or ())
+    has_word = not OUTPUT_WORDS.isdisjoint(name.split("_"))
+    return has_word or name.endswith("scale_shift_table") or name in (by_class(model, OUTPUTS) or ())
 
 
 def _declared(model: nn.Module, attribute: str) -> Iterable[str]:
     return getattr(type(model), attribute, None) or ()
 
 
-def _is_block(module: nn.Module) -> bool:
-    return any(word in type(module).__name__ for word in ("Block", "Layer"))
+def _is_called_a_block(module: nn.Module) -> bool:
+    name = type(module).__name__
+    return "Block" in name or "Layer" in name
 
 
 register_adapter(Adapter("transformer", (), declared_layout, build_stage_embedding), matches=is_diffusers_model)

@@ -1,4 +1,4 @@
-"""Diffusers' UNets: one unit per resnet with what runs at its side."""
+"""Diffusers' UNets: one unit per resnet, together with the attention that follows it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .stage_embedding import build_stage_embedding
 
 OUTPUTS = ("conv_norm_out", "conv_act", "conv_act_out", "conv_out", "out_block", "clf")
 STAGES = ("down_blocks", "mid_block", "up_blocks")
-# What a stage of a UNet repeats once per resnet, in the order it runs.
-SIDES = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")
+# Lists of a stage with one entry per resnet, in the order in which their entries run.
+RESNET_LISTS = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")
 CLASSES = (
     "UNet2DConditionModel",
     "UNet2DModel",
@@ -23,10 +23,10 @@ CLASSES = (
     "I2VGenXLUNet",
     "DreamLiteUNetModel",
 )
-# These order the parts of a stage in their own ways: a stage is one unit.
+# These classes order the parts of a stage in their own ways: a stage is one unit.
 WHOLE_STAGES = ("UNet1DModel", "Kandinsky3UNet", "StableCascadeUNet")
-# Stable Cascade keeps a stage's parts in lists of their own, beside its blocks.
-BESIDE = {
+# Lists of the model with one entry per stage: Stable Cascade keeps samplers and mappers outside of its stages.
+STAGE_LISTS = {
     "down_blocks": ("down_downscalers", "down_repeat_mappers"),
     "up_blocks": ("up_upscalers", "up_repeat_mappers"),
 }
@@ -41,35 +41,40 @@ def unet_layout(model: nn.Module) -> Layout:
     Raises:
         UnitError: Two units share parameters.
     """
-    whole = bool(by_class(model, dict.fromkeys(WHOLE_STAGES, True)))
-    blocks = _sampled_blocks(model, "down_blocks", whole)
+    whole_stages = by_class(model, dict.fromkeys(WHOLE_STAGES, True)) is not None
+    blocks = _units(model, "down_blocks", whole_stages)
     if getattr(model, "mid_block", None) is not None:
-        blocks.append(("mid_block", ["mid_block"]))
-    blocks += _sampled_blocks(model, "up_blocks", whole)
-    beside = [name for names in BESIDE.values() for name in names]
-    inputs = [name for name, _ in model.named_children() if name not in (*OUTPUTS, *STAGES, *beside)]
-    return build_layout(model, blocks, inputs)
+        blocks["mid_block"] = ["mid_block"]
+    blocks |= _units(model, "up_blocks", whole_stages)
+    no_inputs = {*OUTPUTS, *STAGES, *STAGE_LISTS["down_blocks"], *STAGE_LISTS["up_blocks"]}
+    inputs = [name for name, _ in model.named_children() if name not in no_inputs]
+    return build_layout(model, list(blocks.items()), inputs)
 
 
-def _sampled_blocks(model: nn.Module, prefix: str, whole: bool) -> list[tuple[str, list[str]]]:
-    units: list[tuple[str, list[str]]] = []
-    for index, stage in enumerate(getattr(model, prefix)):
-        name = f"{prefix}.{index}"
-        lists = [child for child in SIDES if getattr(stage, child, None) is not None]
-        if whole or "resnets" not in lists:
-            beside = [f"{other}.{index}" for other in BESIDE[prefix] if hasattr(model, other)]
-            units.append((name, [name, *beside]))
-            continue
-        for position in range(len(stage.resnets)):  # type: ignore[arg-type]
-            members = [f"{name}.{kind}.{position}" for kind in lists if position < len(getattr(stage, kind))]
-            units.append((f"{name}.resnets.{position}", [m for m in members if _holds(stage, m[len(name) + 1 :])]))
-        units[-1][1].extend(f"{name}.{child}" for child, _ in stage.named_children() if child not in lists)
+def _units(model: nn.Module, stages: str, whole_stages: bool) -> dict[str, list[str]]:
+    """Units of the down or the up blocks: name -> names of its modules, in forward order."""
+    units: dict[str, list[str]] = {}
+    for index, stage in enumerate(getattr(model, stages)):
+        name = f"{stages}.{index}"
+        if whole_stages or getattr(stage, "resnets", None) is None:
+            others = [f"{other}.{index}" for other in STAGE_LISTS[stages] if hasattr(model, other)]
+            units[name] = [name, *others]
+        else:
+            units |= _resnet_units(stage, name)
     return units
 
 
-def _holds(stage: nn.Module, name: str) -> bool:
-    """Some block types keep `None` in their lists where a resnet has no attention."""
-    return any(found == name for found, _ in stage.named_modules())
+def _resnet_units(stage: nn.Module, name: str) -> dict[str, list[str]]:
+    """Units of the stage called `name`; the last one takes what comes once per stage, such as the sampler."""
+    modules = {member for member, _ in stage.named_modules()}
+    units: dict[str, list[str]] = {}
+    for index in range(len(stage.resnets)):  # type: ignore[arg-type]
+        # Some block types keep None in their lists where a resnet has no attention: it is no module.
+        members = [f"{kind}.{index}" for kind in RESNET_LISTS if f"{kind}.{index}" in modules]
+        units[f"{name}.resnets.{index}"] = [f"{name}.{member}" for member in members]
+    last = list(units)[-1]
+    units[last] += [f"{name}.{child}" for child, _ in stage.named_children() if child not in RESNET_LISTS]
+    return units
 
 
 register_adapter(Adapter("UNet", (*CLASSES, *WHOLE_STAGES), unet_layout, build_stage_embedding))

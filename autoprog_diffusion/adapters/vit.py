@@ -1,58 +1,91 @@
-"""Units of vision transformers, for unfreezing a pretrained one: by what timm and transformers declare themselves."""
+"""Vision transformers of timm and transformers: one unit per block, in forward order, as the model declares them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from autoprog_diffusion.growth import Adapter, GrowthConfig, Layout, UnitError, register_adapter
-from autoprog_diffusion.growth.units import build_layout
+from autoprog_diffusion.growth.adapter import Adapter, register_adapter
+from autoprog_diffusion.growth.config import GrowthConfig
+from autoprog_diffusion.growth.errors import UnitError
+from autoprog_diffusion.growth.units import Layout, build_layout
+
+from .transformer import lists_where, members_of
 
 
-# timm's `group_matcher` ends an ordinal with this where the parameters go with what stands before them.
+# timm's `group_matcher` ends the position of parameters with this if they go with the group before them.
 AFTER = 99999
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One regular expression of timm's `group_matcher`.
+
+    Attributes:
+        group: Name of the group; `stem` holds what runs before the blocks.
+        place: Of the group in forward order.
+        regex: Matches the beginning of a parameter's name, up to the end of its module's.
+        suffix: Ends the position of the parameters it matches; often empty.
+    """
+
+    group: str
+    place: int
+    regex: re.Pattern[str]
+    suffix: tuple[int, ...]
+
+    def position(self, match: re.Match[str]) -> tuple[int, ...]:
+        """Place in the forward order of what was matched; positions compare as tuples do."""
+        numbers = [int(number) for number in match.groups() if number is not None]
+        return (self.place, *numbers, *self.suffix)
 
 
 def declared_by_timm(model: nn.Module) -> Layout:
     """Units of a timm model: its `group_matcher` says what the stem is, and what its blocks are, in forward order.
 
-    What it puts behind the last block (the final norm), or does not name (the heads), is an output.
+    Parameters that it puts behind the last block (the final norm), or does not name (the heads), are outputs.
 
     Raises:
         UnitError: It names no block, or something that is not a module.
     """
-    groups = _timm_groups(model)
-    inputs = [parameter for name, parameter, ordinal in groups if name == "stem"]
-    blocks: dict[tuple[int, ...], list[str]] = {}
-    for module, _, ordinal in sorted((group for group in groups if group[0] != "stem"), key=lambda group: group[2]):
-        if ordinal[-1] != AFTER and module not in blocks.setdefault(ordinal, []):
-            blocks[ordinal].append(module)
-    known = {name for name, _ in model.named_modules()}
-    strange = sorted({module for modules in blocks.values() for module in modules} - known)
+    patterns = list(_patterns(model))
+    inputs: list[str] = []
+    blocks: dict[tuple[int, ...], list[str]] = {}  # position -> names of the modules of one block
+    for name, _ in model.named_parameters():
+        found = _first_match(patterns, name)
+        if found is None:
+            continue
+        pattern, match = found
+        if pattern.group == "stem":
+            inputs.append(name)
+            continue
+        position = pattern.position(match)
+        module = match.group(0)
+        if position[-1] != AFTER and module not in blocks.setdefault(position, []):
+            blocks[position].append(module)
+    in_order = [blocks[position] for position in sorted(blocks)]
+    strange = sorted({module for modules in in_order for module in modules} - dict(model.named_modules()).keys())
     if strange:
         raise UnitError(
             f"{type(model).__name__}.group_matcher names {strange}, which are no modules: give blocks=[...]."
         )
-    return build_layout(model, [(modules[0], modules) for modules in blocks.values()], inputs)
+    return build_layout(model, [(modules[0], modules) for modules in in_order], inputs)
 
 
 def declared_by_transformers(model: nn.Module) -> Layout:
     """Units of a vision transformer of transformers: the list of layers whose class is in its `_no_split_modules`.
 
-    Parameters in front of the first layer, in the order they are registered, are inputs; the rest is output.
+    Parameters in front of the first layer, in the order they are registered, are inputs; the rest are outputs.
 
     Raises:
         UnitError: It has no such list.
     """
     declared = set(getattr(model, "_no_split_modules", None) or ())
-    lists = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and module and {type(child).__name__ for child in module} <= declared
-    ]
-    blocks = [f"{name}.{index}" for name, children in lists for index in range(len(children))]
+    lists = lists_where(lambda block: type(block).__name__ in declared, model.named_modules())
+    blocks = members_of(model, lists)
     if not blocks:
         raise UnitError(f"{type(model).__name__} has no list of the layers it declares, {sorted(declared)}.")
     names = [name for name, _ in model.named_parameters()]
@@ -78,28 +111,22 @@ def is_timm_model(model: nn.Module) -> bool:
     return callable(getattr(model, "group_matcher", None)) and hasattr(model, "pretrained_cfg")
 
 
-def _timm_groups(model: nn.Module) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Module (or `stem`), parameter, and place in the forward order, of every parameter that `group_matcher` names."""
-    found: list[tuple[str, str, tuple[int, ...]]] = []
-    for name, _ in model.named_parameters():
-        match = next(((k, r, suffix) for k, p, suffix in _patterns(model) if (r := p.match(name))), None)
-        if match is None:
-            continue
-        place, result, suffix = match
-        if place == 0:
-            found.append(("stem", name, (0,)))
-        else:
-            numbers = tuple(int(number) for number in result.groups() if number is not None)
-            found.append((result.group(0), name, (place, *numbers, *suffix)))
-    return found
-
-
-def _patterns(model: nn.Module) -> Iterator[tuple[int, re.Pattern[str], tuple[int, ...]]]:
-    """Place, pattern and suffix of the ordinal, in the order in which timm tries them; place 0 is the stem."""
-    for place, (group, declared) in enumerate(model.group_matcher().items()):  # type: ignore[operator]
+def _patterns(model: nn.Module) -> Iterator[Pattern]:
+    """The patterns of a model's `group_matcher`, in the order in which timm tries them."""
+    groups: dict[str, Any] = model.group_matcher()  # type: ignore[operator]
+    for place, (group, declared) in enumerate(groups.items()):
         entries = [(declared, None)] if isinstance(declared, str) else declared
-        for pattern, suffix in entries:
-            yield (0 if group == "stem" else place + 1, re.compile(pattern), suffix or ())
+        for regex, suffix in entries:
+            yield Pattern(group, place, re.compile(regex), suffix or ())
+
+
+def _first_match(patterns: list[Pattern], name: str) -> tuple[Pattern, re.Match[str]] | None:
+    """The pattern that a parameter belongs to, and its match."""
+    for pattern in patterns:
+        match = pattern.regex.match(name)
+        if match is not None:
+            return pattern, match
+    return None
 
 
 register_adapter(Adapter("timm", (), declared_by_timm, no_stage_embedding), matches=is_timm_model)

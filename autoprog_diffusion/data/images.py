@@ -1,69 +1,50 @@
-"""Captioned images: loaded by `datasets`, checked, and turned into pixel tensors."""
+"""Pixels: decode an image, cut a square from it, and turn that into a tensor."""
 
 from __future__ import annotations
 
+import io
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from autoprog_diffusion.growth.errors import GrowthError
-from autoprog_diffusion.training.arguments import DataArguments
-
-from .emoji import emoji_dataset
 
 
 if TYPE_CHECKING:
     import datasets
 
-DEFAULT_STYLE = "openmoji"
+# Raised by Pillow for a file that is damaged or is no image.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class DataError(GrowthError):
-    """The training data cannot be used."""
+    """The data cannot be used."""
 
 
-def load_captioned_images(args: DataArguments, resolution: int, cache_dir: str | None = None) -> datasets.Dataset:
-    """The training set that the arguments name, with columns `image` and `text`; by default OpenMoji's training split.
+@dataclass(frozen=True)
+class ImageSettings:
+    """Cropping, mirroring and resizing of the images of a diffusion model.
 
-    Raises:
-        DataError: Both a folder and a name are given, nothing is there, or the columns are missing.
+    Attributes:
+        interpolation: Filter that resizes: nearest, bilinear, bicubic, lanczos or box.
+        center_crop: Crop the centre of non-square images instead of a random place.
+        random_flip: Mirror half of the images.
     """
-    if args.train_data_dir and args.dataset_name:
-        raise DataError("--train_data_dir and --dataset_name are both given: give one.")
-    if not args.train_data_dir and not args.dataset_name:
-        try:
-            data = emoji_dataset(DEFAULT_STYLE, size=resolution, split="train")
-        except (ImportError, ValueError) as error:
-            raise DataError(f"the default data cannot be made: {error}") from error
-    else:
-        data = _columns(_load(args, cache_dir), args)
-    if args.max_train_samples is not None:
-        data = data.select(range(min(args.max_train_samples, len(data))))
-    _check_captions(data)
-    return data
 
-
-def check_batch(count: int, per_step: int) -> None:
-    """Refuse a training set that does not fill one batch on every process.
-
-    Raises:
-        DataError: It has fewer images than that.
-    """
-    if count < per_step:
-        raise DataError(
-            f"the training set has {count} images, fewer than one batch of {per_step} over all processes: lower "
-            "--train_batch_size or add images."
-        )
+    interpolation: str = "lanczos"
+    center_crop: bool = False
+    random_flip: bool = False
 
 
 @dataclass(frozen=True)
 class Window:
-    """What of an image is trained on, in pixels.
+    """The square that is cut from a resized image, in pixels.
 
     Attributes:
         width: Of the resized image.
@@ -81,123 +62,160 @@ class Window:
 
 
 def crop_window(
-    size: tuple[int, int], side: int, args: DataArguments, generator: torch.Generator | None = None
+    size: tuple[int, int], side: int, settings: ImageSettings, generator: torch.Generator | None = None
 ) -> Window:
-    """Where a square is cut from an image, the shorter side resized to fit.
+    """Place a square in an image whose shorter side is resized to fit.
 
     Args:
         size: Width and height of the image in pixels.
         side: Of the square in pixels.
-        args: Crop and flip.
+        settings: Crop and flip.
         generator: Draws crop and flip; None crops the centre and does not flip.
     """
     scale = side / min(size)
-    width, height = (max(side, round(length * scale)) for length in size)
-    random = generator is not None and not args.center_crop
-    left, top = (_offset(length - side, generator if random else None) for length in (width, height))
-    mirrored = generator is not None and args.random_flip and bool(torch.rand((), generator=generator) < 0.5)
-    return Window(width, height, left, top, mirrored)
+    width = max(side, round(size[0] * scale))
+    height = max(side, round(size[1] * scale))
+    place = None if settings.center_crop else generator
+    # Drawn in this order since the first release: a resumed run must see the same crops.
+    left = _offset(width - side, place)
+    top = _offset(height - side, place)
+    mirrored = False
+    if generator is not None and settings.random_flip:
+        mirrored = bool(torch.rand((), generator=generator) < 0.5)
+    return Window(width=width, height=height, left=left, top=top, mirrored=mirrored)
 
 
-def to_pixels(image: Image.Image, size: int, args: DataArguments, generator: torch.Generator | None = None) -> Tensor:
-    """A PIL image -> (3, size, size) float32 in [-1, 1]: shorter side resized, then cropped, perhaps mirrored.
-
-    Args:
-        image: Any mode; transparency is laid on white.
-        size: Side of the result in pixels.
-        args: Interpolation, crop and flip.
-        generator: Draws crop and flip; None crops the centre and does not flip.
-    """
-    return cut(image, crop_window(image.size, size, args, generator), size, args)
-
-
-def cut(image: Image.Image, window: Window, size: int, args: DataArguments) -> Tensor:
-    """The window of an image, (3, size, size) float32 in [-1, 1]; transparency is laid on white."""
-    image = _flatten(image)
-    if (window.width, window.height) != image.size:
-        filter_ = Image.Resampling[args.image_interpolation_mode.upper()]
-        image = image.resize((window.width, window.height), filter_)
-    box = (window.left, window.top, window.left + size, window.top + size)
-    pixels = np.asarray(image.crop(box), dtype=np.float32)
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1.0
-    return tensor.flip(-1) if window.mirrored else tensor
+def cut(image: Image.Image, window: Window, size: int, interpolation: str) -> Tensor:
+    """The window of an image, (3, size, size) float32 in [-1, 1]; transparent parts are white."""
+    image = to_rgb(image)
+    if image.size != (window.width, window.height):
+        image = image.resize((window.width, window.height), Image.Resampling[interpolation.upper()])
+    square = image.crop((window.left, window.top, window.left + size, window.top + size))
+    pixels = torch.from_numpy(np.asarray(square, dtype=np.float32))
+    if window.mirrored:
+        pixels = pixels.flip(1)
+    return pixels.permute(2, 0, 1) / 127.5 - 1.0
 
 
-def read_image(data: datasets.Dataset, index: int) -> Image.Image:
+def to_pixels(
+    image: Image.Image, size: int, settings: ImageSettings, generator: torch.Generator | None = None
+) -> Tensor:
+    """A PIL image of any mode -> (3, size, size) float32 in [-1, 1]; arguments as `crop_window` takes them."""
+    window = crop_window(image.size, size, settings, generator)
+    return cut(image, window, size, settings.interpolation)
+
+
+def read_image(data: datasets.Dataset, row: int) -> Image.Image:
     """Decode one image.
 
     Raises:
         DataError: It is corrupt or missing; the message names the row and the file.
     """
     try:
-        image = data[index]["image"]
+        image = data[row]["image"]
         image.load()
-    except (OSError, ValueError, SyntaxError, AttributeError) as error:
-        raise DataError(
-            f"image {index} of the training set cannot be decoded{_file(data, index)}: {error}."
-        ) from error
+    except (*UNREADABLE, AttributeError) as error:  # a missing image is None
+        name = file_of(data, row)
+        raise DataError(f"image {row} of the training set cannot be decoded{name}: {error}.") from error
     return image
 
 
-def _load(args: DataArguments, cache_dir: str | None) -> Any:
-    from datasets import load_dataset
-
-    folder = Path(args.train_data_dir or "")
-    if args.train_data_dir and (not folder.is_dir() or not any(path.is_file() for path in folder.rglob("*"))):
-        raise DataError(f"--train_data_dir {args.train_data_dir} is not a folder with files in it.")
-    try:
-        if args.train_data_dir:
-            if any(folder.rglob("*.parquet")):
-                return load_dataset(
-                    "parquet", data_files=str(folder / "**/*.parquet"), split="train", cache_dir=cache_dir
-                )
-            return load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=cache_dir)
-        return load_dataset(args.dataset_name or "", args.dataset_config_name, split="train", cache_dir=cache_dir)
-    except Exception as error:
-        # Whatever `datasets` raises (its own, pyarrow's, OS errors) means the same to the user: this data is unusable.
-        raise DataError(
-            f"the training set {args.train_data_dir or args.dataset_name} cannot be loaded: {error}"
-        ) from error
-
-
-def _columns(data: Any, args: DataArguments) -> datasets.Dataset:
+def undecoded(data: datasets.Dataset) -> datasets.Dataset:
+    """The data with images as files or bytes, for `open_image`."""
     from datasets import Image as ImageFeature
 
-    for flag, name in (("image_column", args.image_column), ("caption_column", args.caption_column)):
-        if name not in data.column_names:
-            hint = " Captions of an image folder come from a metadata.jsonl: {'file_name': ..., 'text': ...} a line."
-            raise DataError(f"--{flag} {name!r} is not a column of the data; it has {data.column_names}.{hint}")
-    data = data.select_columns([args.image_column, args.caption_column])
-    data = data.rename_columns(
-        {args.image_column: "image", args.caption_column: "text"}
-        if args.image_column != "image" or args.caption_column != "text"
-        else {}
-    )
-    return data.cast_column("image", ImageFeature())
+    return data.cast_column("image", ImageFeature(decode=False))
 
 
-def _check_captions(data: datasets.Dataset) -> None:
-    if not len(data):
-        raise DataError("the training set is empty.")
-    for index, text in enumerate(data["text"]):
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"row {index} of the training set has no caption{_file(data, index)}: got {text!r}.")
+def open_image(data: datasets.Dataset, row: int) -> Image.Image:
+    """Open an image of `undecoded` data without decoding it: Pillow can decode a JPEG at a fraction of its size."""
+    value: Any = data[row]["image"]
+    if value["bytes"] is None:
+        return Image.open(value["path"])
+    return Image.open(io.BytesIO(value["bytes"]))
 
 
-def _file(data: datasets.Dataset, index: int) -> str:
-    from datasets import Image as ImageFeature
-
-    path = data.cast_column("image", ImageFeature(decode=False))[index]["image"].get("path")
+def file_of(data: datasets.Dataset, row: int) -> str:
+    """The file of an image, in brackets and after a space; empty where the image is not a file of its own."""
+    path = (undecoded(data)[row]["image"] or {}).get("path")
     return f" ({path})" if path else ""
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def read_square(image: Image.Image, size: int) -> Tensor:
+    """The centre square of an image at `size` pixels, (3, size, size) uint8; transparent parts are white."""
+    if image.size == (size, size):
+        return _to_tensor(image)
+    image.draft("RGB", (size, size))
+    side = min(image.size)
+    top = (image.height - side) / 2
+    left = (image.width - side) / 2
+    return _resized(image, size, top=top, left=left, height=side, width=side)
+
+
+def random_square(
+    image: Image.Image,
+    size: int,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+) -> Tensor:
+    """A random part of an image at `size` pixels, (3, size, size) uint8; arguments as `random_window` takes them."""
+    image.draft("RGB", (2 * size, 2 * size))
+    top, left, height, width = random_window(image.height, image.width, scale=scale, ratio=ratio, generator=generator)
+    return _resized(image, size, top=top, left=left, height=height, width=width)
+
+
+def random_window(
+    height: int, width: int, *, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random part of an image, as torchvision's RandomResizedCrop draws it.
+
+    Args:
+        height: Of the image in pixels.
+        width: Of the image in pixels.
+        scale: Least and largest area of the part, as fractions of the image's.
+        ratio: Least and largest width / height of the part.
+        generator: Draws the part.
+    """
+    low, high = (math.log(value) for value in ratio)
+    for _ in range(10):
+        first, second, top, left = torch.rand(4, generator=generator).tolist()
+        area = height * width * (scale[0] + first * (scale[1] - scale[0]))
+        aspect = math.exp(low + second * (high - low))
+        w = round(math.sqrt(area * aspect))
+        h = round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def shrink(images: Tensor, size: int) -> Tensor:
+    """(N, 3, S, S) uint8 images -> (N, 3, size, size) uint8, by area averaging."""
+    averages = F.interpolate(images.float(), size=(size, size), mode="area")
+    return averages.round().to(torch.uint8)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode in RGB; transparent parts are white."""
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        image = Image.alpha_composite(white, image)
     return image.convert("RGB")
 
 
 def _offset(room: int, generator: torch.Generator | None) -> int:
-    return room // 2 if generator is None else int(torch.randint(room + 1, (), generator=generator))
+    if generator is None:
+        return room // 2
+    return int(torch.randint(room + 1, (), generator=generator))
+
+
+def _resized(image: Image.Image, size: int, *, top: float, left: float, height: float, width: float) -> Tensor:
+    window = (left, top, left + width, top + height)
+    return _to_tensor(to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, window))
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)

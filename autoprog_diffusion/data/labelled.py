@@ -1,17 +1,16 @@
-"""Images of classes: one sub-folder per class, or a `datasets` data set with a label column."""
+"""Images of classes: class folders, or any data set with a label column."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
-from autoprog_diffusion.training.arguments import DataArguments
-
-from .emoji_classes import emoji_classes
-from .images import DEFAULT_STYLE, DataError, _load
+from .emoji import DEFAULT_STYLE, emoji_classes, emoji_in_both_styles
+from .images import DataError, undecoded
+from .sources import HELD_OUT, choose_columns, choose_split, default_data, read_splits, read_training_set
 
 
 if TYPE_CHECKING:
@@ -19,32 +18,98 @@ if TYPE_CHECKING:
 
 
 def load_labelled_images(
-    args: DataArguments, label_column: str, resolution: int, cache_dir: str | None = None
+    *,
+    train_data_dir: str | None = None,
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    max_train_samples: int | None = None,
+    resolution: int,
+    cache_dir: str | None = None,
 ) -> datasets.Dataset:
-    """The training set that the arguments name, with columns `image` and `label`, a `ClassLabel`.
+    """A training set with the columns `image` and `label`, a `ClassLabel`.
 
-    By default OpenMoji pictures of classes that the bundled DiT does not know. `--max_train_samples` takes rows evenly
-    spread over the data, which folders sort by class.
+    By default OpenMoji pictures of classes that the bundled DiT does not know.
+
+    Args:
+        train_data_dir: As `sources.read_splits` takes it.
+        dataset_name: Hub name or folder of a `datasets` data set, instead of `train_data_dir`.
+        dataset_config_name: Configuration of that data set.
+        image_column: Column that holds the images.
+        label_column: Column that holds the classes, names or numbers.
+        max_train_samples: Take so many rows evenly spread over the data, which folders sort by class.
+        resolution: Side in pixels at which the default data is rendered.
+        cache_dir: Where `datasets` keeps what it downloads and converts.
 
     Raises:
         DataError: Nothing is there, a column is missing, a row has no label, or a class has no image.
     """
-    if args.train_data_dir and args.dataset_name:
-        raise DataError("--train_data_dir and --dataset_name are both given: give one.")
-    if not args.train_data_dir and not args.dataset_name:
-        try:
-            data: Any = emoji_classes(DEFAULT_STYLE, "new", size=resolution)
-        except (ImportError, ValueError) as error:
-            raise DataError(f"the default data cannot be made: {error}") from error
+    if train_data_dir or dataset_name:
+        data = read_training_set(
+            train_data_dir, dataset_name, dataset_config_name, cache_dir=cache_dir, label_column=label_column
+        )
+        data = choose_columns(data, image_column=image_column, label_column=label_column)
     else:
-        _check_folders(args.train_data_dir)
-        data = _columns(_load(args, cache_dir), args.image_column, label_column)
+        data = default_data(lambda: emoji_classes(DEFAULT_STYLE, "new", size=resolution))
     if not len(data):
         raise DataError("the training set is empty.")
-    most = args.max_train_samples
+    most = max_train_samples
     if most is not None and most < len(data):
         data = data.select([row * len(data) // most for row in range(most)])
-    return _named(data)
+    return _with_classes(data)
+
+
+def load_train_and_val(
+    *,
+    train_data: str | None = None,
+    val_data: str | None = None,
+    val_fraction: float = 0.1,
+    image_column: str = "image",
+    label_column: str = "label",
+    max_train_samples: int | None = None,
+    size: int,
+    seed: int,
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Training and validation set with the columns `image` and `label`, a `ClassLabel`; images are not decoded.
+
+    By default emoji in two styles, sorted by Unicode's subcategories.
+
+    Args:
+        train_data: As `sources.read_splits` takes it.
+        val_data: The same for validation; None takes a split that `train_data` has, or a part of it.
+        val_fraction: Part of every class that is held out where there is no validation set.
+        image_column: Column that holds the images.
+        label_column: Column that holds the classes, names or numbers.
+        max_train_samples: Use only so many training images, a random choice.
+        size: Side in pixels at which the default data is rendered.
+        seed: Of the random choices.
+
+    Raises:
+        DataError: Nothing is there, a class is empty, there are fewer than 2, or the two sets differ in classes.
+    """
+
+    def prepared(data: datasets.Dataset) -> datasets.Dataset:
+        return _with_classes(choose_columns(data, image_column=image_column, label_column=label_column))
+
+    val = None
+    if train_data is None:
+        train, val = default_data(lambda: emoji_in_both_styles(size))
+    else:
+        splits = read_splits(train_data, label_column=label_column)
+        train = prepared(choose_split(splits, ("train",), train_data))
+        held_out = [name for name in HELD_OUT if name in splits]
+        if held_out and not val_data:
+            val = prepared(splits[held_out[0]])
+    if val_data:
+        val = prepared(choose_split(read_splits(val_data, label_column=label_column), HELD_OUT, val_data))
+    if val is None:
+        train, val = _split(train, val_fraction, seed)
+    _check_classes(train, val)
+    if max_train_samples and max_train_samples < len(train):
+        rows = np.random.default_rng(seed).permutation(len(train))[:max_train_samples]
+        train = train.select(sorted(rows.tolist()))
+    return undecoded(train), undecoded(val)
 
 
 def class_names(data: datasets.Dataset) -> list[str]:
@@ -56,44 +121,17 @@ def example_images(data: datasets.Dataset, names: Sequence[str], size: int) -> l
     """The first training image of every named class, (size, size)."""
     from PIL import ImageOps
 
-    labels, classes = data["label"], class_names(data)
+    labels = data["label"]
+    classes = class_names(data)
     rows = [labels.index(classes.index(name)) for name in names]
     return [ImageOps.fit(data[row]["image"].convert("RGB"), (size, size)) for row in rows]
 
 
-def _check_folders(folder: str | None) -> None:
-    root = Path(folder or "")
-    if not folder or not root.is_dir():
-        return
-    root = root / "train" if (root / "train").is_dir() else root
-    empty = [
-        path.name
-        for path in sorted(root.iterdir())
-        if path.is_dir() and not path.name.startswith(".") and not any(file.is_file() for file in path.rglob("*"))
-    ]
-    if empty:
-        raise DataError(f"the class folders {empty[:5]} of {root} hold no image: fill them or remove them.")
-
-
-def _columns(data: Any, image_column: str, label_column: str) -> datasets.Dataset:
-    from datasets import Image as ImageFeature
-
-    for flag, name in (("image_column", image_column), ("label_column", label_column)):
-        if name not in data.column_names:
-            raise DataError(
-                f"--{flag} {name!r} is not a column of the data; it has {data.column_names}. An image folder needs "
-                "one sub-folder per class, at least two of them, and no metadata file."
-            )
-    data = data.select_columns([image_column, label_column])
-    names = {old: new for old, new in ((image_column, "image"), (label_column, "label")) if old != new}
-    return data.rename_columns(names).cast_column("image", ImageFeature())
-
-
-def _named(data: datasets.Dataset) -> datasets.Dataset:
-    """Labels of any type as a `ClassLabel` of the classes that occur."""
+def _with_classes(data: datasets.Dataset) -> datasets.Dataset:
+    """Turn labels of any type into a `ClassLabel` of the classes that occur."""
     from datasets import ClassLabel
 
-    labels = data["label"]
+    labels = data["label"][:]
     missing = [row for row, label in enumerate(labels) if label is None or label == -1]
     if missing:
         raise DataError(f"row {missing[0]} of the training set has no label ({len(missing)} rows have none).")
@@ -102,8 +140,32 @@ def _named(data: datasets.Dataset) -> datasets.Dataset:
         return data
     if not all(isinstance(label, (int, str)) for label in labels):
         raise DataError(f"labels must be class names or numbers, not {feature}: choose another --label_column.")
-    names = {label: str(label) for label in sorted(set(labels))}
-    rows = list(names)
-    numbers = [rows.index(label) for label in labels]
-    data = data.remove_columns("label").add_column("label", numbers)  # type: ignore[call-arg]
-    return data.cast_column("label", ClassLabel(names=list(names.values())))
+    numbers = {label: number for number, label in enumerate(sorted(set(labels)))}
+    data = data.remove_columns("label").add_column("label", [numbers[label] for label in labels])  # type: ignore[call-arg]
+    return data.cast_column("label", ClassLabel(names=[str(label) for label in numbers]))
+
+
+def _split(data: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Hold out a random part of every class, at least one image of each."""
+    rng = np.random.default_rng(seed)
+    labels = np.asarray(data["label"][:])
+    held_out = np.zeros(len(data), dtype=bool)
+    for label in range(len(class_names(data))):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        held_out[rows[: max(1, round(fraction * len(rows)))]] = True
+    return data.select(np.flatnonzero(~held_out)), data.select(np.flatnonzero(held_out))
+
+
+def _check_classes(train: datasets.Dataset, val: datasets.Dataset) -> None:
+    names = class_names(train)
+    if names != class_names(val):
+        odd = sorted(set(names) ^ set(class_names(val)))[:5]
+        raise DataError(f"training and validation data differ in classes, for example {odd}: make them the same.")
+    if len(names) < 2:
+        raise DataError(f"the training data has the classes {names}: at least 2 are needed.")
+    counts = np.bincount(train["label"][:], minlength=len(names))
+    empty = [name for name, count in zip(names, counts) if not count]
+    if empty:
+        raise DataError(f"no training image is of class {empty[:5]}: add some, or remove the class.")
+    if not len(val):
+        raise DataError("there is no validation image: give --val_data, or a larger --val_fraction.")

@@ -91,8 +91,8 @@ def find_adapter(model: nn.Module, blocks: Sequence[str] | None = None) -> Adapt
         return Adapter(base.name, (), lambda m: layout_from_patterns(m, patterns), base.stage_embedding)
     if known is None:
         raise UnitError(
-            f"{type(model).__name__} is not a known model class; known are {supported_classes()}, and every denoiser "
-            f"of Diffusers that declares its blocks. {how_to_name_blocks(model)}"
+            f"{type(model).__name__} is not a known model class; known are {supported_classes()}, every denoiser of "
+            f"Diffusers that declares its blocks, and every vision transformer of timm. {how_to_name_blocks(model)}"
         )
     return known
 

@@ -12,38 +12,39 @@ from .errors import UnitError
 from .units import Layout, front
 
 
-class NoGradRegion:
-    """Runs chosen modules without gradient, by hooks that are exception-safe and removable."""
+class FrozenFront:
+    """Runs the frozen front of a model without gradient, by hooks that are exception-safe and removable."""
 
     def __init__(self) -> None:
         self._handles: list[Any] = []
         self._modes: list[bool] = []
         self._names: dict[int, str] = {}
-        self._live_ran = False
+        self._trained_ran = False
 
     def set(self, model: nn.Module, layout: Layout, blocks: Iterable[int]) -> None:
-        """Replace the region by the front of `model` that `blocks` leave frozen (see `units.front`).
+        """Make the front of `model` that `blocks` leave frozen (see `units.front`) run without gradient.
 
         A front block that runs after a trained one would lose that one's gradient: the forward pass then raises
         `UnitError`.
         """
         self.clear()
-        indices = sorted(blocks)
-        cut = [name for unit in front(layout, indices) for name in unit.modules]
-        if not cut:
+        trained = sorted(blocks)
+        frozen = front(layout, trained)
+        if not frozen:
             return
         self._handles.append(model.register_forward_pre_hook(self._begin))
-        for index in indices:
-            unit = layout.blocks[index]
-            for module in called_modules(model, unit.modules):
-                self._handles.append(module.register_forward_pre_hook(self._note_live))
-        for name in cut:
+        for index in trained:
+            for module in called_modules(model, layout.blocks[index].modules):
+                self._handles.append(module.register_forward_pre_hook(self._note_trained))
+        for name in [name for unit in frozen for name in unit.modules]:
             for module in called_modules(model, (name,)):
                 self._names[id(module)] = name
+                # First of all hooks, and also where the module raises: what others compute belongs to the front.
                 self._handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
                 self._handles.append(module.register_forward_hook(self._leave, always_call=True))
-        norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
-        self._handles += [norm.register_forward_pre_hook(_make_contiguous) for norm in norms]
+        for module in model.modules():
+            if isinstance(module, nn.GroupNorm):
+                self._handles.append(module.register_forward_pre_hook(_make_contiguous))
 
     def clear(self) -> None:
         """Remove every hook."""
@@ -54,14 +55,14 @@ class NoGradRegion:
         self._names.clear()
 
     def _begin(self, module: nn.Module, args: Any) -> None:
-        self._live_ran = False
+        self._trained_ran = False
 
-    def _note_live(self, module: nn.Module, args: Any) -> None:
-        self._live_ran = True
+    def _note_trained(self, module: nn.Module, args: Any) -> None:
+        self._trained_ran = True
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._modes.append(torch.is_grad_enabled())
-        if self._live_ran and torch.is_grad_enabled():
+        if self._trained_ran and torch.is_grad_enabled():
             raise UnitError(
                 f"block {self._names[id(module)]!r} ran after a block that trains, although it comes before it in the "
                 "layout: its gradient would be lost. Name the blocks in the order they run with blocks=[...]."
@@ -75,7 +76,9 @@ class NoGradRegion:
 def _make_contiguous(module: nn.Module, args: tuple[Any, ...]) -> Any:
     """On the CPU, torch 2.13 crashes in GroupNorm's backward where a channels-last input needs no gradient."""
     value = args[0]
-    return None if value.requires_grad or value.device.type != "cpu" else (value.contiguous(), *args[1:])
+    if value.requires_grad or value.device.type != "cpu":
+        return None
+    return (value.contiguous(), *args[1:])
 
 
 def called_modules(model: nn.Module, names: Iterable[str]) -> Iterator[nn.Module]:

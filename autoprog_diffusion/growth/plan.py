@@ -142,8 +142,8 @@ class GrowthPlan:
 def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -> GrowthPlan:
     """The fixed schedule of a configuration: linear growth from `min_trainable` to the full model, or back.
 
-    Source: AutoProg-Zero's linear schedule; for 28 blocks and the defaults 7, 14, 21, 28 blocks train, and with
-    `direction="freeze"` 28, 21, 14, 7.
+    For 28 blocks and the defaults, which freeze, 28, 21, 14, 7 blocks train. With `direction="unfreeze"`
+    it is AutoProg-Zero's linear schedule, 7, 14, 21, 28.
 
     Raises:
         PlanError: The run has fewer steps than stages, a boundary lies beyond the last step, or two neighbouring
@@ -152,7 +152,7 @@ def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -
     starts = stage_starts(config.num_stages, config.boundaries, num_training_steps)
     count, low = config.num_stages, config.min_trainable
     fractions = [1.0 if k == count - 1 else low + (1 - low) * k / max(count - 1, 1) for k in range(count)]
-    if config.direction == "freeze":
+    if config.freezes:
         fractions.reverse()
     resolutions = config.resolutions or (1.0,) * count
     stages = tuple(

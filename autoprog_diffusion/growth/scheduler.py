@@ -1,4 +1,4 @@
-"""`GrowthScheduler`: the one object a training loop holds. The same contract as a learning-rate scheduler."""
+"""`GrowthScheduler`: the one object a training loop holds, used like a learning-rate scheduler."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ from torch import Tensor, nn
 from .adapter import StageEmbeddingLike, find_adapter
 from .backends import accelerate as host
 from .config import GrowthConfig
+from .ema import EMAParameters
 from .errors import OrderError
-from .freezing import check_freezing, release_state
-from .lr_rewarmup import Rewarm
+from .lr_rewarmup import LRRewarmup
 from .plan import GrowthPlan, check_plan_fits
 from .resize import resize_images
-from .search_session import StageSearch, check_arguments, first_plan, start_search
-from .stage import StageSwitch
+from .search_session import SearchSession, check_arguments, first_plan, start_search
+from .stage import StageApplier, check_freezing, release_state
 from .state import STATE_VERSION, StageRecord, check_state, describe, fingerprint, record_stage
 from .units import only_growing
 
 
 class GrowthScheduler:
-    """Unfreezes a model stage by stage inside someone else's training loop.
+    """Trains part of a model, stage by stage, inside someone else's training loop.
+
+    `step` is called once per optimizer step, as a learning-rate scheduler's is. Between two stages it changes which
+    parameters require gradient; it adds nothing to the model. `growth.protocol.Growth` lists what a loop may use.
+
+    Checkpoint behaviour: the state holds the step, the plan, the stage embedding and the history. Flags, hooks and
+    reducers are derived from them on load. With an accelerator, `save_state` and `load_state` include it.
 
     Args:
         model: The bare model (not wrapped), after its EMA was built and before its optimizer. Parameters that do not
             require gradient now never will.
-        config: How it grows.
+        config: How many blocks train, and when.
         accelerator: The `accelerate.Accelerator` of the loop; `None` in a plain PyTorch loop.
         blocks: Patterns of the growable modules' names in forward order, for a model class the library does not know.
 
@@ -40,11 +46,12 @@ class GrowthScheduler:
 
     Example:
         >>> model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(4)])
-        >>> config = GrowthConfig(num_stages=2, min_trainable=0.5, order="suffix", stage_embedding=False)
+        >>> config = GrowthConfig(num_stages=2, min_trainable=0.5, stage_embedding=False)
         >>> growth = GrowthScheduler(model, config, blocks=["*"])
-        >>> growth.prepare(model, num_training_steps=2)
+        >>> optimizer = torch.optim.AdamW(growth.parameters())
+        >>> growth.prepare(model, num_training_steps=2, optimizer=optimizer)
         >>> growth.trainable_fraction, growth.step(), growth.trainable_fraction
-        (0.5, True, 1.0)
+        (1.0, True, 0.5)
     """
 
     def __init__(
@@ -58,29 +65,51 @@ class GrowthScheduler:
         host.check_backend(accelerator, config, model)
         host.check_bare(model)
         adapter = find_adapter(model, blocks)
-        self.config, self.layout = config, only_growing(model, adapter.layout(model))
-        self._model, self._accelerator = model, accelerator
+        self.config = config
+        self.layout = only_growing(model, adapter.layout(model))
+        self.history: list[StageRecord] = []
+        self._model = model
+        self._accelerator = accelerator
         self._names = [name for name, _ in model.named_parameters()]
         self._embedding: StageEmbeddingLike | None = None
+        # Accelerate's FSDP takes no optimizer with parameters outside of the model.
         if config.stage_embedding is not False and host.backend(accelerator) != "FSDP":
             self._embedding = adapter.stage_embedding(model, config)
-        self._switch = StageSwitch(model, self.layout, self._embedding)
+        self._applier = StageApplier(model, self.layout, self._embedding)
+        self._averages = EMAParameters(model, self.layout.names)
+        self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
+        # `prepare` sets these; `fold` takes `_wrapped` away.
         self._wrapped: nn.Module | None = None
         self._plan: GrowthPlan | None = None
-        self._search: StageSearch | None = None
-        self._optimizers: list[torch.optim.Optimizer] = []
+        self._search: SearchSession | None = None
+        self._optimizers: list[Any] = []
         self._step = 0
-        self.history: list[StageRecord] = []
+        self._averages_checked = False
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The model's parameters, then the stage embedding's: what the optimizer is built from."""
+        """The model's parameters, then the stage embedding's, to build the optimizer from."""
         yield from self._model.parameters()
         if self._embedding is not None:
             yield from self._embedding.parameters()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The same as one group per unit, for an optimizer with `config.rewarm_steps`; without what never trains."""
-        return self._switch.groups()
+        """Like `parameters()`, but one optimizer group per unit, which `rewarm_steps` needs.
+
+        Parameters that never train are left out.
+        """
+        return self._applier.groups()
+
+    def ema_parameters(self, parameters: Iterable[nn.Parameter] | None = None) -> list[nn.Parameter]:
+        """The parameters for `EMAModel.step` of Diffusers: the same tensors, all requiring gradient.
+
+        `EMAModel` copies the raw weights of a parameter without gradient over its average, so a block that freezes
+        would lose it. Where the plan freezes, `step` raises if an average was stepped without them.
+
+        Args:
+            parameters: What the average was built from; by default the model's parameters, as in
+                `EMAModel(unet.parameters())`.
+        """
+        return self._averages.get(self._model.parameters() if parameters is None else parameters)
 
     def prepare(
         self,
@@ -114,18 +143,28 @@ class GrowthScheduler:
         check_arguments(self.config, plan, loss_fn, batches)
         host.check_same_parameters(self._model, self._names)
         ddp = host.check_prepared(model, self._model, self._accelerator, search=self.config.search)
-        # Not earlier: sharding puts other parameters in place.
-        self._rewarm = Rewarm(self.config.rewarm_steps, self.layout, dict(self._model.named_parameters()))
-        self._check_optimizers([optimizer] if optimizer is not None else [])
-        blocks = [unit.name for unit in self.layout.blocks]
+        self._watch_optimizers(optimizer)
         plan = plan or first_plan(self.config, self.layout, num_training_steps)
-        check_plan_fits(plan, blocks, num_training_steps, self.config.plan_stages if self._embedding else None)
+        rows = self.config.plan_stages if self._embedding else None
+        check_plan_fits(plan, [unit.name for unit in self.layout.blocks], num_training_steps, rows)
         check_freezing(plan, self._optimizers, self._accelerator)
-        self._wrapped, self._plan = model, plan
-        self._switch.prepare(model, ddp)
+        self._wrapped = model
+        self._plan = plan
+        self._applier.prepare(model, ddp)
         if self.config.search != "none":
-            parts = (self.config, self._model, model, self.layout, self._embedding, loss_fn, batches)
-            self._search = start_search(parts, plan, self._accelerator)
+            self._search = start_search(
+                self.config,
+                plan,
+                self._accelerator,
+                model=self._model,
+                wrapped=model,
+                layout=self.layout,
+                embedding=self._embedding,
+                loss_fn=loss_fn,
+                batches=batches,
+            )
+        if plan.freezes:
+            self._averages.note()
         self._enter(0)
         if self._accelerator is not None:
             host.register(self._accelerator, self)
@@ -134,29 +173,33 @@ class GrowthScheduler:
         """Count one optimizer step, and say whether a stage was entered; call it after `ema.step`, before saving.
 
         Raises:
-            OrderError: `prepare` has not been called, `fold` has, or the optimizer lacks parameters.
+            OrderError: `prepare` has not been called, `fold` has, the optimizer lacks parameters, or the plan freezes
+                and an `EMAModel` was stepped without `ema_parameters()`.
             SyncError: A new stage begins, or training ends, and the ranks' weights differ.
         """
         plan = self.plan
         if self._wrapped is None:
             raise OrderError("step was called after fold: the run is over, construct a new GrowthScheduler.")
         if not self._optimizers and self._accelerator is not None:
-            self._check_optimizers([])
+            # It was prepared after `growth.prepare`.
+            self._watch_optimizers(None)
         before = plan.stage_at(self._step)
         self._step += 1
+        stage = plan.stage_at(self._step)
+        # Not at the first step alone: an average may begin late.
+        if plan.freezes and (stage != before or not self._averages_checked):
+            self._averages.check()
+            self._averages_checked = True
         if self._embedding is not None:
             self._embedding.update_average(self._step)
-        stage = plan.stage_at(self._step)
         if stage != before:
-            self._switch.leave()
+            self._applier.leave()
             if self._search is not None:
                 self._plan = self._search.decide(plan, stage)
             self._enter(stage)
-        self._rewarm.follow(self.history, self._step)
-        if self._search is not None:
-            self._search.observe(self.plan, self._step)
+        self._follow()
         if self._step == plan.num_training_steps:
-            self._switch.check_ranks("at the end of training")
+            self._applier.check_ranks("at the end of training")
         return stage != before
 
     def resize(self, images: Tensor) -> Tensor:
@@ -178,11 +221,19 @@ class GrowthScheduler:
             OrderError: Another model, or called twice or before `prepare`.
         """
         host.check_foldable(model, self._model, self._wrapped is not None)
-        self._switch.finish()
-        self._rewarm.stop()
+        self._applier.finish()
+        self._rewarmup.stop()
         if self._search is not None:
             self._search.stop()
         self._wrapped = None
+
+    @contextmanager
+    def folded(self, model: nn.Module) -> Iterator[None]:
+        """Fold inside a `with` block only, to save a plain model in the middle of training; raises as `fold` does."""
+        host.check_foldable(model, self._model, self._wrapped is not None)
+        self._applier.reshard()
+        with nullcontext() if self._embedding is None else self._embedding.folded(self._model):
+            yield
 
     def save_stage_embedding(self, folder: str | Path) -> None:
         """Write `stage_embedding.safetensors` beside a checkpoint; `adapters.use_stage_embedding` samples with it.
@@ -197,14 +248,6 @@ class GrowthScheduler:
             raise OrderError("this run has no stage embedding to save: set GrowthConfig(stage_embedding=True).")
         self._embedding.save(folder)
 
-    @contextmanager
-    def folded(self, model: nn.Module) -> Iterator[None]:
-        """Fold inside a `with` block only, to save a plain model in the middle of training; raises as `fold` does."""
-        host.check_foldable(model, self._model, self._wrapped is not None)
-        self._switch.reshard()
-        with nullcontext() if self._embedding is None else self._embedding.folded(self._model):
-            yield
-
     @property
     def plan(self) -> GrowthPlan:
         """The plan that is followed.
@@ -215,11 +258,6 @@ class GrowthScheduler:
         if self._plan is None:
             raise OrderError("call growth.prepare(model, num_training_steps=...) first, after accelerator.prepare.")
         return self._plan
-
-    @property
-    def decisions(self) -> list[dict[str, Any]]:
-        """What a search decided so far: per stage the candidates with their scores, and the choice."""
-        return [] if self._search is None else self._search.decisions
 
     @property
     def stage(self) -> int:
@@ -234,15 +272,31 @@ class GrowthScheduler:
     @property
     def trainable_fraction(self) -> float:
         """Share of the model's parameters that train now, in [0, 1]."""
-        return self._switch.trainable()[0] / self._switch.trainable()[1]
+        trainable, total = self._applier.trainable()
+        return trainable / total
+
+    @property
+    def stage_embedding(self) -> StageEmbeddingLike | None:
+        """The stage embedding that trains beside the model, if there is one."""
+        return self._embedding
+
+    @property
+    def searching(self) -> bool:
+        """Whether the next step trains a candidate of a search: never, since candidates are only probed."""
+        return False
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """The decisions of a search so far: per stage the candidates with their scores, and the choice."""
+        return [] if self._search is None else self._search.decisions
 
     def print_trainable_parameters(self) -> None:
         """Print how much of the model trains, in PEFT's words."""
-        print(describe(self.plan, self.stage, *self._switch.trainable()))
+        print(describe(self.plan, self.stage, *self._applier.trainable()))
 
     def state_dict(self) -> dict[str, Any]:
-        """Counter, plan, embedding and history; everything else is derived from them on load."""
-        table = None if self._embedding is None else self._embedding.state_dict()
+        """Step, plan, stage embedding and history; everything else is derived from them on load."""
+        table = self._embedding_state()
         return {
             "version": STATE_VERSION,
             "step": self._step,
@@ -255,9 +309,13 @@ class GrowthScheduler:
 
     @contextmanager
     def loading(self, state_dict: dict[str, Any]) -> Iterator[None]:
-        """Load a distributed checkpoint inside: its optimizer's state returns for what trains, so all it has does."""
+        """Use it around loading a distributed checkpoint.
+
+        torch restores optimizer state only for parameters that require gradient. Inside this block those that have
+        state do.
+        """
         self._check_state(state_dict)
-        with self._switch.opened_before(state_dict):
+        with self._applier.trained_before(state_dict):
             yield
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -268,31 +326,50 @@ class GrowthScheduler:
             SyncError: The ranks' weights differ after loading.
         """
         self._check_state(state_dict)
-        self._switch.check_loaded(self._optimizers, state_dict)
+        self._applier.check_loaded(self._optimizers, state_dict)
         self._step = state_dict["step"]
         if self._search is not None:
-            self._plan, self._search.decisions = GrowthPlan.from_dict(state_dict["plan"]), state_dict["decisions"]
+            self._plan = GrowthPlan.from_dict(state_dict["plan"])
+            self._search.decisions = state_dict["decisions"]
         if self._embedding is not None:
             self._embedding.load_state_dict(state_dict["embedding"])
-        self._enter(self.stage, record=False)
+        if self.plan.freezes:
+            self._averages.note()
+        self._enter(self.stage, fresh=False)
         self.history = [StageRecord.from_dict(record) for record in state_dict["history"]]
-        self._rewarm.follow(self.history, self._step)
+        self._follow()
+
+    def _enter(self, stage: int, *, fresh: bool = True) -> None:
+        self._applier.enter(stage, self.plan.stages[stage].blocks, fresh=fresh)
+        release_state(self.plan, self._optimizers)
+        if fresh:
+            trainable, total = self._applier.trainable()
+            self.history.append(
+                record_stage(self.plan, self.layout, step=self._step, trainable=trainable, total=total)
+            )
+
+    def _follow(self) -> None:
+        """Tell re-warm-up and search that `_step` optimizer steps are done."""
+        self._rewarmup.follow(self.history, self._step)
         if self._search is not None:
             self._search.observe(self.plan, self._step)
 
-    def _enter(self, stage: int, record: bool = True) -> None:
-        self._switch.enter(stage, self.plan.stages[stage].blocks, fresh=record)
-        release_state(self.plan, self._optimizers)
-        if record:
-            self.history.append(record_stage(self.plan, stage, self._step, self.layout, *self._switch.trainable()))
+    def _watch_optimizers(self, optimizer: torch.optim.Optimizer | None) -> None:
+        given = [] if optimizer is None else [optimizer]
+        self._optimizers = [*given, *host.prepared_optimizers(self._accelerator)]
+        host.check_optimizers(self._optimizers, self._applier.growing())
+        if self._optimizers or self._accelerator is None:
+            # Sharding puts other parameters in place, so names are looked up now.
+            self._rewarmup.watch(self._optimizers, dict(self._model.named_parameters()))
+
+    def _embedding_state(self) -> dict[str, Tensor] | None:
+        return None if self._embedding is None else self._embedding.state_dict()
 
     def _check_state(self, state_dict: dict[str, Any]) -> None:
-        table = None if self._embedding is None else self._embedding.state_dict()
-        check_state(state_dict, self.plan, fingerprint(self._model, self.layout), table, self._search is not None)
-
-    def _check_optimizers(self, given: list[torch.optim.Optimizer]) -> None:
-        optimizers = [*given, *getattr(self._accelerator, "_optimizers", [])]
-        host.check_optimizers(optimizers, self._switch.growing())
-        if optimizers or self._accelerator is None:
-            self._rewarm.watch(optimizers)
-        self._optimizers = optimizers
+        check_state(
+            state_dict,
+            self.plan,
+            fingerprint(self._model, self.layout),
+            embedding=self._embedding_state(),
+            searched=self._search is not None,
+        )

@@ -1,15 +1,17 @@
-"""The place of a schedule search in the scheduler: a registry, the plan before its decisions, its saved calls."""
+"""The search inside a run: its registry, the plan before its decisions, the calls it keeps in checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
+from .adapter import StageEmbeddingLike
 from .backends.ranks import rank, world_size
 from .config import GrowthConfig
 from .errors import ConfigError, PlanError
@@ -18,24 +20,41 @@ from .units import Layout
 
 
 class Choice(Protocol):
-    """What a search chose."""
+    """The stage that a search chose."""
 
     @property
-    def blocks(self) -> tuple[int, ...]: ...
+    def blocks(self) -> tuple[int, ...]:
+        """Sorted indices of the blocks that train."""
+        ...
+
     @property
-    def resolution(self) -> float | int: ...
+    def resolution(self) -> float | int:
+        """Fraction (float) or pixels (int)."""
+        ...
 
 
 class SearchLike(Protocol):
-    """What the scheduler needs of a search; `search.zero_shot.ZeroShotSearch` is the one we ship."""
+    """The members of a search that a session uses; `search.zero_shot.ZeroShotSearch` is the one we ship."""
 
-    def observe(self, steps_left: int) -> None: ...
-    def choose(
-        self, stage: int, current: Stage, resolutions: Sequence[float | int]
-    ) -> tuple[Choice, dict[str, Any]]: ...
-    def stop(self) -> None: ...
-    def saved_calls(self) -> list[Any]: ...
-    def restore_calls(self, calls: list[Any]) -> None: ...
+    def observe(self, steps_left: int) -> None:
+        """Begin to watch the training calls, if a decision is near."""
+        ...
+
+    def choose(self, stage: int, current: Stage, resolutions: Sequence[float | int]) -> tuple[Choice, dict[str, Any]]:
+        """The choice for plan stage `stage`, the same on every rank, and a record of it in plain JSON types."""
+        ...
+
+    def stop(self) -> None:
+        """Remove every hook."""
+        ...
+
+    def saved_calls(self) -> list[Any]:
+        """The recorded calls, for a checkpoint."""
+        ...
+
+    def restore_calls(self, calls: list[Any]) -> None:
+        """Continue with the calls of a checkpoint."""
+        ...
 
 
 _SEARCHES: dict[str, Callable[..., SearchLike]] = {}
@@ -69,28 +88,48 @@ def check_arguments(config: GrowthConfig, plan: Any, loss_fn: Any, batches: Any)
         raise ConfigError('loss_fn and batches are for a search, but search="none": set search="zero_shot".')
 
 
-def start_search(parts: Sequence[Any], plan: GrowthPlan, accelerator: Any) -> StageSearch:
-    """Build the search that the configuration names, `parts[0]`, and let checkpoints hold its recorded calls."""
-    config, model, wrapped, layout, embedding, *rest = parts
-    others = [] if embedding is None else [embedding]
-    search = StageSearch(config, make_search(config.search, config, model, wrapped, layout, others, *rest))
-    search.observe(plan, 0)
+def start_search(
+    config: GrowthConfig,
+    plan: GrowthPlan,
+    accelerator: Any,
+    *,
+    model: nn.Module,
+    wrapped: nn.Module,
+    layout: Layout,
+    embedding: StageEmbeddingLike | None,
+    loss_fn: Callable[[nn.Module, Any], Tensor] | None,
+    batches: Iterable[Any] | None,
+) -> SearchSession:
+    """Build the search named in `config`, and have the accelerator checkpoint the calls it records."""
+    chosen = make_search(
+        config.search,
+        config,
+        model=model,
+        wrapped=wrapped,
+        layout=layout,
+        others=[] if embedding is None else [embedding],
+        loss_fn=loss_fn,
+        batches=batches,
+    )
+    session = SearchSession(config, chosen)
+    session.observe(plan, 0)
     if accelerator is not None:
-        accelerator.register_save_state_pre_hook(search.save_calls)
-        accelerator.register_load_state_pre_hook(search.load_calls)
-    return search
+        accelerator.register_save_state_pre_hook(session.save_calls)
+        accelerator.register_load_state_pre_hook(session.load_calls)
+    return session
 
 
-class StageSearch:
-    """A search in the middle of a run: when it watches, what it decided, what a checkpoint keeps of it.
+class SearchSession:
+    """Runs a search beside the training: has it watch before a decision, applies decisions, keeps its calls.
 
     Args:
-        config: Of the run.
+        config: The run's configuration.
         search: Scores and chooses.
     """
 
     def __init__(self, config: GrowthConfig, search: SearchLike) -> None:
-        self._config, self._search = config, search
+        self._config = config
+        self._search = search
         self.decisions: list[dict[str, Any]] = []
 
     def observe(self, plan: GrowthPlan, step: int) -> None:
@@ -108,21 +147,24 @@ class StageSearch:
         if stage == len(plan.stages) - 1:
             return plan
         current = plan.stages[stage - 1]
-        choice, record = self._search.choose(stage, current, next_resolutions(self._config, current.resolution))
+        resolutions = next_resolutions(self._config, current.resolution)
+        choice, record = self._search.choose(stage, current, resolutions)
         self.decisions.append(record)
         return with_choice(plan, stage, choice)
 
     def stop(self) -> None:
-        """Remove what watches the model."""
+        """Remove the search's hooks."""
         self._search.stop()
 
     def save_calls(self, models: Any, weights: Any, folder: str) -> None:
         """Write this rank's recorded calls into a checkpoint; an `accelerator.register_save_state_pre_hook` hook."""
         torch.save(self._search.saved_calls(), Path(folder) / f"growth_calls_{rank()}.pt")
-        # What more ranks once left in the same folder is of another time.
-        for number, stale in _calls_files(folder).items() if rank() == 0 else ():
+        if rank() > 0:
+            return
+        # An earlier run with more ranks may have left files here: delete those of ranks that no longer exist.
+        for number, path in _calls_files(folder).items():
             if number >= world_size():
-                stale.unlink()
+                path.unlink()
 
     def load_calls(self, models: Any, folder: str) -> None:
         """Read them back; an `accelerator.register_load_state_pre_hook` hook.
@@ -136,28 +178,25 @@ class StageSearch:
             self._search.restore_calls(calls)
 
 
-def _calls_files(folder: str) -> dict[int, Path]:
-    """The files of recorded calls in a checkpoint: rank -> path, sorted."""
-    files = {int(path.stem.rpartition("_")[2]): path for path in Path(folder).glob("growth_calls_*.pt")}
-    return dict(sorted(files.items()))
-
-
 def warm_blocks(layout: Layout) -> tuple[int, ...]:
-    """Blocks that train while nothing is known: none beside the output head; the last one where no head trains."""
-    return () if layout.outputs.parameters else (len(layout.blocks) - 1,)
+    """Blocks that train during the warm-up: none (the output head alone trains), or the last if the head is frozen."""
+    if layout.outputs.parameters:
+        return ()
+    return (len(layout.blocks) - 1,)
 
 
 def first_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> GrowthPlan:
-    """The plan a run starts with: its fixed schedule, or one that a search has yet to decide; raises as they do."""
+    """The plan that a run starts with: `fixed_plan`, or `open_plan` with a search; raises as they do."""
     if config.search != "none":
         return open_plan(config, layout, num_training_steps)
     return fixed_plan(config, len(layout.blocks), num_training_steps)
 
 
 def open_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> GrowthPlan:
-    """The plan of a searched run before any decision: a short warm-up, undecided stages that train no more, the end.
+    """The plan of a run with a search, before its first decision.
 
-    While nothing is known only `warm_blocks` train, so that every candidate contains what trains already.
+    It has a short warm-up, stages that repeat the warm-up's blocks until they are decided, then the full model. The
+    warm-up trains `warm_blocks` only, so that every candidate contains what trains already.
 
     Raises:
         ConfigError: `num_stages` is 1: there is nothing to choose.
@@ -172,28 +211,26 @@ def open_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> 
             f"the search watches {warm_up} steps first, but the second stage begins at step {starts[1]}: train "
             'longer, move the boundaries, lower search_batches (at least 2), or use search="none".'
         )
-    short = [pair for pair in pairwise([0, warm_up, *starts[1:-1]]) if pair[1] - pair[0] < warm_up]
-    if short:
-        raise PlanError(
-            f"the stage from step {short[0][0]} to step {short[0][1]} is too short for the search at its end, which "
-            f"looks at {warm_up} steps: train longer, move the boundaries, or lower search_batches (at least 2)."
-        )
-    resolutions = config.resolutions or (1.0,) * config.num_stages
     starts = [0, warm_up, *starts[1:]]
-    stages = [Stage(first, warm_blocks(layout), resolutions[0]) for first in starts[:-1]]
+    # The last stage needs no decision, and so none at its end either.
+    for start, end in pairwise(starts[:-1]):
+        if end - start < warm_up:
+            raise PlanError(
+                f"the stage from step {start} to step {end} is too short for the search at its end, which looks at "
+                f"{warm_up} steps: train longer, move the boundaries, or lower search_batches (at least 2)."
+            )
+    resolutions = config.resolutions or (1.0,) * config.num_stages
+    blocks = warm_blocks(layout)
+    stages = [Stage(start, blocks, resolutions[0]) for start in starts[:-1]]
     last = Stage(starts[-1], tuple(range(len(layout.blocks))), resolutions[-1])
     return GrowthPlan(len(layout.blocks), num_training_steps, (*stages, last))
 
 
 def with_choice(plan: GrowthPlan, stage: int, choice: Choice) -> GrowthPlan:
-    """The plan with a stage decided; later undecided stages keep training the same until they are decided too."""
-    stages = [
-        replace(entry, blocks=choice.blocks, resolution=choice.resolution)
-        if stage <= index < len(plan.stages) - 1
-        else entry
-        for index, entry in enumerate(plan.stages)
-    ]
-    return replace(plan, stages=tuple(stages))
+    """The plan with a stage decided; later stages repeat the choice until they are decided too."""
+    before, undecided, last = plan.stages[:stage], plan.stages[stage:-1], plan.stages[-1]
+    decided = [replace(entry, blocks=choice.blocks, resolution=choice.resolution) for entry in undecided]
+    return replace(plan, stages=(*before, *decided, last))
 
 
 def next_resolutions(config: GrowthConfig, current: float | int) -> list[float | int]:
@@ -201,3 +238,9 @@ def next_resolutions(config: GrowthConfig, current: float | int) -> list[float |
     ladder = sorted(set(config.resolutions or (1.0,)))
     later = [size for size in ladder if size > current][:1]
     return [current, *later]
+
+
+def _calls_files(folder: str) -> dict[int, Path]:
+    """The files of recorded calls in a checkpoint: rank -> path, sorted."""
+    files = {int(path.stem.rpartition("_")[2]): path for path in Path(folder).glob("growth_calls_*.pt")}
+    return dict(sorted(files.items()))

@@ -1,4 +1,4 @@
-"""Switching a model from one stage to the next: what trains, what runs without gradient, what the ranks exchange."""
+"""Taking a model from one stage to the next: trainable parameters, frozen front, reducers of the ranks."""
 
 from __future__ import annotations
 
@@ -11,24 +11,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .adapter import StageEmbeddingLike
-from .backends import accelerate as host
+from .backends import fsdp2
+from .backends.accelerate import is_compiled
 from .backends.ddp import rebuild_reducer
-from .backends.fsdp2 import (
-    check_optimizer_state,
-    follow_trainable,
-    is_sharded,
-    is_sharded_tensor,
-    reduces_gradients,
-    reshard,
-    trained_before,
-)
 from .backends.ranks import average_gradient, check_ranks_equal, world_size
-from .frozen_front import NoGradRegion
+from .errors import OrderError
+from .frozen_front import FrozenFront
+from .plan import GrowthPlan
 from .units import Layout, count_trainable, set_trainable, trainable_names
 
 
-class StageSwitch:
-    """Everything that changes at a stage boundary, for one model.
+class StageApplier:
+    """Applies stages to one model.
 
     Args:
         model: The bare model.
@@ -37,44 +31,55 @@ class StageSwitch:
     """
 
     def __init__(self, model: nn.Module, layout: Layout, embedding: StageEmbeddingLike | None) -> None:
-        self._model, self._layout, self._embedding = model, layout, embedding
-        self._wrapped: nn.Module = model
+        self._model = model
+        self._wrapped = model
+        self._layout = layout
+        self._embedding = embedding
         self._ddp: DistributedDataParallel | None = None
-        self._region, self._reducer = NoGradRegion(), None
+        self._front = FrozenFront()
+        self._embedding_reducer: Any = None
 
     def prepare(self, wrapped: nn.Module, ddp: DistributedDataParallel | None) -> None:
-        """Learn the model's prepared form, once, and attach the stage embedding."""
-        self._wrapped, self._ddp = wrapped, ddp
+        """Attach the stage embedding; `wrapped` is what the training loop calls, `ddp` its DDP wrapper."""
+        self._wrapped = wrapped
+        self._ddp = ddp
         if self._embedding is not None:
             self._embedding.attach(self._model)
 
-    def enter(self, stage: int, blocks: Iterable[int], fresh: bool) -> None:
-        """Freeze, truncate and rebuild for a stage, after checking that the ranks have not drifted apart.
+    def enter(self, stage: int, blocks: Iterable[int], *, fresh: bool) -> None:
+        """Let `blocks` train, after checking that the ranks have not drifted apart.
+
+        Args:
+            stage: Index of the stage.
+            blocks: Indices of the blocks that train.
+            fresh: Whether the stage begins now, rather than being loaded in its middle.
 
         Raises:
             SyncError: The ranks' weights differ.
         """
+        blocks = tuple(blocks)
         self.check_ranks(f"on entering stage {stage}")
         self.leave()
         set_trainable(self._model, trainable_names(self._layout, blocks))
-        follow_trainable(self._wrapped)
-        self._region.set(self._model, self._layout, blocks)
+        fsdp2.follow_trainable(self._wrapped)
+        self._front.set(self._model, self._layout, blocks)
         if self._embedding is not None:
             self._embedding.enter(stage, fresh=fresh)
         if self._ddp is not None:
             rebuild_reducer(self._ddp)
+        # The table lies outside the model, so neither DDP nor FSDP2 averages its gradient.
         if self._embedding is not None and world_size() > 1:
-            self._reducer = average_gradient(self._embedding.table, self._reduces_now)
-        if host.is_compiled(self._wrapped):
+            self._embedding_reducer = average_gradient(self._embedding.table, self._reduces_now)
+        if is_compiled(self._wrapped):
             # Hooks are not guarded by default: a graph traced for the last stage would go on being used.
             torch.compiler.reset()
 
     def leave(self) -> None:
         """Take off the hooks of the current stage, before a search or the end."""
-        self._region.clear()
-        if self._reducer is not None:
-            self._reducer.remove()
-            self._reducer = None
+        self._front.clear()
+        if self._embedding_reducer is not None:
+            self._embedding_reducer.remove()
+            self._embedding_reducer = None
 
     def finish(self) -> None:
         """Fold the stage embedding away, and let everything train that did before growth; without communication."""
@@ -85,15 +90,15 @@ class StageSwitch:
         set_trainable(self._model, self._layout.names)
 
     def reshard(self) -> None:
-        """Let the model's parameters be the ones that optimizer and checkpoints know, where they are sharded."""
-        reshard(self._wrapped)
+        """Give sharded parameters back their shards, which optimizer and checkpoints know."""
+        fsdp2.reshard(self._wrapped)
 
     @contextmanager
-    def opened_before(self, state: dict[str, Any]) -> Iterator[None]:
+    def trained_before(self, state: dict[str, Any]) -> Iterator[None]:
         """Let require gradient, inside a `with` block, what the last step before a saved growth state trained."""
         self.reshard()
         now = {name for name, parameter in self._model.named_parameters() if parameter.requires_grad}
-        set_trainable(self._model, trained_before(state, self._layout))
+        set_trainable(self._model, fsdp2.trained_before(state, self._layout))
         try:
             yield
         finally:
@@ -101,26 +106,28 @@ class StageSwitch:
 
     def check_loaded(self, optimizers: Iterable[Any], state: dict[str, Any]) -> None:
         """Raise `StateError` where a distributed checkpoint gave back the optimizer's state of some blocks only."""
-        if is_sharded(self._model):
-            trained = trained_before(state, self._layout)
-            check_optimizer_state(optimizers, self.growing(), self._layout, trained)
+        if fsdp2.is_sharded(self._model):
+            trained = fsdp2.trained_before(state, self._layout)
+            fsdp2.check_optimizer_state(optimizers, self.growing(), self._layout, trained)
 
     def check_ranks(self, when: str) -> None:
-        """Raise `SyncError` where two ranks differ in what they both hold: not in a parameter that is sharded."""
+        """Raise `SyncError` where two ranks differ in a tensor that both hold whole."""
         self.reshard()
-        whole = [(name, tensor) for name, tensor in self._named_tensors() if not is_sharded_tensor(tensor)]
-        if whole:
-            check_ranks_equal(whole, when)
+        replicated = [(name, tensor) for name, tensor in self._tensors() if not fsdp2.is_sharded_tensor(tensor)]
+        if replicated:
+            check_ranks_equal(replicated, when)
 
     def trainable(self) -> tuple[int, int]:
         """Number of the model's parameters that train now, and of all."""
         return count_trainable(self._model)
 
     def groups(self) -> list[dict[str, Any]]:
-        """The parameters that train in some stage as one optimizer group per unit."""
+        """One optimizer group per unit, of the parameters that train in some stage."""
         named = dict(self._model.named_parameters())
-        units = [unit for unit in self._layout.units if unit.parameters]
-        groups = [{"name": unit.name, "params": [named[name] for name in unit.parameters]} for unit in units]
+        groups: list[dict[str, Any]] = []
+        for unit in self._layout.units:
+            if unit.parameters:
+                groups.append({"name": unit.name, "params": [named[name] for name in unit.parameters]})
         if self._embedding is not None:
             groups.append({"name": "stage_embedding", "params": [self._embedding.table]})
         return groups
@@ -128,15 +135,40 @@ class StageSwitch:
     def growing(self) -> list[tuple[str, Any]]:
         """Every parameter that trains in some stage, with its name."""
         self.reshard()
-        names = self._layout.names
-        found = [(name, parameter) for name, parameter in self._model.named_parameters() if name in names]
-        return found if self._embedding is None else [*found, ("stage_embedding.table", self._embedding.table)]
+        names = self._layout.names | {"stage_embedding.table"}
+        return [(name, tensor) for name, tensor in self._tensors() if name in names]
 
     def _reduces_now(self) -> bool:
         """Whether the current backward pass is the last of its optimizer step."""
-        return self._ddp.require_backward_grad_sync if self._ddp is not None else reduces_gradients(self._wrapped)
+        if self._ddp is not None:
+            return self._ddp.require_backward_grad_sync
+        return fsdp2.reduces_gradients(self._wrapped)
 
-    def _named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         yield from self._model.named_parameters()
         if self._embedding is not None:
             yield "stage_embedding.table", self._embedding.table
+
+
+def check_freezing(plan: GrowthPlan, optimizers: Iterable[Any], accelerator: Any) -> None:
+    """Check that the state of a frozen block can be dropped from its optimizer.
+
+    Raises:
+        OrderError: The plan freezes, and no optimizer is known.
+    """
+    if plan.freezes and accelerator is None and not list(optimizers):
+        raise OrderError(
+            'a plan that freezes blocks (direction="freeze") lets go of their optimizer state: pass the optimizer, '
+            "growth.prepare(model, num_training_steps=..., optimizer=optimizer)."
+        )
+
+
+def release_state(plan: GrowthPlan, optimizers: Iterable[Any]) -> None:
+    """Drop the optimizers' state of every frozen parameter, if the plan freezes: none will open again."""
+    if not plan.freezes:
+        return
+    for optimizer in optimizers:
+        # Accelerate wraps the user's optimizer.
+        state = getattr(optimizer, "optimizer", optimizer).state
+        for parameter in [parameter for parameter in state if not parameter.requires_grad]:
+            del state[parameter]

@@ -1,4 +1,4 @@
-"""What a checkpoint of a `GrowthScheduler` holds, and the refusal of one that belongs elsewhere."""
+"""The state of a `GrowthScheduler` in a checkpoint, and the refusal of one that belongs elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .backends.fsdp2 import class_name
 from .errors import StateError
 from .plan import GrowthPlan
 from .units import Layout
@@ -22,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What happened when a stage was entered.
+    """A stage that was entered.
 
     Attributes:
-        stage: Its index.
+        stage: Index of the stage.
         step: Optimizer step (counted from 0) it was entered at.
         blocks: Names of the blocks that train.
         trainable_parameters: Number of the model's parameters that train.
-        trainable_fraction: The same over all of the model's parameters.
+        trainable_fraction: Their share of the model's parameters.
         resolution: Fraction of the data's size (float) or pixels (int).
     """
 
@@ -42,7 +41,9 @@ class StageRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain JSON types."""
-        return {**asdict(self), "blocks": list(self.blocks)}
+        values = asdict(self)
+        values["blocks"] = list(self.blocks)
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StageRecord:
@@ -50,15 +51,31 @@ class StageRecord:
         return cls(**{**values, "blocks": tuple(values["blocks"])})
 
 
-def record_stage(plan: GrowthPlan, stage: int, step: int, layout: Layout, trainable: int, total: int) -> StageRecord:
-    """The record of entering `stage` after `step` optimizer steps, with `trainable` of `total` parameters; logged."""
+def record_stage(plan: GrowthPlan, layout: Layout, *, step: int, trainable: int, total: int) -> StageRecord:
+    """Log and return the record of a stage that begins after `step` optimizer steps.
+
+    Args:
+        plan: The plan that is followed.
+        layout: The model's units.
+        step: Number of optimizer steps done.
+        trainable: Number of parameters that train.
+        total: Number of all parameters.
+    """
+    stage = plan.stage_at(step)
     entry = plan.stages[stage]
     names = tuple(layout.blocks[index].name for index in entry.blocks)
     logger.info(
         "stage %d of %d at step %d: %d of %d blocks, %.1f %% of the parameters, resolution %s",
         stage + 1, len(plan.stages), step, len(names), plan.num_blocks, 100 * trainable / total, entry.resolution,
     )  # fmt: skip
-    return StageRecord(stage, step, names, trainable, trainable / total, entry.resolution)
+    return StageRecord(
+        stage=stage,
+        step=step,
+        blocks=names,
+        trainable_parameters=trainable,
+        trainable_fraction=trainable / total,
+        resolution=entry.resolution,
+    )
 
 
 def describe(plan: GrowthPlan, stage: int, trainable: int, total: int) -> str:
@@ -72,10 +89,12 @@ def describe(plan: GrowthPlan, stage: int, trainable: int, total: int) -> str:
 
 
 def fingerprint(model: nn.Module, layout: Layout) -> dict[str, Any]:
-    """What a model must have in common with the one a checkpoint was written for: class, blocks, parameter shapes."""
+    """Class, blocks and parameter shapes, which a model shares with the one that a checkpoint was written for."""
     lines = [f"{name} {tuple(parameter.shape)}" for name, parameter in model.named_parameters()]
+    # `fully_shard` puts a subclass of its own in front of the model's class.
+    classes = [cls for cls in type(model).__mro__ if not hasattr(cls, "_get_fsdp_state")]
     return {
-        "model_class": class_name(model),
+        "model_class": classes[0].__name__,
         "blocks": [unit.name for unit in layout.blocks],
         "parameters": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
     }
@@ -85,12 +104,18 @@ def check_state(
     state: dict[str, Any],
     plan: GrowthPlan,
     model: dict[str, Any],
+    *,
     embedding: dict[str, Tensor] | None,
     searched: bool,
 ) -> None:
     """Refuse a state that was written under another version, model, plan or stage-embedding setting.
 
-    Of a searched plan only the frame must agree (blocks, steps, starts of stages): the rest was decided on the way.
+    Args:
+        state: The state of the checkpoint.
+        plan: This run's plan. Of a searched one only blocks, steps and starts must agree: a search decides the rest.
+        model: This model's `fingerprint`.
+        embedding: State of this run's stage embedding.
+        searched: Whether a search decides the plan.
 
     Raises:
         StateError: They differ; the message says in what.
@@ -101,14 +126,26 @@ def check_state(
             "resume with the library version that wrote it."
         )
     for key, value in model.items():
-        if state["model"].get(key) != value:
-            ours, theirs = (
-                (value, state["model"].get(key)) if key != "parameters" else ("other shapes", "these shapes")
-            )
+        saved = state["model"].get(key)
+        if saved != value:
+            # A hash says nothing to a reader.
+            theirs = "these shapes" if key == "parameters" else saved
+            ours = "other shapes" if key == "parameters" else value
             raise StateError(f"the checkpoint is of another model: its {key} is {theirs!r}, this model's is {ours!r}.")
-    theirs, ours = state["plan"], plan.to_dict()
+    _check_plan(state["plan"], plan.to_dict(), searched)
+    saved_shapes = _shapes(state.get("embedding"))
+    shapes = _shapes(embedding)
+    if saved_shapes != shapes:
+        raise StateError(
+            f"the checkpoint's stage embedding holds {saved_shapes}, this run's {shapes}: use the same "
+            "stage_embedding, stage_dropout, num_stages and ema_decay (on or off)."
+        )
+
+
+def _check_plan(theirs: dict[str, Any], ours: dict[str, Any], searched: bool) -> None:
     if searched:
-        theirs, ours = ({**p, "stages": [stage["start"] for stage in p["stages"]]} for p in (theirs, ours))
+        theirs = {**theirs, "stages": [stage["start"] for stage in theirs["stages"]]}
+        ours = {**ours, "stages": [stage["start"] for stage in ours["stages"]]}
     if theirs != ours:
         keys = [key for key, value in ours.items() if theirs.get(key) != value]
         detail = "; ".join(f"{key} was {theirs.get(key)}, now {ours[key]}" for key in keys)
@@ -116,11 +153,7 @@ def check_state(
             f"the checkpoint follows another growth plan ({detail}): resume with the same growth settings and number "
             "of training steps, or pass the old plan."
         )
-    theirs, ours = (
-        None if e is None else {k: tuple(v.shape) for k, v in e.items()} for e in (state.get("embedding"), embedding)
-    )
-    if theirs != ours:
-        raise StateError(
-            f"the checkpoint's stage embedding holds {theirs}, this run's {ours}: use the same stage_embedding, "
-            "stage_dropout, num_stages and ema_decay (on or off)."
-        )
+
+
+def _shapes(tensors: dict[str, Tensor] | None) -> dict[str, tuple[int, ...]] | None:
+    return None if tensors is None else {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -1,69 +1,83 @@
-"""What a step of any candidate costs: measured or counted once per resolution, then added up."""
+"""The cost of a training step of any candidate: measured or counted once per resolution, then added up."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.flops import flop_counter
-from autoprog_diffusion.growth.frozen_front import NoGradRegion
+from autoprog_diffusion.growth.frozen_front import FrozenFront
 from autoprog_diffusion.growth.units import Layout, set_trainable, trainable_names
 
-from .recorded_calls import Call
-from .unit_timer import INPUTS, OUTPUTS, device_clock, run_segments
+from .recorded_calls import RecordedCall
+from .unit_timer import Clock, median_seconds, time_units, wall_clock
+
+
+Costs = dict[str, float]  # name of a unit -> seconds, or FLOPs
 
 
 @dataclass(frozen=True)
 class UnitCosts:
-    """Cost of every unit in one unit of measure (seconds, or FLOPs), by name.
+    """Cost of every unit, by its name, in one unit of measure (seconds, or FLOPs).
 
     Attributes:
-        forward: f_u.
-        input_gradient: d_u, of the backward pass that only carries the gradient through.
-        weight_gradient: w_u, what training the unit's own parameters adds.
-        update: Of the optimizer on the unit's parameters; and of their communication.
-        cut: For blocks asked about, by name, the backward cost of every unit when that block is the first to train
-            and all after it do too: no gradient of its input is wanted then, nor of what the frozen embedders feed.
+        forward: Its forward pass.
+        input_gradient: Its backward pass if it does not train and only carries the gradient through.
+        backward: Index of the first block that trains -> the backward pass of every unit if all blocks from there on
+            train. Always holds 0, the full model. The gradient of the first trained block's input is never needed, nor
+            are gradients that flow on to the frozen embedders: therefore a later first block is cheaper than the
+            full model's entries say.
+        update: Its optimizer step and its communication; empty if they are not counted.
     """
 
-    forward: dict[str, float]
-    input_gradient: dict[str, float]
-    weight_gradient: dict[str, float]
-    update: dict[str, float]
-    cut: dict[str, dict[str, float]] = field(default_factory=dict)
+    forward: Costs
+    input_gradient: Costs
+    backward: dict[int, Costs]
+    update: Costs = field(default_factory=dict)
+
+    @property
+    def weight_gradient(self) -> Costs:
+        """What training the unit's own parameters adds to its backward pass."""
+        added = {}
+        for name, total in self.backward[0].items():
+            added[name] = max(0.0, total - self.input_gradient[name])
+        return added
 
     def step(self, layout: Layout, blocks: Iterable[int]) -> float:
-        """Cost of one step that trains `blocks`, added up (design, section 5).
+        """Cost of one step that trains `blocks`.
 
-        All forward passes, input gradients back to the first trained block, weight gradients and updates of what
-        trains.
+        All units run forward. The units from the first trained block on run backward, those that are frozen without
+        their weight gradients. The units that train are updated.
         """
-        chosen = sorted(blocks)
-        first = chosen[0] if chosen else len(layout.blocks)
-        live = [unit.name for unit in layout.blocks[first:]] + [OUTPUTS]
-        trained = {layout.blocks[index].name for index in chosen} | {OUTPUTS}
-        if first == 0:
-            live, trained = [*live, INPUTS], trained | {INPUTS}
-        cut = self.cut.get(layout.blocks[first].name) if 0 < first < len(layout.blocks) else None
-        total = sum(self.forward.values()) + sum(self.update.get(name, 0.0) for name in trained)
-        for name in live:
-            weight = self.weight_gradient.get(name, 0.0)
-            if cut is not None and name == OUTPUTS:
-                total += cut.get(name, 0.0)
-                continue
-            through = self.input_gradient.get(name, 0.0) if cut is None else max(0.0, cut.get(name, 0.0) - weight)
-            total += through + (weight if name in trained else 0.0)
-        return total
+        trained = trained_units(layout, blocks)
+        first = min(blocks, default=len(layout.blocks))
+        live = layout.units if first == 0 else layout.units[first + 1 :]  # the inputs are unit 0
+        backward = self.backward.get(first, self.backward[0])
+        weight_gradient = self.weight_gradient
+        cost = sum(self.forward.values())
+        for unit in live:
+            cost += backward[unit.name]
+            if unit.name not in trained:
+                cost -= min(backward[unit.name], weight_gradient[unit.name])
+        return cost + sum(self.update.get(name, 0.0) for name in trained)
 
 
-def count_costs(model: nn.Module, layout: Layout, call: Call, firsts: Iterable[int] = ()) -> UnitCosts:
-    """FLOPs of every unit by PyTorch's exact counter; deterministic. Run it inside `probe.untouched`.
+def trained_units(layout: Layout, blocks: Iterable[int]) -> list[str]:
+    """Names of the units that train when `blocks` do; the inputs only with block 0 (see `growth.units`)."""
+    chosen = sorted(blocks)
+    names = [layout.blocks[index].name for index in chosen]
+    if 0 in chosen:
+        names.insert(0, layout.inputs.name)
+    return [*names, layout.outputs.name]
+
+
+def count_costs(model: nn.Module, layout: Layout, call: RecordedCall, firsts: Iterable[int] = ()) -> UnitCosts:
+    """Count the FLOPs of every unit by PyTorch's counter; deterministic. Run it in `probe.leaving_no_trace`.
 
     Args:
         model: The bare model.
@@ -72,25 +86,19 @@ def count_costs(model: nn.Module, layout: Layout, call: Call, firsts: Iterable[i
         firsts: Indices of blocks that are the first to train in some candidate; each takes one more step.
     """
     with flop_counter() as counter:
-
-        def clock() -> float:
-            return float(counter.get_total_flops())
-
-        forward, total, through = _two_steps(model, layout, call, clock)
-        cut = _cut_steps(model, layout, call, clock, firsts)
-    return UnitCosts(forward, through, _difference(total, through), {}, cut)
+        return _unit_costs(model, layout, call, firsts, lambda: float(counter.get_total_flops()))
 
 
 def measure_costs(
     model: nn.Module,
     layout: Layout,
-    call: Call,
-    firsts: Iterable[int] = (),
+    call: RecordedCall,
+    firsts: Sequence[int] = (),
     *,
     repeats: int = 5,
     bandwidth: float | None = None,
 ) -> UnitCosts:
-    """Seconds of every unit: medians over repeated steps on the user's own batch. Run it inside `probe.untouched`.
+    """Measure the seconds of every unit: medians over repeated steps. Run it in `probe.leaving_no_trace`.
 
     Args:
         model: The bare model.
@@ -101,73 +109,66 @@ def measure_costs(
         bandwidth: Bytes per second of a gradient all-reduce; None for one process.
     """
     device = call.gradient.device
-    clock = device_clock(device, time.perf_counter)
-    runs = [_two_steps(model, layout, call, clock) for _ in range(repeats + 1)][1:]
-    forward, total, through = (_medians([run[k] for run in runs]) for k in range(3))
-    cuts = [_cut_steps(model, layout, call, clock, firsts) for _ in range(repeats)]
-    cut = {name: _medians([run[name] for run in cuts]) for name in cuts[0]}
-    update = {unit.name: seconds for unit, seconds in zip(layout.units, _update_seconds(model, layout, device))}
-    if bandwidth is not None:
-        sizes = dict(model.named_parameters())
-        for unit in layout.units:
-            update[unit.name] += sum(sizes[n].numel() * sizes[n].element_size() for n in unit.parameters) / bandwidth
-    return UnitCosts(forward, through, _difference(total, through), update, cut)
+    clock = wall_clock(device)
+    runs = [_unit_costs(model, layout, call, firsts, clock) for _ in range(repeats + 1)][1:]
+    backward = {}
+    for first in runs[0].backward:
+        backward[first] = _medians([run.backward[first] for run in runs])
+    parameters = dict(model.named_parameters())
+    update = {}
+    for unit in layout.units:
+        own = [parameters[name] for name in unit.parameters]
+        update[unit.name] = _update_seconds(own, device)
+        if bandwidth is not None:
+            update[unit.name] += sum(parameter.nbytes for parameter in own) / bandwidth
+    return UnitCosts(
+        forward=_medians([run.forward for run in runs]),
+        input_gradient=_medians([run.input_gradient for run in runs]),
+        backward=backward,
+        update=update,
+    )
 
 
-def _two_steps(
-    model: nn.Module, layout: Layout, call: Call, clock: Any
-) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-    """Forward, full backward, and the backward that trains no block but runs through all of them."""
-    everything = layout.names
-    set_trainable(model, everything)
-    forward, total = run_segments(model, layout, call, clock)
-    ends = trainable_names(layout, [0]) - set(layout.blocks[0].parameters)
+def all_reduce_bandwidth(device: torch.device, size: int = 2**22) -> float:
+    """Bytes per second of averaging a float32 gradient over all ranks, measured on `size` values."""
+    payload = torch.zeros(size, device=device)
+    return payload.nbytes / median_seconds(lambda: dist.all_reduce(payload), device, repeats=3)
+
+
+def _unit_costs(
+    model: nn.Module, layout: Layout, call: RecordedCall, firsts: Iterable[int], clock: Clock
+) -> UnitCosts:
+    """Three kinds of step: the full model, one that trains no block, and one for every first block that trains."""
+    set_trainable(model, layout.names)
+    full = time_units(model, layout, call, clock)
+    # Inputs and outputs alone train: the gradient runs through all blocks and stops at no weight.
+    ends = {*layout.inputs.parameters, *layout.outputs.parameters}
     set_trainable(model, ends)
-    # Where neither end trains (LoRA), what goes in takes the gradient all the way instead.
-    _, through = run_segments(model, layout, call if ends else call.differentiable(), clock)
-    set_trainable(model, everything)
-    # Inputs and outputs train in both: their share counts as weight gradient, since it comes and goes with them.
-    for name in (INPUTS, OUTPUTS):
-        through[name] = 0.0
-    return forward, total, through
-
-
-def _cut_steps(
-    model: nn.Module, layout: Layout, call: Call, clock: Any, firsts: Iterable[int]
-) -> dict[str, dict[str, float]]:
-    """Backward cost of every unit, for every block in `firsts`, when all before that block runs without gradient."""
-    everything = layout.names
-    region, cut = NoGradRegion(), {}
+    # If neither end trains (LoRA), the gradient with respect to the input makes it run all the way.
+    through = time_units(model, layout, call if ends else call.differentiable(), clock).backward
+    # They trained in both steps. Their share counts as weight gradient, since it comes and goes with them.
+    through[layout.inputs.name] = 0.0
+    through[layout.outputs.name] = 0.0
+    backward = {0: full.backward}
+    front = FrozenFront()
     try:
         for first in sorted(set(firsts) - {0}):
             blocks = range(first, len(layout.blocks))
             set_trainable(model, trainable_names(layout, blocks))
-            region.set(model, layout, blocks)
-            _, cut[layout.blocks[first].name] = run_segments(model, layout, call, clock)
+            front.set(model, layout, blocks)
+            backward[first] = time_units(model, layout, call, clock).backward
     finally:
-        region.clear()
-        set_trainable(model, everything)
-    return cut
+        front.clear()
+        set_trainable(model, layout.names)
+    return UnitCosts(forward=full.forward, input_gradient=through, backward=backward)
 
 
-def _update_seconds(model: nn.Module, layout: Layout, device: torch.device) -> list[float]:
-    """Seconds of an AdamW step on stand-ins of every unit's parameters, one unit after the other."""
-    clock = device_clock(device, time.perf_counter)
-    parameters = dict(model.named_parameters())
-    seconds = []
-    for unit in layout.units:
-        copies = [_stand_in(parameters[name]) for name in unit.parameters]
-        if not copies:
-            seconds.append(0.0)
-            continue
-        optimizer = torch.optim.AdamW(copies, lr=0.0)
-        times = []
-        for _ in range(4):
-            start = clock()
-            optimizer.step()
-            times.append(clock() - start)
-        seconds.append(median(times[1:]))
-    return seconds
+def _update_seconds(parameters: Sequence[Tensor], device: torch.device) -> float:
+    """Seconds of an AdamW step on stand-ins of one unit's parameters."""
+    if not parameters:
+        return 0.0
+    optimizer = torch.optim.AdamW([_stand_in(parameter) for parameter in parameters], lr=0.0)
+    return median_seconds(optimizer.step, device, repeats=3)
 
 
 def _stand_in(parameter: Tensor) -> nn.Parameter:
@@ -177,9 +178,5 @@ def _stand_in(parameter: Tensor) -> nn.Parameter:
     return copy
 
 
-def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: median(row.get(name, 0.0) for row in rows) for name in rows[0]}
-
-
-def _difference(total: dict[str, float], part: dict[str, float]) -> dict[str, float]:
-    return {name: max(0.0, value - part.get(name, 0.0)) for name, value in total.items()}
+def _medians(rows: Sequence[Costs]) -> Costs:
+    return {name: median(row[name] for row in rows) for name in rows[0]}

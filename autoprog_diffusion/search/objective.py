@@ -1,104 +1,189 @@
-"""From scores to a choice: the paper's rank vote, gain per second, and the honest baselines."""
+"""Candidates for the next stage, their scores, and the choice: the paper's rank vote, gain per cost, and baselines."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .candidates import Candidate
+from autoprog_diffusion.growth.config import GrowthConfig
+from autoprog_diffusion.growth.errors import SearchError
+from autoprog_diffusion.growth.plan import select_blocks
+
+
+MEASURES = ("cost", "kappa", "zico", "gain")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One possible next stage.
+
+    Attributes:
+        name: For tables, for example `suffix 2/4 at 0.5`.
+        blocks: Sorted indices of the blocks that train.
+        resolution: Fraction (float) or pixels (int).
+    """
+
+    name: str
+    blocks: tuple[int, ...]
+    resolution: float | int
 
 
 @dataclass(frozen=True)
 class Score:
-    """What is known of a candidate when it is chosen or not.
+    """What is known of a candidate before the choice.
 
     Attributes:
         candidate: The candidate.
-        cost: Of a training step: seconds where measured, FLOPs where counted.
+        cost: Cost of a training step: seconds if measured, FLOPs if counted.
         kappa: NTK condition number; lower is better.
         zico: ZiCo; higher is better.
         gain: Expected loss decrease of a preconditioned step; higher is better.
-        value: The objective's own score, lower is better; set by `choose`.
+        value: The objective's value, lower is better; `choose` sets it.
     """
 
     candidate: Candidate
-    cost: float
-    kappa: float
-    zico: float
-    gain: float
+    cost: float = 0.0
+    kappa: float = 0.0
+    zico: float = 0.0
+    gain: float = 0.0
     value: float = math.nan
 
     @property
     def degenerate(self) -> bool:
-        """Whether a score is missing: singular kernel, nan, batch of one."""
-        return not all(math.isfinite(number) for number in (self.cost, self.kappa, self.zico, self.gain))
+        """Whether a score is missing: a singular kernel, a nan, a batch of one."""
+        return not all(math.isfinite(getattr(self, name)) for name in MEASURES)
 
     def to_dict(self) -> dict[str, Any]:
         """The score as plain JSON types, infinities and nans as text."""
         values = asdict(self)
         candidate = values.pop("candidate")
-        numbers = {key: value if math.isfinite(value) else str(value) for key, value in values.items()}
-        return {**candidate, "blocks": list(self.candidate.blocks), **numbers, "degenerate": self.degenerate}
+        candidate["blocks"] = list(candidate["blocks"])
+        for name, value in values.items():
+            values[name] = value if math.isfinite(value) else str(value)
+        return {**candidate, **values, "degenerate": self.degenerate}
+
+
+def list_candidates(
+    config: GrowthConfig,
+    num_blocks: int,
+    current: Iterable[int],
+    resolutions: Sequence[float | int],
+    always: Iterable[int] = (),
+) -> list[Candidate]:
+    """List every set of blocks that contains those of the current stage, at each of the resolutions.
+
+    The sets are every level of every order (`config.search_orders`), or the user's own (`config.search_candidates`).
+    Equal sets are listed once, under the first name.
+
+    Args:
+        config: Orders and levels, or sets.
+        num_blocks: Number of blocks of the model.
+        current: Indices of the blocks that train now.
+        resolutions: Fractions (float) or pixels (int).
+        always: Indices of blocks that every candidate trains.
+
+    Raises:
+        SearchError: No candidate contains the blocks that train already.
+    """
+    training = set(current)
+    found: dict[tuple[tuple[int, ...], float | int], Candidate] = {}
+    for name, chosen in _named_sets(config, num_blocks).items():
+        blocks = tuple(sorted({*chosen, *always}))
+        if not training.issubset(blocks):
+            continue
+        for resolution in resolutions:
+            label = name if list(resolutions) == [1.0] else f"{name} at {resolution}"
+            found.setdefault((blocks, resolution), Candidate(label, blocks, resolution))
+    if not found:
+        raise SearchError(
+            f"no candidate holds the blocks {sorted(training)} that train already: growth is monotone, give nested "
+            "search_candidates that end in the full model."
+        )
+    return list(found.values())
+
+
+def _named_sets(config: GrowthConfig, num_blocks: int) -> dict[str, Sequence[int]]:
+    full = range(num_blocks)
+    sets: dict[str, Sequence[int]] = {}
+    if config.search_candidates is not None:
+        wrong = [blocks for blocks in config.search_candidates if not set(full).issuperset(blocks)]
+        if wrong:
+            raise SearchError(f"search_candidates {wrong} name blocks outside 0 to {num_blocks - 1}.")
+        for index, blocks in enumerate(config.search_candidates):
+            sets[f"candidate {index}"] = blocks
+    else:
+        # AutoProg-Zero's search space: a quarter of the blocks, and growth by as much again.
+        levels = max(1, round(1 / config.min_trainable))
+        for order in config.search_orders:
+            for level in range(1, levels):
+                blocks = select_blocks(order, num_blocks, level / levels, config.min_trainable)
+                sets[f"{order} {level}/{levels}"] = blocks
+    sets["full"] = full
+    return sets
 
 
 def ranks(values: Sequence[float]) -> list[float]:
-    """Rank of every value, 1 for the smallest; equal ones (within 1e-6 relative) share the best rank; nan ranks last.
+    """Rank every value, 1 for the smallest; equal ones (within 1e-6 relative) share the best rank; nan ranks last.
 
-    Source: AutoProg-Zero's vote; its ties are within an absolute 1e-6, which depends on the unit of time.
+    In AutoProg-Zero's released code values are equal within an absolute 1e-6, which depends on the unit of time.
     """
-    clean = [math.inf if math.isnan(value) else value for value in values]
+    known = [math.inf if math.isnan(value) else value for value in values]
 
     def beats(other: float, value: float) -> bool:
         return other < value and not math.isclose(other, value, rel_tol=1e-6, abs_tol=0.0)
 
-    return [1.0 + sum(beats(other, value) for other in clean) for value in clean]
+    return [1.0 + sum(beats(other, value) for other in known) for value in known]
 
 
 def rank_vote(scores: Sequence[Score]) -> list[float]:
-    """1.0 rank(time) + 0.5 rank(kappa) + 0.5 rank(ZiCo) of every candidate (AutoProg-Zero)."""
-    cost, kappa = ranks([s.cost for s in scores]), ranks([s.kappa for s in scores])
-    zico = ranks([-s.zico for s in scores])
-    return [c + 0.5 * k + 0.5 * z for c, k, z in zip(cost, kappa, zico)]
+    """Vote by ranks (AutoProg-Zero): 1.0 rank(cost) + 0.5 rank(kappa) + 0.5 rank(ZiCo) of every candidate."""
+    by_cost = ranks([score.cost for score in scores])
+    by_kappa = ranks([score.kappa for score in scores])
+    by_zico = ranks([-score.zico for score in scores])  # higher is better
+    return [cost + 0.5 * kappa + 0.5 * zico for cost, kappa, zico in zip(by_cost, by_kappa, by_zico)]
 
 
 def gain_per_cost(scores: Sequence[Score]) -> list[float]:
-    """Minus the expected loss decrease per cost, in units of the dearest candidate's: how fast a candidate learns."""
-    dearest = max((s.cost for s in scores), default=0.0)
-    return [-s.gain * dearest / s.cost if s.cost > 0 else math.inf for s in scores]
+    """Minus the expected loss decrease per cost, in units of the most expensive candidate: the speed of learning."""
+    highest = max((score.cost for score in scores), default=0.0)
+    return [-score.gain * highest / score.cost if score.cost > 0 else math.inf for score in scores]
 
 
 OBJECTIVES: dict[str, Callable[[Sequence[Score]], list[float]]] = {
     "rank_vote": rank_vote,
     "gain_per_cost": gain_per_cost,
+    "fixed": lambda scores: [0.0] * len(scores),
 }
 
 
 def choose(objective: str, scores: Sequence[Score], seed: int) -> tuple[int, list[Score]]:
-    """Index of the chosen candidate, and the scores with the objective's value; the smallest value wins.
+    """Choose the candidate with the smallest value; returns its index, and the scores with their values.
 
-    A degenerate candidate never wins while another is sound. Ties go to the cheaper one, then to the first. When all
-    are degenerate the cheapest is taken, for want of anything better.
+    A degenerate candidate never wins while another is sound. Ties go to the cheaper one, then to the first. If all
+    are degenerate, the cheapest is taken, for want of anything better.
 
     Args:
         objective: A key of `OBJECTIVES`, or `random`.
         scores: One per candidate.
-        seed: Of the random choice.
+        seed: Seed of the random choice.
     """
+    values = [math.inf] * len(scores)
     if objective == "random":
-        pick = random.Random(seed).randrange(len(scores))
-        return pick, [replace(score, value=float(index != pick)) for index, score in enumerate(scores)]
-    usable = [s for s in scores if not _unusable(objective, s)]
-    values = dict(zip(map(id, usable), OBJECTIVES[objective](usable)))
-    valued = [replace(s, value=values.get(id(s), math.inf)) for s in scores]
-    order = sorted(range(len(scores)), key=lambda i: (valued[i].value, valued[i].cost, i))
-    return order[0], valued
+        values[random.Random(seed).randrange(len(scores))] = 0.0
+    else:
+        usable = [index for index, score in enumerate(scores) if _is_usable(objective, score)]
+        for index, value in zip(usable, OBJECTIVES[objective]([scores[index] for index in usable])):
+            values[index] = value
+    valued = [replace(score, value=value) for score, value in zip(scores, values)]
+    best = min(range(len(valued)), key=lambda index: (values[index], valued[index].cost))
+    return best, valued
 
 
-def _unusable(objective: str, score: Score) -> bool:
+def _is_usable(objective: str, score: Score) -> bool:
     if objective == "gain_per_cost":
         # A singular kernel says nothing about the gain, which does not use it.
-        return not (math.isfinite(score.gain) and math.isfinite(score.cost))
-    return score.degenerate
+        return math.isfinite(score.gain) and math.isfinite(score.cost)
+    return not score.degenerate

@@ -1,43 +1,110 @@
-"""Probing a model in the middle of its training without leaving a trace."""
+"""The probe of a model in the middle of its training: scores of every unit, without leaving a trace."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from autoprog_diffusion.growth.units import Layout, set_trainable
+
+from .ntk import condition_number, parameter_grams, unit_grams
+from .objective import Candidate, Score
+from .recorded_calls import RecordedCall
+from .zico import parameter_scores, unit_gain, unit_zico
+
+
+PROBE_SAMPLES = 16  # AutoProg-Zero's batch for its NTK score
+
+
+@dataclass(frozen=True)
+class UnitScores:
+    """Scores of every unit, by its name; those of a candidate are sums over the units that train.
+
+    Attributes:
+        grams: Gram matrices (N, N) of the per-sample gradients; a scalar zero for a unit without weights.
+        zico: ZiCo.
+        gain: Expected loss decrease of a preconditioned step.
+    """
+
+    grams: dict[str, Tensor]
+    zico: dict[str, float]
+    gain: dict[str, float]
+
+    def score(self, candidate: Candidate, units: Sequence[str], cost: float) -> Score:
+        """Score a candidate that trains `units`, named, and whose step has this cost."""
+        gram = sum((self.grams[name] for name in units), start=torch.zeros(()))
+        return Score(
+            candidate,
+            cost=cost,
+            kappa=condition_number(gram),
+            zico=sum(self.zico[name] for name in units),
+            gain=sum(self.gain[name] for name in units),
+        )
+
+
+def score_units(
+    model: nn.Module,
+    layout: Layout,
+    calls: Sequence[RecordedCall],
+    trainable: Iterable[str],
+    reference: dict[str, Tensor] | None = None,
+) -> UnitScores:
+    """Score every unit, from the gradients of some recorded calls. Run it in `leaving_no_trace`.
+
+    Args:
+        model: The bare model.
+        layout: Its units.
+        calls: At least two mini-batches.
+        trainable: Names of the parameters that may ever train.
+        reference: Mean gradients, by name, at the resolution that was seen (see `zico.parameter_scores`).
+
+    Raises:
+        SearchError: There are fewer than two calls.
+    """
+    scores = parameter_scores(model, calls, reference)
+    # Only weights count in the kernel. A bias or a position embedding would take one pass per sample.
+    weights = {name for name in trainable if "weight" in name}
+    set_trainable(model, weights)
+    grams = parameter_grams(model, calls[-1].first(PROBE_SAMPLES)) if weights else {}
+    return UnitScores(
+        grams=unit_grams(layout, grams),
+        zico=unit_zico(model, layout, scores),
+        gain=unit_gain(layout, scores),
+    )
 
 
 @contextmanager
-def untouched(model: nn.Module, *others: nn.Module, names: Container[str] | None = None) -> Iterator[None]:
-    """Let the block do forward and backward passes with every growing parameter trainable, then put everything back.
+def leaving_no_trace(model: nn.Module, *others: nn.Module, names: Container[str] | None = None) -> Iterator[None]:
+    """Allow forward and backward passes with every growing parameter trainable, then put everything back.
 
-    Restored also after an error: gradients (the same tensors, not recomputed), `requires_grad`, training modes and the
-    random states of all devices. Inside, modules are in evaluation mode, so that dropout adds no noise to a score.
-    Optimizers and averages are never touched, and hooks belong to whoever adds them in the block.
+    Restored, also after an error: gradients (the same tensors, not recomputed), `requires_grad`, training modes and
+    the random states of all devices. Inside, modules are in evaluation mode, so that dropout adds no noise to a score.
+    Optimizers and averages are never touched. A hook is removed by the code that adds it.
 
     Args:
         model: The bare model.
         others: Further modules whose parameters take part, such as the stage embedding.
-        names: The model's parameters that may ever train; `None` for all of them.
+        names: Names of the model's parameters that may ever train; `None` for all of them.
     """
-    modules = (model, *others)
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
-    modes = [(part, part.training) for module in modules for part in module.modules()]
+    everything = nn.ModuleList([model, *others])
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in everything.parameters()]
+    modes = [(module, module.training) for module in everything.modules()]
     try:
         with torch.random.fork_rng(), torch.enable_grad():
-            for parameter in parameters:
+            everything.eval()
+            for parameter in everything.parameters():
                 parameter.grad = None
-            for module in modules:
-                module.eval()
             for name, parameter in model.named_parameters():
-                parameter.requires_grad_(parameter.is_floating_point() and (names is None or name in names))
+                trains = parameter.is_floating_point() and (names is None or name in names)
+                parameter.requires_grad_(trains)
             yield
     finally:
-        for parameter, flag, gradient in flags:
-            parameter.requires_grad_(flag)
+        for parameter, trained, gradient in parameters:
+            parameter.requires_grad_(trained)
             parameter.grad = gradient
-        for part, mode in modes:
-            part.training = mode
+        for module, mode in modes:
+            module.training = mode

@@ -1,121 +1,147 @@
-"""Where a step goes: a clock (seconds, or FLOPs) read at the boundaries of every unit, forward and backward."""
+"""The cost of every unit in a step: a clock (seconds, or FLOPs) is read at the unit's boundaries."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autoprog_diffusion.growth.frozen_front import called_modules
 from autoprog_diffusion.growth.units import Layout
 
-from .recorded_calls import Call, map_tensors
+from .recorded_calls import RecordedCall, tensors_in
 
 
-INPUTS, OUTPUTS = "inputs", "outputs"
+Clock = Callable[[], float]
 
 
-def run_segments(
-    model: nn.Module, layout: Layout, call: Call, clock: Callable[[], float]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Forward and backward cost of every unit in one step.
+@dataclass(frozen=True)
+class UnitTimes:
+    """Cost of every unit, by its name, in the clock's unit of measure."""
 
-    What lies between two units (skips, concatenations) counts with the unit that runs next. With gradient
-    checkpointing the recomputation counts as backward.
+    forward: dict[str, float]
+    backward: dict[str, float]
+
+
+def time_units(model: nn.Module, layout: Layout, call: RecordedCall, clock: Clock) -> UnitTimes:
+    """Run one forward and backward pass and charge its cost to the units.
+
+    Skips and concatenations between two units count with the unit that runs next. With gradient checkpointing the
+    recomputation counts as backward.
 
     Args:
-        model: The bare model, with the parameters that should train set so.
+        model: The bare model; the parameters that should train require gradient.
         layout: Its units.
         call: Inputs and output gradient.
-        clock: Read at every boundary; must have waited for the device.
-
-    Returns:
-        Unit name -> forward cost, and unit name -> backward cost, in the clock's unit.
+        clock: Is read at every boundary; must have waited for the device.
     """
-    meter = _Meter(clock)
+    timer = _UnitTimer(layout, clock)
     handles: list[Any] = []
     try:
         for unit in layout.blocks:
             for module in called_modules(model, unit.modules):
-                handles.append(module.register_forward_pre_hook(meter.entering(), with_kwargs=True))
-                handles.append(module.register_forward_hook(meter.leaving(unit.name)))
-        meter.start()
-        output = call.run(model)
-        meter.end_forward()
-        output.backward(call.gradient)
-        meter.end_backward()
+                handles.append(module.register_forward_pre_hook(timer.enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(partial(timer.leave, unit.name)))
+        output = timer.run_forward(partial(call.run, model))
+        timer.run_backward(partial(output.backward, call.gradient))
     finally:
         for handle in handles:
             handle.remove()
     for parameter in model.parameters():
         parameter.grad = None
-    return meter.forward, meter.backward
+    return UnitTimes(timer.forward, timer.backward)
 
 
-class _Meter:
-    """Adds the time between two readings of the clock to the unit that it belongs to."""
+class _UnitTimer:
+    """Charges the time between two readings of the clock to the unit that it belongs to.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    Args:
+        layout: The units.
+        clock: The clock.
+    """
+
+    def __init__(self, layout: Layout, clock: Clock) -> None:
+        names = [unit.name for unit in layout.units]
+        self.forward = dict.fromkeys(names, 0.0)
+        self.backward = dict.fromkeys(names, 0.0)
+        self._inputs = layout.inputs.name
+        self._outputs = layout.outputs.name
         self._clock = clock
-        self.forward: dict[str, float] = {}
-        self.backward: dict[str, float] = {}
-        self._last, self._in_forward, self._entered, self._owner = 0.0, True, False, OUTPUTS
+        self._last = 0.0
+        self._in_forward = False  # gradient checkpointing runs the hooks again in the backward pass
+        self._entered = False
+        self._owner = self._outputs  # of the backward pass that runs now
 
-    def start(self) -> None:
+    def run_forward(self, forward: Callable[[], Any]) -> Any:
+        """Call `forward`; what follows the last block belongs to the outputs."""
         self._last = self._clock()
-
-    def end_forward(self) -> None:
-        self._charge(self.forward, OUTPUTS)
+        self._in_forward = True
+        output = forward()
         self._in_forward = False
+        self._charge(self.forward, self._outputs)
+        return output
 
-    def end_backward(self) -> None:
+    def run_backward(self, backward: Callable[[], Any]) -> None:
+        """Call `backward`; what precedes the first gradient of a block belongs to the outputs."""
+        backward()
         self._charge(self.backward, self._owner)
 
-    def entering(self) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if self._in_forward and not self._entered:
-                # The first unit begins: all before it were embedders, and so is what follows its input's gradient.
-                self._entered = True
-                self._charge(self.forward, INPUTS)
-                map_tensors((args, kwargs), self._on_gradient(INPUTS))
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Forward pre-hook of every block's modules.
 
-        return hook
+        The first block starts here. Everything before it, and the backward pass after its input gradient, belongs to
+        the embedders.
+        """
+        if self._in_forward and not self._entered:
+            self._entered = True
+            self._charge(self.forward, self._inputs)
+            self._watch_gradients((args, kwargs), self._inputs)
 
-    def leaving(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if self._in_forward:
-                self._charge(self.forward, name)
-                map_tensors(output, self._on_gradient(name))
+    def leave(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook of the modules of the block called `name`."""
+        if self._in_forward:
+            self._charge(self.forward, name)
+            self._watch_gradients(output, name)
 
-        return hook
-
-    def _on_gradient(self, name: str) -> Callable[[Tensor], Tensor]:
-        def watch(tensor: Tensor) -> Tensor:
+    def _watch_gradients(self, value: Any, name: str) -> None:
+        for tensor in tensors_in(value):
             if tensor.requires_grad:
-                tensor.register_hook(lambda gradient: self._switch(name))
-            return tensor
+                tensor.register_hook(partial(self._switch_owner, name))
 
-        return watch
-
-    def _switch(self, name: str) -> None:
-        """The gradient of `name`'s output is complete: what ran until now belongs to the unit before."""
+    def _switch_owner(self, name: str, gradient: Any) -> None:
+        """The gradient of `name`'s output is complete: the time until now belongs to the unit that runs after it."""
         self._charge(self.backward, self._owner)
         self._owner = name
 
     def _charge(self, account: dict[str, float], name: str) -> None:
         now = self._clock()
-        account[name] = account.get(name, 0.0) + now - self._last
+        account[name] += now - self._last
         self._last = now
 
 
-def device_clock(device: torch.device, read: Callable[[], float]) -> Callable[[], float]:
-    """A clock that waits for `device` before it is read."""
+def wall_clock(device: torch.device) -> Clock:
+    """A clock in seconds that waits for `device` before it is read."""
 
     def clock() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return read()
+        return time.perf_counter()
 
     return clock
+
+
+def median_seconds(action: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Wall time of `action` on `device`: the median of some runs, after one that is not counted."""
+    clock = wall_clock(device)
+    seconds = []
+    for _ in range(repeats + 1):
+        start = clock()
+        action()
+        seconds.append(clock() - start)
+    return median(seconds[1:])

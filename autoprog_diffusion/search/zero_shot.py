@@ -18,19 +18,15 @@ from autoprog_diffusion.growth.plan import Stage, fixed_plan
 from autoprog_diffusion.growth.search_session import warm_blocks
 from autoprog_diffusion.growth.units import Layout
 
-from .candidates import Candidate, list_candidates
-from .consensus import agree, all_reduce_bandwidth
-from .cost import UnitCosts, count_costs, measure_costs
-from .ntk import condition_number, parameter_grams, unit_grams
-from .objective import Score, choose
-from .probe import untouched
-from .recorded_calls import Call, CallRecorder, calls_from_loss
-from .zico import mean_gradients, parameter_scores, unit_gain, unit_zico
+from .consensus import agree
+from .cost import UnitCosts, all_reduce_bandwidth, count_costs, measure_costs, trained_units
+from .objective import Candidate, Score, choose, list_candidates
+from .probe import leaving_no_trace, score_units
+from .recorded_calls import CallRecorder, RecordedCall, calls_from_loss
+from .zico import mean_gradients
 
 
 logger = logging.getLogger(__name__)
-
-PROBE_SAMPLES = 16  # the paper's batch for its NTK score
 
 
 class ZeroShotSearch:
@@ -44,11 +40,15 @@ class ZeroShotSearch:
         others: Further modules that take part in the forward pass, such as the stage embedding.
         loss_fn: `loss_fn(model, batch) -> loss`, instead of replaying what the training loop did.
         batches: For `loss_fn`.
+
+    Raises:
+        SearchError: Only one of `loss_fn` and `batches` is given.
     """
 
     def __init__(
         self,
         config: GrowthConfig,
+        *,
         model: nn.Module,
         wrapped: nn.Module,
         layout: Layout,
@@ -58,15 +58,22 @@ class ZeroShotSearch:
     ) -> None:
         if (loss_fn is None) != (batches is None):
             raise SearchError("loss_fn and batches go together: give both, or neither.")
-        self._config, self._model, self._layout, self._others = config, model, layout, tuple(others)
-        self._loss_fn, self._batches = loss_fn, batches
+        self._config = config
+        self._model = model
+        self._layout = layout
+        self._others = others
+        self._loss_fn = loss_fn
+        self._batches = batches
+        self._always = warm_blocks(layout)
+        # The baselines `fixed` and `random` look at no gradient.
+        self._scores = config.search_objective not in ("fixed", "random")
         self._recorder = CallRecorder(wrapped, config.search_batches)
         self._known_costs: dict[tuple[int, ...], UnitCosts] = {}
         self._bandwidth: float | None = None
 
     def observe(self, steps_left: int) -> None:
         """Keep calls while a search is at most `search_batches` optimizer steps away."""
-        if steps_left <= self._config.search_batches and self._loss_fn is None and self._needs_calls:
+        if steps_left <= self._config.search_batches and self._loss_fn is None and self._scores:
             self._recorder.start()
 
     def choose(
@@ -76,7 +83,7 @@ class ZeroShotSearch:
 
         Args:
             stage: Index in the plan; stage 0 is the warm-up.
-            current: What trains now.
+            current: The stage that ends now.
             resolutions: The current one and, where it differs, the next.
 
         Returns:
@@ -86,21 +93,21 @@ class ZeroShotSearch:
             SearchError: On every rank, where a probe failed on one.
         """
         started = time.perf_counter()
-        count, always = len(self._layout.blocks), warm_blocks(self._layout)
-        candidates = list_candidates(self._config, count, current.blocks, resolutions, always)
-        if self._config.search_objective == "fixed":
-            candidates = [self._fixed(stage)]
-            index, scores = 0, [Score(candidates[0], 0.0, 0.0, 0.0, 0.0, 0.0)]
-        else:
-            if self._config.search_cost == "measured" and self._bandwidth is None and world_size() > 1:
-                # Here and not while scoring: a rank that fails there must not leave the others in a collective.
-                self._bandwidth = all_reduce_bandwidth(next(self._model.parameters()).device)
-            index, scores = agree(lambda: self._score(candidates, current.resolution), self._decide(stage))
+        objective = self._config.search_objective
+        measured = self._config.search_cost == "measured"
+        candidates = self._candidates(stage, current, resolutions)
+        if measured and self._scores and self._bandwidth is None and world_size() > 1:
+            # Here and not while scoring: a rank that fails there must not leave the others in a collective.
+            self._bandwidth = all_reduce_bandwidth(self._device)
+        index, scores = agree(
+            lambda: self._score(candidates, current.resolution),
+            lambda averaged: choose(objective, averaged, self._config.search_seed + stage),
+        )
         self._recorder.stop()
         record = {
             "stage": stage,
-            "objective": self._config.search_objective,
-            "cost_unit": "seconds" if self._config.search_cost == "measured" else "FLOPs",
+            "objective": objective,
+            "cost_unit": "seconds" if measured else "FLOPs",
             "seconds": time.perf_counter() - started,
             "choice": candidates[index].name,
             "candidates": [score.to_dict() for score in scores],
@@ -118,35 +125,36 @@ class ZeroShotSearch:
 
     def restore_calls(self, calls: list[Any]) -> None:
         """Go on with the calls of a checkpoint."""
-        self._recorder.restore(calls, next(self._model.parameters()).device)
+        self._recorder.restore(calls, self._device)
 
     @property
-    def _needs_calls(self) -> bool:
-        return self._config.search_objective not in ("fixed", "random")
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
 
-    def _decide(self, stage: int) -> Callable[[list[Score]], tuple[int, list[Score]]]:
-        return lambda scores: choose(self._config.search_objective, scores, self._config.search_seed + stage)
-
-    def _fixed(self, stage: int) -> Candidate:
-        """What the fixed schedule would train in this stage, as a baseline."""
-        config = replace(self._config, boundaries=None)
-        entry = fixed_plan(config, len(self._layout.blocks), config.num_stages).stages[stage - 1]
-        blocks = tuple(sorted({*entry.blocks, *warm_blocks(self._layout)}))
-        return Candidate("fixed", blocks, entry.resolution)
+    def _candidates(self, stage: int, current: Stage, resolutions: Sequence[float | int]) -> list[Candidate]:
+        config = self._config
+        num_blocks = len(self._layout.blocks)
+        if config.search_objective != "fixed":
+            return list_candidates(config, num_blocks, current.blocks, resolutions, self._always)
+        # A baseline: the only candidate is what the fixed schedule would train. Where its stages begin plays no part.
+        schedule = fixed_plan(replace(config, boundaries=None), num_blocks, config.num_stages)
+        fixed = schedule.stages[stage - 1]
+        return [Candidate("fixed", tuple(sorted({*fixed.blocks, *self._always})), fixed.resolution)]
 
     def _score(self, candidates: list[Candidate], now: float | int) -> list[Score]:
         """Scores of all candidates from one probe per resolution, on this rank's data."""
-        if not self._needs_calls:
-            return [Score(candidate, 0.0, 0.0, 0.0, 0.0) for candidate in candidates]
-        with untouched(self._model, *self._others, names=self._layout.names):
+        if not self._scores:
+            return [Score(candidate) for candidate in candidates]
+        scores: dict[Candidate, Score] = {}
+        with leaving_no_trace(self._model, *self._others, names=self._layout.names):
             calls = self._calls()
-            by_resolution = {
-                resolution: self._probe(calls, resolution / now, candidates)
-                for resolution in dict.fromkeys(c.resolution for c in candidates)
-            }
-        return [by_resolution[candidate.resolution](candidate) for candidate in candidates]
+            for resolution in dict.fromkeys(candidate.resolution for candidate in candidates):
+                group = [candidate for candidate in candidates if candidate.resolution == resolution]
+                for score in self._probe(calls, resolution / now, group):
+                    scores[score.candidate] = score
+        return [scores[candidate] for candidate in candidates]
 
-    def _calls(self) -> list[Call]:
+    def _calls(self) -> list[RecordedCall]:
         if self._loss_fn is not None and self._batches is not None:
             return calls_from_loss(self._model, self._loss_fn, self._batches, self._config.search_batches)
         calls = self._recorder.calls
@@ -157,26 +165,21 @@ class ZeroShotSearch:
             )
         return calls
 
-    def _probe(self, calls: list[Call], ratio: float, candidates: list[Candidate]) -> Callable[[Candidate], Score]:
-        model, layout = self._model, self._layout
-        here = [call.resized(ratio) for call in calls]
-        reference = None if ratio == 1.0 else mean_gradients(model, calls[::2])
-        scores = parameter_scores(model, here, reference)
-        zico, gain = unit_zico(model, layout, scores), unit_gain(layout, scores)
-        grams = unit_grams(layout, parameter_grams(model, here[-1].first(PROBE_SAMPLES)))
-        costs = self._costs(here[-1], [min(c.blocks) for c in candidates if c.blocks])
+    def _probe(self, calls: list[RecordedCall], ratio: float, candidates: list[Candidate]) -> list[Score]:
+        """Scores of the candidates at one resolution, `ratio` times that of the calls."""
+        layout = self._layout
+        resized = [call.resized(ratio) for call in calls]
+        reference = None if ratio == 1.0 else mean_gradients(self._model, calls[::2])
+        units = score_units(self._model, layout, resized, layout.names, reference)
+        costs = self._costs(resized[-1], [min(candidate.blocks) for candidate in candidates if candidate.blocks])
+        scores = []
+        for candidate in candidates:
+            cost = costs.step(layout, candidate.blocks)
+            scores.append(units.score(candidate, trained_units(layout, candidate.blocks), cost))
+        return scores
 
-        def score(candidate: Candidate) -> Score:
-            names = trained_units(layout, candidate.blocks)
-            parts = [grams[name] for name in names if grams[name].dim() == 2]
-            kappa = condition_number(torch.stack(parts).sum(0)) if parts else float("nan")
-            total = [sum(table[name] for name in names) for table in (zico, gain)]
-            return Score(candidate, costs.step(layout, candidate.blocks), kappa, total[0], total[1])
-
-        return score
-
-    def _costs(self, call: Call, firsts: list[int]) -> UnitCosts:
-        """Costs at the shape of `call`: got once, since they do not change while the model trains."""
+    def _costs(self, call: RecordedCall, firsts: list[int]) -> UnitCosts:
+        """Costs at the shape of `call`; determined once, since they do not change while the model trains."""
         shape = tuple(call.gradient.shape)
         if shape not in self._known_costs:
             if self._config.search_cost == "flops":
@@ -188,20 +191,11 @@ class ZeroShotSearch:
         return self._known_costs[shape]
 
 
-def trained_units(layout: Layout, blocks: Iterable[int]) -> list[str]:
-    """Names of the units that train when `blocks` do; the inputs only with block 0 (see `growth.units`)."""
-    chosen = sorted(blocks)
-    names = [layout.blocks[index].name for index in chosen] + [layout.outputs.name]
-    return [layout.inputs.name, *names] if chosen and chosen[0] == 0 else names
-
-
 def _announce(record: dict[str, Any], chosen: Score, scores: list[Score]) -> None:
-    broken = [score.candidate.name for score in scores if score.degenerate]
-    if broken:
-        logger.warning("degenerate scores (singular kernel, nan, or a batch of one), ranked last: %s", broken)
-    logger.info(
-        "search for stage %d took %.2f s: %s of %d candidates", record["stage"], record["seconds"],
-        chosen.candidate.name, len(scores),
-    )  # fmt: skip
+    degenerate = [score.candidate.name for score in scores if score.degenerate]
+    if degenerate:
+        logger.warning("degenerate scores (singular kernel, nan, or a batch of one), ranked last: %s", degenerate)
+    seconds = f"{record['seconds']:.2f} s"
+    logger.info("search for stage %d took %s: %s", record["stage"], seconds, chosen.candidate.name)
     if chosen.cost and chosen.cost >= max(score.cost for score in scores):
-        logger.info("the search chose the dearest candidate: this stage saves nothing against full fine-tuning.")
+        logger.info("the search chose the most expensive candidate: this stage saves nothing.")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.growth.units import Layout
 
-from .recorded_calls import Call
+from .recorded_calls import RecordedCall, take_gradients
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class ParameterScore:
     """What the gradients of two or more mini-batches say about one parameter.
 
     Attributes:
-        inverse_noise: sum_i mean_b |g_i| / std_b(g_i) over the entries whose gradients differ (ZiCo's inner sum; the
-            population's standard deviation).
+        inverse_noise: ZiCo's inner sum, sum_i mean_b |g_i| / std_b(g_i) over the entries i whose gradients differ
+            between mini-batches b; the standard deviation is the population's.
         gain: sum_i <g1_i, g2_i> / rms_i over two independent halves of the mini-batches: how much the loss falls, per
-            unit of learning rate, under a preconditioned step. Noise has mean zero in it, so it does not count.
+            unit of learning rate, under a preconditioned step. Noise does not count, since its mean is zero.
     """
 
     inverse_noise: float
@@ -32,125 +32,125 @@ class ParameterScore:
 
 
 def parameter_scores(
-    model: nn.Module, calls: Sequence[Call], reference: dict[str, Tensor] | None = None
+    model: nn.Module, calls: Sequence[RecordedCall], reference: dict[str, Tensor] | None = None
 ) -> dict[str, ParameterScore]:
-    """Replay calls, each with the gradient the user's loss sent back, and score every parameter.
+    """Replay calls, each with the gradient that the user's loss sent back, and score every parameter.
 
-    One forward and one backward pass a call. All but the last call's gradients are kept as running sums; with two
-    calls that is one copy of the parameters. Run it inside `probe.untouched`.
+    A call takes one forward and one backward pass. The gradients of all calls but the last are kept as running sums;
+    with two calls that is one copy of the parameters. Run it in `probe.leaving_no_trace`.
 
     Args:
         model: The bare model.
         calls: At least two mini-batches.
-        reference: Mean gradients, by name, that stand for the first half in the gain; for calls at another resolution,
-            whose gradients are worth what they do for the loss at the resolution that was seen.
+        reference: Mean gradients, by name, that stand for the first half in the gain. Give them for calls at another
+            resolution: a gradient is worth what it does for the loss at the resolution that was seen.
 
     Raises:
         SearchError: There are fewer than two calls.
     """
     if len(calls) < 2:
         raise SearchError(f"scores need the gradients of at least 2 mini-batches, {len(calls)} were recorded.")
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    sums: dict[str, _Moments] = {}
+    reference = reference or {}
+    parameters = dict(model.named_parameters())
+    names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
+    moments = {name: _Moments() for name in parameters}
     scores: dict[str, ParameterScore] = {}
 
-    def last(parameter: Tensor) -> None:
-        name, gradient = names[id(parameter)], parameter.grad
-        if gradient is not None:
-            moments = sums.pop(name, _Moments()).add(gradient)
-            scores[name] = moments.score(None if reference is None else reference.get(name))
-        parameter.grad = None  # nothing of the last gradient is kept
+    def score_and_free(parameter: Tensor) -> None:
+        name = names[parameter]
+        if parameter.grad is not None:
+            moments[name].add(parameter.grad)
+            scores[name] = moments[name].score(reference.get(name))
+            moments[name] = _Moments()
+        parameter.grad = None
 
-    for index, call in enumerate(calls):
-        handles: list[Any] = []
-        if index == len(calls) - 1:
-            handles = [p.register_post_accumulate_grad_hook(last) for p in model.parameters() if p.requires_grad]
-        try:
-            call.run(model).backward(call.gradient)
-        finally:
-            for handle in handles:
-                handle.remove()
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                sums.setdefault(name, _Moments()).add(parameter.grad)
-                parameter.grad = None
+    for call in calls[:-1]:
+        call.run(model).backward(call.gradient)
+        for name, gradient in take_gradients(model).items():
+            moments[name].add(gradient)
+    # During the last backward pass every parameter is scored as soon as its gradient is there, and both are freed.
+    trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
+    handles = [parameter.register_post_accumulate_grad_hook(score_and_free) for parameter in trained]
+    try:
+        calls[-1].run(model).backward(calls[-1].gradient)
+    finally:
+        for handle in handles:
+            handle.remove()
     return scores
 
 
-def mean_gradients(model: nn.Module, calls: Sequence[Call]) -> dict[str, Tensor]:
-    """Mean gradient over calls of every parameter, by name. Run it inside `probe.untouched`."""
+def mean_gradients(model: nn.Module, calls: Sequence[RecordedCall]) -> dict[str, Tensor]:
+    """Mean gradient over calls of every parameter, by name. Run it in `probe.leaving_no_trace`."""
     for call in calls:
         call.run(model).backward(call.gradient / len(calls))
-    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    for parameter in model.parameters():
-        parameter.grad = None
-    return found
+    return take_gradients(model)
 
 
 def unit_zico(model: nn.Module, layout: Layout, scores: dict[str, ParameterScore]) -> dict[str, float]:
-    """ZiCo of every unit: the sum of log(inner sum) over its linear and convolution weights (they add up)."""
-    layers = {
-        f"{name}.weight" if name else "weight"
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv2d))
-    }
-    return {
-        unit.name: sum(_log(scores[name].inverse_noise) for name in unit.parameters if name in layers & scores.keys())
-        for unit in layout.units
-    }
+    """ZiCo of every unit: the sum over its linear and convolution weights l of log(inner sum of l) (AutoProg-Zero)."""
+    logs = {}
+    for name, module in model.named_modules():
+        weight = f"{name}.weight" if name else "weight"
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and weight in scores:
+            inner = scores[weight].inverse_noise
+            logs[weight] = math.log(inner) if inner > 0 else 0.0
+    return _sum_units(layout, logs)
 
 
 def unit_gain(layout: Layout, scores: dict[str, ParameterScore]) -> dict[str, float]:
     """Expected gain of every unit: the sum over its parameters."""
-    return {unit.name: sum(scores[n].gain for n in unit.parameters if n in scores) for unit in layout.units}
+    return _sum_units(layout, {name: score.gain for name, score in scores.items()})
 
 
+def _sum_units(layout: Layout, values: dict[str, float]) -> dict[str, float]:
+    sums = {}
+    for unit in layout.units:
+        sums[unit.name] = sum(values.get(name, 0.0) for name in unit.parameters)
+    return sums
+
+
+@dataclass
 class _Moments:
-    """Running moments over mini-batches of one parameter's gradient (Welford); sums begin with the second."""
+    """Running sums over the mini-batch gradients of one parameter (Welford's algorithm)."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Any = 0
-        self.deviation: Any = 0  # sum of squared distances from the mean
-        self.absolute: Any = 0
-        self.square: Any = 0
-        self.even: Any = 0
-        self._first: Tensor | None = None
+    # The latest gradient waits: two mini-batches then cost one kept gradient instead of five sums.
+    waiting: Tensor | None = None
+    count: int = 0
+    mean: Any = 0.0
+    squared_distances: Any = 0.0  # from the mean
+    absolute: Any = 0.0
+    square: Any = 0.0
+    even: Any = 0.0  # mini-batches 0, 2, ...: the first of two independent halves
 
-    def add(self, gradient: Tensor) -> _Moments:
+    def add(self, gradient: Tensor) -> None:
         """Take in the gradient of the next mini-batch."""
-        gradient = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
-        if self.count == 0:
-            # Two mini-batches then cost one kept gradient, not four sums.
-            self._first, self.count = gradient, 1
-            return self
-        if self._first is not None:
-            first, self._first, self.count = self._first, None, 0
-            self._sum(first)
-        self._sum(gradient)
-        return self
+        self._add_waiting()
+        self.waiting = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
 
-    def score(self, reference: Tensor | None = None) -> ParameterScore:
-        """The scores of what was taken in; nothing without two mini-batches."""
-        if self.count < 2:
-            return ParameterScore(0.0, 0.0)
-        std, rms = (self.deviation / self.count).sqrt(), (self.square / self.count).sqrt()
-        inner = (self.absolute / self.count / std)[std > 0].sum()
-        evens = (self.count + 1) // 2
-        first = self.even / evens if reference is None else reference
-        halves = first * ((self.mean * self.count - self.even) / (self.count - evens))
-        return ParameterScore(float(inner), float((halves / rms)[rms > 0].sum()))
+    def score(self, reference: Tensor | None) -> ParameterScore:
+        """Score what was taken in; zero without two mini-batches. `reference` stands for the first half."""
+        self._add_waiting()
+        count = self.count
+        if count < 2:
+            return ParameterScore(inverse_noise=0.0, gain=0.0)
+        std = (self.squared_distances / count).sqrt()
+        rms = (self.square / count).sqrt()
+        evens = (count + 1) // 2
+        first_half = self.even / evens if reference is None else reference
+        second_half = (self.mean * count - self.even) / (count - evens)
+        ratios = self.absolute / count / std
+        gains = first_half * second_half / rms
+        return ParameterScore(float(ratios[std > 0].sum()), float(gains[rms > 0].sum()))
 
-    def _sum(self, gradient: Tensor) -> None:
+    def _add_waiting(self) -> None:
+        if self.waiting is None:
+            return
+        gradient, self.waiting = self.waiting, None
         if self.count % 2 == 0:
-            self.even = self.even + gradient
+            self.even += gradient
         self.count += 1
         distance = gradient - self.mean
-        self.mean = self.mean + distance / self.count
-        self.deviation = self.deviation + distance * (gradient - self.mean)
-        self.absolute = self.absolute + gradient.abs()
-        self.square = self.square + gradient.square()
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else 0.0
+        self.mean += distance / self.count
+        self.squared_distances += distance * (gradient - self.mean)
+        self.absolute += gradient.abs()
+        self.square += gradient.square()

@@ -25,7 +25,8 @@ def label_tables(transformer: nn.Module) -> list[Any]:
     Raises:
         LabelError: There is none.
     """
-    found = [module for name, module in transformer.named_modules() if name.endswith("class_embedder")]
+    modules = transformer.named_modules()
+    found = [module for name, module in modules if name.endswith("class_embedder")]
     if not found:
         raise LabelError(f"{type(transformer).__name__} has no class_embedder: use a class-conditional DiT.")
     return found
@@ -38,13 +39,18 @@ def label_ids(count: int) -> list[int]:
 
 def plain_name(name: str) -> str:
     """A class name as folders and labels can be compared: lower case, words apart by one space."""
-    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
+    spaced = name.replace("_", " ").replace("-", " ")
+    return " ".join(spaced.lower().split())
 
 
 def find_label(name: str, labels: Mapping[str, int]) -> int | None:
-    """Row of a class by name, or by any of the names with commas between that ImageNet gives one; None if unknown."""
+    """Row of a class, by its full name or by one of ImageNet's comma-separated synonyms; None if unknown."""
     known = {plain_name(label): row for label, row in labels.items()}
-    return next((known[plain_name(part)] for part in (name, *name.split(",")) if plain_name(part) in known), None)
+    for part in (name, *name.split(",")):
+        row = known.get(plain_name(part))
+        if row is not None:
+            return row
+    return None
 
 
 def keep_labels(names: Sequence[str], labels: Mapping[str, int]) -> list[int]:
@@ -81,7 +87,8 @@ def fit_labels(transformer: Any, names: Sequence[str], labels: Mapping[str, int]
         labels: Class name -> row of the checkpoint, `pipeline.labels`.
         seed: Of the new rows.
     """
-    ids, known = label_ids(len(names)), [find_label(name, labels) for name in names]
+    ids = label_ids(len(names))
+    known = [find_label(name, labels) for name in names]
     classes = max(NULL_LABEL, len(names))
     generator = torch.Generator().manual_seed(seed)
     for embedder in label_tables(transformer):
@@ -91,6 +98,7 @@ def fit_labels(transformer: Any, names: Sequence[str], labels: Mapping[str, int]
         kept = min(len(old), classes + 1)
         table[:kept] = old[:kept]
         for index, row in zip(ids, known):
+            # Drawn for every class: those that are known must not change the others' numbers.
             noise = 0.02 * torch.randn(table.shape[1], generator=generator)
             table[index] = null + noise.to(null) if row is None else old[row]
         table[NULL_LABEL] = null
@@ -103,9 +111,11 @@ def fit_labels(transformer: Any, names: Sequence[str], labels: Mapping[str, int]
 def pad_labels(transformer: Any) -> None:
     """Move the unconditional row of a DiT of fewer classes to `NULL_LABEL`, in place; its classes stay."""
     for embedder in label_tables(transformer):
-        null, old = _null_row(embedder), embedder.embedding_table.weight
-        if len(old) <= NULL_LABEL:
-            _replace(embedder, torch.cat([old, null.expand(NULL_LABEL + 1 - len(old), -1)]))
+        null = _null_row(embedder)
+        old = embedder.embedding_table.weight
+        missing = NULL_LABEL + 1 - len(old)
+        if missing > 0:
+            _replace(embedder, torch.cat([old, null.expand(missing, -1)]))
     classes = len(label_tables(transformer)[0].embedding_table.weight) - 1
     transformer.register_to_config(num_embeds_ada_norm=classes)
 
@@ -124,5 +134,6 @@ def _null_row(embedder: Any) -> torch.Tensor:
 
 def _replace(embedder: Any, table: torch.Tensor) -> None:
     weight = embedder.embedding_table.weight
-    embedder.embedding_table = nn.Embedding.from_pretrained(table.clone(), freeze=not weight.requires_grad)
+    frozen = not weight.requires_grad
+    embedder.embedding_table = nn.Embedding.from_pretrained(table.clone(), freeze=frozen)
     embedder.num_classes = len(table) - 1

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
 from PIL import Image
 from torch import Tensor
 
 from autoprog_diffusion.data.emoji import emoji_dataset
 from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.growth.errors import ConfigError
-from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.samples import sampling, seeds
 
+from .objective import NoiseSettings
 from .stable_diffusion import TextToImage
 
 
@@ -33,7 +33,7 @@ DEFAULT_FACES = (
 
 
 @dataclass(frozen=True)
-class SubjectArguments:
+class SubjectSettings:
     """Subject and class; names are those of Diffusers' train_dreambooth.py."""
 
     instance_data_dir: str | None = None
@@ -43,7 +43,7 @@ class SubjectArguments:
     with_prior_preservation: bool = False
     """Train on pictures of the class as well, so that the class is not forgotten."""
     class_data_dir: str | None = None
-    """Folder of pictures of the class; those that lack are drawn by the model [class_images in the output folder]."""
+    """Folder of pictures of the class; the model draws those that are missing [class_images in the output folder]."""
     class_prompt: str | None = None
     """Prompt of the class, for example "a photo of dog"."""
     num_class_images: int = 100
@@ -54,22 +54,12 @@ class SubjectArguments:
     """Pictures of the class that are drawn at a time."""
 
 
-@dataclass(frozen=True)
-class DreamboothArguments(Arguments):
-    """All groups of arguments, and subject and class."""
-
-    subject: tyro.conf.OmitArgPrefixes[SubjectArguments] = field(default_factory=SubjectArguments)
-
-
-def check_subject(args: DreamboothArguments) -> None:
+def check_subject(subject: SubjectSettings) -> None:
     """Refuse subject arguments that do not fit together.
 
     Raises:
         ConfigError: The message names the flag and the fix.
     """
-    subject = args.subject
-    if args.data.train_data_dir or args.data.dataset_name:
-        raise ConfigError("--train_data_dir and --dataset_name are for other recipes: give --instance_data_dir.")
     if not subject.instance_prompt:
         raise ConfigError("--instance_prompt is missing: give a prompt with a rare word that names the subject.")
     if subject.with_prior_preservation and not subject.class_prompt:
@@ -90,7 +80,8 @@ def list_images(folder: str | Path, flag: str) -> list[Path]:
     Raises:
         DataError: It is not a folder, or holds none.
     """
-    path, known = Path(folder), Image.registered_extensions()
+    path = Path(folder)
+    known = Image.registered_extensions()
     if not path.is_dir():
         raise DataError(f"--{flag} {folder} is not a folder.")
     files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in known)
@@ -109,27 +100,40 @@ def images_of(files: Sequence[Path], prompt: str) -> datasets.Dataset:
 
 
 def draw_class_images(
-    pipeline: Any, args: DreamboothArguments, folder: Path, size: int, guidance: float, accelerator: Accelerator
+    pipeline: Any,
+    folder: Path,
+    accelerator: Accelerator,
+    subject: SubjectSettings,
+    *,
+    size: int,
+    steps: int,
+    guidance: float,
+    seed: int,
 ) -> list[Path]:
-    """The files of the class, after the pipeline has drawn those that lack; processes share the work.
+    """The files of the class, after the pipeline has drawn those that are missing; processes share the work.
 
     Every picture has a seed of its own, so that a run that was killed here draws the same ones.
+
+    Args:
+        pipeline: Draws; it is moved to the device.
+        folder: Of the files.
+        accelerator: Of the run.
+        subject: Prompt and number of the pictures.
+        size: Side of the pictures in pixels.
+        steps: Denoising steps.
+        guidance: Scale of classifier-free guidance.
+        seed: Of the first picture.
 
     Raises:
         DataError: The folder cannot be written.
     """
-    subject = args.subject
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"--class_data_dir {folder} cannot be written: {error}.") from error
-    known = Image.registered_extensions()
-    names = {file.name for file in folder.iterdir() if file.suffix.lower() in known}
-    drawn = [f"generated-{number:05d}.png" for number in range(subject.num_class_images)]
-    given = len(names - set(drawn))
-    wanted = [number for number, name in enumerate(drawn[: max(0, len(drawn) - given)]) if name not in names]
+    missing = _missing_pictures(folder, subject.num_class_images)
     accelerator.wait_for_everyone()  # all have looked before one draws
-    mine = wanted[accelerator.process_index :: accelerator.num_processes]
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
     pipeline.to(accelerator.device)
     for start in range(0, len(mine), subject.sample_batch_size):
         numbers = mine[start : start + subject.sample_batch_size]
@@ -138,15 +142,28 @@ def draw_class_images(
                 [subject.class_prompt] * len(numbers),
                 height=size,
                 width=size,
-                num_inference_steps=args.output.num_inference_steps,
+                num_inference_steps=steps,
                 guidance_scale=guidance,
-                generator=[seeds(args.train.seed + number, 1)[0] for number in numbers],
+                generator=[seeds(seed + number, 1)[0] for number in numbers],
             ).images
         for number, image in zip(numbers, images):
-            image.save(folder / f"{drawn[number]}.tmp", format="PNG")
-            os.replace(folder / f"{drawn[number]}.tmp", folder / drawn[number])
+            temporary = folder / f"{_drawn_name(number)}.tmp"
+            image.save(temporary, format="PNG")
+            os.replace(temporary, folder / _drawn_name(number))
     accelerator.wait_for_everyone()
     return list_images(folder, "class_data_dir")[: subject.num_class_images]
+
+
+def _drawn_name(number: int) -> str:
+    return f"generated-{number:05d}.png"
+
+
+def _missing_pictures(folder: Path, count: int) -> list[int]:
+    """Numbers of the pictures to draw, so that there are `count` with the files that the user put there."""
+    known = Image.registered_extensions()
+    present = {file.name for file in folder.iterdir() if file.suffix.lower() in known}
+    given = present - {_drawn_name(number) for number in range(count)}
+    return [number for number in range(count - len(given)) if _drawn_name(number) not in present]
 
 
 def default_subject(folder: Path, size: int, accelerator: Accelerator) -> list[Path]:
@@ -163,12 +180,25 @@ def default_subject(folder: Path, size: int, accelerator: Accelerator) -> list[P
 
 
 def pair_up(instances: int, classes: int) -> list[tuple[int, ...]]:
-    """Rows that train together, a picture of the subject and one of the class, as many as there are of the more."""
+    """Pairs of rows that train together: of the subject and of the class, the shorter list repeated."""
     return [(item % instances, instances + item % classes) for item in range(max(instances, classes))]
 
 
 class Dreambooth(TextToImage):
-    """The loss on the subject, and the weighted one on the class where rows come in pairs."""
+    """The loss on the subject, and the weighted one on the class where rows come in pairs.
+
+    Args:
+        pipeline: As `TextToImage` takes it.
+        latents: As `TextToImage` takes them.
+        noise: As `TextToImage` takes it.
+        prior_loss_weight: Weight of the loss on the class.
+    """
+
+    def __init__(
+        self, pipeline: Any, latents: Latents, noise: NoiseSettings, *, prior_loss_weight: float = 1.0
+    ) -> None:
+        super().__init__(pipeline, latents, noise)
+        self.prior_loss_weight = prior_loss_weight
 
     def loss(self, denoiser: Any, batch: dict[str, Tensor]) -> Tensor:
         """Loss of one batch, () float32.
@@ -179,7 +209,8 @@ class Dreambooth(TextToImage):
         """
         if batch["index"].dim() == 1:
             return super().loss(denoiser, batch)
+        # One pass over all subjects, then all pictures of the class.
         flat = {name: value.transpose(0, 1).flatten(0, 1) for name, value in batch.items()}
         parts = [value.chunk(2) for value in self.denoise(denoiser, flat)]
         subject, prior = (self.weighted(*half) for half in zip(*parts))
-        return subject + self.args.subject.prior_loss_weight * prior  # type: ignore[attr-defined]
+        return subject + self.prior_loss_weight * prior

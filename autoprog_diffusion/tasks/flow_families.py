@@ -1,4 +1,4 @@
-"""What SD3 and Flux do differently: text, the call of the denoiser, and the shift of time with the resolution."""
+"""Differences between SD3 and Flux: text, the call of the denoiser, and the shift of time with the resolution."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class SD3:
 
     def __init__(self, pipeline: Any, guidance: float) -> None:
         del guidance
-        self.pipeline, self.patch = pipeline, int(pipeline.transformer.config.patch_size)
+        self.pipeline = pipeline
+        self.patch = int(pipeline.transformer.config.patch_size)
 
     def resolution(self) -> int:
         """Side of the images the pipeline was made for, in pixels."""
@@ -39,7 +40,7 @@ class SD3:
         )
         return tokens, pooled
 
-    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
         """The denoiser's output, (N, C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
         return denoiser(
             hidden_states=noisy,
@@ -64,7 +65,8 @@ class Flux:
     patch = 2  # latents are packed in twos
 
     def __init__(self, pipeline: Any, guidance: float) -> None:
-        self.pipeline, self.guidance = pipeline, guidance
+        self.pipeline = pipeline
+        self.guidance = guidance
 
     def resolution(self) -> int:
         """Side of the images the pipeline was made for, in pixels."""
@@ -75,15 +77,17 @@ class Flux:
         tokens, pooled, _ = self.pipeline.encode_prompt(list(captions), None, max_sequence_length=length)
         return tokens, pooled
 
-    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
+    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
         """The denoiser's output, (N, C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
         count, channels, height, width = noisy.shape
         place = {"device": noisy.device, "dtype": noisy.dtype}
-        guided = self.pipeline.transformer.config.guidance_embeds
+        guidance = None
+        if self.pipeline.transformer.config.guidance_embeds:
+            guidance = torch.full((count,), self.guidance, **place)
         output = denoiser(
             hidden_states=FluxPipeline._pack_latents(noisy, count, channels, height, width),
             timestep=sigmas,
-            guidance=torch.full((count,), self.guidance, **place) if guided else None,
+            guidance=guidance,
             encoder_hidden_states=tokens,
             pooled_projections=pooled,
             txt_ids=torch.zeros(tokens.shape[1], 3, **place),
@@ -119,7 +123,9 @@ def stage_shift(config: Any, tokens: int, full_tokens: int) -> float:
         config.get("base_shift", 0.5),
         config.get("max_shift", 1.15),
     )
-    return mu if config.get("time_shift_type", "exponential") == "linear" else math.exp(mu)
+    if config.get("time_shift_type", "exponential") == "linear":
+        return mu
+    return math.exp(mu)
 
 
 def shift_time(sigmas: Tensor, shift: float) -> Tensor:

@@ -10,47 +10,61 @@ from torch import Tensor
 
 
 def variational_bound(
-    epsilon: Tensor, variance: Tensor, clean: Tensor, noisy: Tensor, timesteps: Tensor, noise_scheduler: Any
+    epsilon: Tensor, variance: Tensor, *, clean: Tensor, noisy: Tensor, timesteps: Tensor, noise_scheduler: Any
 ) -> Tensor:
     """The bound of one denoising step in bits per dimension, () float32; it trains the variance alone.
 
-    As in the DiT paper it is added unweighted to the error of the predicted noise, which it sends no gradient to.
+    As in the DiT paper it is added unweighted to the error of the predicted noise, which gets no gradient from it.
 
     Args:
         epsilon: (N, C, H, W) predicted noise.
-        variance: (N, C, H, W) where the log variance lies between its bounds: -1 the lower, 1 the upper.
+        variance: (N, C, H, W) place of the log variance between its bounds: -1 the lower, 1 the upper.
         clean: (N, C, H, W) latents.
         noisy: (N, C, H, W) the same with noise.
         timesteps: (N,) integers.
         noise_scheduler: A Diffusers scheduler with `alphas_cumprod`.
     """
-    epsilon, variance, clean, noisy = (tensor.float() for tensor in (epsilon.detach(), variance, clean, noisy))
-    alphas_bar = noise_scheduler.alphas_cumprod.to(device=noisy.device, dtype=torch.float64)
-    shifted = torch.cat([alphas_bar.new_ones(1), alphas_bar[:-1]])
-    betas = 1 - alphas_bar / shifted
-    posterior = betas * (1 - shifted) / (1 - alphas_bar)  # variance of q(x_{t-1} | x_t, x_0); 0 at step 0
-    posterior[0] = posterior[1]
+    epsilon = epsilon.detach().float()
+    variance = variance.float()
+    clean = clean.float()
+    noisy = noisy.float()
+    alpha_bar = noise_scheduler.alphas_cumprod.to(device=noisy.device, dtype=torch.float64)
+    previous = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    beta = 1 - alpha_bar / previous
+    noise = 1 - alpha_bar
 
     def at(values: Tensor) -> Tensor:
         return values[timesteps].float().view(-1, 1, 1, 1)
 
-    lower, upper = at(posterior.log()), at(betas.log())
+    # q(x_{t-1} | x_t, x_0): its mean is a weighted sum of x_0 and x_t.
+    clean_weight = at(beta * previous.sqrt() / noise)
+    noisy_weight = at((1 - previous) * (alpha_bar / previous).sqrt() / noise)
+    posterior = beta * (1 - previous) / noise
+    posterior[0] = posterior[1]  # it is 0 at step 0, where its logarithm is not needed
+    # The model's p(x_{t-1} | x_t), with its prediction of x_0.
+    predicted = (noisy - at(noise.sqrt()) * epsilon) / at(alpha_bar.sqrt())
+    mean = clean_weight * predicted + noisy_weight * noisy
+    lower = at(posterior.log())
+    upper = at(beta.log())
     log_variance = lower + (variance + 1) / 2 * (upper - lower)
-    to_clean = at(betas * shifted.sqrt() / (1 - alphas_bar))
-    to_noisy = at((1 - shifted) * (alphas_bar / shifted).sqrt() / (1 - alphas_bar))
-    predicted = (noisy - at((1 - alphas_bar).sqrt()) * epsilon) / at(alphas_bar.sqrt())
-    mean, true_mean = to_clean * predicted + to_noisy * noisy, to_clean * clean + to_noisy * noisy
+    # Kullback-Leibler divergence of two Gaussians.
+    true_mean = clean_weight * clean + noisy_weight * noisy
     divergence = 0.5 * (log_variance - lower - 1 + (lower - log_variance).exp())
-    divergence = divergence + 0.5 * (true_mean - mean).square() * (-log_variance).exp()
+    distance = (true_mean - mean).square()
+    divergence = divergence + 0.5 * distance * (-log_variance).exp()
+    # The last step is a likelihood of the data instead.
     likelihood = -discretized_log_likelihood(clean, mean, 0.5 * log_variance)
     first = (timesteps == 0).view(-1, 1, 1, 1)
-    return torch.where(first, likelihood, divergence).mean() / math.log(2.0)
+    nats = torch.where(first, likelihood, divergence).mean()
+    return nats / math.log(2.0)
 
 
 def discretized_log_likelihood(values: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Log probability of `values` under a Gaussian that is cut into the 256 bins of 8-bit images in [-1, 1]."""
-    above = torch.special.ndtr((values - mean + 1 / 255) * (-log_std).exp())
-    below = torch.special.ndtr((values - mean - 1 / 255) * (-log_std).exp())
+    distance = values - mean
+    precision = (-log_std).exp()
+    above = torch.special.ndtr((distance + 1 / 255) * precision)
+    below = torch.special.ndtr((distance - 1 / 255) * precision)
     above = torch.where(values > 0.999, torch.ones_like(above), above)
     below = torch.where(values < -0.999, torch.zeros_like(below), below)
     return (above - below).clamp(min=1e-12).log()

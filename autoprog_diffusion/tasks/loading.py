@@ -8,29 +8,25 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from autoprog_diffusion.growth.errors import GrowthError
-from autoprog_diffusion.training.arguments import Arguments
 
 
 LOAD_ERRORS = (OSError, ValueError, TypeError, AttributeError, KeyError)
 
 
-def load_as(kind: Any, words: str, name: str, args: Arguments, **options: Any) -> Any:
+def load_as(kind: Any, words: str, name: str, **options: Any) -> Any:
     """A pipeline of class `kind`, in float32.
 
     Args:
         kind: The pipeline's class.
         words: What it is and has, for the message.
         name: Folder or Hub name.
-        args: Revision, variant and cache folder.
-        options: For `from_pretrained`.
+        options: Of `from_pretrained`: revision, variant, cache_dir and so on.
 
     Raises:
         GrowthError: It cannot be loaded as such a pipeline.
     """
-    model = args.model
-    where = {"revision": model.revision, "variant": model.variant, "cache_dir": model.cache_dir}
     try:
-        pipeline = kind.from_pretrained(name, **where, **options)
+        pipeline = kind.from_pretrained(name, **options)
     except LOAD_ERRORS as error:
         raise GrowthError(f"{name} cannot be loaded as {words}: {error}") from error
     for part in pipeline.components.values():
@@ -39,17 +35,26 @@ def load_as(kind: Any, words: str, name: str, args: Arguments, **options: Any) -
     return pipeline
 
 
-def pipeline_class(name: str, args: Arguments) -> str:
+def pipeline_class(name: str, **hub: str | None) -> str:
     """Name of the class that a folder or Hub name says its pipeline is.
+
+    Args:
+        name: Folder or Hub name.
+        hub: Options of `from_pretrained`.
 
     Raises:
         GrowthError: There is no pipeline.
     """
     try:
-        config = DiffusionPipeline.load_config(name, revision=args.model.revision, cache_dir=args.model.cache_dir)
+        config: Any = pipeline_config(name, **hub)
     except LOAD_ERRORS as error:
         raise GrowthError(f"{name} holds no Diffusers pipeline (a folder with a model_index.json): {error}") from error
-    return str(config["_class_name"])  # type: ignore[index]
+    return str(config["_class_name"])
+
+
+def pipeline_config(name: str, **hub: str | None) -> Any:
+    """The index of a pipeline's parts; it has no variants."""
+    return DiffusionPipeline.load_config(name, revision=hub.get("revision"), cache_dir=hub.get("cache_dir"))
 
 
 def check_unet(name: str, pipeline: Any, addition: str | None) -> None:

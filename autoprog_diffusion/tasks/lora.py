@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
@@ -18,10 +17,9 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError, UnitError
-from autoprog_diffusion.training.arguments import Arguments
 
 from .flow_families import FAMILIES
-from .flow_matching import FlowArguments, FlowMatchingArguments, load_flow
+from .flow_matching import FlowSettings, load_flow
 from .loading import pipeline_class
 from .sdxl import load_sdxl
 from .stable_diffusion import load_pipeline
@@ -31,7 +29,7 @@ WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
-class AdapterArguments:
+class LoraSettings:
     """LoRA."""
 
     rank: int = 4
@@ -48,43 +46,40 @@ class AdapterArguments:
     """Initial values of the first update matrix; the second one is zero."""
 
 
-@dataclass(frozen=True)
-class LoraArguments(FlowMatchingArguments):
-    """All groups of arguments, flow matching for SD3 and Flux, and LoRA."""
-
-    lora: tyro.conf.OmitArgPrefixes[AdapterArguments] = field(default_factory=AdapterArguments)
-
-
-def load_any(name: str, args: Arguments) -> Any:
+def load_any(name: str, **hub: str | None) -> Any:
     """A Stable Diffusion, SDXL, SD3 or Flux pipeline, in float32.
 
+    Args:
+        name: Folder or Hub name.
+        hub: Options of `from_pretrained`.
+
     Raises:
-        GrowthError: The folder or Hub name cannot be loaded, or is another kind of pipeline.
+        GrowthError: It cannot be loaded, or is another kind of pipeline.
     """
     loaders: dict[str, Any] = {
         StableDiffusionPipeline.__name__: load_pipeline,
         StableDiffusionXLPipeline.__name__: load_sdxl,
         **{family.pipeline_class.__name__: load_flow for family in FAMILIES},
     }
-    kind = pipeline_class(name, args)
+    kind = pipeline_class(name, **hub)
     if kind not in loaders:
         raise GrowthError(f"{name} is a {kind}, which this recipe does not train: use one of {sorted(loaders)}.")
-    return loaders[kind](name, args)
+    return loaders[kind](name, **hub)
 
 
-def check_flow_flags(args: LoraArguments) -> None:
+def check_flow_flags(flow: FlowSettings) -> None:
     """Refuse flags of flow matching for a pipeline that is trained by denoising.
 
     Raises:
         ConfigError: The message names the flag.
     """
-    plain = FlowArguments()
+    plain = FlowSettings()
     for name in ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "guidance", "max_sequence_length"):
-        if getattr(args.flow, name) != getattr(plain, name):
+        if getattr(flow, name) != getattr(plain, name):
             raise ConfigError(f"--{name} is for SD3 and Flux, this pipeline is Stable Diffusion's: remove the flag.")
 
 
-def add_lora(model: nn.Module, lora: AdapterArguments, seed: int) -> None:
+def add_lora(model: nn.Module, lora: LoraSettings, seed: int) -> None:
     """Freeze the model and give it adapters, the only parameters that train.
 
     Args:
@@ -104,9 +99,10 @@ def add_lora(model: nn.Module, lora: AdapterArguments, seed: int) -> None:
             "for example with finetune_dit.py, or choose another model."
         )
     _check_targets(model, lora.target_modules)
+    alpha: Any = lora.rank if lora.lora_alpha is None else lora.lora_alpha
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.rank if lora.lora_alpha is None else lora.lora_alpha,  # type: ignore[arg-type]
+        lora_alpha=alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=list(lora.target_modules),
         use_dora=lora.use_dora,
@@ -123,14 +119,16 @@ def add_lora(model: nn.Module, lora: AdapterArguments, seed: int) -> None:
 
 def save_lora(pipeline: Any, denoiser: nn.Module, output: Path) -> None:
     """Write `pytorch_lora_weights.safetensors`, for `pipeline.load_lora_weights(output)`."""
-    name, weights = "transformer", get_peft_model_state_dict(denoiser)
+    name = "transformer"
+    weights = get_peft_model_state_dict(denoiser)
     if denoiser is getattr(pipeline, "unet", None):
-        name, weights = "unet", convert_state_dict_to_diffusers(weights)
+        name = "unet"
+        weights = convert_state_dict_to_diffusers(weights)
     metadata = _collate_lora_metadata({name: denoiser})  # the scale, where --lora_alpha is not the rank
     pipeline.save_lora_weights(output, **{f"{name}_lora_layers": weights}, **metadata)
 
 
-def _check(lora: AdapterArguments) -> None:
+def _check(lora: LoraSettings) -> None:
     if lora.rank < 1:
         raise ConfigError(f"--rank {lora.rank} is not allowed: use a whole number of at least 1.")
     if lora.lora_alpha is not None and not lora.lora_alpha > 0:

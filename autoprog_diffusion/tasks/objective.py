@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,33 +11,83 @@ import torch.nn.functional as F
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
-from autoprog_diffusion.training.arguments import TrainArguments
-
 
 SPREAD = 16  # draws per sample that spread timesteps are picked from
 
 
-def draw_noise(latents: Tensor, args: TrainArguments) -> tuple[Tensor, Tensor]:
-    """Noise for (N, C, H, W) latents: the target's, and the one that is mixed in (perturbed on request).
+@dataclass(frozen=True)
+class NoiseSettings:
+    """Settings of the denoising objective; names are those of Diffusers' script.
+
+    Attributes:
+        noise_offset: Scale of a per-channel offset of the noise.
+        input_perturbation: Scale of an extra perturbation of the input noise.
+        timestep_sampling: `independent`, or `stratified`: spread evenly over a batch.
+        snr_gamma: Gamma of the min-SNR loss weighting; None for equal weights.
+        prediction_type: Output of the model: epsilon, v_prediction or sample; None as the noise scheduler says.
+    """
+
+    noise_offset: float = 0.0
+    input_perturbation: float = 0.0
+    timestep_sampling: str = "independent"
+    snr_gamma: float | None = None
+    prediction_type: str | None = None
+
+
+@dataclass(frozen=True)
+class NoisyBatch:
+    """One batch of a denoising objective.
+
+    Attributes:
+        latents: (N, C, H, W) input of the model.
+        timesteps: (N,) integers.
+        noise: (N, C, H, W) the noise without perturbation.
+        target: (N, C, H, W) the output that the model should have.
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    noise: Tensor
+    target: Tensor
+
+
+def add_noise(clean: Tensor, noise_scheduler: Any, settings: NoiseSettings) -> NoisyBatch:
+    """Mix (N, C, H, W) latents with noise at random timesteps."""
+    noise, perturbed = draw_noise(clean, settings)
+    timesteps = draw_timesteps(len(clean), noise_scheduler, settings, clean.device)
+    return NoisyBatch(
+        latents=noise_scheduler.add_noise(clean, perturbed, timesteps),
+        timesteps=timesteps,
+        noise=noise,
+        target=denoising_target(noise_scheduler, clean, noise, timesteps),
+    )
+
+
+def draw_noise(latents: Tensor, settings: NoiseSettings) -> tuple[Tensor, Tensor]:
+    """Noise for (N, C, H, W) latents: that of the target, and that which is added, perturbed on request.
 
     Sources: noise offset, crosslabs.org "Diffusion with offset noise"; input perturbation, arXiv 2301.11706.
     """
     noise = torch.randn_like(latents)
-    if args.noise_offset:
-        noise = noise + args.noise_offset * torch.randn(*latents.shape[:2], 1, 1, device=latents.device)
-    mixed = noise + args.input_perturbation * torch.randn_like(noise) if args.input_perturbation else noise
-    return noise, mixed
+    if settings.noise_offset:
+        offset = torch.randn(*latents.shape[:2], 1, 1, device=latents.device)
+        noise = noise + settings.noise_offset * offset
+    if not settings.input_perturbation:
+        return noise, noise
+    return noise, noise + settings.input_perturbation * torch.randn_like(noise)
 
 
-def draw_timesteps(count: int, noise_scheduler: Any, args: TrainArguments, device: torch.device) -> Tensor:
+def draw_timesteps(count: int, noise_scheduler: Any, settings: NoiseSettings, device: torch.device) -> Tensor:
     """(N,) integer timesteps for N samples, uniform each; spread over the batch on request."""
     steps = noise_scheduler.config.num_train_timesteps
-    return sample_times(lambda n: torch.randint(0, steps, (n,), device=device), count, args)
+    return sample_times(lambda n: torch.randint(0, steps, (n,), device=device), count, settings.timestep_sampling)
 
 
-def sample_times(draw: Callable[[int], Tensor], count: int, args: TrainArguments) -> Tensor:
-    """(N,) times for N samples, as `args.timestep_sampling` says; `draw(n)` gives n independent ones."""
-    return draw(count) if args.timestep_sampling == "independent" else spread(draw(count * SPREAD), count)
+def sample_times(draw: Callable[[int], Tensor], count: int, sampling: str) -> Tensor:
+    """(N,) times for N samples, `independent` or `stratified`; `draw(n)` gives n independent ones."""
+    if sampling == "independent":
+        return draw(count)
+    return spread(draw(count * SPREAD), count)
 
 
 def spread(draws: Tensor, count: int) -> Tensor:
@@ -56,7 +107,7 @@ def spread(draws: Tensor, count: int) -> Tensor:
 
 
 def denoising_target(noise_scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the denoiser should return, (N, C, H, W), by the scheduler's prediction type.
+    """The output that the denoiser should have, (N, C, H, W), by the scheduler's prediction type.
 
     Raises:
         ValueError: The scheduler's prediction type is not one of the three.

@@ -10,69 +10,66 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.data.captions import Captions
 from autoprog_diffusion.data.latents import Latents
-from autoprog_diffusion.training.arguments import Arguments
 
 from .loading import check_unet, load_as
-from .objective import denoising_loss, denoising_target, draw_noise, draw_timesteps
+from .objective import NoiseSettings, add_noise, denoising_loss
 
 
 if TYPE_CHECKING:
-    import datasets
-    from accelerate import Accelerator
-
     from autoprog_diffusion.growth import GrowthScheduler
 
 
-def load_pipeline(name: str, args: Arguments) -> StableDiffusionPipeline:
+def load_pipeline(name: str, **hub: str | None) -> StableDiffusionPipeline:
     """A Stable Diffusion pipeline without its safety checker, in float32.
 
+    Args:
+        name: Folder or Hub name.
+        hub: Options of `from_pretrained`.
+
     Raises:
-        GrowthError: The folder or Hub name cannot be loaded, or is another kind of pipeline.
+        GrowthError: It cannot be loaded, or is another kind of pipeline.
     """
     words = "a Stable Diffusion pipeline (a Diffusers folder with unet, vae, text_encoder, tokenizer and scheduler)"
-    options = {"safety_checker": None, "requires_safety_checker": False}
-    pipeline = load_as(StableDiffusionPipeline, words, name, args, **options)
+    pipeline = load_as(StableDiffusionPipeline, words, name, safety_checker=None, requires_safety_checker=False, **hub)
     check_unet(name, pipeline, None)
     return pipeline
 
 
-def training_scheduler(pipeline: Any, args: Arguments) -> Any:
-    """The DDPM scheduler with the settings the pipeline was trained with."""
+def training_scheduler(pipeline: Any, prediction_type: str | None = None) -> Any:
+    """The DDPM scheduler with the settings that the pipeline was trained with; `prediction_type` replaces its own."""
     scheduler: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
-    if args.train.prediction_type is not None:
-        scheduler.register_to_config(prediction_type=args.train.prediction_type)
+    if prediction_type is not None:
+        scheduler.register_to_config(prediction_type=prediction_type)
     return scheduler
 
 
 class TextToImage:
-    """What a training loop needs of a Stable-Diffusion-class pipeline: batches in, loss out.
+    """Training task of a Stable-Diffusion-class pipeline: batches to losses.
 
     Args:
-        pipeline: Its VAE and text encoder are frozen and moved to the device.
-        data: Columns `image` and `text`.
-        args: The recipe's arguments.
-        accelerator: Of the run.
-        resolution: Side of the training images in pixels.
-        empty: Probability of training an image without its caption.
+        pipeline: Its text encoder is frozen and moved to the device.
+        latents: Of the training images; their data has a column `text`.
+        noise: Settings of the objective.
+        empty: Probability of training an image without its caption, for classifier-free guidance.
 
     Raises:
         ConfigError: The probability is not in [0, 1].
     """
 
-    def __init__(
-        self,
-        pipeline: Any,
-        data: datasets.Dataset,
-        args: Arguments,
-        accelerator: Accelerator,
-        resolution: int,
-        empty: float = 0.0,
-    ) -> None:
-        self.pipeline, self.data, self.args, self.accelerator = pipeline, data, args, accelerator
-        self.resolution = resolution
-        self.noise_scheduler = training_scheduler(pipeline, args)
-        self.latents = Latents(pipeline.vae, data, args, accelerator, resolution)
-        self.captions = Captions(data["text"], self.encode, self.encoders(), args, accelerator, empty)
+    def __init__(self, pipeline: Any, latents: Latents, noise: NoiseSettings, *, empty: float = 0.0) -> None:
+        self.pipeline = pipeline
+        self.latents = latents
+        self.resolution = latents.resolution
+        self.noise = noise
+        self.noise_scheduler = training_scheduler(pipeline, noise.prediction_type)
+        self.captions = Captions(
+            latents.data["text"],
+            self.encode,
+            self.encoders(),
+            latents.accelerator,
+            folder=latents.folder,
+            empty=empty,
+        )
 
     def enter_stage(self, growth: GrowthScheduler) -> None:
         """Get the caches of the stage's resolution ready."""
@@ -90,21 +87,20 @@ class TextToImage:
 
     def denoise(self, denoiser: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """One pass: prediction and target (N, C, h, w), and the (N,) timesteps."""
-        latents = self.latents.draw(batch)
+        clean = self.latents.draw(batch)
         conditions = self.conditions(batch)
-        noise, mixed = draw_noise(latents, self.args.train)
-        timesteps = draw_timesteps(len(latents), self.noise_scheduler, self.args.train, latents.device)
-        noisy = self.noise_scheduler.add_noise(latents, mixed, timesteps)
-        target = denoising_target(self.noise_scheduler, latents, noise, timesteps)
-        return denoiser(noisy, timesteps, **conditions, return_dict=False)[0], target, timesteps
+        noisy = add_noise(clean, self.noise_scheduler, self.noise)
+        prediction = denoiser(noisy.latents, noisy.timesteps, **conditions, return_dict=False)[0]
+        return prediction, noisy.target, noisy.timesteps
 
     def weighted(self, prediction: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
-        """The loss of a pass, weighted as the arguments say, () float32."""
-        return denoising_loss(prediction, target, timesteps, self.noise_scheduler, self.args.train.snr_gamma)
+        """The loss of a pass, weighted by `noise.snr_gamma`, () float32."""
+        return denoising_loss(prediction, target, timesteps, self.noise_scheduler, snr_gamma=self.noise.snr_gamma)
 
     def conditions(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """What the UNet is told beside the timestep."""
-        return {"encoder_hidden_states": self.captions.draw(batch["index"])[0]}
+        """Inputs of the UNet beside latents and timesteps."""
+        tokens, _ = self.captions.draw(batch["index"])
+        return {"encoder_hidden_states": tokens}
 
     def encoders(self) -> list[nn.Module]:
         """The pipeline's text encoders."""
@@ -112,12 +108,13 @@ class TextToImage:
 
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Captions -> (N, tokens, width), and nothing pooled (N, 0)."""
-        ids = self.pipeline.tokenizer(
+        tokenizer = self.pipeline.tokenizer
+        ids = tokenizer(
             captions,
             padding="max_length",
-            max_length=self.pipeline.tokenizer.model_max_length,
+            max_length=tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        tokens = self.pipeline.text_encoder(ids.to(self.accelerator.device), return_dict=False)[0]
+        tokens = self.pipeline.text_encoder(ids.to(self.latents.accelerator.device), return_dict=False)[0]
         return tokens, tokens.new_zeros(len(tokens), 0)

@@ -1,4 +1,4 @@
-"""What text-to-image recipes share: prompts, pictures and the real pictures beside them."""
+"""Common part of the text-to-image recipes: prompts, pictures, and the real pictures beside them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import nn
 
-from autoprog_diffusion.data.emoji import emoji_dataset
-from autoprog_diffusion.data.images import DEFAULT_STYLE
+from autoprog_diffusion.data.emoji import DEFAULT_STYLE, emoji_dataset
 from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.recipe import Recipe
 from autoprog_diffusion.training.samples import sample_images
@@ -32,8 +31,14 @@ class TextToImageRecipe(Recipe):
         return args.output.validation_prompts or default_prompts(args, data)
 
     def draw(self, pipeline: Any, args: Arguments, titles: Sequence[str], size: int) -> list[Image.Image]:
-        steps, guidance = args.output.num_inference_steps, guidance_scale(args)
-        return sample_images(pipeline, titles, size=size, steps=steps, guidance=guidance, seed=args.train.seed)
+        return sample_images(
+            pipeline,
+            titles,
+            size=size,
+            steps=args.output.num_inference_steps,
+            guidance=guidance_scale(args),
+            seed=args.train.seed,
+        )
 
     def references(self, args: Arguments, titles: Sequence[str], size: int) -> list[tuple[str, Sequence[Image.Image]]]:
         return reference_row(args, titles, size)
@@ -41,8 +46,9 @@ class TextToImageRecipe(Recipe):
 
 def guidance_scale(args: Arguments) -> float:
     """Scale of classifier-free guidance for pictures."""
-    given = args.output.guidance_scale
-    return given if given is not None else 7.5 if args.model.pretrained_model_name_or_path else 3.0
+    if args.output.guidance_scale is not None:
+        return args.output.guidance_scale
+    return 7.5 if args.model.pretrained_model_name_or_path else 3.0
 
 
 def is_default_data(args: Arguments) -> bool:
@@ -55,8 +61,9 @@ def default_prompts(args: Arguments, data: datasets.Dataset) -> tuple[str, ...]:
     if not is_default_data(args):
         return tuple(data[: DEFAULT_PROMPTS // 2]["text"])
     held_out = emoji_dataset(DEFAULT_STYLE, size=8, split="held_out")
-    captions = [text for _, text in sorted(zip(held_out["category"], held_out["text"]))]
-    return tuple(captions[index * len(captions) // DEFAULT_PROMPTS] for index in range(DEFAULT_PROMPTS))
+    by_category = sorted(zip(held_out["category"], held_out["text"]))
+    rows = [index * len(by_category) // DEFAULT_PROMPTS for index in range(DEFAULT_PROMPTS)]
+    return tuple(by_category[row][1] for row in rows)
 
 
 def reference_row(args: Arguments, prompts: Sequence[str], size: int) -> list[tuple[str, Sequence[Image.Image]]]:
@@ -65,4 +72,6 @@ def reference_row(args: Arguments, prompts: Sequence[str], size: int) -> list[tu
         return []
     emoji = emoji_dataset(DEFAULT_STYLE, size=size)
     known = dict(zip(emoji["text"], emoji["image"]))
-    return [("real", [known[prompt] for prompt in prompts])] if all(prompt in known for prompt in prompts) else []
+    if not set(prompts) <= set(known):
+        return []
+    return [("real", [known[prompt] for prompt in prompts])]

@@ -12,10 +12,10 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from autoprog_diffusion.data.images import crop_window, cut, read_image
+from autoprog_diffusion.data.images import ImageSettings, crop_window, cut, read_image
 from autoprog_diffusion.growth import GrowthConfig, GrowthError, GrowthPlan
 
-from .arguments import Arguments, TrainArguments, check_arguments
+from .arguments import Arguments, DataArguments, TrainArguments, check_arguments
 
 
 if TYPE_CHECKING:
@@ -71,7 +71,11 @@ class RowDataset(Dataset):
         resolution: int | None,
         groups: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
-        self._data, self._args, self._resolution, self._groups = data, args, resolution, groups
+        self._data = data
+        self._images = image_settings(args.data)
+        self._seed = args.train.seed
+        self._resolution = resolution
+        self._groups = groups
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -79,7 +83,7 @@ class RowDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         # Crop and flip depend on seed, epoch and item alone: the same in any worker, and after a resume.
-        generator = torch.Generator().manual_seed(hash((self._args.train.seed, self.epoch, index)) % 2**63)
+        generator = torch.Generator().manual_seed(hash((self._seed, self.epoch, index)) % 2**63)
         if self._groups is None:
             return self._item(index, generator)
         return default_collate([self._item(row, generator) for row in self._groups[index]])
@@ -87,11 +91,23 @@ class RowDataset(Dataset):
     def _item(self, row: int, generator: torch.Generator) -> dict[str, Any]:
         if self._resolution is None:
             return {"index": row}
-        image, args = read_image(self._data, row), self._args.data
-        window = crop_window(image.size, self._resolution, args, generator)
-        left = window.width - self._resolution - window.left if window.mirrored else window.left
-        pixels = cut(image, window, self._resolution, args)
-        return {"index": row, "pixel_values": pixels, "window": torch.tensor([*image.size[::-1], window.top, left])}
+        image = read_image(self._data, row)
+        window = crop_window(image.size, self._resolution, self._images, generator)
+        pixels = cut(image, window, self._resolution, self._images.interpolation)
+        left = window.left
+        if window.mirrored:
+            left = window.width - self._resolution - left
+        place = torch.tensor([image.height, image.width, window.top, left])
+        return {"index": row, "pixel_values": pixels, "window": place}
+
+
+def image_settings(data: DataArguments) -> ImageSettings:
+    """Interpolation, crop and flip of the arguments."""
+    return ImageSettings(
+        interpolation=data.image_interpolation_mode,
+        center_crop=data.center_crop,
+        random_flip=data.random_flip,
+    )
 
 
 def make_loader(
@@ -158,7 +174,7 @@ def growth_config(args: Arguments, multiple: int) -> tuple[GrowthConfig, GrowthP
         num_stages=growth.num_stages if plan is None else len(plan.stages),
         order=growth.order,
         min_trainable=growth.min_trainable,
-        direction=growth.direction or ("freeze" if growth.search == "none" else "unfreeze"),
+        direction=growth.direction,
         stage_embedding=growth.stage_embedding,
         stage_embedding_init=growth.stage_embedding_init,
         stage_dropout=growth.stage_dropout,

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import StateError
-
-from .output import write_text_atomically
 
 
 if TYPE_CHECKING:

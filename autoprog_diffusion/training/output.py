@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -47,13 +46,3 @@ def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
         if not path.exists():
             continue
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old text or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

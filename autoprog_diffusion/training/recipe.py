@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from autoprog_diffusion.data.images import load_captioned_images
+from autoprog_diffusion.data.captioned import load_captioned_images
 
 from .arguments import Arguments
 from .build import make_loader
@@ -61,7 +61,17 @@ class Recipe(ABC):
     def data(self, args: Arguments, pipeline: Any, resolution: int, accelerator: Accelerator) -> datasets.Dataset:
         """The training set; by default columns `image` and `text`."""
         del pipeline, accelerator
-        return load_captioned_images(args.data, resolution, args.model.cache_dir)
+        data = args.data
+        return load_captioned_images(
+            train_data_dir=data.train_data_dir,
+            dataset_name=data.dataset_name,
+            dataset_config_name=data.dataset_config_name,
+            image_column=data.image_column,
+            caption_column=data.caption_column,
+            max_train_samples=data.max_train_samples,
+            resolution=resolution,
+            cache_dir=args.model.cache_dir,
+        )
 
     def loader(self, data: datasets.Dataset, args: Arguments, resolution: int) -> DataLoader:
         """Batches of row numbers, and of images where latents are not cached."""

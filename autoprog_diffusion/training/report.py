@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 import autoprog_diffusion
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth import GrowthScheduler
 
 from .metrics import RunLog, StageSummary, fullest, saving
-from .output import write_text_atomically
 from .smoothing import smooth
 
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import set_seed
 
-from autoprog_diffusion.data.images import check_batch
+from autoprog_diffusion.data.sources import check_batch
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth import ConfigError, GrowthError, GrowthScheduler
 
 from .arguments import Arguments
 from .build import growth_config, make_accelerator
-from .output import RUN_FILE, check_output_dir, write_text_atomically
+from .output import RUN_FILE, check_output_dir
 from .recipe import Recipe
 from .report import write_report
 from .samples import load_images, save_grid, save_images

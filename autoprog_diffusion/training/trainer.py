@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
-from autoprog_diffusion.growth.freezing import averageable
 from autoprog_diffusion.growth.resize import stage_size
 
 from .arguments import Arguments
@@ -175,7 +174,7 @@ class Trainer:
         # A gradient scaler (fp16) skips such steps by itself.
         self._check_finite("gradient's norm", 0.0 if accelerator.scaler is not None or norm is None else float(norm))
         if self.ema is not None:
-            self.ema.step(averageable(self._trained) if growth.plan.freezes else self._trained)
+            self.ema.step(growth.ema_parameters(self._trained))
         self.step += 1
         synchronize(accelerator.device)
         self._report(mean_loss, time.perf_counter() - started, stage, bar)

@@ -46,7 +46,9 @@ def lora_model(family: Family, kind: str = "lora", **settings: Any) -> nn.Module
 
 
 def start(model: nn.Module, **settings: Any) -> tuple[GrowthScheduler, torch.optim.Optimizer]:
-    growth = GrowthScheduler(model, GrowthConfig(**{"num_stages": 3, **settings}))
+    growth = GrowthScheduler(
+        model, GrowthConfig(**{"num_stages": 3, "order": "interleaved", "direction": "unfreeze", **settings})
+    )
     optimizer = torch.optim.AdamW([p for p in growth.parameters() if p.requires_grad], lr=1e-2)
     growth.prepare(model, num_training_steps=6, optimizer=optimizer)
     return growth, optimizer
@@ -151,7 +153,7 @@ def test_a_search_works_on_adapters_alone() -> None:
 def test_a_stage_embedding_is_off_by_default_and_saved_beside_on_request(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert start(lora_model(BY_ID["sd"]))[0]._embedding is None
+    assert start(lora_model(BY_ID["sd"]))[0].stage_embedding is None
     model = lora_model(BY_ID["sd"])
     growth, _ = start(model, stage_embedding=True, stage_embedding_init="normal")
     growth.fold(model)
@@ -160,7 +162,7 @@ def test_a_stage_embedding_is_off_by_default_and_saved_beside_on_request(
     growth.save_stage_embedding(tmp_path)
     rows, about = read_embedding(tmp_path)
     assert about == {"points": ["time_embedding.linear_2"], "folded": False}
-    assert torch.equal(rows["stage"], growth._embedding.table[0])
+    assert torch.equal(rows["stage"], growth.stage_embedding.table[0])
     with pytest.raises(OrderError, match="no stage embedding to save"):
         start(lora_model(BY_ID["sd"]))[0].save_stage_embedding(tmp_path)
 
@@ -173,7 +175,7 @@ def test_an_adapted_time_embedder_is_folded_into_its_base() -> None:
     inputs = family.inputs(7, 2)
     with torch.no_grad():
         before = family.output(model.eval(), inputs)
-        growth._embedding.saved = True
+        growth.stage_embedding.saved = True
         growth.fold(model)
         torch.testing.assert_close(family.output(model, inputs), before, rtol=1e-5, atol=1e-6)
 
@@ -181,8 +183,11 @@ def test_an_adapted_time_embedder_is_folded_into_its_base() -> None:
 def test_the_wrong_order_is_named() -> None:
     model = BY_ID["sd"].build()
     with pytest.raises(OrderError, match="PeftModel of PEFT.*add_adapter"):
-        GrowthScheduler(get_peft_model(BY_ID["sd"].build(), LoraConfig(target_modules=ATTENTION)), GrowthConfig())
-    growth = GrowthScheduler(model, GrowthConfig())
+        GrowthScheduler(
+            get_peft_model(BY_ID["sd"].build(), LoraConfig(target_modules=ATTENTION)),
+            GrowthConfig(),
+        )
+    growth = GrowthScheduler(model, GrowthConfig(order="interleaved", direction="unfreeze"))
     model.add_adapter(LoraConfig(r=2, target_modules=ATTENTION))
     with pytest.raises(OrderError, match="parameters changed after GrowthScheduler.*add_adapter"):
         growth.prepare(model, num_training_steps=6)

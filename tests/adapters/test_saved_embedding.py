@@ -24,10 +24,10 @@ from ..settings import BY_ID, Family
 def trained(family: Family, folder: Path, **settings: Any) -> tuple[nn.Module, Tensor]:
     """A model with a table of random rows, saved and folded; and the table."""
     model = family.build().eval()
-    growth = GrowthScheduler(model, GrowthConfig(num_stages=2, **settings))
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=2, order="interleaved", direction="unfreeze", **settings))
     growth.prepare(model, num_training_steps=2)
     growth.step()
-    table = growth._embedding.table
+    table = growth.stage_embedding.table
     with torch.no_grad():
         table.normal_(generator=torch.Generator().manual_seed(3))
     growth.save_stage_embedding(folder)
@@ -122,13 +122,16 @@ def test_lora_gets_the_row_that_its_file_cannot_hold_and_gives_it_back(tmp_path:
     family = BY_ID["sd"]
     model = family.build().eval().requires_grad_(False)
     model.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
-    growth = GrowthScheduler(model, GrowthConfig(stage_embedding=True, stage_embedding_init="normal"))
+    growth = GrowthScheduler(
+        model,
+        GrowthConfig(stage_embedding=True, stage_embedding_init="normal", order="interleaved", direction="unfreeze"),
+    )
     growth.prepare(model, num_training_steps=4)
     inputs = family.inputs(7, 2)
     with torch.no_grad():
         trained_output = family.output(model, inputs)
         growth.save_stage_embedding(tmp_path)
-        growth._embedding.detach()
+        growth.stage_embedding.detach()
         bare = family.output(model, inputs)
         with use_stage_embedding(SimpleNamespace(unet=model), tmp_path):
             torch.testing.assert_close(family.output(model, inputs), trained_output, rtol=1e-5, atol=1e-6)
@@ -138,10 +141,10 @@ def test_lora_gets_the_row_that_its_file_cannot_hold_and_gives_it_back(tmp_path:
 
 def test_the_average_is_what_is_saved(tmp_path: Path) -> None:
     model = BY_ID["sd"].build()
-    growth = GrowthScheduler(model, GrowthConfig(ema_decay=0.9))
+    growth = GrowthScheduler(model, GrowthConfig(ema_decay=0.9, order="interleaved", direction="unfreeze"))
     growth.prepare(model, num_training_steps=4)
     with torch.no_grad():
-        growth._embedding.average[0] = 5.0
+        growth.stage_embedding.average[0] = 5.0
     growth.save_stage_embedding(tmp_path)
     assert (read_embedding(tmp_path)[0]["stage"] == 5.0).all()
 

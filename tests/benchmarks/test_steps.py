@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,14 @@ import torch
 from torch import nn
 
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
 @pytest.fixture(autouse=True)
-def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scripts import each other from their own folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def _in_folder(benchmark_folder: Callable[[str], Path]) -> None:
+    benchmark_folder("stage_limit")
 
 
 @pytest.fixture
 def dit() -> tuple[nn.Module, dict[str, Any]]:
-    from common import without_zeros
-    from published_models import DIT
+    from models import DIT, without_zeros
 
     model = without_zeros(DIT.build(tiny=True)).train()
     inputs = DIT.inputs(model.config)
@@ -44,7 +40,7 @@ def test_candidates_begin_with_full_training_and_hold_every_order(dit: tuple[nn.
 
 
 def test_inputs_shrink_and_multiply(dit: tuple[nn.Module, dict[str, Any]]) -> None:
-    from published_models import FLUX
+    from models import FLUX
     from steps import Candidate, inputs_of
 
     smaller = inputs_of(Candidate("", (0,), 0.5, 4), dit[1])
@@ -96,8 +92,11 @@ def test_saved_tensors_of_one_layer_are_counted_once() -> None:
     assert held.gradients == 2 * 9 * 4
 
 
-def test_the_interval_of_the_overhead_holds_the_median(dit: tuple[nn.Module, dict[str, Any]]) -> None:
-    from overhead import interval, measure
+def test_the_interval_of_the_overhead_holds_the_median(
+    dit: tuple[nn.Module, dict[str, Any]], benchmark_folder: Callable[[str], Path]
+) -> None:
+    benchmark_folder("overhead")
+    from run import interval, measure
 
     low, high = interval([float(k) for k in range(101)], random.Random(0))
     assert 35 < low < 50 < high < 65
@@ -109,21 +108,21 @@ def test_the_interval_of_the_overhead_holds_the_median(dit: tuple[nn.Module, dic
 
 
 def test_the_gpu_suite_runs_on_tiny_shapes() -> None:
-    import gpu_suite
+    import gpu
 
-    result = gpu_suite.run(gpu_suite.LOADS["dit"], gpu_suite.check_device("cpu", tiny=True), tiny=True)
+    result = gpu.run(gpu.LOADS["dit"], gpu.check_device("cpu", tiny=True), tiny=True)
     assert [row["candidate"] for row in result["rows"]][:2] == ["full", "interleaved 0.25"]
     assert result["rows"][0]["step_share"] == result["rows"][0]["flops_share"] == 1
     assert result["search"]["candidates"] == 10
-    gpu_suite.show(json.loads(json.dumps(result)))
-    assert gpu_suite.slug("NVIDIA H100 80GB HBM3") == "nvidia_h100_80gb_hbm3"
+    gpu.show(json.loads(json.dumps(result)))
+    assert gpu.slug("NVIDIA H100 80GB HBM3") == "nvidia_h100_80gb_hbm3"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(("device", "says"), [("cuda", "no CUDA device"), ("cpu", "add --tiny")])
 def test_the_gpu_suite_refuses_without_a_gpu(monkeypatch: pytest.MonkeyPatch, device: str, says: str) -> None:
-    import gpu_suite
+    import gpu
 
-    monkeypatch.setattr("sys.argv", ["gpu_suite.py", "--model", "dit", "--device", device])
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--model", "dit", "--device", device])
     with pytest.raises(SystemExit, match=says):  # a message and exit status 1
-        gpu_suite.main()
+        gpu.main()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,53 +13,50 @@ import torch
 from autoprog_diffusion.growth.units import layout_from_patterns
 
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
 @pytest.fixture(autouse=True)
-def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scripts import each other from their own folder."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def _in_folder(benchmark_folder: Callable[[str], Path]) -> None:
+    benchmark_folder("time_to_quality")
 
 
 def test_the_suite_runs_resumes_and_prints_its_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from time_to_quality import Options, run_all, write_summary
-    from ttq_methods import METHODS
+    from common import Runs, load
+    from methods import METHODS
+    from run import Options, run_all, write_summary
 
     for name in ("full", "unfreeze"):
         monkeypatch.setitem(METHODS, name, replace(METHODS[name], rates=METHODS[name].rates[:1]))
     folder, cache = tmp_path / "ttq", tmp_path / "cache"
     options = Options(only=("dit_classes/full",), seeds=1, steps=4, pictures=False, results=folder, cache_dir=cache)
     run_all(options)
+    written = (folder / "runs.jsonl").read_text(encoding="utf-8")
     # A method's learning rates on the first seed, which is all of it here.
-    written = {path: path.stat().st_mtime_ns for path in folder.glob("*/*.json")}
-    assert len(written) == len(METHODS["full"].rates)
+    assert len(written.splitlines()) == len(METHODS["full"].rates)
     run_all(replace(options, only=("dit_classes/full", "dit_classes/unfreeze")))
-    assert {path: path.stat().st_mtime_ns for path in written} == written
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*/*.json")]
-    full, grown = (next(run for run in runs if run["method"] == name) for name in ("full", "unfreeze"))
+    assert (folder / "runs.jsonl").read_text(encoding="utf-8").startswith(written)
+    full, grown = Runs(folder / "runs.jsonl").rows
+    assert [full["method"], grown["method"]] == ["full", "unfreeze"]
     assert full["curve"][0]["held_out_loss"] == grown["curve"][0]["held_out_loss"]
     assert [point["step"] for point in full["curve"]][-1] == 4
     assert [stage["steps"] for stage in grown["stages"]] == [1, 1, 1, 1]
     flops = [stage["flops_per_step"] for stage in grown["stages"]]
     assert flops == sorted(flops)
     assert flops[-1] == full["stages"][0]["flops_per_step"]
-    assert sum(flops) == grown["curve"][-1]["flops"]
+    assert sum(flops) == pytest.approx(grown["curve"][-1]["flops"], rel=1e-5)
 
     capsys.readouterr()
     write_summary(options)
     assert "tiny DiT to new classes" in capsys.readouterr().out
-    rows = json.loads((tmp_path / "ttq.json").read_text(encoding="utf-8"))["dit_classes"]
+    rows = load(folder / "summary.json")["dit_classes"]
     assert [row["name"] for row in rows] == ["full", "unfreeze"]
     assert rows[0]["cpu_ratio"] == pytest.approx(1.0)
-    assert (tmp_path / "ttq.png").stat().st_size > 10_000
+    assert (folder / "plot.png").stat().st_size > 10_000
 
 
 def test_unknown_names_are_refused() -> None:
-    from time_to_quality import Options, check
-    from ttq_cases import CaseError
+    from cases import CaseError
+    from run import Options, check
 
     with pytest.raises(CaseError, match=r"only \['sd_openmoji/ful'\] is not known"):
         check(Options(only=("sd_openmoji/ful",)))
@@ -68,7 +65,7 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_a_curve_reaches_a_loss_between_two_evaluations() -> None:
-    from ttq_table import reached
+    from table import reached
 
     curve = [{"cpu": c, "held_out_loss": q} for c, q in ((0.0, 1.0), (10.0, 0.6), (20.0, 0.7), (30.0, 0.5))]
     assert reached(curve, 0.8, "cpu") == pytest.approx(5.0)
@@ -77,7 +74,8 @@ def test_a_curve_reaches_a_loss_between_two_evaluations() -> None:
 
 
 def test_intervals_are_those_of_student() -> None:
-    from ttq_table import interval, ratio_interval
+    from common import interval
+    from table import ratio_interval
 
     middle, low, high = interval([1.0, 2.0, 3.0])
     assert (middle, low, high) == pytest.approx((2.0, 2.0 - 4.303 / math.sqrt(3), 2.0 + 4.303 / math.sqrt(3)))
@@ -86,14 +84,14 @@ def test_intervals_are_those_of_student() -> None:
 
 
 def test_the_power_law_of_full_runs_is_inverted() -> None:
-    from ttq_table import needed_by_full
+    from table import needed_by_full
 
     schedules = [(cost, 0.7 * cost**-0.2) for cost in (1.0, 2.0, 4.0)]
     assert needed_by_full(schedules, 0.7 * 3.0**-0.2) == pytest.approx(3.0)
 
 
 def test_kid_is_the_literal_double_sum() -> None:
-    from ttq_quality import kid
+    from quality import kid
 
     first, second = torch.randn(5, 8), torch.randn(7, 8) + 0.3
 
@@ -109,7 +107,7 @@ def test_kid_is_the_literal_double_sum() -> None:
 
 
 def test_what_random_plans_and_lisa_train() -> None:
-    from ttq_methods import LISA_BLOCKS, lisa, random_plan
+    from methods import LISA_BLOCKS, lisa, random_plan
 
     model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(12)])
     layout = layout_from_patterns(model, [str(index) for index in range(1, 11)])
@@ -123,9 +121,9 @@ def test_what_random_plans_and_lisa_train() -> None:
     assert lisa(layout, 50, 7, 0) is None
 
 
-def test_the_committed_summary_is_that_of_the_committed_runs() -> None:
-    from ttq_table import by_case, clean, load_results, summarise
+def test_the_committed_summary_is_that_of_the_committed_runs(benchmark_folder: Callable[[str], Path]) -> None:
+    from common import Runs, load, rounded
+    from table import summary
 
-    committed = BENCHMARKS / "results" / "time_to_quality"
-    table = json.loads(committed.with_suffix(".json").read_text(encoding="utf-8"))
-    assert table == json.loads(json.dumps(clean(by_case(summarise(load_results(committed))))))
+    folder = benchmark_folder("time_to_quality")
+    assert load(folder / "summary.json") == rounded(summary(Runs(folder / "runs.jsonl").rows))

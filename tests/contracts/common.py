@@ -44,7 +44,9 @@ embedded_ordered = pytest.mark.parametrize(
 
 def start(family: Family, steps: int = 6, **settings: Any) -> tuple[nn.Module, GrowthScheduler, torch.optim.Optimizer]:
     model = family.build().train()
-    growth = GrowthScheduler(model, GrowthConfig(**{"num_stages": 3, **settings}))
+    growth = GrowthScheduler(
+        model, GrowthConfig(**{"num_stages": 3, "order": "interleaved", "direction": "unfreeze", **settings})
+    )
     optimizer = torch.optim.AdamW(growth.parameters(), lr=1e-2, weight_decay=0.1)
     growth.prepare(model, num_training_steps=steps, optimizer=optimizer)
     return model, growth, optimizer

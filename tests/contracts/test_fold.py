@@ -73,8 +73,8 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
             train(family, model, optimizer, step)
             growth.step()
         result = results[family.id] = {"model": model, "rows": torch.ones(3, 1)}
-        if growth._embedding is not None:
-            result["rows"] = growth._embedding.table.detach().clone()
+        if growth.stage_embedding is not None:
+            result["rows"] = growth.stage_embedding.table.detach().clone()
         result["before"] = outputs(family, model)
         growth.fold(model)
         result["after"] = outputs(family, model)
@@ -83,7 +83,7 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
         family.save(model, root / family.id)
         torch.save(family.inputs(7, 2), root / family.id / "inputs.pt")
     command = [sys.executable, "-c", VANILLA, str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=root)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=root)
     assert done.returncode == 0, done.stderr
     for family in RELOADED:
         results[family.id]["vanilla"] = torch.load(root / family.id / "outputs.pt", weights_only=True)
@@ -115,7 +115,7 @@ def test_fold_writes_the_averaged_row(family: Family) -> None:
     for step in range(6):
         train(family, model, optimizer, step)
         growth.step()
-    embedding = growth._embedding
+    embedding = growth.stage_embedding
     assert not torch.equal(embedding.average[2], embedding.table[2])
     with torch.no_grad():
         embedding.table.copy_(embedding.average)

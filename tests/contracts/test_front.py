@@ -72,8 +72,8 @@ def test_gradient_checkpointing_gives_equal_gradients(family: Family, order: str
             pytest.skip(f"{type(model).__name__} has no gradient checkpointing")
         family.loss(model, 3).backward()
         named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-        if growth._embedding is not None and growth._embedding.table.grad is not None:
-            named["table"] = growth._embedding.table.grad
+        if growth.stage_embedding is not None and growth.stage_embedding.table.grad is not None:
+            named["table"] = growth.stage_embedding.table.grad
         grads.append(named)
     plain, checkpointed = grads
     assert plain.keys() == checkpointed.keys()

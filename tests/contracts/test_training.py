@@ -41,7 +41,9 @@ def test_attaching_leaves_the_output_bitwise_unchanged(family: Family) -> None:
     results = []
     for stage_embedding in (False, True):
         model = family.build()
-        growth = GrowthScheduler(model, GrowthConfig(stage_embedding=stage_embedding))
+        growth = GrowthScheduler(
+            model, GrowthConfig(stage_embedding=stage_embedding, order="interleaved", direction="unfreeze")
+        )
         growth.prepare(model, num_training_steps=4)
         assert bool(hooks(model)) == stage_embedding
         results.append(outputs(family, model))
@@ -55,7 +57,9 @@ def test_the_stage_embedding_reaches_the_output(family: Family) -> None:
     model, growth, _ = start(family)
     before = outputs(family, model)
     with torch.no_grad():
-        growth._embedding.table[0] += torch.randn_like(growth._embedding.table[0])  # a norm would undo a constant
+        growth.stage_embedding.table[0] += torch.randn_like(
+            growth.stage_embedding.table[0]
+        )  # a norm would undo a constant
     assert relative_error(outputs(family, model), before) > 1e-4
 
 
@@ -63,9 +67,9 @@ def test_the_stage_embedding_reaches_the_output(family: Family) -> None:
 def test_only_the_row_of_the_stage_trains(family: Family, order: str) -> None:
     model, growth, _ = start(family, order=order)
     for step, stage in enumerate((0, 0, 1, 1, 2, 2)):
-        growth._embedding.table.grad = None
+        growth.stage_embedding.table.grad = None
         family.loss(model, step).backward()
-        gradient = growth._embedding.table.grad
+        gradient = growth.stage_embedding.table.grad
         if family.time_token and order == "suffix" and stage < 2:
             assert gradient is None  # the token ends at the frozen front
         else:
@@ -76,16 +80,18 @@ def test_only_the_row_of_the_stage_trains(family: Family, order: str) -> None:
 @embedded
 def test_stage_dropout_draws_one_row_per_sample_for_all_embedders(family: Family) -> None:
     model = family.build().train()
-    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, stage_dropout=0.5))
+    growth = GrowthScheduler(
+        model, GrowthConfig(num_stages=3, stage_dropout=0.5, order="interleaved", direction="unfreeze")
+    )
     raw: list[Tensor] = []
     seen: list[Tensor] = []
-    for name in growth._embedding.points:  # before and after the embedding's own hook
+    for name in growth.stage_embedding.points:  # before and after the embedding's own hook
         model.get_submodule(name).register_forward_hook(lambda module, args, output: raw.append(output.detach()))
     growth.prepare(model, num_training_steps=3)
-    for name in growth._embedding.points:
+    for name in growth.stage_embedding.points:
         model.get_submodule(name).register_forward_hook(lambda module, args, output: seen.append(output.detach()))
     with torch.no_grad():
-        growth._embedding.table[0], growth._embedding.table[3] = 1.0, -1.0
+        growth.stage_embedding.table[0], growth.stage_embedding.table[3] = 1.0, -1.0
 
     def signs(seed: int) -> Tensor:
         raw.clear(), seen.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from torch import nn
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
@@ -15,6 +16,9 @@ from .common import (
     outputs,
     start,
 )
+
+
+pytestmark = pytest.mark.smoke
 
 
 def block_names(layout: Layout, model: nn.Module) -> set[str]:
@@ -53,11 +57,11 @@ def test_blocks_are_named_in_forward_order(family: Family) -> None:
 
 @families
 def test_the_stage_embedding_enters_at_every_timestep_embedder(family: Family) -> None:
-    growth = GrowthScheduler(family.build(), GrowthConfig())
-    assert (0 if growth._embedding is None else len(growth._embedding.points)) == family.points
+    growth = GrowthScheduler(family.build(), GrowthConfig(order="interleaved", direction="unfreeze"))
+    assert (0 if growth.stage_embedding is None else len(growth.stage_embedding.points)) == family.points
     if not family.points:
         return
-    assert not [name for name in growth._embedding.points if "guidance" in name or "add_embedding" in name]
+    assert not [name for name in growth.stage_embedding.points if "guidance" in name or "add_embedding" in name]
 
 
 @ordered

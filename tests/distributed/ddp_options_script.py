@@ -23,7 +23,7 @@ STEPS = 6
 
 
 def config(**settings: Any) -> GrowthConfig:
-    return GrowthConfig(num_stages=3, order="suffix", stage_embedding_init="normal", **settings)
+    return GrowthConfig(num_stages=3, order="suffix", direction="unfreeze", stage_embedding_init="normal", **settings)
 
 
 def train(
@@ -163,7 +163,7 @@ def traffic(family: Any, **settings: Any) -> list[dict[str, Any]]:
         rows.append({"sent": reduced, "trains": trains, "tensors": tensors})
         model.zero_grad()
         growth.step()
-    table = growth._embedding.table.numel()
+    table = growth.stage_embedding.table.numel()
     total = sum(p.numel() for p in model.parameters())
     return [{**row, "table": table, "total": total} for row in rows]
 

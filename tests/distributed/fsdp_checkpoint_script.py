@@ -23,7 +23,7 @@ from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
 FAMILY, STEPS = BY_ID["pixart"], 4
 STOPS = {"boundary": 1, "inside": 2}  # optimizer steps
-PLAIN = GrowthConfig(num_stages=3, order="suffix", boundaries=(1, 3))
+PLAIN = GrowthConfig(num_stages=3, order="suffix", boundaries=(1, 3), direction="unfreeze")
 CONFIG = replace(PLAIN, stage_embedding_init="normal", ema_decay=0.9)
 DIRECTIONS = ("unfreeze", "freeze")
 
@@ -168,7 +168,7 @@ def accelerate_checkpoints(root: Path, reference: dict[str, Tensor]) -> dict[str
             resumed.train(stop, STEPS)
             finished = same(resumed.everything(), straight.everything())
             result[f"{kind} {name}"] = {"loaded": loaded, "finished": finished}
-    result["embedding"] = straight.growth._embedding is not None
+    result["embedding"] = straight.growth.stage_embedding is not None
     straight.growth.fold(straight.accelerator.unwrap_model(straight.model))
     gathered = straight.accelerator.get_state_dict(straight.model)
     if dist.get_rank() == 0:
@@ -188,8 +188,8 @@ def refused() -> dict[str, str]:
     model = FAMILY.build()
     wrong = {
         "search": (GrowthConfig(search="zero_shot"), {}),
-        "stage_embedding": (GrowthConfig(stage_embedding=True), {}),
-        "stage_dropout": (GrowthConfig(stage_dropout=0.1), {}),
+        "stage_embedding": (GrowthConfig(stage_embedding=True, order="interleaved", direction="unfreeze"), {}),
+        "stage_dropout": (GrowthConfig(stage_dropout=0.1, order="interleaved", direction="unfreeze"), {}),
         "activation_checkpointing": (PLAIN, {"activation_checkpointing": True}),
     }
     return {

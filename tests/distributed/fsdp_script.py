@@ -51,7 +51,8 @@ def shard(family: Family, **settings: Any) -> nn.Module:
 
 
 def config(order: str) -> GrowthConfig:
-    settings = {"order": "suffix", "direction": "freeze"} if order == "freeze" else {"order": order}
+    direction = "freeze" if order == "freeze" else "unfreeze"
+    settings = {"order": "suffix" if order == "freeze" else order, "direction": direction}
     return GrowthConfig(num_stages=3, **settings, stage_embedding_init="normal", ema_decay=0.9)
 
 
@@ -83,7 +84,7 @@ def together(
     optimizer = optimizer_of(growth)
     glance(family, model)
     growth.prepare(model, num_training_steps=STEPS, optimizer=optimizer)
-    table, rank = growth._embedding.table, dist.get_rank()
+    table, rank = growth.stage_embedding.table, dist.get_rank()
     names = ("stages", "frozen", "moved", "held", "grads", "table", "clipped", "memory", "sent")
     seen: dict[str, Any] = {name: [] for name in names}
     for step in range(STEPS):
@@ -168,7 +169,7 @@ def saved_folded() -> dict[str, bool]:
     growth = GrowthScheduler(model, config("suffix"))
     growth.prepare(model, num_training_steps=3, optimizer=optimizer_of(growth))
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    name, row = f"{growth._embedding.points[0]}.bias", growth._embedding.average[0].detach()
+    name, row = f"{growth.stage_embedding.points[0]}.bias", growth.stage_embedding.average[0].detach()
     before = get_model_state_dict(model, options=options)
     glance(family, model)
     with growth.folded(model):
@@ -183,7 +184,7 @@ def half_precision() -> list[list[str]]:
     """Types of the gradients in every stage, where passes run in bfloat16 and reductions in float32."""
     family = BY_ID["dit"]
     model = shard(family, mp_policy=MixedPrecisionPolicy(torch.bfloat16, torch.float32))
-    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, order="suffix"))
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, order="suffix", direction="unfreeze"))
     optimizer = optimizer_of(growth)
     growth.prepare(model, num_training_steps=3, optimizer=optimizer)
     types = []

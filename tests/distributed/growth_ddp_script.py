@@ -20,7 +20,8 @@ CLIP = 0.3  # below the gradient norms of these losses, so that clipping acts
 
 
 def config(order: str) -> GrowthConfig:
-    settings = {"order": "suffix", "direction": "freeze"} if order == "freeze" else {"order": order}
+    direction = "freeze" if order == "freeze" else "unfreeze"
+    settings = {"order": "suffix" if order == "freeze" else order, "direction": direction}
     return GrowthConfig(num_stages=3, **settings, stage_embedding_init="normal", ema_decay=0.9)
 
 
@@ -38,7 +39,7 @@ def together(family: Family, order: str, accelerator: Accelerator) -> tuple[dict
     growth = GrowthScheduler(model, config(order), accelerator)
     wrapped, optimizer = accelerator.prepare(model, optimizer_of(growth))
     growth.prepare(wrapped, num_training_steps=STEPS)
-    table = growth._embedding.table
+    table = growth.stage_embedding.table
     seen: dict[str, Any] = {"unequal": [], "moved": [], "frozen": [], "table_grads": [], "clipped": [], "stages": []}
     seen["held"] = []
     for step in range(STEPS):
@@ -59,7 +60,7 @@ def together(family: Family, order: str, accelerator: Accelerator) -> tuple[dict
         named = dict(model.named_parameters())
         seen["held"] += [name for name, p in named.items() if not p.requires_grad and p in optimizer.optimizer.state]
         seen["moved"] += [name for name, value in before.items() if not torch.equal(named[name], value)]
-        state = [*named.items(), ("table", table), ("average", growth._embedding.average)]
+        state = [*named.items(), ("table", table), ("average", growth.stage_embedding.average)]
         seen["unequal"] += [f"step {step}: {name}" for name, value in state if not equal_on_ranks(value)]
     growth.fold(accelerator.unwrap_model(wrapped))
     weights = weights_of(model, growth)
@@ -98,7 +99,7 @@ def rebuilt(accelerator: Accelerator) -> dict[str, Any]:
     """A reducer that the user configured, over three stages: its settings, and how many gradients it sent."""
     rank, family, calls = accelerator.process_index, BY_ID["unet2d"], []
     model = family.build().train()
-    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, order="suffix"), accelerator)
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, order="suffix", direction="unfreeze"), accelerator)
     wrapped, optimizer = accelerator.prepare(model, optimizer_of(growth))
     wrapped.register_comm_hook(calls, count_gradients)
     growth.prepare(wrapped, num_training_steps=3)

@@ -12,10 +12,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from forked import run_forked  # noqa: E402
-
-
-LIMIT = 240  # seconds; a healthy launch takes about ten on a quiet machine
+from fork_server import run_forked  # noqa: E402
 
 
 def run_ranks(script: str, folder: Path, *arguments: str, ranks: int = 2) -> list[dict[str, Any]]:
@@ -28,5 +25,5 @@ def run_ranks(script: str, folder: Path, *arguments: str, ranks: int = 2) -> lis
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-    run_forked(Path(__file__).with_name(script), [str(folder), *arguments], environments, folder, LIMIT)
+    run_forked(Path(__file__).with_name(script), [str(folder), *arguments], environments, folder)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]

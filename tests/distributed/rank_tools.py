@@ -73,7 +73,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def weights_of(model: nn.Module, growth: GrowthScheduler) -> dict[str, Tensor]:
     """Copies of the model's weights, and of the stage embedding's table (and average)."""
-    extra = [] if growth._embedding is None else growth._embedding.state_dict().items()
+    extra = [] if growth.stage_embedding is None else growth.stage_embedding.state_dict().items()
     return {name: whole(value) for name, value in [*model.named_parameters(), *extra]}
 
 

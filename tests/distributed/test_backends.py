@@ -73,7 +73,9 @@ def test_fsdp_version_1_is_refused(accelerator: Any) -> None:
 def test_fsdp_version_2_grows_without_a_stage_embedding(accelerator: Any) -> None:
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     run_by(accelerator, "FSDP", fsdp_plugin=plugin)
-    growth = GrowthScheduler(model := BY_ID["dit"].build(), GrowthConfig(), accelerator)
+    growth = GrowthScheduler(
+        model := BY_ID["dit"].build(), GrowthConfig(order="interleaved", direction="unfreeze"), accelerator
+    )
     assert len(list(growth.parameters())) == len(list(model.parameters()))
     assert "set stage_embedding=False" in refused(accelerator, stage_embedding=True)
     assert "search='zero_shot' does not work on sharded parameters" in refused(accelerator, search="zero_shot")

@@ -24,7 +24,7 @@ from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
 STEPS = 24
 SEARCHED = GrowthConfig(search="zero_shot", stage_embedding_init="normal")
-FIXED = GrowthConfig(num_stages=3, order="suffix", stage_embedding=False)
+FIXED = GrowthConfig(num_stages=3, order="suffix", stage_embedding=False, direction="unfreeze")
 
 
 def searched(folder: Path, first: int, last: int) -> tuple[dict[str, Any], dict[str, Tensor]]:

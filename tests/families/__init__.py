@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from . import classifiers, images, joint, others, unets, video
 from .classifiers import Classifier
-from .family import Family
+from .family import NEWER, Family, newer
 
 
-DENOISERS = [*unets.ROWS, *images.ROWS, *joint.ROWS, *video.ROWS, *others.ROWS]
+_ROWS = [*unets.ROWS, *images.ROWS, *joint.ROWS, *video.ROWS, *others.ROWS]
+DENOISERS = [row for row in _ROWS if row.id not in NEWER or newer(row.id)]
 FAMILIES = [*DENOISERS, *classifiers.ROWS]
 BY_ID = {family.id: family for family in FAMILIES}
 

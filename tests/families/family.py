@@ -7,8 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor, nn
+
+
+# Rows whose class the oldest Diffusers that pyproject.toml allows does not have.
+NEWER = {
+    "bria": "BriaTransformer2DModel",
+    "flux2": "Flux2Transformer2DModel",
+    "z_image": "ZImageTransformer2DModel",
+}
+
+
+def newer(id: str) -> Any:
+    """The class of a row of `NEWER`; None if the installed Diffusers lacks it, and the row is left out."""
+    return getattr(diffusers, NEWER[id], None)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import Tensor
 
-from .family import Family, grid, lists, noise, seeded, time
+from .family import Family, grid, lists, newer, noise, seeded, time
 from .images import text_to_image_inputs
 
 
@@ -128,7 +128,7 @@ ROWS = [
     Family(
         "flux2",
         seeded(
-            diffusers.Flux2Transformer2DModel,
+            newer("flux2"),
             timestep_guidance_channels=16,
             axes_dims_rope=(2, 2, 2, 2),
             **DOUBLE,
@@ -155,7 +155,7 @@ ROWS = [
     ),
     Family(
         "bria",
-        seeded(diffusers.BriaTransformer2DModel, axes_dims_rope=[2, 2, 4], **DOUBLE, **PACKED),
+        seeded(newer("bria"), axes_dims_rope=[2, 2, 4], **DOUBLE, **PACKED),
         _bria_inputs,
         lists(transformer_blocks=3, single_transformer_blocks=4),
         points=1,
@@ -221,7 +221,7 @@ ROWS = [
     Family(
         "z_image",
         seeded(
-            diffusers.ZImageTransformer2DModel,
+            newer("z_image"),
             in_channels=4,
             dim=16,
             n_layers=4,

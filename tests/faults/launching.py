@@ -13,7 +13,7 @@ from .worker import Settings
 
 
 WORKER = Path(__file__).with_name("worker.py")
-LIMIT = 120  # seconds; a healthy run takes about ten
+LIMIT = 900  # seconds; a healthy run takes about ten on an idle machine, a busy one must not fail
 
 
 def launch(folder: Path, settings: Settings, ranks: int) -> tuple[int, str]:

@@ -12,8 +12,9 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from autoprog_diffusion.data.images import load_captioned_images
+from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.growth import GrowthScheduler
+from autoprog_diffusion.tasks.arguments import make_latents, noise_settings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.build import growth_config, make_accelerator, make_loader
@@ -40,13 +41,13 @@ def images_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(images_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
-    args = parse("--train_data_dir", images_dir)
-    return load_captioned_images(args.data, 64, str(tmp_path_factory.mktemp("datasets")))
+    cache_dir = str(tmp_path_factory.mktemp("datasets"))
+    return load_captioned_images(train_data_dir=str(images_dir), resolution=64, cache_dir=cache_dir)
 
 
 @pytest.fixture
 def pipeline(pipeline_dir: Path) -> StableDiffusionPipeline:
-    return load_pipeline(str(pipeline_dir), parse())
+    return load_pipeline(str(pipeline_dir))
 
 
 @pytest.fixture
@@ -71,11 +72,12 @@ def new_trainer(
     def make(*flags: object) -> Trainer:
         args = parse("--output_dir", tmp_path / "out", "--search", "none", *flags)
         accelerator = new_accelerator(args)
-        pipeline = load_pipeline(str(pipeline_dir), args)
+        pipeline = load_pipeline(str(pipeline_dir))
         set_seed(args.train.seed, device_specific=True)
         config, plan = growth_config(args, 4)
         growth = GrowthScheduler(pipeline.unet, config, accelerator)
-        task = TextToImage(pipeline, data, args, accelerator, 64)
+        latents = make_latents(pipeline, data, args, accelerator, resolution=64)
+        task = TextToImage(pipeline, latents, noise_settings(args))
         return Trainer(pipeline.unet, growth, plan, task, make_loader(data, args, 64), args, accelerator)
 
     return make

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from transformers import CLIPTextModel
 
-from autoprog_diffusion.data.emoji_classes import emoji_classes, group_names
-from autoprog_diffusion.growth import ConfigError
-from autoprog_diffusion.tasks.class_conditional import ClassConditionalArguments, set_classes
+from autoprog_diffusion.data.emoji import group_names
+from autoprog_diffusion.tasks.class_conditional import set_classes
 from autoprog_diffusion.tasks.tiny_pipelines import empty_text_encoder, load_tiny_dit, load_tiny_flow, text_encoders
 
 
@@ -44,7 +42,7 @@ def test_the_bundled_dit_knows_its_classes_and_takes_new_ones(tmp_path: Path) ->
     pipeline = load_tiny_dit(ASSETS)
     assert sorted(pipeline.labels, key=pipeline.labels.__getitem__) == group_names("pretrained")
     assert pipeline.transformer.dtype == torch.float32
-    assert set_classes(pipeline, ["face", "bird"], ClassConditionalArguments()) == {"face": 0, "bird": 1}
+    assert set_classes(pipeline, ["face", "bird"]) == {"face": 0, "bird": 1}
     pipeline.save_pretrained(tmp_path)
     again = DiTPipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
@@ -61,8 +59,3 @@ def test_the_bundled_flow_pipeline_loads_without_arguments_once_saved(tmp_path: 
         generator = torch.Generator().manual_seed(0)
         images += one("red heart", height=64, width=64, num_inference_steps=2, generator=generator).images
     assert images[0].tobytes() == images[1].tobytes()
-
-
-def test_groups_of_emoji_are_two() -> None:
-    with pytest.raises(ConfigError, match="group must be one of"):
-        emoji_classes("openmoji", "old", size=8)  # type: ignore[arg-type]

@@ -18,13 +18,13 @@ from torch import Tensor
 from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.data.labelled import class_names, load_labelled_images
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
-from autoprog_diffusion.tasks.class_conditional import ClassConditional, ClassConditionalArguments, set_classes
+from autoprog_diffusion.tasks.arguments import ClassConditionalArguments, make_latents, noise_settings
+from autoprog_diffusion.tasks.class_conditional import ClassConditional, set_classes
 from autoprog_diffusion.tasks.dit_labels import label_tables
 from autoprog_diffusion.tasks.learned_variance import variational_bound
 from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.build import growth_config
 
-from .tiny import parse
 from .tiny_transformers import SIZE, build_dit, write_classes
 
 
@@ -33,8 +33,8 @@ NewTask = Callable[..., tuple[ClassConditional, GrowthScheduler]]
 
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
-    args = parse("--train_data_dir", write_classes(tmp_path_factory.mktemp("classes")))
-    return load_labelled_images(args.data, "label", SIZE, str(tmp_path_factory.mktemp("datasets")))
+    folder = write_classes(tmp_path_factory.mktemp("classes"))
+    return load_labelled_images(train_data_dir=str(folder), resolution=SIZE)
 
 
 @pytest.fixture
@@ -49,11 +49,12 @@ def new_task(
         words = ["--output_dir", tmp_path / "out", "--num_stages", 2, "--direction", "unfreeze", *flags]
         args = tyro.cli(ClassConditionalArguments, args=[str(word) for word in words])
         pipeline = pipeline or build_dit(**dit)
-        set_classes(pipeline, class_names(data), args)
+        set_classes(pipeline, class_names(data), keep=args.classes.keep_classes, seed=args.train.seed)
         growth = GrowthScheduler(pipeline.transformer, growth_config(args, 8)[0])
         growth.prepare(pipeline.transformer, num_training_steps=8)
         pipeline.transformer.train()
-        return ClassConditional(pipeline, data, args, new_accelerator(args), resolution), growth
+        latents = make_latents(pipeline, data, args, new_accelerator(args), resolution=resolution)
+        return ClassConditional(pipeline, latents, noise_settings(args), args.classes), growth
 
     return make
 
@@ -90,7 +91,9 @@ def test_the_loss_is_the_error_of_the_noise_and_the_bound_of_the_variance(new_ta
     literal = F.mse_loss(denoiser.output[0][:, :4], noise)
     if learned:
         parts = denoiser.output[0][:, :4], denoiser.output[0][:, 4:]
-        bound = variational_bound(*parts, latents, noisy, timesteps, task.noise_scheduler)
+        bound = variational_bound(
+            *parts, clean=latents, noisy=noisy, timesteps=timesteps, noise_scheduler=task.noise_scheduler
+        )
         assert bound.item() > 1e-4
         literal = literal + bound
     torch.testing.assert_close(loss, literal)
@@ -163,8 +166,7 @@ def test_only_the_transformer_gets_gradients(new_task: NewTask) -> None:
 def test_a_corrupt_picture_is_named(new_task: NewTask, tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "data")
     (folder / "rose" / "3.png").write_bytes(b"nothing")
-    args = parse("--train_data_dir", folder)
-    data = load_labelled_images(args.data, "label", SIZE, str(tmp_path / "datasets"))
+    data = load_labelled_images(train_data_dir=str(folder), resolution=SIZE)
     task, growth = new_task(data=data)
     with pytest.raises(DataError, match=r"image 11 of the training set cannot be decoded \(.*rose.3\.png\)"):
         task.enter_stage(growth)

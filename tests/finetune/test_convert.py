@@ -16,8 +16,6 @@ from autoprog_diffusion.tasks.sd_to_sdxl import sdxl_from_sd
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.training.samples import sample_images
 
-from .tiny import parse
-
 
 TINY_SD = Path(__file__).parents[2] / "recipes" / "assets" / "tiny_sd"
 PROMPTS = ["red heart", "grinning cat face with smiling eyes", "", "zwx"]
@@ -25,7 +23,7 @@ PROMPTS = ["red heart", "grinning cat face with smiling eyes", "", "zwx"]
 
 @pytest.fixture(scope="module")
 def bundled() -> Any:
-    return load_pipeline(str(TINY_SD), parse())
+    return load_pipeline(str(TINY_SD))
 
 
 @torch.no_grad()
@@ -42,7 +40,7 @@ def test_both_encoders_give_the_unet_what_it_was_trained_on(bundled: Any, act: s
         config = source.text_encoder.config.to_dict() | {"hidden_act": "gelu"}
         encoder = CLIPTextModel(source.text_encoder.config.from_dict(config)).eval()
         encoder.load_state_dict(source.text_encoder.state_dict())
-        source = load_pipeline(str(TINY_SD), parse())
+        source = load_pipeline(str(TINY_SD))
         source.text_encoder = encoder
     expected = states(source)
     with torch.no_grad():
@@ -99,7 +97,7 @@ def test_what_is_new_gets_a_gradient(bundled: Any) -> None:
 @pytest.mark.parametrize("change", [{"hidden_act": "relu"}, {"intermediate_size": 255}], ids=str)
 def test_an_encoder_without_room_for_an_identity_is_refused(bundled: Any, change: dict[str, Any]) -> None:
     config = bundled.text_encoder.config.to_dict() | change
-    source: Any = load_pipeline(str(TINY_SD), parse())
+    source: Any = load_pipeline(str(TINY_SD))
     source.text_encoder = CLIPTextModel(bundled.text_encoder.config.from_dict(config))
     with pytest.raises(
         GrowthError, match=rf"{next(iter(change))}={next(iter(change.values()))!r}.*cannot be converted"

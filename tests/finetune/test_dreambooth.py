@@ -14,9 +14,10 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from PIL import Image
 
 from autoprog_diffusion.growth import GrowthError, GrowthScheduler
+from autoprog_diffusion.tasks.arguments import DreamboothArguments, make_latents, noise_settings
 from autoprog_diffusion.tasks.dreambooth import (
     Dreambooth,
-    DreamboothArguments,
+    SubjectSettings,
     check_subject,
     default_subject,
     draw_class_images,
@@ -49,12 +50,20 @@ def test_a_class_folder_that_is_a_file_is_refused(
     (tmp_path / "file").write_text("")
     args = arguments("--output_dir", tmp_path / "out", *PRIOR)
     with pytest.raises(GrowthError, match=r"--class_data_dir .*file cannot be written"):
-        draw_class_images(pipeline, args, tmp_path / "file", 32, 2.0, new_accelerator(args))
+        draw_class_images(
+            pipeline,
+            tmp_path / "file",
+            new_accelerator(args),
+            args.subject,
+            size=32,
+            steps=2,
+            guidance=2.0,
+            seed=0,
+        )
 
 
 BAD = {
     "no prompt": ((), "--instance_prompt is missing"),
-    "other data": (("--instance_prompt", "a", "--train_data_dir", "x"), "give --instance_data_dir"),
     "no class": (("--instance_prompt", "a", "--with_prior_preservation"), "needs --class_prompt"),
     "idle folder": (("--instance_prompt", "a", "--class_data_dir", "x"), "--class_data_dir does nothing without"),
     "idle prompt": (("--instance_prompt", "a", "--class_prompt", "x"), "--class_prompt does nothing without"),
@@ -69,12 +78,12 @@ BAD = {
 def test_arguments_that_do_not_fit_together_are_refused(name: str) -> None:
     flags, message = BAD[name]
     with pytest.raises(GrowthError, match=message):
-        check_subject(arguments(*flags))
+        check_subject(arguments(*flags).subject)
 
 
 def test_arguments_that_fit_pass() -> None:
-    check_subject(arguments("--instance_prompt", "sks cat"))
-    check_subject(arguments(*PRIOR, "--class_data_dir", "x", "--prior_loss_weight", 0))
+    check_subject(SubjectSettings(instance_prompt="sks cat"))
+    check_subject(arguments(*PRIOR, "--class_data_dir", "x", "--prior_loss_weight", 0).subject)
 
 
 def test_a_folder_s_images_are_listed_by_name(tmp_path: Path) -> None:
@@ -102,12 +111,12 @@ def test_a_changed_picture_changes_the_data(tmp_path: Path) -> None:
 def test_the_class_s_pictures_that_lack_are_drawn_and_the_same_after_a_kill(
     pipeline: StableDiffusionPipeline, tmp_path: Path, new_accelerator: NewAccelerator
 ) -> None:
-    flags = ("--output_dir", tmp_path / "out", "--num_inference_steps", 2, "--sample_batch_size", 2)
+    flags = ("--output_dir", tmp_path / "out", "--sample_batch_size", 2)
     args = arguments(*flags, *PRIOR, "--num_class_images", 5)
     accelerator, state = new_accelerator(args), torch.get_rng_state()
 
     def draw(folder: Path) -> dict[str, bytes]:
-        files = draw_class_images(pipeline, args, folder, 32, 2.0, accelerator)
+        files = draw_class_images(pipeline, folder, accelerator, args.subject, size=32, steps=2, guidance=2.0, seed=0)
         return {path.name: path.read_bytes() for path in files}
 
     whole = draw(tmp_path / "a")
@@ -147,7 +156,8 @@ def test_the_loss_is_the_subject_s_and_the_weighted_class_s(
         pipeline.unet.requires_grad_(True)
         growth = GrowthScheduler(pipeline.unet, growth_config(args, 4)[0])
         growth.prepare(pipeline.unet, num_training_steps=8)
-        task = Dreambooth(pipeline, data, args, new_accelerator(args), 64)
+        latents = make_latents(pipeline, data, args, new_accelerator(args), resolution=64)
+        task = Dreambooth(pipeline, latents, noise_settings(args), prior_loss_weight=weight)
         task.enter_stage(growth)
         batch = next(iter(make_loader(data, args, 64, pair_up(2, 3))))
         assert batch["index"].shape == (3, 2)

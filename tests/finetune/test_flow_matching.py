@@ -17,13 +17,8 @@ from diffusers.training_utils import compute_loss_weighting_for_sd3
 from torch import Tensor
 
 from autoprog_diffusion.growth import ConfigError, GrowthError, GrowthScheduler
-from autoprog_diffusion.tasks.flow_matching import (
-    FlowMatching,
-    FlowMatchingArguments,
-    draw_prompts,
-    load_flow,
-    text_encoders,
-)
+from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, make_latents, noise_settings
+from autoprog_diffusion.tasks.flow_matching import FlowMatching, draw_prompts, load_flow, text_encoders
 from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.build import growth_config
 
@@ -52,10 +47,11 @@ def new_task(
     def make(kind: str, *flags: object, resolution: int = SIZE) -> tuple[FlowMatching, GrowthScheduler]:
         words = ["--output_dir", tmp_path / "out", "--num_stages", 2, "--direction", "unfreeze", *flags]
         args = tyro.cli(FlowMatchingArguments, args=[str(word) for word in ("--max_sequence_length", 6, *words)])
-        pipeline = load_flow(str(pipelines[kind]), args)
+        pipeline = load_flow(str(pipelines[kind]))
         growth = GrowthScheduler(pipeline.transformer, growth_config(args, 8)[0])
         growth.prepare(pipeline.transformer, num_training_steps=8)
-        return FlowMatching(pipeline, data, args, new_accelerator(args), resolution), growth
+        latents = make_latents(pipeline, data, args, new_accelerator(args), resolution=resolution)
+        return FlowMatching(pipeline, latents, args.flow, noise_settings(args)), growth
 
     return make
 
@@ -93,7 +89,7 @@ def call_literally(task: FlowMatching, rows: list[int], latents: Tensor, noise: 
         rows_, columns = torch.meshgrid(torch.arange(height // 2), torch.arange(width // 2), indexing="ij")
         img_ids = torch.stack([torch.zeros_like(rows_), rows_, columns], -1).flatten(0, 1).float()
         output = model(
-            packed, timestep=sigmas, guidance=torch.full((count,), task.args.flow.guidance), txt_ids=txt_ids,
+            packed, timestep=sigmas, guidance=torch.full((count,), task.flow.guidance), txt_ids=txt_ids,
             img_ids=img_ids, encoder_hidden_states=tokens, pooled_projections=pooled, return_dict=False,
         )[0]  # fmt: skip
     return F.pixel_shuffle(output.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
@@ -213,9 +209,9 @@ def test_other_pipelines_and_values_are_refused(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(GrowthError, match=r"is a DiTPipeline: only \[.*3Pipeline., .FluxPipeline.\] are trained by"):
-        load_flow(str(save(tmp_path / "dit", build_dit)), FlowMatchingArguments())
+        load_flow(str(save(tmp_path / "dit", build_dit)))
     with pytest.raises(GrowthError, match="holds no Diffusers pipeline"):
-        load_flow(str(tmp_path / "nothing"), FlowMatchingArguments())
+        load_flow(str(tmp_path / "nothing"))
     for flag, value in (("proportion_empty_prompts", 1.5), ("max_sequence_length", 600), ("logit_std", 0)):
         with pytest.raises(ConfigError, match=f"--{flag} {value}.* is not allowed"):
             new_task("sd3", f"--{flag}", value)

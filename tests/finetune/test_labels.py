@@ -11,7 +11,7 @@ from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from torch import Tensor
 
 from autoprog_diffusion.growth import GrowthError
-from autoprog_diffusion.tasks.class_conditional import ClassConditionalArguments, load_dit, set_classes
+from autoprog_diffusion.tasks.class_conditional import load_dit, set_classes
 from autoprog_diffusion.tasks.dit_labels import LabelError, fit_labels, keep_labels, label_ids, label_tables
 
 from .tiny_transformers import CLASSES, IMAGENET, build_dit, build_sd3, build_transformer, save
@@ -96,9 +96,7 @@ def test_the_saved_pipeline_is_plain_and_its_guidance_works(tmp_path: Path, keep
     with pytest.raises(IndexError):  # what Diffusers does by itself with fewer than a thousand classes
         pipeline([0], num_inference_steps=1)
     names = ["goldfish", "rose"] if keep else CLASSES
-    args = ClassConditionalArguments()
-    object.__setattr__(args.classes, "keep_classes", keep)
-    rows = set_classes(pipeline, names, args)
+    rows = set_classes(pipeline, names, keep=keep)
     assert rows == ({"goldfish": 2, "rose": 1} if keep else {"lily": 0, "rose": 1, "tulip": 2})
     pipeline.save_pretrained(tmp_path)
     loaded = DiTPipeline.from_pretrained(tmp_path)
@@ -116,7 +114,7 @@ def test_the_saved_pipeline_is_plain_and_its_guidance_works(tmp_path: Path, keep
 def test_guidance_uses_the_unconditional_row(tmp_path: Path) -> None:
     pipeline = build_dit(3)
     pipeline.set_progress_bar_config(disable=True)
-    set_classes(pipeline, CLASSES, ClassConditionalArguments())
+    set_classes(pipeline, CLASSES)
 
     def draw(guidance: float) -> bytes:
         generator = torch.Generator().manual_seed(0)
@@ -138,9 +136,9 @@ def test_the_layout_of_facebook_s_checkpoints_is_read(tmp_path: Path) -> None:
     values["transformer"] = ["diffusers", "Transformer2DModel"]
     index.write_text(json.dumps(values))
     config.write_text(config.read_text().replace("DiTTransformer2DModel", "Transformer2DModel"))
-    pipeline = load_dit(str(folder), ClassConditionalArguments())
+    pipeline = load_dit(str(folder))
     assert type(pipeline.transformer).__name__ == "DiTTransformer2DModel"
-    assert set_classes(pipeline, CLASSES, ClassConditionalArguments()) == {"lily": 0, "rose": 1, "tulip": 2}
+    assert set_classes(pipeline, CLASSES) == {"lily": 0, "rose": 1, "tulip": 2}
 
 
 def test_another_kind_of_pipeline_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,4 +148,4 @@ def test_another_kind_of_pipeline_is_refused(tmp_path: Path, monkeypatch: pytest
     messages = ("is a StableDiffusion3Pipeline: only a DiTPipeline", "holds no", "cannot be loaded as a DiT pipeline")
     for folder, message in zip(folders, messages):
         with pytest.raises(GrowthError, match=message):
-            load_dit(str(folder), ClassConditionalArguments())
+            load_dit(str(folder))

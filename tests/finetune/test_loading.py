@@ -14,8 +14,6 @@ from autoprog_diffusion.growth import GrowthError
 from autoprog_diffusion.tasks.loading import pipeline_class
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 
-from .tiny import parse
-
 
 def with_unet(source: Path, folder: Path, **settings: object) -> Path:
     """A copy of a pipeline with another UNet."""
@@ -28,25 +26,25 @@ def with_unet(source: Path, folder: Path, **settings: object) -> Path:
 def test_a_unet_for_inpainting_is_refused(pipeline_dir: Path, tmp_path: Path) -> None:
     folder = with_unet(pipeline_dir, tmp_path / "model", in_channels=9)
     with pytest.raises(GrowthError, match="takes 9 channels but its VAE gives 4: models for inpainting"):
-        load_pipeline(str(folder), parse())
+        load_pipeline(str(folder))
 
 
 def test_a_unet_with_another_condition_is_refused(pipeline_dir: Path, tmp_path: Path) -> None:
     settings = {"addition_embed_type": "text", "encoder_hid_dim": 32}
     folder = with_unet(pipeline_dir, tmp_path / "model", **settings)
     with pytest.raises(GrowthError, match="addition_embed_type='text'.*which no recipe trains"):
-        load_pipeline(str(folder), parse())
+        load_pipeline(str(folder))
 
 
 def test_weights_in_bfloat16_become_float32(pipeline_dir: Path, tmp_path: Path) -> None:
     StableDiffusionPipeline.from_pretrained(pipeline_dir).to(torch.bfloat16).save_pretrained(tmp_path)
-    pipeline = load_pipeline(str(tmp_path), parse())
+    pipeline = load_pipeline(str(tmp_path))
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         assert {parameter.dtype for parameter in part.parameters()} == {torch.float32}
 
 
 def test_the_class_is_read_from_the_folder(pipeline_dir: Path, tmp_path: Path) -> None:
-    assert pipeline_class(str(pipeline_dir), parse()) == "StableDiffusionPipeline"
+    assert pipeline_class(str(pipeline_dir)) == "StableDiffusionPipeline"
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(GrowthError, match="holds no Diffusers pipeline"):
-        pipeline_class(str(tmp_path), parse())
+        pipeline_class(str(tmp_path))

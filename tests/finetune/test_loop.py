@@ -30,7 +30,7 @@ def plain_diffusers_loop(
     model: Path, data: datasets.Dataset, args: Arguments, accelerator: Accelerator
 ) -> dict[str, Tensor]:
     """Diffusers' train_text_to_image.py, without a line of growth."""
-    pipeline = load_pipeline(str(model), args)
+    pipeline = load_pipeline(str(model))
     unet, vae, text_encoder = pipeline.unet, pipeline.vae.eval(), pipeline.text_encoder.eval()
     vae.requires_grad_(False)
     noise_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)

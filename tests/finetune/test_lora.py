@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from autoprog_diffusion.growth import GrowthError
-from autoprog_diffusion.tasks.lora import AdapterArguments, add_lora, load_any, save_lora
+from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, load_any, save_lora
 
-from .tiny import build_sdxl, parse
+from .tiny import build_sdxl
 from .tiny_transformers import build_flux, build_sd3, build_transformer, save
 
 
@@ -63,9 +63,9 @@ def output(kind: str, denoiser: Any) -> Tensor:
 
 
 SETTINGS = {
-    "default": AdapterArguments(),
-    "alpha": AdapterArguments(rank=2, lora_alpha=6.0, lora_dropout=0.3),
-    "dora": AdapterArguments(rank=2, use_dora=True, init_lora_weights="default"),
+    "default": LoraSettings(),
+    "alpha": LoraSettings(rank=2, lora_alpha=6.0, lora_dropout=0.3),
+    "dora": LoraSettings(rank=2, use_dora=True, init_lora_weights="default"),
 }
 
 
@@ -75,7 +75,7 @@ SETTINGS = {
 def test_the_file_gives_the_trained_model_back(
     folders: dict[str, Path], tmp_path: Path, kind: str, settings: str
 ) -> None:
-    pipeline = load_any(str(folders[kind]), parse())
+    pipeline = load_any(str(folders[kind]))
     denoiser = denoiser_of(pipeline)
     before = output(kind, denoiser)
     frozen = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
@@ -95,7 +95,7 @@ def test_the_file_gives_the_trained_model_back(
     assert not torch.allclose(after, before, atol=1e-3)
     save_lora(pipeline, denoiser, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
-    fresh = load_any(str(folders[kind]), parse())
+    fresh = load_any(str(folders[kind]))
     fresh.load_lora_weights(tmp_path)
     torch.testing.assert_close(output(kind, denoiser_of(fresh)), after, rtol=1e-4, atol=1e-5)
 
@@ -103,9 +103,9 @@ def test_the_file_gives_the_trained_model_back(
 def test_the_seed_decides_the_first_values_and_leaves_the_random_state(pipeline_dir: Path) -> None:
     seen, state = [], torch.get_rng_state()
     for seed in (0, 0, 1):
-        unet = load_any(str(pipeline_dir), parse()).unet
+        unet = load_any(str(pipeline_dir)).unet
         torch.set_rng_state(state)
-        add_lora(unet, AdapterArguments(), seed)
+        add_lora(unet, LoraSettings(), seed)
         assert torch.equal(torch.get_rng_state(), state)
         seen.append(torch.cat([p.flatten() for p in unet.parameters() if p.requires_grad]))
     assert torch.equal(seen[0], seen[1])
@@ -113,19 +113,19 @@ def test_the_seed_decides_the_first_values_and_leaves_the_random_state(pipeline_
 
 
 BAD = {
-    "rank": (AdapterArguments(rank=0), "--rank 0 is not allowed: use a whole number of at least 1"),
-    "alpha": (AdapterArguments(lora_alpha=0.0), "--lora_alpha 0.0 is not allowed"),
-    "dropout": (AdapterArguments(lora_dropout=1.0), "--lora_dropout 1.0 is not allowed"),
-    "nothing": (AdapterArguments(target_modules=("to_k", "query")), "'query' names no linear.*'attn1.to_k'"),
-    "part": (AdapterArguments(target_modules=("o_k",)), "'o_k' names no linear"),
-    "norm": (AdapterArguments(target_modules=("norm1",)), "'norm1' names no linear"),
+    "rank": (LoraSettings(rank=0), "--rank 0 is not allowed: use a whole number of at least 1"),
+    "alpha": (LoraSettings(lora_alpha=0.0), "--lora_alpha 0.0 is not allowed"),
+    "dropout": (LoraSettings(lora_dropout=1.0), "--lora_dropout 1.0 is not allowed"),
+    "nothing": (LoraSettings(target_modules=("to_k", "query")), "'query' names no linear.*'attn1.to_k'"),
+    "part": (LoraSettings(target_modules=("o_k",)), "'o_k' names no linear"),
+    "norm": (LoraSettings(target_modules=("norm1",)), "'norm1' names no linear"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_settings_that_do_not_fit_are_refused(pipeline_dir: Path, name: str) -> None:
     lora, message = BAD[name]
-    unet = load_any(str(pipeline_dir), parse()).unet
+    unet = load_any(str(pipeline_dir)).unet
     with pytest.raises(GrowthError, match=message):
         add_lora(unet, lora, seed=0)
     assert all(parameter.requires_grad for parameter in unet.parameters())
@@ -133,12 +133,12 @@ def test_settings_that_do_not_fit_are_refused(pipeline_dir: Path, name: str) -> 
 
 def test_a_model_without_peft_is_refused() -> None:
     with pytest.raises(GrowthError, match="DiTTransformer2DModel takes no PEFT adapters"):
-        add_lora(build_transformer(), AdapterArguments(), seed=0)
+        add_lora(build_transformer(), LoraSettings(), seed=0)
 
 
 def test_other_pipelines_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "DiTPipeline", "_diffusers_version": "0.42.1"}')
     with pytest.raises(GrowthError, match="is a DiTPipeline, which this recipe does not train: use one of"):
-        load_any(str(tmp_path), parse())
+        load_any(str(tmp_path))
     with pytest.raises(GrowthError, match="holds no Diffusers pipeline"):
-        load_any(str(tmp_path / "none"), parse())
+        load_any(str(tmp_path / "none"))

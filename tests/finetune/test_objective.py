@@ -9,14 +9,13 @@ from torch import Tensor
 
 from autoprog_diffusion.tasks.objective import (
     SPREAD,
+    NoiseSettings,
     denoising_loss,
     denoising_target,
     draw_noise,
     draw_timesteps,
     spread,
 )
-
-from .tiny import parse
 
 
 STEPS = torch.tensor([0, 1, 500, 998, 999])
@@ -98,7 +97,7 @@ def test_v_prediction_with_zero_terminal_snr_stays_finite() -> None:
 def test_plain_noise_is_one_standard_normal_draw() -> None:
     latents = torch.zeros(64, 4, 16, 16)
     torch.manual_seed(0)
-    noise, mixed = draw_noise(latents, parse().train)
+    noise, mixed = draw_noise(latents, NoiseSettings())
     torch.manual_seed(0)
     assert torch.equal(noise, torch.randn_like(latents))
     assert mixed is noise
@@ -107,7 +106,7 @@ def test_plain_noise_is_one_standard_normal_draw() -> None:
 def test_noise_offset_shifts_whole_channels() -> None:
     latents = torch.zeros(256, 4, 16, 16)
     torch.manual_seed(0)
-    noise, mixed = draw_noise(latents, parse("--noise_offset", 0.5).train)
+    noise, mixed = draw_noise(latents, NoiseSettings(noise_offset=0.5))
     assert mixed is noise
     means = noise.mean(dim=(2, 3))  # of 256 values: own variance 1/256, the offset's 0.25
     assert noise.shape == latents.shape
@@ -119,7 +118,7 @@ def test_noise_offset_shifts_whole_channels() -> None:
 def test_input_perturbation_leaves_the_target_alone() -> None:
     latents = torch.zeros(64, 4, 16, 16)
     torch.manual_seed(0)
-    noise, mixed = draw_noise(latents, parse("--input_perturbation", 0.1).train)
+    noise, mixed = draw_noise(latents, NoiseSettings(input_perturbation=0.1))
     torch.manual_seed(0)
     assert torch.equal(noise, torch.randn_like(latents))
     extra = mixed - noise
@@ -132,14 +131,14 @@ CPU = torch.device("cpu")
 
 def test_independent_timesteps_are_one_plain_draw() -> None:
     torch.manual_seed(0)
-    drawn = draw_timesteps(32, scheduler("epsilon"), parse().train, CPU)
+    drawn = draw_timesteps(32, scheduler("epsilon"), NoiseSettings(), CPU)
     torch.manual_seed(0)
     assert torch.equal(drawn, torch.randint(0, 1000, (32,)))
 
 
 def test_stratified_timesteps_cover_the_range_and_each_stays_uniform() -> None:
     torch.manual_seed(0)
-    args, count, repeats = parse("--timestep_sampling", "stratified").train, 8, 4000
+    args, count, repeats = NoiseSettings(timestep_sampling="stratified"), 8, 4000
     drawn = torch.stack([draw_timesteps(count, scheduler("epsilon"), args, CPU) for _ in range(repeats)]).double()
     assert drawn.min() >= 0
     assert drawn.max() <= 999
@@ -163,5 +162,5 @@ def test_spread_picks_one_value_of_every_part() -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_stratified_timesteps_of_any_batch(count: int) -> None:
-    args = parse("--timestep_sampling", "stratified").train
+    args = NoiseSettings(timestep_sampling="stratified")
     assert draw_timesteps(count, scheduler("epsilon"), args, CPU).shape == (count,)

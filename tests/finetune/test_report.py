@@ -22,7 +22,9 @@ SECONDS = {"training": 3.25, "saving": 1.0}
 @pytest.fixture
 def growth() -> GrowthScheduler:
     model = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(4)])
-    config = GrowthConfig(num_stages=2, min_trainable=0.5, stage_embedding=False)
+    config = GrowthConfig(
+        num_stages=2, min_trainable=0.5, stage_embedding=False, order="interleaved", direction="unfreeze"
+    )
     growth = GrowthScheduler(model, config, blocks=["*"])
     growth.prepare(model, num_training_steps=4)
     for _ in range(4):

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from autoprog_diffusion.growth import GrowthError, GrowthScheduler
+from autoprog_diffusion.tasks.arguments import make_latents, noise_settings
 from autoprog_diffusion.tasks.sdxl import TextToImageXL, load_sdxl
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.training.arguments import Arguments
@@ -44,10 +45,11 @@ def new_task(
 ) -> NewTask:
     def make(*flags: object, empty: float = 0.0) -> tuple[TextToImageXL, GrowthScheduler]:
         args = parse("--output_dir", tmp_path / "out", "--num_stages", 2, "--direction", "unfreeze", *flags)
-        pipeline = load_sdxl(str(sdxl_dir), args)
+        pipeline = load_sdxl(str(sdxl_dir))
         growth = GrowthScheduler(pipeline.unet, growth_config(args, 4)[0])
         growth.prepare(pipeline.unet, num_training_steps=2)
-        return TextToImageXL(pipeline, odd_sizes, args, new_accelerator(args), 64, empty), growth
+        latents = make_latents(pipeline, odd_sizes, args, new_accelerator(args), resolution=64)
+        return TextToImageXL(pipeline, latents, noise_settings(args), empty=empty), growth
 
     return make
 
@@ -64,7 +66,11 @@ def test_the_text_is_the_script_s(new_task: NewTask) -> None:
         (pipeline.tokenizer_2, pipeline.text_encoder_2),
     ):
         ids = tokenizer(
-            task.data[rows.tolist()]["text"], padding="max_length", max_length=16, truncation=True, return_tensors="pt"
+            task.latents.data[rows.tolist()]["text"],
+            padding="max_length",
+            max_length=16,
+            truncation=True,
+            return_tensors="pt",
         ).input_ids
         with torch.no_grad():
             output = encoder(ids, output_hidden_states=True)
@@ -87,9 +93,10 @@ def test_sizes_of_cached_images_follow_the_stage(new_task: NewTask) -> None:
 
 
 def test_sizes_of_images_from_disk_are_those_of_their_random_crop(new_task: NewTask) -> None:
-    task, growth = new_task("--resolutions", 0.5, 1, "--no-cache_latents", "--random_flip", "--train_batch_size", 6)
+    flags = ("--no-cache_latents", "--random_flip", "--train_batch_size", 6)
+    task, growth = new_task("--resolutions", 0.5, 1, *flags)
     task.enter_stage(growth)
-    loader = make_loader(task.data, task.args, 64)
+    loader = make_loader(task.latents.data, parse(*flags), 64)
     batch = next(iter(loader))
     time_ids = task.conditions(batch)["added_cond_kwargs"]["time_ids"]
     assert torch.equal(time_ids[:, 4:], torch.full((6, 2), 32.0))
@@ -97,7 +104,7 @@ def test_sizes_of_images_from_disk_are_those_of_their_random_crop(new_task: NewT
     for index, (height, width, top, left) in zip(batch["index"].tolist(), time_ids[:, :4].tolist()):
         assert (width, height) == SIZES[index]
         scale = 64 / min(width, height)
-        shown = task.data[index]["image"].resize(
+        shown = task.latents.data[index]["image"].resize(
             (round(width * scale), round(height * scale)), Image.Resampling.LANCZOS
         )
         pixels = np.asarray(shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT), dtype=np.float32)
@@ -140,6 +147,6 @@ def test_a_probability_out_of_range_is_refused(new_task: NewTask, empty: float) 
 
 def test_stable_diffusion_and_xl_are_told_apart(sdxl_dir: Path, pipeline_dir: Path) -> None:
     with pytest.raises(GrowthError, match=r"addition_embed_type='text_time'.*use recipes/finetune_sdxl\.py"):
-        load_pipeline(str(sdxl_dir), parse())
+        load_pipeline(str(sdxl_dir))
     with pytest.raises(GrowthError, match=r"addition_embed_type=None.*use recipes/finetune_sd\.py"):
-        load_sdxl(str(pipeline_dir), parse())
+        load_sdxl(str(pipeline_dir))

@@ -129,16 +129,16 @@ def test_growth_settings_reach_the_configuration() -> None:
         GrowthConfig(
             num_stages=3, order="suffix", min_trainable=0.5, resolutions=(0.5, 0.5, 1.0), boundaries=(10, 20),
             stage_embedding=True, stage_embedding_init="carry", stage_dropout=0.1, ema_decay=0.9,
-                resolution_multiple=4,
+                resolution_multiple=4, direction="unfreeze",
         ),
         None,
     )  # fmt: skip
 
 
 def test_the_direction_follows_the_search_unless_it_is_given() -> None:
-    assert growth_config(parse(), 4)[0].direction == "freeze"
-    assert growth_config(parse("--direction", "unfreeze"), 4)[0].direction == "unfreeze"
-    assert growth_config(parse("--search", "zero_shot"), 4)[0].direction == "unfreeze"
+    assert growth_config(parse(), 4)[0].freezes
+    assert not growth_config(parse("--direction", "unfreeze"), 4)[0].freezes
+    assert not growth_config(parse("--search", "zero_shot"), 4)[0].freezes
     with pytest.raises(GrowthError, match="search='zero_shot' chooses what to open"):
         growth_config(parse("--search", "zero_shot", "--direction", "freeze"), 4)
 

@@ -12,8 +12,10 @@ from accelerate import Accelerator
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from PIL import Image
 
-from autoprog_diffusion.data.images import load_captioned_images, read_image, to_pixels
+from autoprog_diffusion.data.captioned import load_captioned_images
+from autoprog_diffusion.data.images import read_image, to_pixels
 from autoprog_diffusion.growth import GrowthError, GrowthScheduler
+from autoprog_diffusion.tasks.arguments import make_latents, noise_settings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline, training_scheduler
 from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.build import growth_config
@@ -36,15 +38,15 @@ def new_task(
         pipeline.unet.requires_grad_(True)  # as a new process would
         growth = GrowthScheduler(pipeline.unet, growth_config(args, 4)[0])
         growth.prepare(pipeline.unet, num_training_steps=8)
-        task = TextToImage(pipeline, data, args, new_accelerator(args), 64)
-        return task, growth
+        latents = make_latents(pipeline, data, args, new_accelerator(args), resolution=64)
+        return TextToImage(pipeline, latents, noise_settings(args)), growth
 
     return make
 
 
 def encode(task: TextToImage, index: int, side: int, flip: bool = False) -> torch.Tensor:
     """The literal posterior moments of one image, without the cache."""
-    pixels = to_pixels(read_image(task.data, index), side, task.args.data)
+    pixels = to_pixels(read_image(task.latents.data, index), side, task.latents._images)
     with torch.no_grad():
         posterior = task.pipeline.vae.encode((pixels.flip(-1) if flip else pixels)[None]).latent_dist
     return torch.cat([posterior.mean, posterior.logvar], dim=1)[0]
@@ -66,7 +68,7 @@ def test_cached_text_is_the_text_encoder_s(new_task: Callable) -> None:
     task.enter_stage(growth)
     for index in (0, 7, 23):
         ids = task.pipeline.tokenizer(
-            task.data[index]["text"], padding="max_length", max_length=16, truncation=True, return_tensors="pt"
+            task.latents.data[index]["text"], padding="max_length", max_length=16, truncation=True, return_tensors="pt"
         ).input_ids
         with torch.no_grad():
             literal = task.pipeline.text_encoder(ids)[0][0]
@@ -134,12 +136,13 @@ def test_a_changed_vae_image_or_filter_is_encoded_anew(new_task: Callable, tmp_p
 
 def test_a_replaced_picture_is_encoded_anew(new_task: Callable, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "data", 6)
-    args = parse("--train_data_dir", folder).data
     seen = []
     for colour in (None, "red"):
         if colour:
             Image.new("RGB", (40, 32), colour).save(folder / "02.png")
-        task, growth = new_task(data=load_captioned_images(args, 64, str(tmp_path / "datasets")))
+        task, growth = new_task(
+            data=load_captioned_images(train_data_dir=str(folder), resolution=64, cache_dir=str(tmp_path / "datasets"))
+        )
         task.enter_stage(growth)
         assert task.latents._cache is not None
         seen.append(task.latents._cache[torch.tensor([2])])
@@ -163,7 +166,9 @@ def test_latents_are_drawn_from_the_posterior(new_task: Callable) -> None:
 def test_uncached_images_are_resized_to_the_stage_before_the_vae(new_task: Callable) -> None:
     task, growth = new_task("--resolutions", 0.5, 1, "--no-cache_latents")
     task.enter_stage(growth)
-    pixels = torch.stack([to_pixels(read_image(task.data, index), 64, task.args.data) for index in (0, 1)])
+    pixels = torch.stack(
+        [to_pixels(read_image(task.latents.data, index), 64, task.latents._images) for index in (0, 1)]
+    )
     torch.manual_seed(3)
     latents = task.latents.draw({"index": torch.tensor([0, 1]), "pixel_values": pixels})
     small = torch.nn.functional.avg_pool2d(pixels, 2)
@@ -174,7 +179,7 @@ def test_uncached_images_are_resized_to_the_stage_before_the_vae(new_task: Calla
         literal = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
     literal = literal * task.pipeline.vae.config.scaling_factor
     torch.testing.assert_close(latents, literal, rtol=1e-5, atol=1e-6)
-    assert not (Path(task.args.output.output_dir) / "cache" / "latents-32.npy").exists()
+    assert not (task.latents.folder / "latents-32.npy").exists()
 
 
 def test_only_the_unet_gets_gradients(new_task: Callable) -> None:
@@ -190,10 +195,10 @@ def test_only_the_unet_gets_gradients(new_task: Callable) -> None:
 
 
 def test_the_training_scheduler_keeps_the_pipeline_s_settings(pipeline: StableDiffusionPipeline) -> None:
-    scheduler = training_scheduler(pipeline, parse())
+    scheduler = training_scheduler(pipeline)
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.alphas_cumprod[-1] < 1e-6
-    assert training_scheduler(pipeline, parse("--prediction_type", "epsilon")).config.prediction_type == "epsilon"
+    assert training_scheduler(pipeline, "epsilon").config.prediction_type == "epsilon"
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "not json", "other class", "no unet", "torn weights"])
@@ -218,12 +223,12 @@ def test_a_folder_that_is_no_pipeline_is_refused(
     elif damage == "torn weights":
         weights.write_bytes(weights.read_bytes()[:999])
     with pytest.raises(GrowthError, match="cannot be loaded as a Stable Diffusion pipeline"):
-        load_pipeline(str(folder), parse())
+        load_pipeline(str(folder))
 
 
 def test_pipelines_are_loaded_in_float32_without_a_safety_checker(pipeline_dir: Path, tmp_path: Path) -> None:
     StableDiffusionPipeline.from_pretrained(pipeline_dir).to(torch.float16).save_pretrained(tmp_path / "half")
-    pipeline = load_pipeline(str(tmp_path / "half"), parse())
+    pipeline = load_pipeline(str(tmp_path / "half"))
     assert {module.dtype for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder)} == {torch.float32}
     assert pipeline.safety_checker is None
 

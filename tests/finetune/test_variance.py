@@ -47,7 +47,9 @@ def test_the_bound_is_the_divergence_from_what_the_scheduler_samples(step: int) 
     variance = torch.rand_like(clean) * 2 - 1
     noisy = SCHEDULER.add_noise(clean, noise, torch.tensor([step, step]))
     literal = kl_divergence(true_posterior(step, clean, noisy), denoised(step, epsilon, variance, noisy))
-    ours = variational_bound(epsilon, variance, clean, noisy, torch.tensor([step, step]), SCHEDULER)
+    ours = variational_bound(
+        epsilon, variance, clean=clean, noisy=noisy, timesteps=torch.tensor([step, step]), noise_scheduler=SCHEDULER
+    )
     assert ours.item() == pytest.approx(literal.mean().item() / math.log(2), rel=2e-3)
 
 
@@ -56,8 +58,12 @@ def test_a_perfect_prediction_costs_nothing_and_a_wrong_variance_something() -> 
     clean, noise = torch.randn(2, 4, 6, 6), torch.randn(2, 4, 6, 6)
     timesteps = torch.tensor([300, 700])
     noisy = SCHEDULER.add_noise(clean, noise, timesteps)
-    right = variational_bound(noise, -torch.ones_like(noise), clean, noisy, timesteps, SCHEDULER)
-    wrong = variational_bound(noise, torch.full_like(noise, 50.0), clean, noisy, timesteps, SCHEDULER)
+    right = variational_bound(
+        noise, -torch.ones_like(noise), clean=clean, noisy=noisy, timesteps=timesteps, noise_scheduler=SCHEDULER
+    )
+    wrong = variational_bound(
+        noise, torch.full_like(noise, 50.0), clean=clean, noisy=noisy, timesteps=timesteps, noise_scheduler=SCHEDULER
+    )
     assert abs(right.item()) < 1e-4
     assert wrong.item() > 1e-3
 
@@ -74,7 +80,9 @@ def test_the_first_step_is_the_likelihood_of_8_bit_values() -> None:
     log_std = 0.5 * (lower + (variance + 1) / 2 * ((1 - bar[0]).log() - lower))
     literal = Normal(mean, log_std.exp())
     probability = literal.cdf(clean + 1 / 255) - literal.cdf(clean - 1 / 255)
-    ours = variational_bound(epsilon, variance, clean, noisy, torch.tensor([0, 0]), SCHEDULER)
+    ours = variational_bound(
+        epsilon, variance, clean=clean, noisy=noisy, timesteps=torch.tensor([0, 0]), noise_scheduler=SCHEDULER
+    )
     assert ours.item() == pytest.approx(-probability.clamp(min=1e-12).log().mean().item() / math.log(2), rel=1e-3)
 
 
@@ -91,7 +99,9 @@ def test_only_the_variance_gets_a_gradient() -> None:
     epsilon.requires_grad_(True)
     variance.requires_grad_(True)
     noisy = SCHEDULER.add_noise(clean, torch.randn_like(clean), torch.tensor([10]))
-    variational_bound(epsilon, variance, clean, noisy, torch.tensor([10]), SCHEDULER).backward()
+    variational_bound(
+        epsilon, variance, clean=clean, noisy=noisy, timesteps=torch.tensor([10]), noise_scheduler=SCHEDULER
+    ).backward()
     assert epsilon.grad is None
     assert variance.grad is not None
     assert variance.grad.abs().sum() > 0

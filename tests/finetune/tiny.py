@@ -83,7 +83,7 @@ def build_pipeline(folder: Path) -> Path:
 def build_sdxl(folder: Path) -> Path:
     """Save the same as a Stable Diffusion XL pipeline in which sizes and pooled text have an effect."""
     with tempfile.TemporaryDirectory() as source:
-        pipeline: Any = sdxl_from_sd(load_pipeline(str(build_pipeline(Path(source))), parse()))
+        pipeline: Any = sdxl_from_sd(load_pipeline(str(build_pipeline(Path(source)))))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in pipeline.unet.parameters():

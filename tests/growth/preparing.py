@@ -17,6 +17,8 @@ UNET = BY_ID["unet2d"]
 
 def prepared(steps: int = 6, **settings: Any) -> tuple[nn.Module, GrowthScheduler]:
     model = DIT.build()
-    growth = GrowthScheduler(model, GrowthConfig(**{"num_stages": 3, **settings}))
+    growth = GrowthScheduler(
+        model, GrowthConfig(**{"num_stages": 3, "order": "interleaved", "direction": "unfreeze", **settings})
+    )
     growth.prepare(model, num_training_steps=steps)
     return model, growth

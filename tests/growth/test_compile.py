@@ -24,7 +24,7 @@ def compilations(depth: int, order: str) -> list[int]:
     model = diffusers.DiTTransformer2DModel(2, 4, 4, num_layers=depth, sample_size=8, num_embeds_ada_norm=10).train()
     for block in model.transformer_blocks:
         block.compile(backend=backend)
-    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, order=order))
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, order=order, direction="unfreeze"))
     growth.prepare(model, num_training_steps=6)
     counts = []
     for _ in range(6):

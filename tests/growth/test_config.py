@@ -13,6 +13,9 @@ from autoprog_diffusion import GrowthConfig, GrowthError
 from autoprog_diffusion.growth import ConfigError
 
 
+pytestmark = pytest.mark.smoke
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -110,7 +113,8 @@ def test_errors_are_value_errors() -> None:
 def test_json_round_trip(tmp_path: Path) -> None:
     config = GrowthConfig(
         num_stages=3,
-        order="suffix",
+        order="prefix",
+        direction="unfreeze",
         min_trainable=0.5,
         stage_embedding_init="carry",
         stage_dropout=0.1,
@@ -124,14 +128,32 @@ def test_json_round_trip(tmp_path: Path) -> None:
     unchanged = GrowthConfig()
     changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(unchanged, f.name)]
     left = {f.name for f in dataclasses.fields(config)} - set(changed)
-    # A direction goes with neither a search nor a re-warm-up; it has its own round trip below.
-    assert not {name for name in left if not name.startswith("search")} - {"direction"}
+    assert not {name for name in left if not name.startswith("search")}
     config.save(tmp_path / "config.json")
     loaded = GrowthConfig.load(tmp_path / "config.json")
     assert loaded == config
     freezing = GrowthConfig(direction="freeze")
     assert GrowthConfig.from_dict(freezing.to_dict()) == freezing != unchanged
     assert hash(loaded) == hash(config)
+
+
+def test_an_open_direction_freezes_unless_a_search_opens_blocks() -> None:
+    assert GrowthConfig().freezes
+    assert not GrowthConfig(search="zero_shot").freezes
+    assert not GrowthConfig(direction="unfreeze").freezes
+    with pytest.raises(ConfigError, match='rewarm_steps=3 has no effect.*direction="unfreeze"'):
+        GrowthConfig(rewarm_steps=3)
+
+
+def test_the_paper_as_published_takes_overrides() -> None:
+    paper = GrowthConfig.autoprog_zero()
+    assert not paper.freezes
+    assert (paper.order, paper.search, paper.search_objective) == ("interleaved", "zero_shot", "rank_vote")
+    assert (paper.stage_embedding_init, paper.stage_dropout) == ("normal", 0.1)
+    assert paper.resolutions == (0.25, 0.5, 0.75, 1.0)
+    assert GrowthConfig.autoprog_zero(search="none", num_stages=2, resolutions=None).num_stages == 2
+    with pytest.raises(ConfigError, match=r"no field\(s\) \['stages'\]"):
+        GrowthConfig.autoprog_zero(stages=3)
 
 
 def test_unknown_keys_are_named() -> None:

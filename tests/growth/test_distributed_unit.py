@@ -175,7 +175,7 @@ def test_power_sgd_forgets_its_buckets() -> None:
 @pytest.mark.usefixtures("one_rank")
 def test_growth_rebuilds_the_reducer_for_what_trains() -> None:
     model = chain()
-    config = GrowthConfig(num_stages=2, min_trainable=0.5, order="suffix", stage_embedding=False)
+    config = GrowthConfig(num_stages=2, min_trainable=0.5, order="suffix", stage_embedding=False, direction="unfreeze")
     growth = GrowthScheduler(model, config, blocks=["*"])
     ddp = DistributedDataParallel(model)
     calls: list[int] = []
@@ -194,7 +194,17 @@ def test_calls_of_ranks_that_are_gone_are_removed(tmp_path: Path) -> None:
         torch.save(["old"], tmp_path / f"growth_calls_{number}.pt")
     layout = layout_from_patterns(chain(), ["*"])
     config = GrowthConfig(search="zero_shot")
-    search = start_search((config, chain(), chain(), layout, None, None, None), open_plan(config, layout, 40), None)
+    search = start_search(
+        config,
+        open_plan(config, layout, 40),
+        None,
+        model=chain(),
+        wrapped=chain(),
+        layout=layout,
+        embedding=None,
+        loss_fn=None,
+        batches=None,
+    )
     search.save_calls(None, None, str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["growth_calls_0.pt"]
     search.load_calls(None, str(tmp_path))

@@ -15,13 +15,16 @@ from autoprog_diffusion.growth import PlanError, fixed_plan, select_blocks
 from autoprog_diffusion.growth.plan import check_plan_fits
 
 
+pytestmark = pytest.mark.smoke
+
+
 def plan_of(*blocks: tuple[int, ...], num_blocks: int = 4, steps: int = 100) -> GrowthPlan:
     stages = tuple(Stage(steps * k // len(blocks), chosen) for k, chosen in enumerate(blocks))
     return GrowthPlan(num_blocks, steps, stages)
 
 
 def test_the_papers_numbers() -> None:
-    plan = fixed_plan(GrowthConfig(), 28, 400)
+    plan = fixed_plan(GrowthConfig(order="interleaved", direction="unfreeze"), 28, 400)
     assert [len(stage.blocks) for stage in plan.stages] == [7, 14, 21, 28]
     for level, stage in enumerate(plan.stages, start=1):
         assert stage.blocks == tuple(index for index in range(28) if index % 4 < level)
@@ -68,14 +71,14 @@ def test_a_larger_fraction_holds_a_smaller_ones_blocks(order: Any, low: float) -
 @pytest.mark.parametrize("order", ["interleaved", "suffix", "prefix"])
 def test_the_fixed_plan_ends_with_every_block(order: Any) -> None:
     for count in (1, 2, 3, 5):
-        plan = fixed_plan(GrowthConfig(num_stages=count, order=order), 12, 50)
+        plan = fixed_plan(GrowthConfig(num_stages=count, order=order, direction="unfreeze"), 12, 50)
         assert len(plan.stages) == count
         assert plan.stages[-1].blocks == tuple(range(12))
 
 
 @pytest.mark.parametrize("order", ["interleaved", "suffix", "prefix"])
 def test_freezing_is_the_same_schedule_backwards(order: Any) -> None:
-    opens = fixed_plan(GrowthConfig(order=order), 28, 400)
+    opens = fixed_plan(GrowthConfig(order=order, direction="unfreeze"), 28, 400)
     closes = fixed_plan(GrowthConfig(order=order, direction="freeze"), 28, 400)
     assert [stage.blocks for stage in closes.stages] == [stage.blocks for stage in reversed(opens.stages)]
     assert [len(stage.blocks) for stage in closes.stages] == [28, 21, 14, 7]

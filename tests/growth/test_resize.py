@@ -59,7 +59,13 @@ def test_resize_refuses_other_shapes() -> None:
 def test_the_scheduler_follows_its_stages() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     config = GrowthConfig(
-        num_stages=3, min_trainable=0.5, stage_embedding=False, resolutions=(0.5, 0.75, 1.0), resolution_multiple=4
+        num_stages=3,
+        min_trainable=0.5,
+        stage_embedding=False,
+        resolutions=(0.5, 0.75, 1.0),
+        resolution_multiple=4,
+        order="interleaved",
+        direction="unfreeze",
     )
     growth = GrowthScheduler(model, config, blocks=["*"])
     growth.prepare(model, num_training_steps=3)

@@ -43,7 +43,14 @@ class Tower(nn.Module):
 def start(rewarm: int = 2, accelerator: Accelerator | None = None) -> tuple[Any, ...]:
     torch.manual_seed(0)
     model = Tower()
-    config = GrowthConfig(num_stages=2, min_trainable=0.5, order="suffix", stage_embedding=False, rewarm_steps=rewarm)
+    config = GrowthConfig(
+        num_stages=2,
+        min_trainable=0.5,
+        order="suffix",
+        stage_embedding=False,
+        rewarm_steps=rewarm,
+        direction="unfreeze",
+    )
     growth = GrowthScheduler(model, config, accelerator, blocks=["layers.*"])
     optimizer = Watched(growth.parameter_groups(), lr=1.0, momentum=0.9)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))

@@ -20,6 +20,9 @@ from autoprog_diffusion.growth import OrderError, PlanError, StageRecord
 from .preparing import DIT, UNET, prepared
 
 
+pytestmark = pytest.mark.smoke
+
+
 @pytest.fixture
 def one_rank() -> Iterator[None]:
     """A gloo process group of this process alone: enough to build DistributedDataParallel."""
@@ -32,7 +35,7 @@ def one_rank() -> Iterator[None]:
 
 
 def test_step_and_everything_else_need_prepare() -> None:
-    growth = GrowthScheduler(DIT.build(), GrowthConfig())
+    growth = GrowthScheduler(DIT.build(), GrowthConfig(order="interleaved", direction="unfreeze"))
     calls = [
         growth.step,
         growth.state_dict,
@@ -55,7 +58,7 @@ def test_prepare_runs_once() -> None:
 
 
 def test_prepare_refuses_another_model() -> None:
-    growth = GrowthScheduler(DIT.build(), GrowthConfig())
+    growth = GrowthScheduler(DIT.build(), GrowthConfig(order="interleaved", direction="unfreeze"))
     with pytest.raises(OrderError, match="DiTTransformer2DModel that is not the model"):
         growth.prepare(DIT.build(), num_training_steps=6)
     with pytest.raises(OrderError, match="UNet2DModel that is not the model"):
@@ -64,7 +67,7 @@ def test_prepare_refuses_another_model() -> None:
 
 def test_prepare_comes_after_accelerator_prepare(accelerator: Any) -> None:
     model = DIT.build()
-    growth = GrowthScheduler(model, GrowthConfig(), accelerator)
+    growth = GrowthScheduler(model, GrowthConfig(order="interleaved", direction="unfreeze"), accelerator)
     optimizer = torch.optim.AdamW(growth.parameters())
     with pytest.raises(OrderError, match=r"call accelerator.prepare\(...\) first"):
         growth.prepare(model, num_training_steps=6)
@@ -75,7 +78,7 @@ def test_prepare_comes_after_accelerator_prepare(accelerator: Any) -> None:
 
 def test_an_optimizer_that_lacks_parameters_is_named(accelerator: Any) -> None:
     model = DIT.build()
-    growth = GrowthScheduler(model, GrowthConfig(), accelerator)
+    growth = GrowthScheduler(model, GrowthConfig(order="interleaved", direction="unfreeze"), accelerator)
     model, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
     with pytest.raises(OrderError, match=r"lacks 1 parameters.*stage_embedding.table.*growth.parameters\(\)"):
         growth.prepare(model, num_training_steps=6)
@@ -83,7 +86,7 @@ def test_an_optimizer_that_lacks_parameters_is_named(accelerator: Any) -> None:
 
 def test_an_optimizer_prepared_late_is_checked_at_the_first_step(accelerator: Any) -> None:
     model = DIT.build()
-    growth = GrowthScheduler(model, GrowthConfig(), accelerator)
+    growth = GrowthScheduler(model, GrowthConfig(order="interleaved", direction="unfreeze"), accelerator)
     model = accelerator.prepare(model)
     growth.prepare(model, num_training_steps=6)
     accelerator.prepare(torch.optim.AdamW(model.parameters()))
@@ -93,7 +96,7 @@ def test_an_optimizer_prepared_late_is_checked_at_the_first_step(accelerator: An
 
 def test_an_optimizer_given_to_prepare_is_checked() -> None:
     model = DIT.build()
-    growth = GrowthScheduler(model, GrowthConfig())
+    growth = GrowthScheduler(model, GrowthConfig(order="interleaved", direction="unfreeze"))
     some = [p for name, p in model.named_parameters() if name != "proj_out_1.bias"]
     with pytest.raises(OrderError, match=r"lacks 2 parameters.*'proj_out_1.bias', 'stage_embedding.table'"):
         growth.prepare(model, num_training_steps=6, optimizer=torch.optim.SGD(some, lr=0.1))
@@ -104,7 +107,7 @@ def test_an_optimizer_given_to_prepare_is_checked() -> None:
 def test_an_optimizer_may_leave_out_what_never_trains() -> None:
     model = DIT.build()
     model.proj_out_1.bias.requires_grad_(False)
-    growth = GrowthScheduler(model, GrowthConfig())
+    growth = GrowthScheduler(model, GrowthConfig(order="interleaved", direction="unfreeze"))
     some = [p for p in growth.parameters() if p is not model.proj_out_1.bias]
     growth.prepare(model, num_training_steps=6, optimizer=torch.optim.SGD(some, lr=0.1))
 
@@ -129,11 +132,11 @@ def test_backends_that_cannot_grow_are_refused(kind: str) -> None:
 
 def test_a_plan_that_freezes_needs_the_optimizer() -> None:
     model = DIT.build()
-    freezing = GrowthConfig(num_stages=2, min_trainable=0.5, direction="freeze")
+    freezing = GrowthConfig(num_stages=2, min_trainable=0.5, direction="freeze", order="interleaved")
     with pytest.raises(OrderError, match="pass the optimizer"):
         GrowthScheduler(model, freezing).prepare(model, num_training_steps=4)
     # The same for a plan from a file: its stages say it.
-    growth = GrowthScheduler(model, GrowthConfig(num_stages=2))
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=2, order="interleaved", direction="unfreeze"))
     count = len(growth.layout.blocks)
     plan = GrowthPlan(count, 4, (Stage(0, tuple(range(count))), Stage(2, (count - 1,))))
     with pytest.raises(OrderError, match="pass the optimizer"):
@@ -142,7 +145,7 @@ def test_a_plan_that_freezes_needs_the_optimizer() -> None:
 
 def test_fold_runs_once_on_its_own_model_after_prepare() -> None:
     model = DIT.build()
-    growth = GrowthScheduler(model, GrowthConfig())
+    growth = GrowthScheduler(model, GrowthConfig(order="interleaved", direction="unfreeze"))
     with pytest.raises(OrderError, match="nothing to fold"):
         growth.fold(model)
     growth.prepare(model, num_training_steps=6)
@@ -179,7 +182,7 @@ def stages(*blocks: tuple[int, ...]) -> tuple[Stage, ...]:
 )
 def test_a_plan_that_does_not_fit_is_refused(plan: GrowthPlan, named: str) -> None:
     model = DIT.build()
-    growth = GrowthScheduler(model, GrowthConfig(num_stages=3))
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, order="interleaved", direction="unfreeze"))
     with pytest.raises(PlanError, match=named):
         growth.prepare(model, num_training_steps=6, plan=plan)
     growth.prepare(model, num_training_steps=6)
@@ -193,7 +196,7 @@ def test_more_stages_than_blocks_are_refused() -> None:
 
 def test_a_given_plan_is_followed() -> None:
     model = DIT.build()
-    growth = GrowthScheduler(model, GrowthConfig(num_stages=2))
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=2, order="interleaved", direction="unfreeze"))
     growth.prepare(model, num_training_steps=6, plan=GrowthPlan(8, 6, (Stage(0, (3, 5), 32), Stage(4, (1, 3, 5), 64))))
     seen = []
     for _ in range(6):
@@ -224,7 +227,7 @@ def test_what_the_user_froze_stays_frozen(order: Any) -> None:
     frozen = {"transformer_blocks.2.ff.net.2.weight", "transformer_blocks.7.attn1.to_q.weight", "proj_out_2.bias"}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    growth = GrowthScheduler(model, GrowthConfig(order=order))
+    growth = GrowthScheduler(model, GrowthConfig(order=order, direction="unfreeze"))
     optimizer = torch.optim.AdamW(growth.parameters(), lr=0.1, weight_decay=0.5)
     growth.prepare(model, num_training_steps=4, optimizer=optimizer)
     before = copy.deepcopy(model.state_dict())
@@ -242,12 +245,14 @@ def test_what_the_user_froze_stays_frozen(order: Any) -> None:
 
 def test_parameters_are_the_models_then_the_embeddings() -> None:
     model = DIT.build()
-    growth = GrowthScheduler(model, GrowthConfig(num_stages=3, stage_dropout=0.1))
+    growth = GrowthScheduler(
+        model, GrowthConfig(num_stages=3, stage_dropout=0.1, order="interleaved", direction="unfreeze")
+    )
     ours, theirs = list(growth.parameters()), list(model.parameters())
     assert len(ours) == len(theirs) + 1
     assert all(a is b for a, b in zip(ours, theirs))
     assert ours[-1].shape == (4, 8)
-    growth = GrowthScheduler(model, GrowthConfig(stage_embedding=False))
+    growth = GrowthScheduler(model, GrowthConfig(stage_embedding=False, order="interleaved", direction="unfreeze"))
     assert len(list(growth.parameters())) == len(theirs)
 
 

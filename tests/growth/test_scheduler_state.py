@@ -25,7 +25,7 @@ def test_state_of_another_run_is_refused() -> None:
         (prepared(stage_embedding=False)[1], "stage embedding holds .*this run's None"),
     ]
     model = UNET.build()
-    other = GrowthScheduler(model, GrowthConfig(num_stages=3))
+    other = GrowthScheduler(model, GrowthConfig(num_stages=3, order="interleaved", direction="unfreeze"))
     other.prepare(model, num_training_steps=6)
     others.append((other, "another model: its model_class is 'DiTTransformer2DModel', this model's is 'UNet2DModel'"))
     for scheduler, named in others:
@@ -39,7 +39,7 @@ def test_state_of_another_run_is_refused() -> None:
 def test_state_of_another_width_is_refused() -> None:
     _, growth = prepared()
     model = type(DIT.build()).from_config({**DIT.build().config, "num_embeds_ada_norm": 11})
-    other = GrowthScheduler(model, GrowthConfig(num_stages=3))
+    other = GrowthScheduler(model, GrowthConfig(num_stages=3, order="interleaved", direction="unfreeze"))
     other.prepare(model, num_training_steps=6)
     with pytest.raises(StateError, match="another model: its parameters"):
         other.load_state_dict(growth.state_dict())
@@ -71,14 +71,16 @@ def test_loading_reapplies_the_stage() -> None:
     assert {name for name, p in model.named_parameters() if p.requires_grad} == {
         name for name, p in growth._model.named_parameters() if p.requires_grad
     }
-    assert other._embedding.stage == 1
+    assert other.stage_embedding.stage == 1
 
 
 def test_accelerate_saves_and_restores_the_scheduler(tmp_path: Path, accelerator: Any) -> None:
     def build() -> tuple[Any, GrowthScheduler, Any]:
         accelerator.free_memory()
         model = DIT.build()
-        growth = GrowthScheduler(model, GrowthConfig(num_stages=3, ema_decay=0.9), accelerator)
+        growth = GrowthScheduler(
+            model, GrowthConfig(num_stages=3, ema_decay=0.9, order="interleaved", direction="unfreeze"), accelerator
+        )
         optimizer = torch.optim.AdamW(growth.parameters(), lr=1e-2)
         model, optimizer = accelerator.prepare(model, optimizer)
         growth.prepare(model, num_training_steps=6)
@@ -102,12 +104,12 @@ def test_accelerate_saves_and_restores_the_scheduler(tmp_path: Path, accelerator
     run(again, other, optimizer, range(2, 6))
     for (name, ours), theirs in zip(again.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
-    assert torch.equal(other._embedding.average, growth._embedding.average)
+    assert torch.equal(other.stage_embedding.average, growth.stage_embedding.average)
 
 
 def test_a_compiled_model_follows_the_stages() -> None:
     model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
-    config = GrowthConfig(num_stages=2, min_trainable=0.5, order="suffix", stage_embedding=False)
+    config = GrowthConfig(num_stages=2, min_trainable=0.5, order="suffix", stage_embedding=False, direction="unfreeze")
     growth = GrowthScheduler(model, config, blocks=["*"])
     compiled = torch.compile(model, backend="eager")
     growth.prepare(compiled, num_training_steps=2)

@@ -33,7 +33,7 @@ class Tower(nn.Module):
         return self.head(x)
 
 
-PLAIN = GrowthConfig(num_stages=2, stage_embedding=False)
+PLAIN = GrowthConfig(num_stages=2, stage_embedding=False, order="interleaved", direction="unfreeze")
 
 
 def test_patterns_cut_any_module() -> None:
@@ -54,7 +54,7 @@ def test_a_star_stops_at_a_dot_and_order_follows_the_patterns() -> None:
 @pytest.mark.parametrize("order", ["interleaved", "suffix", "prefix"])
 def test_a_generic_module_grows(order: Any) -> None:
     model = Tower()
-    config = GrowthConfig(num_stages=3, order=order, stage_embedding=False)
+    config = GrowthConfig(num_stages=3, order=order, stage_embedding=False, direction="unfreeze")
     growth = GrowthScheduler(model, config, blocks=["layers.*", "late.*"])
     optimizer = torch.optim.AdamW(growth.parameters(), lr=0.1)
     growth.prepare(model, num_training_steps=3, optimizer=optimizer)
@@ -129,7 +129,11 @@ def test_no_blocks_is_an_error() -> None:
 
 def test_no_place_for_a_stage_embedding_names_the_fix() -> None:
     with pytest.raises(UnitError, match=r"Tower has no timestep embedder.*GrowthConfig\(stage_embedding=False\)"):
-        GrowthScheduler(Tower(), GrowthConfig(num_stages=2, stage_embedding=True), blocks=["layers.*"])
+        GrowthScheduler(
+            Tower(),
+            GrowthConfig(num_stages=2, stage_embedding=True),
+            blocks=["layers.*"],
+        )
 
 
 def test_every_row_of_the_table_is_found_and_subclasses_too() -> None:
@@ -144,9 +148,13 @@ def test_every_row_of_the_table_is_found_and_subclasses_too() -> None:
 
 def test_patterns_win_over_a_known_class() -> None:
     model = FAMILIES[0].build()
-    growth = GrowthScheduler(model, GrowthConfig(), blocks=["down_blocks.*", "mid_block", "up_blocks.*"])
+    growth = GrowthScheduler(
+        model,
+        GrowthConfig(order="interleaved", direction="unfreeze"),
+        blocks=["down_blocks.*", "mid_block", "up_blocks.*"],
+    )
     assert len(growth.layout.blocks) == 9
-    assert len(growth._embedding.points) == 1
+    assert len(growth.stage_embedding.points) == 1
 
 
 def test_a_class_is_registered_once() -> None:

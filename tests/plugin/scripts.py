@@ -19,9 +19,9 @@ from . import pipelines
 
 ROOT = Path(__file__).parents[2]
 DIFFS = ROOT / "docs" / "diffs"
-CONFIG = "GrowthConfig(num_stages=4)"  # what every diff says and a user edits
+CONFIG = "GrowthConfig()"  # what every diff says and a user edits
 OFF = "GrowthConfig(num_stages=1, min_trainable=1.0, stage_embedding=False)"
-TWO_STAGES = "GrowthConfig(num_stages=2)"
+TWO_STAGES = 'GrowthConfig(num_stages=2, order="interleaved", direction="unfreeze")'
 CHECKOUT = os.environ.get("DIFFUSERS_CHECKOUT")
 needs_checkout = pytest.mark.skipif(
     CHECKOUT is None, reason="needs Diffusers' scripts: set DIFFUSERS_CHECKOUT to a checkout of its repository"
@@ -141,7 +141,7 @@ def patched(script: Script, folder: Path, config: str = CONFIG) -> Path:
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(CHECKOUT) / script.path, copy)
     command = ["patch", "-p1", "--fuzz=0", "-i", str(DIFFS / f"{script.name}.diff")]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "offset" not in done.stdout, done.stdout
     text = copy.read_text(encoding="utf-8")
@@ -184,7 +184,7 @@ class Workshop:
         command = [sys.executable, *(launcher if ranks > 1 else []), *self.command(script, file, output, flags)]
         output.parent.mkdir(parents=True, exist_ok=True)
         done = subprocess.run(
-            command, env=self.environment, cwd=output.parent, capture_output=True, text=True, timeout=240, check=False
+            command, env=self.environment, cwd=output.parent, capture_output=True, text=True, timeout=900, check=False
         )
         assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
         return Run(done.stdout + done.stderr, output)

@@ -152,7 +152,7 @@ def test_with_an_average_the_averaged_row_is_folded(workshop: Workshop, tmp_path
 def test_resolutions_grow_with_one_line_more(
     workshop: Workshop, grown: Callable[[Script], Run], tmp_path: Path
 ) -> None:
-    file = patched(TEXT_TO_IMAGE, tmp_path, "GrowthConfig(num_stages=2, resolutions=(0.5, 1.0))")
+    file = patched(TEXT_TO_IMAGE, tmp_path, TWO_STAGES[:-1] + ", resolutions=(0.5, 1.0))")
     text, place = file.read_text(encoding="utf-8"), " " * 16 + "# Convert images to latent space\n"
     assert text.count(place) == 1
     line = " " * 16 + 'batch["pixel_values"] = growth.resize(batch["pixel_values"])\n'

@@ -81,7 +81,7 @@ class Script:
         """Run to the end with these flags alone."""
         done = subprocess.run(
             self.bare_command(flags, ranks), env=self.environment, cwd=self.model.parent, capture_output=True,
-            text=True, timeout=300, check=False,
+            text=True, timeout=900, check=False,
         )  # fmt: skip
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done
@@ -93,7 +93,7 @@ class Script:
                 self.command(output, flags, ranks), env=self.environment, cwd=output.parent, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-            deadline = time.monotonic() + 240
+            deadline = time.monotonic() + 900
             while not (output / "checkpoints" / checkpoint).exists():
                 assert process.poll() is None, (output.parent / "killed.log").read_text()
                 assert time.monotonic() < deadline

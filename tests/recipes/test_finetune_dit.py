@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from autoprog_diffusion.growth import GrowthError, GrowthPlan
-from autoprog_diffusion.tasks.class_conditional import ClassConditionalArguments
+from autoprog_diffusion.tasks.arguments import ClassConditionalArguments
 from autoprog_diffusion.training.run import run
 
 from ..finetune.conftest import forget

@@ -15,7 +15,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import S
 from safetensors.torch import load_file
 
 from autoprog_diffusion.growth import GrowthError, GrowthPlan
-from autoprog_diffusion.tasks.flow_matching import FlowMatchingArguments
+from autoprog_diffusion.tasks.arguments import FlowMatchingArguments
 from autoprog_diffusion.training.run import run
 
 from ..finetune.conftest import forget

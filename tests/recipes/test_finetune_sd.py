@@ -85,7 +85,7 @@ def test_growth_json_tells_the_run(whole: tuple[Path, str]) -> None:
 def test_the_pipeline_is_loaded_by_diffusers_alone(whole: tuple[Path, str], script: Script) -> None:
     output, _ = whole
     command = [sys.executable, "-c", VANILLA, str(output)]
-    done = subprocess.run(command, env=script.environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=script.environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert "newly initialized" not in done.stderr
     assert "not used" not in done.stderr
@@ -198,6 +198,6 @@ def test_accelerate_launch_runs_it_too(script: Script, tmp_path: Path, unet_byte
     script.run(tmp_path / "a" / "out", *flags)
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += script.command(tmp_path / "b" / "out", flags)[1:]
-    done = subprocess.run(command, env=script.environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=script.environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     assert unet_bytes(tmp_path / "a" / "out") == unet_bytes(tmp_path / "b" / "out")

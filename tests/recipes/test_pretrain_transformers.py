@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,13 +16,37 @@ import torch
 from .conftest import ROOT, load_recipe
 
 
+BUILD = ROOT / "recipes" / "assets" / "build"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def neighbours() -> Iterator[None]:
+    """The folder in which the scripts find each other."""
+    sys.path.insert(0, str(BUILD))
+    yield
+    sys.path.remove(str(BUILD))
+
+
 @pytest.fixture(scope="module")
-def recipe() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "recipes"))  # where a script finds its neighbours
-    try:
-        return load_recipe("assets/build/pretrain_tiny_transformers")
-    finally:
-        sys.path.remove(str(ROOT / "recipes"))
+def recipe(neighbours: None) -> ModuleType:
+    return load_recipe("assets/build/pretrain_tiny_transformers")
+
+
+@pytest.fixture(scope="module")
+def dit(neighbours: None) -> ModuleType:
+    return importlib.import_module("tiny_dit")
+
+
+def test_both_scripts_import_all_they_need(recipe: ModuleType) -> None:
+    assert {"vae", "unet", "export"} <= set(load_recipe("assets/build/pretrain_tiny_sd").PHASES)
+
+
+@pytest.mark.parametrize("path", sorted(BUILD.glob("*.py")), ids=lambda path: path.stem)
+def test_a_file_is_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.isascii()
+    assert len(text.splitlines()) <= 350
+    assert ast.get_docstring(ast.parse(text))
 
 
 @pytest.mark.parametrize("kind", ["dit", "flow"])
@@ -44,15 +71,15 @@ def test_both_models_start_by_predicting_nothing(recipe: ModuleType) -> None:
     assert loss.item() == pytest.approx(2.0, abs=0.3)  # noise minus latents
 
 
-def test_stratified_times_hit_every_part_once(recipe: ModuleType) -> None:
-    values = recipe.stratified(8)
+def test_stratified_times_hit_every_part_once(dit: ModuleType) -> None:
+    values = dit.stratified(8)
     assert sorted((values * 8).long().tolist()) == list(range(8))
 
 
-def test_padded_tables_repeat_the_unconditional_row(recipe: ModuleType) -> None:
-    model = recipe.build_dit(3)
+def test_padded_tables_repeat_the_unconditional_row(dit: ModuleType) -> None:
+    model = dit.build_dit(3)
     last = model.transformer_blocks[1].norm1.emb.class_embedder.embedding_table.weight[3].clone()
-    recipe.pad_tables(model)
+    dit.pad_tables(model)
     table = model.transformer_blocks[1].norm1.emb.class_embedder.embedding_table.weight
     assert table.shape == (1001, 128)
     assert torch.equal(table[1000], last)
@@ -64,10 +91,10 @@ def test_a_cut_pretraining_goes_on_with_the_batches_it_would_have_seen(
     kind: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     def train(output: Path, steps: int, *flags: str) -> dict[str, torch.Tensor]:
-        script = str(ROOT / "recipes" / "assets" / "build" / "pretrain_tiny_transformers.py")
+        script = str(BUILD / "pretrain_tiny_transformers.py")
         command = [sys.executable, script, "--model", kind, "--batch_size", "4", "--output_dir", str(output)]
         command += ["--steps", str(steps), *flags]
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=500)
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=900)
         return torch.load(output / f"{kind}_state.pt", weights_only=True)
 
     whole = train(tmp_path / "whole", 4, "--lr", "0")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.emoji import emoji_dataset
-from autoprog_diffusion.data.images import load_captioned_images
 from autoprog_diffusion.growth import ConfigError, GrowthError
 from autoprog_diffusion.tasks.text_to_image_recipe import default_prompts, reference_row
 from autoprog_diffusion.training.arguments import Arguments
@@ -94,7 +94,7 @@ def test_default_prompts_are_held_out_emoji_or_the_first_captions(script: Script
     assert label == "real"
     assert [image.size for image in images] == [(16, 16)] * 12
     args = parse("--train_data_dir", script.images)
-    data = load_captioned_images(args.data, 64, str(tmp_path))
+    data = load_captioned_images(train_data_dir=str(script.images), resolution=64, cache_dir=str(tmp_path))
     assert default_prompts(args, data) == tuple(data["text"][:6])
     assert reference_row(args, prompts, 16) == []
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from autoprog_diffusion.growth import find_adapter
 from autoprog_diffusion.growth.units import Layout
-from autoprog_diffusion.search.recorded_calls import Call, map_tensors, output_tensor, output_value
+from autoprog_diffusion.search.recorded_calls import RecordedCall, map_tensors, output_tensor, output_value
 
 from ..settings import BY_ID, Family
 
@@ -23,7 +23,7 @@ SEARCHED = [BY_ID[name] for name in (*NAMES, *(name for name in TIMM if name in 
 
 def model_and_calls(
     family: Family, batch: int = 4, count: int = 2, dtype: torch.dtype = torch.float64
-) -> tuple[nn.Module, Layout, list[Call]]:
+) -> tuple[nn.Module, Layout, list[RecordedCall]]:
     """A model in `dtype` with no parameter at zero, its layout, and calls with random output gradients."""
     model = family.build()
     for tensor in (*model.parameters(), *model.buffers()):
@@ -38,7 +38,7 @@ def model_and_calls(
     return model, find_adapter(model).layout(model), calls
 
 
-def make_call(family: Family, model: nn.Module, seed: int, batch: int, dtype: torch.dtype) -> Call:
+def make_call(family: Family, model: nn.Module, seed: int, batch: int, dtype: torch.dtype) -> RecordedCall:
     def cast(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
@@ -47,4 +47,4 @@ def make_call(family: Family, model: nn.Module, seed: int, batch: int, dtype: to
         returned = model(**inputs)
         output = output_tensor(returned)
     gradient = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed + 50), dtype=torch.float64)
-    return Call((), inputs, gradient.to(output.dtype), listed=isinstance(output_value(returned), list))
+    return RecordedCall((), inputs, gradient.to(output.dtype), listed=isinstance(output_value(returned), list))

@@ -8,7 +8,7 @@ import torch
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, GrowthScheduler, Stage
 from autoprog_diffusion.growth.flops import flop_counter
 from autoprog_diffusion.search.cost import count_costs, measure_costs
-from autoprog_diffusion.search.probe import untouched
+from autoprog_diffusion.search.probe import leaving_no_trace
 
 from ..settings import BY_ID, Family
 from .families import SEARCHED, model_and_calls
@@ -22,7 +22,7 @@ def subsets(count: int) -> list[tuple[int, ...]]:
 def real_flops(family: Family, blocks: tuple[int, ...]) -> int:
     """FLOPs of a training step under a plan that trains `blocks`."""
     model, layout, calls = model_and_calls(family, dtype=torch.float32)
-    config = GrowthConfig(num_stages=1, stage_embedding=False)
+    config = GrowthConfig(num_stages=1, stage_embedding=False, order="interleaved")
     growth = GrowthScheduler(model, config)
     growth.prepare(model, num_training_steps=1, plan=GrowthPlan(len(layout.blocks), 1, (Stage(0, blocks),)))
     with flop_counter() as counter:
@@ -34,7 +34,7 @@ def real_flops(family: Family, blocks: tuple[int, ...]) -> int:
 def test_counted_flops_of_every_candidate_are_exact(family: Family) -> None:
     model, layout, calls = model_and_calls(family, dtype=torch.float32)
     candidates = subsets(len(layout.blocks))
-    with untouched(model):
+    with leaving_no_trace(model):
         costs = count_costs(model, layout, calls[0], [blocks[0] for blocks in candidates])
     for blocks in candidates:
         assert costs.step(layout, blocks) == real_flops(family, blocks), blocks
@@ -43,7 +43,7 @@ def test_counted_flops_of_every_candidate_are_exact(family: Family) -> None:
 def test_measured_costs_order_as_the_work_does() -> None:
     """Wall clock is noisy: only that every account is there, none is negative, and training more is dearer."""
     model, layout, calls = model_and_calls(BY_ID["dit"], dtype=torch.float32)
-    with untouched(model):
+    with leaving_no_trace(model):
         costs = measure_costs(model, layout, calls[0], [3], repeats=3, bandwidth=1e6)
     for account in (costs.forward, costs.input_gradient, costs.weight_gradient, costs.update):
         assert set(account) == {unit.name for unit in layout.units}

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.search.gram import pair_gram
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams
-from autoprog_diffusion.search.recorded_calls import Call
-from autoprog_diffusion.search.reference import literal_condition_number, literal_gram
+from autoprog_diffusion.search.recorded_calls import RecordedCall
+
+from .reference import literal_condition_number, literal_gram
 
 
 class Reused(nn.Module):
@@ -107,7 +108,7 @@ def test_every_layer_type_equals_per_sample_gradients(case: str) -> None:
     model = nn.Sequential(build(), nn.Tanh()).double()
     inputs = draw()
     inputs = inputs.double() if inputs.is_floating_point() else inputs
-    call = Call((inputs,), {}, torch.zeros(len(inputs)))
+    call = RecordedCall((inputs,), {}, torch.zeros(len(inputs)))
     found = parameter_grams(model, call)
     assert set(found) == {name for name, _ in model.named_parameters()}
     for name in found:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.errors import SearchError
-from autoprog_diffusion.search.recorded_calls import Call
-from autoprog_diffusion.search.reference import literal_condition_number, literal_gram
+from autoprog_diffusion.search.recorded_calls import RecordedCall
 from autoprog_diffusion.vit.asvit import AsViT, Genotype
 from autoprog_diffusion.vit.asvit.features import (
     FeatureModel,
@@ -20,7 +19,9 @@ from autoprog_diffusion.vit.asvit.features import (
     without_norms,
 )
 from autoprog_diffusion.vit.asvit.length_distortion import CurveScore, angles, curve_scores, on_circle, random_plane
-from autoprog_diffusion.vit.asvit.reference_curves import (
+
+from .reference import literal_condition_number, literal_gram
+from .reference_curves import (
     difference_derivatives,
     literal_curvature,
     literal_derivatives,
@@ -182,7 +183,7 @@ def test_the_condition_number_is_the_literal_one(name: str) -> None:
     (found,) = feature_condition_numbers(model, features, images)
     wrapped = FeatureModel(model, features)
     names = [n for n, _ in wrapped.named_parameters() if "weight" in n]
-    gram = literal_gram(wrapped, Call((images,), {}, torch.zeros(6)), names)
+    gram = literal_gram(wrapped, RecordedCall((images,), {}, torch.zeros(6)), names)
     assert found == pytest.approx(literal_condition_number(gram), rel=1e-6)
 
 

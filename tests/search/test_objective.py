@@ -10,9 +10,9 @@ import torch
 
 from autoprog_diffusion.growth import GrowthConfig, select_blocks
 from autoprog_diffusion.growth.errors import SearchError
-from autoprog_diffusion.search.candidates import Candidate, list_candidates
-from autoprog_diffusion.search.objective import Score, choose, ranks
-from autoprog_diffusion.search.reference import literal_rank_vote
+from autoprog_diffusion.search.objective import Candidate, Score, choose, list_candidates, ranks
+
+from .reference import literal_rank_vote
 
 
 def score(index: int, cost: float, kappa: float = 2.0, zico: float = 3.0, gain: float = 4.0) -> Score:

@@ -9,8 +9,8 @@ import torch
 
 from autoprog_diffusion.search.cost import count_costs
 from autoprog_diffusion.search.ntk import parameter_grams
-from autoprog_diffusion.search.probe import untouched
-from autoprog_diffusion.search.recorded_calls import Call, CallRecorder, calls_from_loss
+from autoprog_diffusion.search.probe import leaving_no_trace
+from autoprog_diffusion.search.recorded_calls import CallRecorder, RecordedCall, calls_from_loss
 from autoprog_diffusion.search.zico import parameter_scores
 
 from ..settings import BY_ID
@@ -48,7 +48,7 @@ def test_everything_is_as_before(fails: bool) -> None:
     before = snapshot(model)
 
     def probe() -> None:
-        with untouched(model):
+        with leaving_no_trace(model):
             assert not any(module.training for module in model.modules())
             assert all(parameter.requires_grad for parameter in model.parameters())
             torch.randn(3)
@@ -56,7 +56,9 @@ def test_everything_is_as_before(fails: bool) -> None:
             parameter_grams(model, calls[0])
             count_costs(model, layout, calls[0], [2])
             if fails:
-                broken = Call((), {**calls[0].kwargs, "hidden_states": torch.randn(4, 9, 8, 8)}, calls[0].gradient)
+                broken = RecordedCall(
+                    (), {**calls[0].kwargs, "hidden_states": torch.randn(4, 9, 8, 8)}, calls[0].gradient
+                )
                 parameter_grams(model, broken)
 
     if fails:
@@ -87,11 +89,12 @@ def test_the_recorder_keeps_what_the_loss_sent_back() -> None:
 def test_a_users_loss_gives_the_same_calls() -> None:
     model, _, calls = model_and_calls(BY_ID["unet2d"], dtype=torch.float32)
 
-    def loss_fn(network: torch.nn.Module, batch: Call) -> torch.Tensor:
+    def loss_fn(network: torch.nn.Module, batch: RecordedCall) -> torch.Tensor:
         return (batch.run(network) * batch.gradient).sum()
 
     found = calls_from_loss(model, loss_fn, iter(calls), 2)
     assert all(torch.equal(a.gradient, b.gradient) for a, b in zip(found, calls))
+    assert all(parameter.grad is None for parameter in model.parameters())  # they would count in the replay
 
 
 def test_calls_at_another_resolution_keep_the_noise() -> None:

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from autoprog_diffusion.growth.errors import SearchError
+from autoprog_diffusion.search.cost import trained_units
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams, unit_grams
-from autoprog_diffusion.search.probe import untouched
-from autoprog_diffusion.search.reference import literal_condition_number, literal_gram, literal_zico
-from autoprog_diffusion.search.zero_shot import trained_units
+from autoprog_diffusion.search.probe import leaving_no_trace
 from autoprog_diffusion.search.zico import mean_gradients, parameter_scores, unit_gain, unit_zico
 
 from ..settings import BY_ID, Family
 from .families import SEARCHED, model_and_calls
+from .reference import literal_condition_number, literal_gram, literal_zico
 
 
 families = pytest.mark.parametrize("family", SEARCHED, ids=lambda family: family.id)
@@ -31,7 +31,7 @@ def test_one_probe_scores_every_subset(family: Family, checkpointing: bool) -> N
     model, layout, calls = model_and_calls(family)
     if checkpointing:
         family.checkpoint(model)
-    with untouched(model):
+    with leaving_no_trace(model):
         grams = unit_grams(layout, parameter_grams(model, calls[0]))
         last = len(layout.blocks) - 1
         for blocks in ([0], [0, last], [last], list(range(last + 1))):
@@ -46,7 +46,7 @@ def test_one_probe_scores_every_subset(family: Family, checkpointing: bool) -> N
 @families
 def test_float32_agrees_within_1e_4(family: Family) -> None:
     model, layout, calls = model_and_calls(family, dtype=torch.float32)
-    with untouched(model):
+    with leaving_no_trace(model):
         grams = unit_grams(layout, parameter_grams(model, calls[0]))
         literal = literal_gram(model, calls[0], weights_of(layout, [unit.name for unit in layout.units]))
     ours = sum(gram for gram in grams.values() if gram.dim())
@@ -58,7 +58,7 @@ def test_float32_agrees_within_1e_4(family: Family) -> None:
 def test_zico_of_every_unit(family: Family, count: int) -> None:
     model, layout, calls = model_and_calls(family, batch=2, count=count)
     layers = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
-    with untouched(model):
+    with leaving_no_trace(model):
         scores = parameter_scores(model, calls)
         zico = unit_zico(model, layout, scores)
         for unit in (layout.blocks[0], layout.blocks[-1], layout.outputs):
@@ -71,7 +71,7 @@ def test_zico_of_every_unit(family: Family, count: int) -> None:
 
 def test_gain_is_the_product_of_independent_halves() -> None:
     model, layout, calls = model_and_calls(BY_ID["unet2d"], batch=2, count=2)
-    with untouched(model):
+    with leaving_no_trace(model):
         gains = unit_gain(layout, parameter_scores(model, calls))
         first, second = (mean_gradients(model, [call]) for call in calls)
     for unit in layout.units:
@@ -85,7 +85,7 @@ def test_gain_is_the_product_of_independent_halves() -> None:
 def test_gain_of_equal_batches_is_the_step_it_predicts() -> None:
     """Without noise the preconditioned step is lr * sign(g), and the loss falls by lr * sum |g|."""
     model, layout, calls = model_and_calls(BY_ID["unet2d"], batch=2, count=1)
-    with untouched(model):
+    with leaving_no_trace(model):
         gains = unit_gain(layout, parameter_scores(model, [calls[0], calls[0]]))
         gradient = mean_gradients(model, [calls[0]])
     assert sum(gains.values()) == pytest.approx(float(sum(g.abs().sum() for g in gradient.values())), rel=1e-9)

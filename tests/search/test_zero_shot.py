@@ -76,9 +76,9 @@ def test_every_stage_but_the_last_is_chosen(family: Family, objective: str) -> N
 
 
 def test_the_fixed_objective_is_the_fixed_schedule() -> None:
-    run = start(search_objective="fixed")
+    run = start(search_objective="fixed", order="interleaved")
     train(run)
-    fixed = GrowthScheduler(UNET.build(), GrowthConfig(num_stages=3))
+    fixed = GrowthScheduler(UNET.build(), GrowthConfig(num_stages=3, order="interleaved", direction="unfreeze"))
     fixed.prepare(fixed._model, num_training_steps=STEPS)
     assert [s.blocks for s in run[1].plan.stages[1:]] == [s.blocks for s in fixed.plan.stages]
 
@@ -235,9 +235,9 @@ def test_what_cannot_be_searched_is_refused() -> None:
     with pytest.raises(PlanError, match="watches 9 steps first, but the second stage begins at step 5"):
         start(search_batches=9)
     with pytest.raises(ConfigError, match="search_batches=1 is not allowed"):
-        GrowthConfig(search_batches=1)
+        GrowthConfig(search_batches=1, direction="unfreeze")
     with pytest.raises(ConfigError, match="search_orders=.*sideways"):
-        GrowthConfig(search_orders=("sideways",))  # type: ignore[arg-type]
+        GrowthConfig(search_orders=("sideways",), direction="unfreeze")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="a plan and a search are both given"):
         start(plan=GrowthPlan.from_dict(start()[1].plan.to_dict()))
 

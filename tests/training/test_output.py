@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from autoprog_diffusion.training.output import OutputError, check_output_dir, write_text_atomically
+from autoprog_diffusion.files import write_text_atomically
+from autoprog_diffusion.training.output import OutputError, check_output_dir
 
 
 def held(folder: Path) -> Path:

@@ -17,6 +17,9 @@ from autoprog_diffusion.growth import Layout, UnitError, find_adapter
 from ..settings import BY_ID
 
 
+pytestmark = pytest.mark.smoke
+
+
 def layout_of(model: nn.Module) -> Layout:
     return find_adapter(model).layout(model)
 
@@ -76,7 +79,7 @@ def test_a_stage_embedding_is_refused(settings: dict[str, Any]) -> None:
     model = BY_ID["hf_vit"].build()
     with pytest.raises(UnitError, match=r"ViTForImageClassification has no timestep.*GrowthConfig\(stage_embedding=F"):
         GrowthScheduler(model, GrowthConfig(**settings))
-    assert GrowthScheduler(model, GrowthConfig())._embedding is None
+    assert GrowthScheduler(model, GrowthConfig()).stage_embedding is None
 
 
 class Declaring(nn.Module):
@@ -116,5 +119,5 @@ def test_a_vit_without_declared_layers_is_refused() -> None:
 
 def test_registering_imports_neither_library() -> None:
     code = "import sys, autoprog_diffusion.vit; print({'timm', 'transformers', 'accelerate'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=900)
     assert done.stdout.strip() == "set()", done.stderr

@@ -229,6 +229,6 @@ def test_a_flag_after_the_preset_wins() -> None:
 
 def test_the_script_runs_from_the_root_of_the_repository(tmp_path: Path) -> None:
     command = [sys.executable, "vit/asvit.py", *SEARCH, "--steps", "1", "--output_dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert np.isfinite(float(read(tmp_path / "search.json")["scores"]["ntk"]))

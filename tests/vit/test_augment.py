@@ -11,14 +11,14 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from autoprog_diffusion.vit.training import randaugment
-from autoprog_diffusion.vit.training.arguments import AugmentArguments
 from autoprog_diffusion.vit.training.augment import Augment, erased, mirrored, mixed, normalised, one_hot
+from autoprog_diffusion.vit.training.augment_settings import AugmentSettings
 from autoprog_diffusion.vit.training.randaugment import RandAugment, rand_augment
 from autoprog_diffusion.vit.training.regularisation import Strength
 
 
-PLAIN = AugmentArguments(crop="none", hflip=0.0, aa=None, reprob=0.0, mixup=0.0, cutmix=0.0)
-OPERATIONS = {operation.__name__.strip("_"): operation for operation in randaugment._OPERATIONS}
+PLAIN = AugmentSettings(crop="none", hflip=0.0, aa=None, reprob=0.0, mixup=0.0, cutmix=0.0)
+OPERATIONS = randaugment._OPERATIONS
 
 
 def some_images(count: int = 6, size: int = 16) -> Tensor:
@@ -146,7 +146,7 @@ def test_switching_and_skipping_follow_their_probabilities() -> None:
 
 @pytest.mark.parametrize("crop", ["resized", "pad", "none"])
 def test_a_batch_is_a_function_of_the_random_state(crop: str) -> None:
-    args = dataclasses.replace(AugmentArguments(), crop=crop)
+    args = dataclasses.replace(AugmentSettings(), crop=crop)
     augment, images, labels = Augment(args, 3, 0.1), some_images(8), torch.arange(8) % 3
     strength = Strength(magnitude=9.0, drop_path=0.0, reprob=0.5)
     state = torch.get_rng_state()

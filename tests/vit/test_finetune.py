@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.growth import ConfigError, GrowthPlan, StateError
 from autoprog_diffusion.vit.models import ModelError, build_model, load_model, logits, save_model
 from autoprog_diffusion.vit.pretrained import fit_head, load_pretrained, trained_classes
-from autoprog_diffusion.vit.training.data import DataError
 from autoprog_diffusion.vit.training.finetuning import get_ready, main, parse, run
 from autoprog_diffusion.vit.training.loop import Trainer
 from autoprog_diffusion.vit.training.run import make_accelerator
@@ -208,7 +208,7 @@ def test_two_processes_end_with_equal_weights(flags: list[str], tmp_path: Path) 
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(tmp_path)}
     command = [sys.executable, *launch, *flags, "--checkpointing_steps", "100"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "growth.json").read_text())
     # Ranks whose weights differ at a stage boundary or at the end are an error, so this run ended with equal ones.

@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.growth.flops import flop_counter
 from autoprog_diffusion.training.guard import TrainingError
 from autoprog_diffusion.vit.drop_path import DropPath
 from autoprog_diffusion.vit.models import build_model, logits
 from autoprog_diffusion.vit.training.augment import normalised
 from autoprog_diffusion.vit.training.runlog import saving
-from autoprog_diffusion.vit.training.sources import DataError
 
 from .pretraining import new_trainer_in, same, weights
+
+
+pytestmark = pytest.mark.smoke
 
 
 LEARNS = ("--max_train_steps", "30", "--lr", "1e-2", "--mixup", "0", "--aa", "None", "--hflip", "0", "--crop", "none")

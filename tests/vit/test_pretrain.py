@@ -25,7 +25,7 @@ from .pretraining import FLAGS, make_npz, tiny_arguments
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from forked import run_forked  # noqa: E402
+from fork_server import run_forked  # noqa: E402
 
 
 SCRIPT = Path(__file__).parents[2] / "vit" / "pretrain.py"
@@ -42,7 +42,7 @@ def launch(folder: Path, *flags: str, ranks: int = 1) -> str:
         shared |= {"LOCAL_WORLD_SIZE": str(ranks)}
     places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {} for rank in range(ranks)]
     arguments = [*FLAGS, "--output_dir", "out", *flags]
-    run_forked(SCRIPT, arguments, [{**shared, **place} for place in places], folder, limit=240)
+    run_forked(SCRIPT, arguments, [{**shared, **place} for place in places], folder)
     return (folder / "process0.log").read_text()
 
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth.units import build_layout
 from autoprog_diffusion.search.recorded_calls import calls_from_loss
-from autoprog_diffusion.search.reference import literal_condition_number, literal_gram, literal_zico
 from autoprog_diffusion.vit.autoprog_one.elastic import ElasticModel
 from autoprog_diffusion.vit.autoprog_one.groups import find_groups
 from autoprog_diffusion.vit.autoprog_one.zero_shot import SubNetworkScores
 from autoprog_diffusion.vit.resolution import enable_dynamic_resolution, resize_images
 
+from ..search.reference import literal_condition_number, literal_gram, literal_zico
 from . import growing
 
 

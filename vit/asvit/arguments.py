@@ -11,8 +11,9 @@ import tyro
 from autoprog_diffusion.growth.errors import ConfigError
 
 from ..retokenize import PUBLISHED_BOUNDARIES
-from ..training.arguments import AugmentArguments, DataArguments, OutputArguments
+from ..training.arguments import DataArguments, OutputArguments
 from ..training.arguments import TrainArguments as OptimisationArguments
+from ..training.augment_settings import AugmentSettings
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class TrainArguments:
     """First step of every stage but the first, as fractions of the run."""
     data: tyro.conf.OmitArgPrefixes[DataArguments] = field(default_factory=DataArguments)
     train: tyro.conf.OmitArgPrefixes[OptimisationArguments] = field(default_factory=OptimisationArguments)
-    augment: tyro.conf.OmitArgPrefixes[AugmentArguments] = field(default_factory=AugmentArguments)
+    augment: tyro.conf.OmitArgPrefixes[AugmentSettings] = field(default_factory=AugmentSettings)
     output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(
         default_factory=lambda: OutputArguments(output_dir="asvit-trained")
     )

@@ -17,13 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import autoprog_diffusion
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import GrowthError
-from autoprog_diffusion.training.output import write_text_atomically
 
 from ..training.arguments import DataArguments
 from ..training.augment import normalised
 from ..training.data import decode_all
-from ..training.sources import load_sources
+from ..training.loading import load_rows
 from .arguments import ScaleArguments, ScoreArguments, SearchArguments, parse, parse_space
 from .evolution import EvolutionSettings, evolve
 from .genotype import SEED_WIDTH, ZOO, Genotype, GenotypeError
@@ -143,7 +143,7 @@ def ntk_images(score: ScoreArguments, data: DataArguments) -> Tensor:
 
     The released code takes the first files of an unshuffled folder, which are all of one class.
     """
-    train, _ = load_sources(data, score.img_size, score.seed)
+    train, _ = load_rows(data, score.img_size, score.seed)
     rows = np.random.default_rng(score.seed).permutation(len(train))[: score.ntk_batch].tolist()
     return normalised(decode_all(train.select(rows), score.img_size, data.corrupt).images.float() / 255)
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams
-from autoprog_diffusion.search.probe import untouched
-from autoprog_diffusion.search.recorded_calls import Call
+from autoprog_diffusion.search.probe import leaving_no_trace
+from autoprog_diffusion.search.recorded_calls import RecordedCall
 
 
 Features = Callable[[Any, Tensor], Tensor]  # (model, images (N, ...)) -> (N, C); must not mix samples
@@ -90,13 +90,13 @@ def feature_condition_numbers(
         images: One batch, (N, ...); the paper takes 16.
         states: From `initial_states`; None for the model as it is.
     """
-    wrapped, call = FeatureModel(model, features), Call((images,), {}, images.new_zeros(len(images)))
+    wrapped, call = FeatureModel(model, features), RecordedCall((images,), {}, images.new_zeros(len(images)))
     before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     kappas = []
     try:
         for state in [before] if states is None else states:
             model.load_state_dict(state)
-            with untouched(wrapped):
+            with leaving_no_trace(wrapped):
                 _freeze_what_is_not_reached(wrapped, images[:1])
                 grams = [gram for name, gram in parameter_grams(wrapped, call).items() if "weight" in name]
             kappas.append(condition_number(torch.stack(grams).sum(0)))

@@ -20,7 +20,7 @@ from torch.func import functional_call, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autoprog_diffusion.growth.errors import SearchError
-from autoprog_diffusion.search.probe import untouched
+from autoprog_diffusion.search.probe import leaving_no_trace
 
 from .features import FeatureModel, Features, without_norms
 
@@ -93,7 +93,7 @@ def curve_scores(
     planes = [random_plane(shape, seed + index).to(some) for index in range(len(states))]
     together = max(1, BATCHED_NUMBERS // (points * math.prod(shape)))
     scores: list[CurveScore] = []
-    with untouched(model), without_norms(model), torch.no_grad():
+    with leaving_no_trace(model), without_norms(model), torch.no_grad():
         for start in range(0, len(states), together):
             part = slice(start, start + together)
             found = _derivatives(FeatureModel(model, features), states[part], planes[part], points, second_order)

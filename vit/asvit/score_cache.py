@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import StateError
-from autoprog_diffusion.training.output import write_text_atomically
 
 
 LEDGER_VERSION = 1

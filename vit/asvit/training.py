@@ -9,7 +9,7 @@ from accelerate.utils import set_seed
 from ..autoprog_one.config import ViTGrowthConfig
 from ..autoprog_one.scheduler import ViTGrowth
 from ..training.arguments import Arguments, GrowthArguments, ModelArguments, check_arguments
-from ..training.data import load_data
+from ..training.loading import load_data
 from ..training.loop import Trainer
 from ..training.run import begin, run
 from .arguments import TrainArguments

@@ -47,7 +47,7 @@ class ViTGrowthConfig:
             is MoGrow, interpolation of the moving average.
         optimizer_state: Start of the optimizer state of an inserted block: a `copy` of its source's, the `average` of
             its source's and the next block's, or `fresh`, none. Measured in short runs, `fresh` ends with a loss up to
-            0.02 lower (benchmarks/vit_optimizer_state.py); whether that lasts in long ones is not known.
+            0.02 lower (benchmarks/vit_optimizer_state/run.py); whether that lasts in long ones is not known.
         search_steps: Length of the supernet phase: steps, or a fraction in (0, 1) of the stage.
         evaluations: How often candidates are evaluated, spread evenly over the second half of the supernet phase (the
             paper: the last of two epochs, 5 times).

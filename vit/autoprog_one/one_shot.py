@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.flops import flop_counter
-from autoprog_diffusion.search.probe import untouched
-from autoprog_diffusion.search.unit_timer import device_clock
+from autoprog_diffusion.search.probe import leaving_no_trace
+from autoprog_diffusion.search.unit_timer import median_seconds
 
 from .shapes import Shape
 
@@ -119,7 +117,7 @@ def step_flops(model: nn.Module, loss_fn: LossFn, images: Tensor, targets: Tenso
     """FLOPs of a forward and backward pass, per image; counted by torch, so the same in every run."""
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     device = next(model.parameters()).device
-    with untouched(model, names=names), flop_counter() as counter:
+    with leaving_no_trace(model, names=names), flop_counter() as counter:
         loss_fn(model, images[:1].to(device), targets[:1].to(device)).backward()
         return float(counter.get_total_flops())
 
@@ -129,10 +127,5 @@ def step_seconds(model: nn.Module, loss_fn: LossFn, images: Tensor, targets: Ten
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     device = next(model.parameters()).device
     images, targets = images.to(device), targets.to(device)
-    clock, seconds = device_clock(device, time.perf_counter), []
-    with untouched(model, names=names):
-        for _ in range(repeats + 1):
-            start = clock()
-            loss_fn(model, images, targets).backward()
-            seconds.append(clock() - start)
-    return median(seconds[1:])
+    with leaving_no_trace(model, names=names):
+        return median_seconds(lambda: loss_fn(model, images, targets).backward(), device, repeats)

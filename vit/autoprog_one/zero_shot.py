@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
-from autoprog_diffusion.growth.units import Layout, Unit, set_trainable
-from autoprog_diffusion.search.candidates import Candidate
-from autoprog_diffusion.search.ntk import condition_number, parameter_grams, unit_grams
-from autoprog_diffusion.search.objective import Score
-from autoprog_diffusion.search.probe import untouched
-from autoprog_diffusion.search.recorded_calls import Call, calls_from_loss
-from autoprog_diffusion.search.zero_shot import PROBE_SAMPLES
-from autoprog_diffusion.search.zico import parameter_scores, unit_gain, unit_zico
+from autoprog_diffusion.growth.units import Layout
+from autoprog_diffusion.search.objective import Candidate, Score
+from autoprog_diffusion.search.probe import leaving_no_trace, score_units
+from autoprog_diffusion.search.recorded_calls import RecordedCall, calls_from_loss, take_gradients
 
 from .one_shot import LossFn
 
@@ -62,25 +57,17 @@ class SubNetworkScores:
         units = [layout.inputs, *(layout.blocks[index] for index in running), layout.outputs]
         trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         trains &= {name for unit in units for name in unit.parameters}
-        with untouched(model, names=trains):
+        with leaving_no_trace(model, names=trains):
             reference = None if resolution == self._full else self._full_gradients(running)
             calls = self._calls(resolution)
-            scores = parameter_scores(model, calls, reference)
-            # Only weights count in the kernel; position embeddings would take a pass per sample.
-            set_trainable(model, {name for name in trains if "weight" in name})
-            grams = unit_grams(layout, parameter_grams(model, calls[-1].first(PROBE_SAMPLES)))
-        zico, gain = unit_zico(model, layout, scores), unit_gain(layout, scores)
+            scores = score_units(model, layout, calls, trains, reference)
         candidate = Candidate(f"{len(running)} blocks at {resolution}", running, resolution)
-        return Score(
-            candidate, cost, _kappa(units, grams), *(sum(t[unit.name] for unit in units) for t in (zico, gain))
-        )
+        return scores.score(candidate, [unit.name for unit in units], cost)
 
-    def _calls(self, resolution: int) -> list[Call]:
+    def _calls(self, resolution: int) -> list[RecordedCall]:
         device = next(self._model.parameters()).device
         sized = [(self._resize(x.to(device), resolution), y.to(device)) for x, y in self._batches]
-        calls = calls_from_loss(self._model, lambda model, batch: self._loss_fn(model, *batch), sized, len(sized))
-        self._take_gradients()
-        return calls
+        return calls_from_loss(self._model, lambda model, batch: self._loss_fn(model, *batch), sized, len(sized))
 
     def _full_gradients(self, running: tuple[int, ...]) -> dict[str, Tensor]:
         """Gradient of the first batch at full resolution; kept for the next candidate of the same blocks."""
@@ -88,16 +75,5 @@ class SubNetworkScores:
             device = next(self._model.parameters()).device
             images, targets = self._batches[0]
             self._loss_fn(self._model, self._resize(images.to(device), self._full), targets.to(device)).backward()
-            self._reference = running, self._take_gradients()
+            self._reference = running, take_gradients(self._model)
         return self._reference[1]
-
-    def _take_gradients(self) -> dict[str, Tensor]:
-        taken = {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
-        for parameter in self._model.parameters():
-            parameter.grad = None
-        return taken
-
-
-def _kappa(units: Sequence[Unit], grams: dict[str, Tensor]) -> float:
-    parts = [grams[unit.name] for unit in units if grams[unit.name].dim() == 2]
-    return condition_number(torch.stack(parts).sum(0)) if parts else float("nan")

@@ -16,8 +16,9 @@ from autoprog_diffusion.growth import GrowthConfig, GrowthError
 from ..models import ModelError, check_size, size_multiple
 from ..pretrained import fit_head, load_pretrained
 from ..resolution import image_size
-from .arguments import Arguments, AugmentArguments, DataArguments, OutputArguments, TrainArguments, check_arguments
-from .data import load_data
+from .arguments import Arguments, DataArguments, OutputArguments, TrainArguments, check_arguments
+from .augment_settings import AugmentSettings
+from .loading import load_data
 from .loop import Trainer
 from .run import begin
 from .run import run as run_training
@@ -75,8 +76,8 @@ class FinetuneArguments:
     train: tyro.conf.OmitArgPrefixes[TrainArguments] = field(
         default_factory=lambda: TrainArguments(epochs=20, batch_size=64, lr=5e-4, warmup_epochs=1.0)
     )
-    augment: tyro.conf.OmitArgPrefixes[AugmentArguments] = field(
-        default_factory=lambda: AugmentArguments(scale=(0.5, 1.0), mixup=0.0, cutmix=0.0, reprob=0.0)
+    augment: tyro.conf.OmitArgPrefixes[AugmentSettings] = field(
+        default_factory=lambda: AugmentSettings(scale=(0.5, 1.0), mixup=0.0, cutmix=0.0, reprob=0.0)
     )
     growth: tyro.conf.OmitArgPrefixes[UnfreezeArguments] = field(default_factory=UnfreezeArguments)
     output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(

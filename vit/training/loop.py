@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.training.checkpoints import checkpoint_step, find_checkpoint
 from autoprog_diffusion.training.guard import check_finite, write_checkpoint
 from autoprog_diffusion.training.measure import counted_flops, peak_memory, synchronize
@@ -27,11 +28,11 @@ from ..drop_path import set_drop_path
 from ..models import logits
 from .arguments import Arguments
 from .augment import Augment, normalised
-from .data import Batch, Data, Decoded, EpochBatches, make_loader
+from .data import Batch, Decoded, EpochBatches, make_loader
+from .loading import Data
 from .regularisation import Strength, strengths
 from .runlog import RunLog
 from .schedule import make_optimizer, make_schedule
-from .sources import DataError
 
 
 if TYPE_CHECKING:
@@ -251,8 +252,15 @@ class Trainer:
         while True:
             epoch, offset = divmod(done, self._batches_per_epoch)
             rows.epoch = epoch
-            place = (accelerator.process_index, accelerator.num_processes)
-            sampler = EpochBatches(len(rows), train.batch_size, train.seed, epoch, offset, *place)
+            sampler = EpochBatches(
+                len(rows),
+                batch=train.batch_size,
+                seed=train.seed,
+                epoch=epoch,
+                start=offset,
+                rank=accelerator.process_index,
+                world=accelerator.num_processes,
+            )
             loader: DataLoader = make_loader(rows, sampler, self.args.data.workers)
             yield from loader
             done += len(sampler)

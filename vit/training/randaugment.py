@@ -19,6 +19,7 @@ from torch import Tensor
 from autoprog_diffusion.growth.errors import ConfigError
 
 
+Operation = Callable[[Tensor, Tensor], Tensor]
 _FILL = 0.5  # grey outside the image, near the mean of natural images, as in timm
 _PROBABILITY = 0.5  # of an operation that was drawn, as in timm
 
@@ -51,10 +52,11 @@ def parse_randaugment(text: str) -> RandAugment:
         if match is None:
             raise ConfigError(f"--aa {text}: {part!r} is not known; use rand-m9-n2-mstd0.5-inc1 with other numbers.")
         found[match[1]] = float(match[2])
-    layers, magnitude = found.get("n", 2.0), found.get("m", 10.0)
+    layers = found.get("n", 2.0)
+    magnitude = found.get("m", 10.0)
     if first != "rand" or found.get("inc", 1.0) != 1.0:
         raise ConfigError(f"--aa {text}: only RandAugment with increasing strength is known, rand-...-inc1.")
-    if layers < 1 or layers != int(layers) or magnitude > 10:
+    if layers < 1 or layers % 1 or magnitude > 10:
         raise ConfigError(f"--aa {text}: n is a whole number above 0 and m at most 10.")
     return RandAugment(magnitude, found.get("mstd", 0.0), int(layers))
 
@@ -62,60 +64,71 @@ def parse_randaugment(text: str) -> RandAugment:
 def rand_augment(images: Tensor, settings: RandAugment) -> Tensor:
     """(N, 3, H, W) images in [0, 1] -> the same; each goes through `layers` operations, each with probability 1/2."""
     images = images.clone()
+    count = len(images)
     for _ in range(settings.layers):
-        chosen = torch.randint(len(_OPERATIONS), (len(images),))
-        chosen[torch.rand(len(images)) >= _PROBABILITY] = -1
-        level = torch.full((len(images),), float(settings.magnitude))
+        chosen = torch.randint(len(_OPERATIONS), (count,))
+        chosen[torch.rand(count) >= _PROBABILITY] = -1
+        level = torch.full((count,), float(settings.magnitude))
         if settings.deviation:
-            level += settings.deviation * torch.randn(len(images))
-        level = level.clamp(0, 10) / 10
-        sign = torch.randint(2, (len(images),)) * 2.0 - 1
-        for index, operation in enumerate(_OPERATIONS):
+            level += settings.deviation * torch.randn(count)
+        sign = torch.randint(2, (count,)) * 2.0 - 1
+        strengths = sign * level.clamp(0, 10) / 10
+        for index, operation in enumerate(_OPERATIONS.values()):
             rows = (chosen == index).nonzero().flatten()
             if len(rows):
-                strength = (level[rows] * sign[rows]).to(images.device)
+                strength = strengths[rows].to(images.device)
                 rows = rows.to(images.device)
                 images[rows] = operation(images[rows], strength).clamp(0, 1)
     return images
 
 
 def _affine(images: Tensor, matrix: Tensor) -> Tensor:
-    """Warps (n, 3, H, W) images about their centres by (n, 2, 2) matrices plus (n, 2, 1) shifts in pixels."""
+    """Warps (n, 3, H, W) images about their centres by (n, 2, 3) matrices; the last column shifts, in pixels."""
     height, width = images.shape[2:]
     centre = images.new_tensor([[(width - 1) / 2], [(height - 1) / 2]])
-    linear, shift = matrix[..., :2], matrix[..., 2:]
-    whole = torch.cat([linear, centre - linear @ centre + shift], dim=-1)
+    linear = matrix[..., :2]
+    shift = centre - linear @ centre + matrix[..., 2:]
+    about_centre = torch.cat([linear, shift], dim=-1)
     fill = images.new_full((3,), _FILL)
-    return warp_affine(images, whole, (height, width), padding_mode="fill", fill_value=fill)
+    return warp_affine(images, about_centre, (height, width), padding_mode="fill", fill_value=fill)
 
 
-def _matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return torch.stack([torch.stack([a, b, x], -1), torch.stack([c, d, y], -1)], -2)
+def _identity(strength: Tensor) -> Tensor:
+    """(n, 2, 3) matrices that change nothing."""
+    return torch.eye(2, 3, device=strength.device).repeat(len(strength), 1, 1)
 
 
 def _rotate(images: Tensor, strength: Tensor) -> Tensor:
-    angle, zero = strength * math.radians(30), torch.zeros_like(strength)
-    return _affine(images, _matrix(angle.cos(), -angle.sin(), angle.sin(), angle.cos(), zero, zero))
+    angle = strength * math.radians(30)
+    matrix = _identity(strength)
+    matrix[:, 0, 0] = angle.cos()
+    matrix[:, 0, 1] = -angle.sin()
+    matrix[:, 1, 0] = angle.sin()
+    matrix[:, 1, 1] = angle.cos()
+    return _affine(images, matrix)
 
 
-def _shear_x(images: Tensor, strength: Tensor) -> Tensor:
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return _affine(images, _matrix(one, 0.3 * strength, zero, one, zero, zero))
+def _shear(axis: int) -> Operation:
+    """Shear along an axis: 0 is x, 1 is y."""
+
+    def shear(images: Tensor, strength: Tensor) -> Tensor:
+        matrix = _identity(strength)
+        matrix[:, axis, 1 - axis] = 0.3 * strength
+        return _affine(images, matrix)
+
+    return shear
 
 
-def _shear_y(images: Tensor, strength: Tensor) -> Tensor:
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return _affine(images, _matrix(one, zero, 0.3 * strength, one, zero, zero))
+def _translate(axis: int) -> Operation:
+    """Shift along an axis: 0 is x, 1 is y."""
 
+    def translate(images: Tensor, strength: Tensor) -> Tensor:
+        side = images.shape[3 - axis]
+        matrix = _identity(strength)
+        matrix[:, axis, 2] = 0.45 * side * strength
+        return _affine(images, matrix)
 
-def _translate_x(images: Tensor, strength: Tensor) -> Tensor:
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return _affine(images, _matrix(one, zero, zero, one, 0.45 * images.shape[3] * strength, zero))
-
-
-def _translate_y(images: Tensor, strength: Tensor) -> Tensor:
-    one, zero = torch.ones_like(strength), torch.zeros_like(strength)
-    return _affine(images, _matrix(one, zero, zero, one, zero, 0.45 * images.shape[2] * strength))
+    return translate
 
 
 def _auto_contrast(images: Tensor, strength: Tensor) -> Tensor:
@@ -147,29 +160,31 @@ def _solarize_add(images: Tensor, strength: Tensor) -> Tensor:
     return torch.where(images < 128 / 255, images + added, images)
 
 
-def _color(images: Tensor, strength: Tensor) -> Tensor:
-    return enhance.adjust_saturation_with_gray_subtraction(images, _factor(strength))
+def _by_factor(enhanced: Operation) -> Operation:
+    """An enhancement by a factor: 1 changes nothing, both less and more are stronger."""
 
+    def operation(images: Tensor, strength: Tensor) -> Tensor:
+        factor = (1 + 0.9 * strength).clamp(min=0.1)
+        return enhanced(images, factor)
 
-def _contrast(images: Tensor, strength: Tensor) -> Tensor:
-    return enhance.adjust_contrast_with_mean_subtraction(images, _factor(strength))
-
-
-def _brightness(images: Tensor, strength: Tensor) -> Tensor:
-    return enhance.adjust_brightness_accumulative(images, _factor(strength))
-
-
-def _sharpness(images: Tensor, strength: Tensor) -> Tensor:
-    return enhance.sharpness(images, _factor(strength))
-
-
-def _factor(strength: Tensor) -> Tensor:
-    """Factor of an enhancement: 1 changes nothing, both less and more are stronger."""
-    return (1 + 0.9 * strength).clamp(min=0.1)
+    return operation
 
 
 # timm's increasing transforms; each takes (n, 3, H, W) images in [0, 1] and n signed strengths in [-1, 1].
-_OPERATIONS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
-    _auto_contrast, _equalize, _invert, _rotate, _posterize, _solarize, _solarize_add, _color, _contrast, _brightness,
-    _sharpness, _shear_x, _shear_y, _translate_x, _translate_y,
-)  # fmt: skip
+_OPERATIONS: dict[str, Operation] = {
+    "auto_contrast": _auto_contrast,
+    "equalize": _equalize,
+    "invert": _invert,
+    "rotate": _rotate,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "solarize_add": _solarize_add,
+    "color": _by_factor(enhance.adjust_saturation_with_gray_subtraction),
+    "contrast": _by_factor(enhance.adjust_contrast_with_mean_subtraction),
+    "brightness": _by_factor(enhance.adjust_brightness_accumulative),
+    "sharpness": _by_factor(enhance.sharpness),
+    "shear_x": _shear(axis=0),
+    "shear_y": _shear(axis=1),
+    "translate_x": _translate(axis=0),
+    "translate_y": _translate(axis=1),
+}

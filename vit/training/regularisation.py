@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .arguments import AugmentArguments
+from .augment_settings import AugmentSettings
 from .randaugment import parse_randaugment
 
 
@@ -34,22 +34,22 @@ def ramp(maximum: float, scale: float, stage: int, num_stages: int) -> float:
     return max(0.0, maximum * (scale + (1 - scale) * share))
 
 
-def strengths(args: AugmentArguments, drop_path: float, num_stages: int) -> list[Strength]:
+def strengths(settings: AugmentSettings, drop_path: float, num_stages: int) -> list[Strength]:
     """One strength per stage; a search runs at the last one's, as in the released code.
 
     RandAugment's magnitude is a whole number, rounded down: 4, 6, 7, 9 of 9.
 
     Args:
-        args: The last stage's values and the first one's fractions of them.
+        settings: The last stage's values and the first one's fractions of them.
         drop_path: The last stage's rate of stochastic depth.
         num_stages: Number of stages.
     """
-    magnitude = parse_randaugment(args.aa).magnitude if args.aa else 0.0
+    magnitude = parse_randaugment(settings.aa).magnitude if settings.aa else 0.0
     return [
         Strength(
-            magnitude=float(int(ramp(magnitude, args.aa_scale, stage, num_stages) + 1e-9)),
-            drop_path=ramp(drop_path, args.drop_path_scale, stage, num_stages),
-            reprob=ramp(args.reprob, args.reprob_scale, stage, num_stages),
+            magnitude=float(int(ramp(magnitude, settings.aa_scale, stage, num_stages) + 1e-9)),
+            drop_path=ramp(drop_path, settings.drop_path_scale, stage, num_stages),
+            reprob=ramp(settings.reprob, settings.reprob_scale, stage, num_stages),
         )
         for stage in range(num_stages)
     ]

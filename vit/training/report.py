@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import autoprog_diffusion
-from autoprog_diffusion.training.output import write_text_atomically
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.training.smoothing import smooth
 
 from .runlog import RunLog, StageSummary, fullest, saving

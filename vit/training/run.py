@@ -16,14 +16,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
 
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import GrowthError, StateError
-from autoprog_diffusion.training.output import RUN_FILE, check_output_dir, write_text_atomically
+from autoprog_diffusion.training.output import RUN_FILE, check_output_dir
 
 from ..autoprog_one.config import ViTGrowthConfig
 from ..autoprog_one.scheduler import ViTGrowth
 from ..models import build_model, save_model, size_multiple
 from .arguments import Arguments, parse
-from .data import load_data
+from .loading import load_data
 from .loop import Trainer
 from .report import write_report
 

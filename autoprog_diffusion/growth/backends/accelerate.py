@@ -1,4 +1,7 @@
-"""What the scheduler asks of its host, an Accelerate-like object, without importing Accelerate."""
+"""Accelerate, PEFT and optimizers: checks at construction and preparation, registration for checkpoints.
+
+Neither library is imported: an accelerator is known by its members, PEFT's wrapper by its name.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +93,7 @@ def _check_searchable(search: str) -> None:
 
 
 def backend(accelerator: Any) -> str:
-    """Accelerate's name of what distributes the run; NO without an accelerator."""
+    """Accelerate's name of the distributed backend; NO without an accelerator."""
     return getattr(getattr(accelerator, "distributed_type", None), "value", "NO")
 
 
@@ -179,9 +182,14 @@ def _load_optimizers_again(accelerator: Any, growth: Any, models: Any, folder: s
     # Accelerate is there, since its accelerator is; this package does not depend on it.
     load = importlib.import_module("accelerate.utils").load_fsdp_optimizer
     with growth.loading(state):
-        for index, (model, optimizer) in enumerate(zip(accelerator._models, accelerator._optimizers)):
+        for index, (model, optimizer) in enumerate(zip(accelerator._models, prepared_optimizers(accelerator))):
             optimizer.state.clear()
             load(accelerator.state.fsdp_plugin, accelerator, optimizer, model, folder, index)
+
+
+def prepared_optimizers(accelerator: Any) -> list[Any]:
+    """The optimizers that `accelerator.prepare` returned so far; it has no public list of them."""
+    return list(getattr(accelerator, "_optimizers", []))
 
 
 def check_same_parameters(model: nn.Module, known: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""FSDP2 (`fully_shard`): what growth must know of parameters that are spread over the ranks. torch only."""
+"""FSDP2 (`fully_shard`): parameters that are sharded over the ranks. Imports torch only."""
 
 from __future__ import annotations
 
@@ -16,11 +16,6 @@ from ..units import Layout, trainable_names
 def is_sharded_tensor(tensor: Any) -> bool:
     """Whether every rank holds only a part of `tensor` (a DTensor)."""
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
-
-
-def class_name(model: nn.Module) -> str:
-    """Name of the model's class; `fully_shard` derives another one from it."""
-    return next(cls.__name__ for cls in type(model).__mro__ if not hasattr(cls, "_get_fsdp_state"))
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -70,8 +65,10 @@ def trained_before(state: dict[str, Any], layout: Layout) -> set[str]:
     At a stage boundary these are the ones of the stage before that still train: what has just opened has no optimizer
     state yet, what has just frozen none any more.
     """
-    plan, step = GrowthPlan.from_dict(state["plan"]), state["step"]
-    before, now = (plan.stages[plan.stage_at(at)].blocks for at in (max(0, step - 1), step))
+    plan = GrowthPlan.from_dict(state["plan"])
+    step = state["step"]
+    before = plan.stages[plan.stage_at(max(0, step - 1))].blocks
+    now = plan.stages[plan.stage_at(step)].blocks
     return trainable_names(layout, set(before) & set(now))
 
 
@@ -87,8 +84,11 @@ def check_optimizer_state(
     """
     held = {id(parameter) for optimizer in optimizers for parameter in optimizer.state}
     present = {name for name, parameter in named if id(parameter) in held}
-    units = [(unit.name, trained & set(unit.parameters)) for unit in layout.units]
-    lost = [name for name, parameters in units if parameters and not parameters & present]
+    lost: list[str] = []
+    for unit in layout.units:
+        expected = trained & set(unit.parameters)
+        if expected and not expected & present:
+            lost.append(unit.name)
     if present and lost:
         raise StateError(
             f"the optimizer's state of {len(lost)} blocks was not loaded, first {lost[:3]}, because they were frozen "
@@ -99,7 +99,11 @@ def check_optimizer_state(
 
 def _groups(model: nn.Module) -> list[Any]:
     """The groups of parameters that FSDP2 gathers and reduces together, of all submodules."""
-    states = [m._get_fsdp_state() for m in model.modules() if hasattr(m, "_get_fsdp_state")]  # type: ignore[operator]
-    # Until torch 2.12 a module had one group.
-    plural = [getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group] for state in states]
-    return [group for groups in plural for group in groups if group is not None]
+    found: list[Any] = []
+    for module in model.modules():
+        if hasattr(module, "_get_fsdp_state"):
+            state = module._get_fsdp_state()  # type: ignore[operator]
+            # Until torch 2.12 a module had one group.
+            found += getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    # A module without parameters of its own has none.
+    return [group for group in found if group is not None]

@@ -1,4 +1,4 @@
-"""What growth needs of many processes: wrappers seen through, equal ranks, averaged gradients. torch only."""
+"""Several processes: unwrapping, equal ranks, averaged gradients. Imports torch only."""
 
 from __future__ import annotations
 

@@ -1,0 +1,69 @@
+"""Diffusers' `EMAModel` and frozen parameters: the parameters its `step` gets, and a check that it got them.
+
+`EMAModel.step` copies the raw weights of a parameter that does not require gradient over its average. A block that has
+just frozen would lose its average.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+from .errors import OrderError
+
+
+class EMAParameters:
+    """Gives the parameters to average, and finds averages that were stepped with others.
+
+    Args:
+        model: The bare model.
+        growing: Names of the parameters that train in some stage.
+    """
+
+    def __init__(self, model: nn.Module, growing: set[str]) -> None:
+        named = list(model.named_parameters())
+        every = [tuple(parameter.shape) for _, parameter in named]
+        trained = [tuple(parameter.shape) for name, parameter in named if name in growing]
+        # An average is built from all parameters, or from those that train.
+        self._shapes = (every, trained)
+        self._asked = False
+        self._seen: list[tuple[weakref.ref[Any], int]] = []
+
+    def get(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        """The same tensors in the same order, as parameters that all require gradient."""
+        self._asked = True
+        # Wrapped anew each time (4 us a tensor), since `model.to(...)` may give a parameter other memory.
+        return [p if p.requires_grad else nn.Parameter(p.detach()) for p in parameters]
+
+    def note(self) -> None:
+        """Remember how often every average of this model was stepped so far, in an earlier run or a checkpoint."""
+        self._seen = [(weakref.ref(average), average.optimization_step) for average in self._averages()]
+
+    def check(self) -> None:
+        """Refuse to go on where an average was stepped since `note` without `get`.
+
+        Raises:
+            OrderError: It would lose the average of every block that freezes.
+        """
+        if self._asked:
+            return
+        for average in self._averages():
+            before = next((steps for known, steps in self._seen if known() is average), 0)
+            if average.optimization_step > before:
+                raise OrderError(
+                    "an EMAModel of this model was stepped without growth.ema_parameters(), and would overwrite the "
+                    "average of every block that freezes by its raw weights: write "
+                    "ema_unet.step(growth.ema_parameters()) instead of ema_unet.step(unet.parameters()). If it "
+                    "averages another model of the same shapes, call growth.ema_parameters() once."
+                )
+
+    def _averages(self) -> Iterator[Any]:
+        """All living objects that look like an `EMAModel` of this model; by name, since Diffusers is not imported."""
+        for candidate in [thing for thing in gc.get_objects() if type(thing).__name__ == "EMAModel"]:
+            shapes = [tuple(tensor.shape) for tensor in getattr(candidate, "shadow_params", ())]
+            if shapes in self._shapes and hasattr(candidate, "optimization_step"):
+                yield candidate

@@ -1,0 +1,93 @@
+"""Command lines of the recipes: the flags that all share, those of a task, and the plain settings made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from autoprog_diffusion.data.latents import Latents
+from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.build import image_settings
+
+from .class_conditional import ClassSettings
+from .dreambooth import SubjectSettings
+from .flow_matching import FlowSettings
+from .lora import LoraSettings
+from .objective import NoiseSettings
+from .sdxl import SDXLSettings
+
+
+if TYPE_CHECKING:
+    import datasets
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class ClassConditionalArguments(Arguments):
+    """All groups of arguments, and the classes."""
+
+    classes: tyro.conf.OmitArgPrefixes[ClassSettings] = field(default_factory=ClassSettings)
+
+
+@dataclass(frozen=True)
+class DreamboothArguments(Arguments):
+    """All groups of arguments, and subject and class."""
+
+    subject: tyro.conf.OmitArgPrefixes[SubjectSettings] = field(default_factory=SubjectSettings)
+
+
+@dataclass(frozen=True)
+class FlowMatchingArguments(Arguments):
+    """All groups of arguments, and flow matching."""
+
+    flow: tyro.conf.OmitArgPrefixes[FlowSettings] = field(default_factory=FlowSettings)
+
+
+@dataclass(frozen=True)
+class LoraArguments(FlowMatchingArguments):
+    """All groups of arguments, flow matching for SD3 and Flux, and LoRA."""
+
+    lora: tyro.conf.OmitArgPrefixes[LoraSettings] = field(default_factory=LoraSettings)
+
+
+@dataclass(frozen=True)
+class SDXLArguments(Arguments):
+    """All groups of arguments, and Stable Diffusion XL's."""
+
+    xl: tyro.conf.OmitArgPrefixes[SDXLSettings] = field(default_factory=SDXLSettings)
+
+
+def hub_options(args: Arguments) -> dict[str, str | None]:
+    """Options of `from_pretrained`."""
+    model = args.model
+    return {"revision": model.revision, "variant": model.variant, "cache_dir": model.cache_dir}
+
+
+def noise_settings(args: Arguments) -> NoiseSettings:
+    """Settings of the denoising objective."""
+    train = args.train
+    return NoiseSettings(
+        noise_offset=train.noise_offset,
+        input_perturbation=train.input_perturbation,
+        timestep_sampling=train.timestep_sampling,
+        snr_gamma=train.snr_gamma,
+        prediction_type=train.prediction_type,
+    )
+
+
+def make_latents(
+    pipeline: Any, data: datasets.Dataset, args: Arguments, accelerator: Accelerator, *, resolution: int
+) -> Latents:
+    """Latents of the data, cached in the output folder."""
+    return Latents(
+        pipeline.vae,
+        data,
+        accelerator,
+        resolution=resolution,
+        folder=Path(args.output.output_dir) / "cache",
+        images=image_settings(args.data),
+        cached=args.data.cache_latents,
+    )

@@ -1,0 +1,291 @@
+"""Cases of the time-to-quality benchmark: a pretrained model, a new domain, and what is held out of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from autoprog_diffusion.data.emoji import emoji_classes, emoji_dataset
+from autoprog_diffusion.data.labelled import class_names
+from autoprog_diffusion.data.latents import Latents
+from autoprog_diffusion.growth import GrowthConfig
+from autoprog_diffusion.growth.errors import GrowthError
+from autoprog_diffusion.tasks.arguments import (
+    ClassConditionalArguments,
+    FlowMatchingArguments,
+    make_latents,
+    noise_settings,
+)
+from autoprog_diffusion.tasks.class_conditional import ClassConditional, ClassSettings, draw_classes, set_classes
+from autoprog_diffusion.tasks.flow_matching import FlowMatching, FlowSettings, draw_prompts
+from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
+from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_dit, load_tiny_flow
+from autoprog_diffusion.training.arguments import Arguments, OutputArguments, TrainArguments
+from autoprog_diffusion.training.build import make_accelerator
+from autoprog_diffusion.training.samples import sample_images
+from autoprog_diffusion.training.trainer import Task
+
+
+ASSETS = Path(__file__).parents[2] / "recipes" / "assets"
+SIZE = 64
+PICTURE_STEPS, GUIDANCE, FIRST_PICTURE_SEED = 8, 3.0, 1000
+
+
+class CaseError(GrowthError):
+    """A case cannot be run here."""
+
+
+@dataclass(frozen=True)
+class FullSize:
+    """What `Task` asks of a scheduler, for a model at its own resolution."""
+
+    config: GrowthConfig
+    resolution: float = 1.0
+
+
+@dataclass
+class Subject:
+    """One freshly loaded model with its data, ready to be trained.
+
+    Attributes:
+        pipeline: The Diffusers pipeline.
+        denoiser: Its model that trains.
+        task: Training batches to losses.
+        held: The same on held-out images, without dropped conditions.
+        count: Training images.
+        held_count: Held-out images.
+        multiple: What a side of the images must be a multiple of.
+        always: Words in names of parameters that every method trains: rows of new classes.
+        draw: Pictures of all held-out prompts (or of the classes in turn), the same seeds every time.
+        wanted: For every drawn picture the row of `real` (or the class) that it should look like.
+        real: Real pictures of the new domain; the first `held_count` are the held-out ones.
+        labels: Class of every real picture; empty where prompts are captions.
+    """
+
+    pipeline: Any
+    denoiser: nn.Module
+    task: Task
+    held: Task
+    count: int
+    held_count: int
+    multiple: int
+    always: tuple[str, ...]
+    draw: Callable[[], list[Image.Image]]
+    wanted: list[int]
+    real: Callable[[], list[Image.Image]]
+    labels: list[int] = field(default_factory=list)
+
+    def held_out_loss(self, repeats: int) -> float:
+        """Mean loss over `repeats` draws of noise and time per held-out image; the same draws for every model."""
+        return self.losses(self.held, range(self.held_count), repeats)
+
+    def losses(self, task: Task, rows: Sequence[int], repeats: int) -> float:
+        """Mean loss of rows of a task at the model's own resolution, in evaluation mode, with fixed draws."""
+        size: Any = FullSize(GrowthConfig(resolution_multiple=self.multiple))
+        task.enter_stage(size)
+        total, mode = 0.0, self.denoiser.training
+        self.denoiser.eval()
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(12345)
+            for chunk in torch.tensor(list(rows) * repeats).split(32):
+                total += float(task.loss(self.denoiser, {"index": chunk})) * len(chunk)
+        self.denoiser.train(mode)
+        return total / (len(rows) * repeats)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pretrained model and a new domain.
+
+    Attributes:
+        name: For file names.
+        title: For people.
+        batch: Images per optimizer step.
+        steps: Optimizer steps of the full schedule.
+        load: (seed, folder of the caches, folder of further data) -> the model with its data.
+        repeats: Draws of noise per held-out image in an evaluation.
+    """
+
+    name: str
+    title: str
+    batch: int
+    steps: int
+    load: Callable[[int, Path, Path | None], Subject]
+    repeats: int = 1
+
+    def open(self, seed: int, cache: Path, data_dir: Path | None) -> Subject:
+        """The model with its data, for one run."""
+        return self.load(seed, cache / self.name, data_dir)
+
+
+def held_out(caption: str, one_in: int) -> bool:
+    """Whether an emoji is held out; a caption names a codepoint, and skin-tone variants are not in the data."""
+    return int(hashlib.sha256(caption.encode()).hexdigest(), 16) % one_in == 0
+
+
+def _arguments(kind: Any, seed: int, folder: Path, **groups: Any) -> Any:
+    train = TrainArguments(seed=seed, mixed_precision="no")
+    return kind(train=train, output=OutputArguments(output_dir=str(folder)), **groups)
+
+
+def _split(data: Any, one_in: int) -> tuple[Any, Any]:
+    held = [row for row, text in enumerate(data["text"]) if held_out(text, one_in)]
+    rest = sorted(set(range(len(data))) - set(held))
+    # Flattened: a selection would be decoded through an index at every access.
+    return data.select(rest).flatten_indices(), data.select(held).flatten_indices()
+
+
+@lru_cache
+def _style(style: str, data_dir: Path | None) -> Any:
+    """Columns `image` and `text` of a style: from packages, or from `emoji_styles_64.parquet` in `data_dir`."""
+    if style == "openmoji":
+        return emoji_dataset("openmoji", size=SIZE)
+    path = (data_dir or Path()) / "emoji_styles_64.parquet"
+    if data_dir is None or not path.is_file():
+        raise CaseError(
+            f"style {style!r} needs --data_dir, a folder with emoji_styles_64.parquet (benchmarks/make_data.py); "
+            f"got {data_dir}."
+        )
+    import datasets
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=["image", "caption", "style"]).to_pylist()
+    rows = [row for row in table if row["style"] == style and "skin tone" not in row["caption"]]
+    columns = {"image": [{"bytes": row["image"], "path": None} for row in rows], "text": [r["caption"] for r in rows]}
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def _latents(pipeline: Any, data: Any, settings: Any) -> Latents:
+    return make_latents(pipeline, data, settings, make_accelerator(settings), resolution=SIZE)
+
+
+def _sd(style: str) -> Callable[[int, Path, Path | None], Subject]:
+    def load(seed: int, folder: Path, data_dir: Path | None) -> Subject:
+        args, other = (_arguments(Arguments, seed, folder / part) for part in ("train", "held"))
+        train, held = _split(_style(style, data_dir), 20)
+        pipeline = load_pipeline(str(ASSETS / "tiny_sd"))
+        parts = [
+            TextToImage(pipeline, _latents(pipeline, data, settings), noise_settings(settings))
+            for data, settings in ((train, args), (held, other))
+        ]
+
+        def draw() -> list[Image.Image]:
+            options = {"size": SIZE, "steps": PICTURE_STEPS, "guidance": GUIDANCE}
+            return _chunked(held["text"], lambda some, seed: sample_images(pipeline, some, seed=seed, **options))
+
+        return _captioned(pipeline, pipeline.unet, parts, (train, held), multiple=16, draw=draw)
+
+    return load
+
+
+def _flow(style: str) -> Callable[[int, Path, Path | None], Subject]:
+    def load(seed: int, folder: Path, data_dir: Path | None) -> Subject:
+        flow = FlowSettings(max_sequence_length=16, proportion_empty_prompts=0.1)
+        args = _arguments(FlowMatchingArguments, seed, folder / "train", flow=flow)
+        full = dataclasses.replace(flow, proportion_empty_prompts=0.0)
+        other = _arguments(FlowMatchingArguments, seed, folder / "held", flow=full)
+        train, held = _split(_style(style, data_dir), 20)
+        pipeline = load_tiny_flow(ASSETS)
+        parts = [
+            FlowMatching(pipeline, _latents(pipeline, data, settings), settings.flow, noise_settings(settings))
+            for data, settings in ((train, args), (held, other))
+        ]
+
+        def draw() -> list[Image.Image]:
+            options = {"size": SIZE, "steps": PICTURE_STEPS, "guidance": GUIDANCE, "length": 16}
+            return _chunked(held["text"], lambda some, seed: draw_prompts(pipeline, some, seed=seed, **options))
+
+        return _captioned(pipeline, pipeline.transformer, parts, (train, held), multiple=8, draw=draw)
+
+    return load
+
+
+def _dit(seed: int, folder: Path, data_dir: Path | None) -> Subject:
+    del data_dir
+    args = _arguments(ClassConditionalArguments, seed, folder / "train")
+    other = _arguments(ClassConditionalArguments, seed, folder / "held", classes=ClassSettings(class_dropout=0.0))
+    train, held = _split(emoji_classes("openmoji", "new"), 4)
+    pipeline = load_tiny_dit(ASSETS)
+    rows = set_classes(pipeline, class_names(train), seed=args.train.seed)
+    parts = [
+        ClassConditional(pipeline, _latents(pipeline, data, settings), noise_settings(settings), settings.classes)
+        for data, settings in ((train, args), (held, other))
+    ]
+    wanted = [label for label in range(len(rows)) for _ in range(10)]
+    names = class_names(train)
+
+    def draw() -> list[Image.Image]:
+        labels = [rows[names[label]] for label in wanted]
+        options = {"steps": PICTURE_STEPS, "guidance": GUIDANCE}
+        return _chunked(labels, lambda some, seed: draw_classes(pipeline, some, seed=seed, **options))
+
+    return Subject(
+        pipeline=pipeline,
+        denoiser=pipeline.transformer,
+        task=parts[0],
+        held=parts[1],
+        count=len(train),
+        held_count=len(held),
+        multiple=8,
+        always=("class_embedder",),
+        draw=draw,
+        wanted=wanted,
+        real=lambda: _images(held, train),
+        labels=[*held["label"], *train["label"]],
+    )
+
+
+def _captioned(pipeline: Any, model: nn.Module, parts: Any, data: Any, *, multiple: int, draw: Any) -> Subject:
+    train, held = data
+    return Subject(
+        pipeline=pipeline,
+        denoiser=model,
+        task=parts[0],
+        held=parts[1],
+        count=len(train),
+        held_count=len(held),
+        multiple=multiple,
+        always=(),
+        draw=draw,
+        wanted=list(range(len(held))),
+        real=lambda: _images(held, train),
+    )
+
+
+def _images(held: Any, train: Any) -> list[Image.Image]:
+    return [image.convert("RGB") for data in (held, train) for image in data["image"]]
+
+
+def _chunked(items: Sequence[Any], draw: Callable[[Sequence[Any], int], list[Image.Image]]) -> list[Image.Image]:
+    """Pictures in batches of 32, every one with a seed of its own."""
+    items = list(items)
+    starts = range(0, len(items), 32)
+    return [image for at in starts for image in draw(items[at : at + 32], FIRST_PICTURE_SEED + at)]
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("sd_openmoji", "tiny SD to OpenMoji", 8, 160, _sd("openmoji")),
+        Case("dit_classes", "tiny DiT to new classes", 8, 160, _dit, repeats=2),
+        Case("flow_openmoji", "tiny SD3 to OpenMoji", 8, 160, _flow("openmoji")),
+        Case("sd_noto", "tiny SD to Noto", 8, 160, _sd("noto")),
+    )
+}
+
+
+def pixels(images: Sequence[Image.Image]) -> Tensor:
+    """(N, 3, 64, 64) float32 in 0 to 255."""
+    import numpy as np
+
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float()

