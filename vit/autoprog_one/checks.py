@@ -54,8 +54,7 @@ def find_optimizers(given: Any, accelerator: Any, model: nn.Module) -> list[torc
     Raises:
         OrderError: There is none, or a parameter that will train is in none.
     """
-    found = [] if given is None else [given]
-    found += getattr(accelerator, "_optimizers", [])
+    found = [*([] if given is None else [given]), *host.prepared_optimizers(accelerator)]
     # An optimizer may be given, and known to the accelerator too.
     bare = {id(optimizer): optimizer for optimizer in (getattr(each, "optimizer", each) for each in found)}
     if not bare:
