@@ -12,9 +12,9 @@ subject:
         --with_prior_preservation --class_prompt "a photo of dog" --num_class_images 200 \
         --train_batch_size 1 --learning_rate 5e-6 --max_train_steps 800 --mixed_precision bf16
 
-`--help` lists every flag; they carry the names of Diffusers' train_dreambooth.py. Pictures of the class that lack are
-drawn by the model before training; latents and text are cached. Results: a plain Diffusers pipeline in the output
-folder, before_after.png, timeline.png, growth.json and one printed table.
+`--help` lists every flag; they carry the names of Diffusers' train_dreambooth.py. The model draws missing pictures of
+the class before training; latents and text are cached. Results: a plain Diffusers pipeline in the output folder,
+before_after.png, timeline.png, growth.json and one printed table.
 """
 
 from __future__ import annotations

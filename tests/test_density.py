@@ -10,9 +10,9 @@ import pytest
 from .density import ROOT, Density, is_tuple_assignment, measure, measure_tree, sources
 
 
-MAX_NODES_PER_LINE = 8.2
-MAX_TUPLE_ASSIGNMENTS = 10  # per 1,000 code lines
-MAX_LINES = 17_400  # in total; 17,004 before the packed code was unpacked
+MAX_NODES_PER_LINE = 8.0
+MAX_TUPLE_ASSIGNMENTS = 8  # per 1,000 code lines
+MAX_LINES = 17_700  # in total; 17,004 before the packed code was unpacked
 MAX_FILE = 350
 MAX_FUNCTION = 50
 STARTS_WITH_WHAT = 15  # module docstrings whose first word is "What"

@@ -92,8 +92,9 @@ def cut(image: Image.Image, window: Window, size: int, interpolation: str) -> Te
         image = image.resize((window.width, window.height), Image.Resampling[interpolation.upper()])
     square = image.crop((window.left, window.top, window.left + size, window.top + size))
     pixels = torch.from_numpy(np.asarray(square, dtype=np.float32))
-    tensor = pixels.permute(2, 0, 1) / 127.5 - 1.0
-    return tensor.flip(-1) if window.mirrored else tensor
+    if window.mirrored:
+        pixels = pixels.flip(1)
+    return pixels.permute(2, 0, 1) / 127.5 - 1.0
 
 
 def to_pixels(
@@ -129,7 +130,9 @@ def undecoded(data: datasets.Dataset) -> datasets.Dataset:
 def open_image(data: datasets.Dataset, row: int) -> Image.Image:
     """Open an image of `undecoded` data without decoding it: Pillow can decode a JPEG at a fraction of its size."""
     value: Any = data[row]["image"]
-    return Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"]))
+    if value["bytes"] is None:
+        return Image.open(value["path"])
+    return Image.open(io.BytesIO(value["bytes"]))
 
 
 def file_of(data: datasets.Dataset, row: int) -> str:
@@ -190,7 +193,8 @@ def random_window(
 
 def shrink(images: Tensor, size: int) -> Tensor:
     """(N, 3, S, S) uint8 images -> (N, 3, size, size) uint8, by area averaging."""
-    return F.interpolate(images.float(), size=(size, size), mode="area").round().to(torch.uint8)
+    averages = F.interpolate(images.float(), size=(size, size), mode="area")
+    return averages.round().to(torch.uint8)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

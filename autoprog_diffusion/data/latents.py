@@ -119,5 +119,7 @@ class Latents:
         for row in rows:
             image = read_image(self.data, row % len(self.data))
             pixels = to_pixels(image, self.side, self._images)
-            images.append(pixels.flip(-1) if row >= len(self.data) else pixels)
+            if row >= len(self.data):
+                pixels = pixels.flip(-1)
+            images.append(pixels)
         return self.vae.encode(torch.stack(images).to(self.accelerator.device)).latent_dist.parameters

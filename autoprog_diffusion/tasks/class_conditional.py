@@ -88,8 +88,9 @@ def set_classes(pipeline: DiTPipeline, names: Sequence[str], *, keep: bool = Fal
     # The keys are text in JSON; a class of several names has them with commas between.
     id2label: dict[str, str] = {}
     for name, row in pipeline.labels.items():
-        before = id2label.get(str(row))
-        id2label[str(row)] = f"{before}, {name}" if before else name
+        if str(row) in id2label:
+            name = f"{id2label[str(row)]}, {name}"
+        id2label[str(row)] = name
     pipeline.register_to_config(id2label=id2label)
     stop_label_dropout(pipeline.transformer)
     return rows
@@ -154,13 +155,14 @@ class ClassConditional:
         scheduler = self.noise_scheduler
         noisy = add_noise(clean, scheduler, self.noise)
         output = denoiser(noisy.latents, timestep=noisy.timesteps, class_labels=labels, return_dict=False)[0]
-        prediction, variance = output.chunk(2, dim=1) if self.learns_variance else (output, None)
+        channels = clean.shape[1]
+        prediction = output[:, :channels]
         loss = denoising_loss(prediction, noisy.target, noisy.timesteps, scheduler, snr_gamma=self.noise.snr_gamma)
-        if variance is None or not self.classes.variance_loss:
+        if not self.learns_variance or not self.classes.variance_loss:
             return loss
         return loss + variational_bound(
             prediction,
-            variance,
+            output[:, channels:],
             clean=clean,
             noisy=noisy.latents,
             timesteps=noisy.timesteps,

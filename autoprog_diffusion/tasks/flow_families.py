@@ -81,11 +81,13 @@ class Flux:
         """The denoiser's output, (N, C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
         count, channels, height, width = noisy.shape
         place = {"device": noisy.device, "dtype": noisy.dtype}
-        guided = self.pipeline.transformer.config.guidance_embeds
+        guidance = None
+        if self.pipeline.transformer.config.guidance_embeds:
+            guidance = torch.full((count,), self.guidance, **place)
         output = denoiser(
             hidden_states=FluxPipeline._pack_latents(noisy, count, channels, height, width),
             timestep=sigmas,
-            guidance=torch.full((count,), self.guidance, **place) if guided else None,
+            guidance=guidance,
             encoder_hidden_states=tokens,
             pooled_projections=pooled,
             txt_ids=torch.zeros(tokens.shape[1], 3, **place),
@@ -121,7 +123,9 @@ def stage_shift(config: Any, tokens: int, full_tokens: int) -> float:
         config.get("base_shift", 0.5),
         config.get("max_shift", 1.15),
     )
-    return mu if config.get("time_shift_type", "exponential") == "linear" else math.exp(mu)
+    if config.get("time_shift_type", "exponential") == "linear":
+        return mu
+    return math.exp(mu)
 
 
 def shift_time(sigmas: Tensor, shift: float) -> Tensor:

@@ -102,7 +102,9 @@ def draw_prompts(
 
 def text_length(pipeline: Any, max_sequence_length: int | None) -> int:
     """Tokens of the T5 encoder; None takes the pipeline's own number."""
-    return flow_family(pipeline).most_text if max_sequence_length is None else max_sequence_length
+    if max_sequence_length is not None:
+        return max_sequence_length
+    return flow_family(pipeline).most_text
 
 
 class FlowMatching:

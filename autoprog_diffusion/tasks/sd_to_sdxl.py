@@ -1,9 +1,9 @@
 """A Stable Diffusion pipeline as a Stable Diffusion XL pipeline with the same function.
 
 SDXL reads the states before a text encoder's last layer, without the final normalisation that Stable Diffusion's UNet
-was trained with, from two encoders side by side, and adds sizes and pooled text to the timestep. So the text encoder
-gets two more layers (the first puts the normalised states on a residual stream that was made negligible, the second is
-not read), it is used twice, and whatever is new in the UNet starts at zero.
+was trained with. It reads two encoders side by side, and adds sizes and pooled text to the timestep. The text encoder
+therefore gets two more layers: the first puts the normalised states on a residual stream that was made negligible, the
+second is not read. It is used twice. New weights of the UNet start at zero.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from autoprog_diffusion.growth.errors import GrowthError
 
 
-# Of the residual stream. A power of two scales without rounding; this one is below the precision of the states.
+# Factor that makes the residual stream negligible: smaller than the precision of the normalised states. A power of two
+# scales without rounding.
 SCALE = 2.0**-30
 TIME_CHANNELS = 32
 
@@ -77,14 +78,18 @@ def _wider_unet(source: Any, width: int) -> UNet2DConditionModel:
             parameter.zero_()
         elif not name.startswith("add_embedding."):
             old = weights[name]
-            parameter.copy_(old if old.shape == parameter.shape else _padded(old, parameter.shape[1]))
+            if old.shape != parameter.shape:
+                # Keys and values read both encoders' tokens; the second one's do not count yet.
+                old = _padded(old, parameter.shape[1])
+            parameter.copy_(old)
     return unet
 
 
 def _deeper(source: Any, kind: Any) -> Any:
     """The text encoder with two more layers; the states before the last are the normalised ones of `source`."""
     config = source.config
-    layers, width = config.num_hidden_layers, config.hidden_size
+    layers = config.num_hidden_layers
+    width = config.hidden_size
     settings: dict[str, Any] = config.to_dict() | {
         "num_hidden_layers": layers + 2,
         "layer_norm_eps": config.layer_norm_eps * SCALE**2,
@@ -95,12 +100,13 @@ def _deeper(source: Any, kind: Any) -> Any:
     text.load_state_dict(_plain(source).state_dict(), strict=False)  # all but the two new layers
     text.embeddings.token_embedding.weight.mul_(SCALE)
     text.embeddings.position_embedding.weight.mul_(SCALE)
+    # All that writes to the residual stream is scaled; layer norms undo it for all that reads it.
     for layer in text.encoder.layers[:layers]:
         for linear in (layer.self_attn.out_proj, layer.mlp.fc2):
             linear.weight.mul_(SCALE)
             linear.bias.mul_(SCALE)
-    norm, unread = text.encoder.layers[layers], text.encoder.layers[layers + 1]
-    for layer in (norm, unread):
+    norm = text.encoder.layers[layers]
+    for layer in text.encoder.layers[layers:]:
         for linear in (layer.self_attn.out_proj, layer.mlp.fc1, layer.mlp.fc2):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -113,16 +119,18 @@ def _deeper(source: Any, kind: Any) -> Any:
 
 def _plain(encoder: Any) -> Any:
     """The transformer itself: classes and versions of transformers differ in where they keep it."""
-    return encoder.text_model if hasattr(encoder, "text_model") else encoder
+    return getattr(encoder, "text_model", encoder)
 
 
 def _make_identity(mlp: Any, width: int) -> None:
     """Exact for GELU, sigmoid's and the true one: f(x) - f(-x) = x."""
     eye = torch.eye(width)
-    mlp.fc1.weight[: 2 * width] = torch.cat([eye, -eye])
-    mlp.fc2.weight[:, : 2 * width] = torch.cat([eye, -eye], dim=1)
+    both = torch.cat([eye, -eye])
+    mlp.fc1.weight[: 2 * width] = both
+    mlp.fc2.weight[:, : 2 * width] = both.T
 
 
 def _padded(weight: Tensor, columns: int) -> Tensor:
     """(R, C) -> (R, columns), zero to the right."""
-    return torch.cat([weight, weight.new_zeros(len(weight), columns - weight.shape[1])], dim=1)
+    zeros = weight.new_zeros(len(weight), columns - weight.shape[1])
+    return torch.cat([weight, zeros], dim=1)

@@ -183,7 +183,7 @@ def _sd(style: str) -> Callable[[int, Path, Path | None], Subject]:
             options = {"size": SIZE, "steps": PICTURE_STEPS, "guidance": GUIDANCE}
             return _chunked(held["text"], lambda some, seed: sample_images(pipeline, some, seed=seed, **options))
 
-        return _captioned(pipeline, pipeline.unet, parts, (train, held), 16, draw)
+        return _captioned(pipeline, pipeline.unet, parts, (train, held), multiple=16, draw=draw)
 
     return load
 
@@ -205,7 +205,7 @@ def _flow(style: str) -> Callable[[int, Path, Path | None], Subject]:
             options = {"size": SIZE, "steps": PICTURE_STEPS, "guidance": GUIDANCE, "length": 16}
             return _chunked(held["text"], lambda some, seed: draw_prompts(pipeline, some, seed=seed, **options))
 
-        return _captioned(pipeline, pipeline.transformer, parts, (train, held), 8, draw)
+        return _captioned(pipeline, pipeline.transformer, parts, (train, held), multiple=8, draw=draw)
 
     return load
 
@@ -230,17 +230,36 @@ def _dit(seed: int, folder: Path, data_dir: Path | None) -> Subject:
         return _chunked(labels, lambda some, seed: draw_classes(pipeline, some, seed=seed, **options))
 
     return Subject(
-        pipeline, pipeline.transformer, parts[0], parts[1], len(train), len(held), 8, ("class_embedder",), draw,
-        wanted, lambda: _images(held, train), [*held["label"], *train["label"]],
-    )  # fmt: skip
+        pipeline=pipeline,
+        denoiser=pipeline.transformer,
+        task=parts[0],
+        held=parts[1],
+        count=len(train),
+        held_count=len(held),
+        multiple=8,
+        always=("class_embedder",),
+        draw=draw,
+        wanted=wanted,
+        real=lambda: _images(held, train),
+        labels=[*held["label"], *train["label"]],
+    )
 
 
-def _captioned(pipeline: Any, model: nn.Module, parts: Any, data: Any, multiple: int, draw: Any) -> Subject:
-    (train, held), wanted = data, list(range(len(data[1])))
-    real = lambda: _images(held, train)  # noqa: E731
+def _captioned(pipeline: Any, model: nn.Module, parts: Any, data: Any, *, multiple: int, draw: Any) -> Subject:
+    train, held = data
     return Subject(
-        pipeline, model, parts[0], parts[1], len(train), len(held), multiple, (), draw, wanted, real
-    )  # fmt: skip
+        pipeline=pipeline,
+        denoiser=model,
+        task=parts[0],
+        held=parts[1],
+        count=len(train),
+        held_count=len(held),
+        multiple=multiple,
+        always=(),
+        draw=draw,
+        wanted=list(range(len(held))),
+        real=lambda: _images(held, train),
+    )
 
 
 def _images(held: Any, train: Any) -> list[Image.Image]:

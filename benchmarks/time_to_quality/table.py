@@ -85,7 +85,7 @@ def summarise(results: Sequence[Row]) -> list[Row]:
 def _row(case: str, method: str, runs: Sequence[Row], full: Sequence[Row]) -> Row:
     row: Row = {"case": case, "method": METHODS[method].title, "name": method, "rate": runs[0]["rate"]}
     row["seeds"] = len(runs)
-    for axis in ("cpu", "flops", "bytes"):
+    for axis in ("cpu", "flops"):
         pairs = [(_total(f, axis), _cost(r, _final(f), axis)) for r, f in zip(runs, full)]
         ratios = [total / cost for total, cost in pairs if cost is not None]
         row[f"reached_{axis}"] = len(ratios)
@@ -96,7 +96,6 @@ def _row(case: str, method: str, runs: Sequence[Row], full: Sequence[Row]) -> Ro
     finals = [_final(r) for r in runs]
     excess = interval([100 * (_final(r) / _final(f) - 1) for r, f in zip(runs, full)])
     row["loss"] = mean(finals)
-    row["loss_text"] = f"{mean(finals):.4f}"
     row |= {"excess": excess[0], "excess_low": excess[1], "excess_high": excess[2]}
     row["excess_text"] = f"{excess[0]:+.1f} %" + (f" ({excess[1]:+.1f} to {excess[2]:+.1f})" if len(runs) > 1 else "")
     for key in ("kid", "kid_rounded", "agreement"):

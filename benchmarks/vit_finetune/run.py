@@ -69,7 +69,7 @@ TUNING_SEED = 100
 
 
 def freeze_all_but_the_last_layer(model: nn.Module) -> None:
-    """Only the final norm and the head stay trainable: linear probing. Growth leaves what is frozen alone."""
+    """Only the final norm and the head stay trainable: linear probing."""
     layout = find_adapter(model).layout(model)
     outputs = set(layout.outputs.parameters)
     for name, parameter in model.named_parameters():
@@ -105,10 +105,10 @@ def fine_tune(method: str, rate: float, seed: int, steps: int, folder: Path, *, 
     data = half(load_data(as_pretraining(args), multiple=size_multiple(model), hold_out=False), tuning)
     fit_head(model, data.classes)
     accelerator = Accelerator(cpu=True)
-    if method == "last_layer":
-        freeze_all_but_the_last_layer(model)
     growth = Unfreezing(model, growth_config(args, 6), 24, args.train.model_ema_decay, accelerator)
     trainer = Trainer(model, growth, data, as_pretraining(args), accelerator)
+    if method == "last_layer":
+        freeze_all_but_the_last_layer(model)  # after growth, which refuses a model without a trainable block
     trainer.train()
     row = trainer.record_validation()
     trainer.finish()

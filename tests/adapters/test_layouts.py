@@ -11,6 +11,9 @@ from autoprog_diffusion import GrowthConfig, GrowthScheduler
 from ..settings import BY_ID
 
 
+pytestmark = pytest.mark.smoke
+
+
 def units(model: nn.Module) -> dict[str, tuple[str, ...]]:
     layout = GrowthScheduler(model, GrowthConfig(stage_embedding=False)).layout
     return {unit.name: unit.modules for unit in layout.units}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from torch import nn
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
@@ -15,6 +16,9 @@ from .common import (
     outputs,
     start,
 )
+
+
+pytestmark = pytest.mark.smoke
 
 
 def block_names(layout: Layout, model: nn.Module) -> set[str]:

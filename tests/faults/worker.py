@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
-from autoprog_diffusion.growth import switch
+from autoprog_diffusion.growth import stage as stages
 from autoprog_diffusion.growth.backends.ranks import checksums, rank, world_size
 from autoprog_diffusion.search import probe
 from autoprog_diffusion.training.checkpoints import checkpoint_step, find_checkpoint, save_checkpoint
@@ -83,7 +83,7 @@ def die(settings: Settings, place: str, step: int) -> None:
 
 def arm(settings: Settings, now: dict[str, int], accelerator: Accelerator) -> None:
     """Put the deaths inside of a search, a rebuild of the reducer and a checkpoint where they belong."""
-    scores, rebuild = probe.parameter_scores, switch.rebuild_reducer
+    scores, rebuild = probe.parameter_scores, stages.rebuild_reducer
 
     def dying_scores(*args: Any, **kwargs: Any) -> Any:
         die(settings, "search", now["step"])
@@ -93,7 +93,7 @@ def arm(settings: Settings, now: dict[str, int], accelerator: Accelerator) -> No
         rebuild(ddp)
         die(settings, "rebuild", now["step"])
 
-    probe.parameter_scores, switch.rebuild_reducer = dying_scores, dying_rebuild
+    probe.parameter_scores, stages.rebuild_reducer = dying_scores, dying_rebuild
     accelerator.register_save_state_pre_hook(lambda *_: die(settings, "checkpoint", now["step"]))
 
 

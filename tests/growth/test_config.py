@@ -13,6 +13,9 @@ from autoprog_diffusion import GrowthConfig, GrowthError
 from autoprog_diffusion.growth import ConfigError
 
 
+pytestmark = pytest.mark.smoke
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [

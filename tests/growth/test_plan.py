@@ -15,6 +15,9 @@ from autoprog_diffusion.growth import PlanError, fixed_plan, select_blocks
 from autoprog_diffusion.growth.plan import check_plan_fits
 
 
+pytestmark = pytest.mark.smoke
+
+
 def plan_of(*blocks: tuple[int, ...], num_blocks: int = 4, steps: int = 100) -> GrowthPlan:
     stages = tuple(Stage(steps * k // len(blocks), chosen) for k, chosen in enumerate(blocks))
     return GrowthPlan(num_blocks, steps, stages)

@@ -20,6 +20,9 @@ from autoprog_diffusion.growth import OrderError, PlanError, StageRecord
 from .preparing import DIT, UNET, prepared
 
 
+pytestmark = pytest.mark.smoke
+
+
 @pytest.fixture
 def one_rank() -> Iterator[None]:
     """A gloo process group of this process alone: enough to build DistributedDataParallel."""

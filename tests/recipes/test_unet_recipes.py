@@ -14,6 +14,9 @@ from autoprog_diffusion.training.recipe import Recipe
 from .conftest import NewRun, Script, load_recipe
 
 
+pytestmark = pytest.mark.smoke
+
+
 RECIPES: dict[str, Recipe] = {
     "finetune_sdxl": load_recipe("finetune_sdxl").FinetuneSDXL(),
     "finetune_lora": load_recipe("finetune_lora").FinetuneLora(),

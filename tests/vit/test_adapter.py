@@ -17,6 +17,9 @@ from autoprog_diffusion.growth import Layout, UnitError, find_adapter
 from ..settings import BY_ID
 
 
+pytestmark = pytest.mark.smoke
+
+
 def layout_of(model: nn.Module) -> Layout:
     return find_adapter(model).layout(model)
 

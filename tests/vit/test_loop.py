@@ -19,6 +19,9 @@ from autoprog_diffusion.vit.training.runlog import saving
 from .pretraining import new_trainer_in, same, weights
 
 
+pytestmark = pytest.mark.smoke
+
+
 LEARNS = ("--max_train_steps", "30", "--lr", "1e-2", "--mixup", "0", "--aa", "None", "--hflip", "0", "--crop", "none")
 LEARNS += ("--reprob", "0", "--drop_path", "0", "--cutmix", "0", "--smoothing", "0")
 

@@ -21,8 +21,11 @@ from .regularisation import Strength
 
 
 # Of ImageNet's pixels: what is trained here always uses these, whatever the model's own configuration says.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_ERASED_AREA, _ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+# timm's defaults for random erasing.
+_ERASED_AREA = (0.02, 1 / 3)
+_ERASED_RATIO = (0.3, 1 / 0.3)
 
 
 class Augment:
@@ -64,7 +67,9 @@ class Augment:
 
 def normalised(images: Tensor) -> Tensor:
     """(N, 3, H, W) images in [0, 1] -> mean 0 and deviation 1 on ImageNet."""
-    return (images - images.new_tensor(MEAN).view(3, 1, 1)) / images.new_tensor(STD).view(3, 1, 1)
+    mean = images.new_tensor(MEAN).view(3, 1, 1)
+    std = images.new_tensor(STD).view(3, 1, 1)
+    return (images - mean) / std
 
 
 def mirrored(images: Tensor, probability: float) -> Tensor:
@@ -93,8 +98,10 @@ def erased(images: Tensor, probability: float) -> Tensor:
     rows = _interval(height, draw[:, 2] * (height - h), h)
     columns = _interval(width, draw[:, 3] * (width - w), w)
     chosen = draw[:, 4] < probability
-    inside = rows.unsqueeze(2) & columns.unsqueeze(1) & chosen.view(-1, 1, 1)
-    return torch.where(inside.to(images.device).unsqueeze(1), torch.randn_like(images), images)
+    rectangles = rows.unsqueeze(2) & columns.unsqueeze(1)
+    inside = rectangles & chosen.view(-1, 1, 1)
+    noise = torch.randn_like(images)
+    return torch.where(inside.to(images.device).unsqueeze(1), noise, images)
 
 
 def _interval(length: int, start: Tensor, extent: Tensor) -> Tensor:
@@ -107,7 +114,8 @@ def _interval(length: int, start: Tensor, extent: Tensor) -> Tensor:
 
 def one_hot(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     """(N,) classes -> (N, classes) targets that sum to 1, `smoothing` of it spread over all classes."""
-    return F.one_hot(labels, num_classes) * (1 - smoothing) + smoothing / num_classes
+    chosen = F.one_hot(labels, num_classes)
+    return chosen * (1 - smoothing) + smoothing / num_classes
 
 
 def mixed(images: Tensor, targets: Tensor, settings: AugmentSettings) -> tuple[Tensor, Tensor]:
@@ -134,12 +142,16 @@ def _cut_and_pasted(images: Tensor, share: float) -> tuple[Tensor, float]:
     height, width = images.shape[2:]
     side = math.sqrt(1 - share)  # as a fraction of the image's
     y, x = torch.rand(2).tolist()
-    top = max(0, round(y * height - side * height / 2))
-    left = max(0, round(x * width - side * width / 2))
-    bottom = min(height, round(y * height + side * height / 2))
-    right = min(width, round(x * width + side * width / 2))
-    other = images.flip(0)
+    top, bottom = _clipped(y * height, side * height / 2, height)
+    left, right = _clipped(x * width, side * width / 2, width)
     images = images.clone()
-    images[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
+    images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].flip(0)
     pasted = (bottom - top) * (right - left)
     return images, 1 - pasted / (height * width)
+
+
+def _clipped(centre: float, half: float, length: int) -> tuple[int, int]:
+    """First and last place of an interval in an image of `length` pixels."""
+    first = round(centre - half)
+    last = round(centre + half)
+    return max(0, first), min(length, last)

@@ -57,8 +57,9 @@ def load_data(args: Arguments, *, multiple: int, hold_out: bool) -> Data:
     if hold_out:
         train, aside = _set_aside(train, args.growth.search_samples, seed)
         held_out = decode_all(aside, size, args.data.corrupt)
+    crop = args.augment if args.augment.crop == "resized" else None
     return Data(
-        train=_decoded_if_small(train, args, args.augment if args.augment.crop == "resized" else None),
+        train=_decoded_if_small(train, args, crop),
         val=_decoded_if_small(val, args, None),
         held_out=held_out,
         classes=tuple(class_names(train)),
