@@ -47,7 +47,7 @@ def use_stage_embedding(pipeline: Any, folder: str | Path, unconditional: str | 
 
     Args:
         pipeline: A Diffusers pipeline with the fine-tuned weights or LoRA loaded.
-        folder: What `GrowthScheduler.save_stage_embedding` was given.
+        folder: The folder that `GrowthScheduler.save_stage_embedding` was given.
         unconditional: Which half of a doubled batch is unconditional, `first` or `second`; by default what the
             pipeline's class does. Pipelines that call the denoiser twice need none.
 

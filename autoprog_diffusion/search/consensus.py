@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What one rank sends to the others: a value, or the text of an error."""
+    """One rank's message to the others: a value, or the text of an error."""
 
     value: Any = None
     error: str = ""
@@ -76,7 +76,5 @@ def decide_once(decide: Callable[[], Result]) -> Result:
 
 def average(scores: Sequence[Score]) -> Score:
     """Average one candidate's scores over ranks; a nan or inf on one rank stays one."""
-    means = {}
-    for name in MEASURES:
-        means[name] = sum(getattr(score, name) for score in scores) / len(scores)
+    means = {name: sum(getattr(score, name) for score in scores) / len(scores) for name in MEASURES}
     return replace(scores[0], **means)

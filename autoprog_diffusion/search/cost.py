@@ -42,7 +42,7 @@ class UnitCosts:
 
     @property
     def weight_gradient(self) -> Costs:
-        """What training the unit's own parameters adds to its backward pass."""
+        """Cost that training the unit's own parameters adds to its backward pass."""
         added = {}
         for name, total in self.backward[0].items():
             added[name] = max(0.0, total - self.input_gradient[name])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-Grams = dict[str, Tensor]  # name of a parameter inside its module -> (N, N) float64
+Grams = dict[str, Tensor]  # name of a parameter (here: inside its module) or of a unit -> (N, N) float64
 GramFunction = Callable[[Any, Tensor, Tensor], Grams]  # module, its inputs, gradients of its output
 
 SPLIT = 2**14  # columns that are multiplied in float32 before they are summed in float64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth.units import Layout
 
-from .gram import GramFunction, as_tokens, find_gram, vector_gram
+from .gram import GramFunction, Grams, as_tokens, find_gram, vector_gram
 from .recorded_calls import RecordedCall
 
 
-def parameter_grams(model: nn.Module, call: RecordedCall) -> dict[str, Tensor]:
+def parameter_grams(model: nn.Module, call: RecordedCall) -> Grams:
     """Gram matrix of the per-sample gradients of the summed output, for every parameter: name -> (N, N) float64.
 
     One forward and one backward pass give those of linear, convolution, normalisation and embedding layers. The rest
@@ -31,14 +31,24 @@ def parameter_grams(model: nn.Module, call: RecordedCall) -> dict[str, Tensor]:
         model: The bare model.
         call: N samples; its loss gradient is not used.
     """
-    collector = _Collector(model, call.batch)
-    try:
+    watched: dict[str, _Watched] = {}
+    # A tied parameter's gradient is a sum over modules, which no single one of them sees.
+    owners = Counter(dict(model.named_parameters(remove_duplicate=False)).values())
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            own = list(module.parameters(recurse=False))
+            gram = find_gram(module)
+            tied = any(owners[parameter] > 1 for parameter in own)
+            if gram is not None and not tied and any(parameter.requires_grad for parameter in own):
+                watched[name] = _Watched(gram, call.batch)
+                hooks.enter_context(module.register_forward_hook(watched[name].remember))
         output = call.run(model)
-        collector.stop_watching()
-        output.sum().backward()
-    finally:
-        collector.stop_watching()
-    grams = collector.grams
+    # Without the hooks: gradient checkpointing runs modules again, and only the first runs count.
+    output.sum().backward()
+    grams: Grams = {}
+    for name, module in watched.items():
+        for leaf, matrix in module.grams.items():
+            grams[f"{name}.{leaf}".removeprefix(".")] = matrix
     rest = {}
     for name, parameter in model.named_parameters():
         parameter.grad = None
@@ -47,7 +57,7 @@ def parameter_grams(model: nn.Module, call: RecordedCall) -> dict[str, Tensor]:
     return {**grams, **_per_sample_grams(model, call, rest)}
 
 
-def unit_grams(layout: Layout, grams: dict[str, Tensor]) -> dict[str, Tensor]:
+def unit_grams(layout: Layout, grams: Grams) -> Grams:
     """Sums over the weights of every unit: unit name -> (N, N), or a scalar zero for a unit without weights.
 
     Biases are left out, as in AutoProg-Zero's score.
@@ -75,75 +85,48 @@ def condition_number(gram: Tensor) -> float:
 
 
 @dataclass
-class _Runs:
-    """The runs of one module in a forward pass, and the gradients that have come back to them.
+class _Watched:
+    """One module in the probe: its activations, until they and the output gradients have become Gram matrices.
 
     Attributes:
-        inputs: First argument of every run, (N, ...).
+        gram: Computes the matrices.
+        batch: Number of samples, N.
+        inputs: First argument of every run of the module, (N, ...).
         gradients: Number of the run -> gradient of its output, (N, ...).
-        separable: Whether the runs are per sample and can be joined.
+        separable: Whether the runs are per sample and can be joined; otherwise the slow way is left.
+        grams: Name of the parameter inside the module -> (N, N).
     """
 
+    gram: GramFunction
+    batch: int
     inputs: list[Tensor] = field(default_factory=list)
     gradients: dict[int, Tensor] = field(default_factory=dict)
     separable: bool = True
+    grams: Grams = field(default_factory=dict)
 
-
-class _Collector:
-    """Hooks that turn activations and output gradients into Gram matrices as the backward pass goes.
-
-    Args:
-        model: The bare model.
-        batch: Number of samples, N.
-    """
-
-    def __init__(self, model: nn.Module, batch: int) -> None:
-        self.grams: dict[str, Tensor] = {}
-        self._batch = batch
-        self._runs: dict[str, _Runs] = {}
-        self._handles: list[Any] = []
-        # A tied parameter's gradient is a sum over modules, which no single one of them sees.
-        owners = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-        for name, module in model.named_modules():
-            own = list(module.parameters(recurse=False))
-            gram = find_gram(module)
-            trains = any(parameter.requires_grad for parameter in own)
-            if trains and gram is not None and all(owners[id(parameter)] == 1 for parameter in own):
-                self._handles.append(module.register_forward_hook(partial(self._remember, name, gram)))
-
-    def stop_watching(self) -> None:
-        """Remove the hooks; gradients of runs seen until now are still collected.
-
-        Gradient checkpointing runs modules again in the backward pass; only the first runs count.
-        """
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
-    def _remember(self, name: str, gram: GramFunction, module: nn.Module, args: Any, output: Tensor) -> None:
+    def remember(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        """Forward hook of the module."""
         if not output.requires_grad:
             return
+        number = len(self.inputs)
         inputs = args[0].detach()
-        runs = self._runs.setdefault(name, _Runs())
-        number = len(runs.inputs)
-        runs.inputs.append(inputs)
-        mixes_samples = len(inputs) != self._batch or len(output) != self._batch
+        self.inputs.append(inputs)
+        mixes_samples = len(inputs) != self.batch or len(output) != self.batch
         windows_differ = number > 0 and isinstance(module, (nn.Conv2d, nn.GroupNorm))
-        if mixes_samples or windows_differ:
-            runs.separable = False
-        output.register_hook(partial(self._receive, name, partial(gram, module), number))
+        self.separable = self.separable and not mixes_samples and not windows_differ
+        output.register_hook(partial(self.receive, module, number))
 
-    def _receive(self, name: str, gram: Callable[..., dict[str, Tensor]], number: int, gradient: Tensor) -> None:
-        runs = self._runs[name]
-        runs.gradients[number] = gradient.detach()
-        if not runs.separable or len(runs.gradients) < len(runs.inputs):
+    def receive(self, module: nn.Module, number: int, gradient: Tensor) -> None:
+        """Hook on the output of a run: the last gradient that arrives completes the matrices."""
+        self.gradients[number] = gradient.detach()
+        if not self.separable or len(self.gradients) < len(self.inputs):
             return
-        gradients = _joined([runs.gradients[number] for number in range(len(runs.inputs))])
+        inputs = _joined(self.inputs)
+        gradients = _joined([self.gradients[number] for number in sorted(self.gradients)])
         with torch.no_grad(), torch.autocast(gradients.device.type, enabled=False):
-            found = gram(_precise(_joined(runs.inputs)), _precise(gradients))
-        for leaf, matrix in found.items():
-            self.grams[f"{name}.{leaf}" if name else leaf] = matrix
-        del self._runs[name]  # frees the activations
+            self.grams = self.gram(module, _precise(inputs), _precise(gradients))
+        self.inputs.clear()  # frees the activations
+        self.gradients.clear()
 
 
 def _joined(runs: list[Tensor]) -> Tensor:
@@ -160,7 +143,7 @@ def _precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
 
-def _per_sample_grams(model: nn.Module, call: RecordedCall, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+def _per_sample_grams(model: nn.Module, call: RecordedCall, parameters: dict[str, nn.Parameter]) -> Grams:
     """The slow way: the gradients of every sample, one forward and one backward pass each."""
     rows: dict[str, list[Tensor]] = {name: [] for name in parameters}
     for index in range(call.batch if parameters else 0):

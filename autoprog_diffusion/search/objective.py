@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from typing import Any
 
 from autoprog_diffusion.growth.config import GrowthConfig
@@ -18,7 +19,7 @@ MEASURES = ("cost", "kappa", "zico", "gain")
 
 @dataclass(frozen=True)
 class Candidate:
-    """One possible next stage.
+    """One possible next stage; candidates are equal if they train the same blocks at the same resolution.
 
     Attributes:
         name: For tables, for example `suffix 2/4 at 0.5`.
@@ -26,14 +27,14 @@ class Candidate:
         resolution: Fraction (float) or pixels (int).
     """
 
-    name: str
+    name: str = field(compare=False)
     blocks: tuple[int, ...]
     resolution: float | int
 
 
 @dataclass(frozen=True)
 class Score:
-    """What is known of a candidate before the choice.
+    """Measurements of a candidate, on which the choice is based.
 
     Attributes:
         candidate: The candidate.
@@ -89,38 +90,34 @@ def list_candidates(
         SearchError: No candidate contains the blocks that train already.
     """
     training = set(current)
-    found: dict[tuple[tuple[int, ...], float | int], Candidate] = {}
+    found: list[Candidate] = []
     for name, chosen in _named_sets(config, num_blocks).items():
         blocks = tuple(sorted({*chosen, *always}))
-        if not training.issubset(blocks):
-            continue
         for resolution in resolutions:
             label = name if list(resolutions) == [1.0] else f"{name} at {resolution}"
-            found.setdefault((blocks, resolution), Candidate(label, blocks, resolution))
+            candidate = Candidate(label, blocks, resolution)
+            if training.issubset(blocks) and candidate not in found:
+                found.append(candidate)
     if not found:
         raise SearchError(
             f"no candidate holds the blocks {sorted(training)} that train already: growth is monotone, give nested "
             "search_candidates that end in the full model."
         )
-    return list(found.values())
+    return found
 
 
 def _named_sets(config: GrowthConfig, num_blocks: int) -> dict[str, Sequence[int]]:
     full = range(num_blocks)
     sets: dict[str, Sequence[int]] = {}
-    if config.search_candidates is not None:
-        wrong = [blocks for blocks in config.search_candidates if not set(full).issuperset(blocks)]
-        if wrong:
-            raise SearchError(f"search_candidates {wrong} name blocks outside 0 to {num_blocks - 1}.")
-        for index, blocks in enumerate(config.search_candidates):
-            sets[f"candidate {index}"] = blocks
-    else:
-        # AutoProg-Zero's search space: a quarter of the blocks, and growth by as much again.
+    if config.search_candidates is None:
         levels = max(1, round(1 / config.min_trainable))
-        for order in config.search_orders:
-            for level in range(1, levels):
-                blocks = select_blocks(order, num_blocks, level / levels, config.min_trainable)
-                sets[f"{order} {level}/{levels}"] = blocks
+        for order, level in product(config.search_orders, range(1, levels)):
+            share = level / levels
+            sets[f"{order} {level}/{levels}"] = select_blocks(order, num_blocks, share, config.min_trainable)
+    for index, blocks in enumerate(config.search_candidates or ()):
+        if not set(full).issuperset(blocks):
+            raise SearchError(f"search_candidates: {blocks} names blocks outside 0 to {num_blocks - 1}.")
+        sets[f"candidate {index}"] = blocks
     sets["full"] = full
     return sets
 
@@ -133,7 +130,7 @@ def ranks(values: Sequence[float]) -> list[float]:
     known = [math.inf if math.isnan(value) else value for value in values]
 
     def beats(other: float, value: float) -> bool:
-        return other < value and not math.isclose(other, value, rel_tol=1e-6, abs_tol=0.0)
+        return other < value and not math.isclose(other, value, rel_tol=1e-6)
 
     return [1.0 + sum(beats(other, value) for other in known) for value in known]
 
@@ -170,15 +167,13 @@ def choose(objective: str, scores: Sequence[Score], seed: int) -> tuple[int, lis
         scores: One per candidate.
         seed: Seed of the random choice.
     """
-    values = [math.inf] * len(scores)
     if objective == "random":
-        values[random.Random(seed).randrange(len(scores))] = 0.0
+        values = {random.Random(seed).choice(scores): 0.0}
     else:
-        usable = [index for index, score in enumerate(scores) if _is_usable(objective, score)]
-        for index, value in zip(usable, OBJECTIVES[objective]([scores[index] for index in usable])):
-            values[index] = value
-    valued = [replace(score, value=value) for score, value in zip(scores, values)]
-    best = min(range(len(valued)), key=lambda index: (values[index], valued[index].cost))
+        usable = [score for score in scores if _is_usable(objective, score)]
+        values = dict(zip(usable, OBJECTIVES[objective](usable)))
+    valued = [replace(score, value=values.get(score, math.inf)) for score in scores]
+    best = min(range(len(valued)), key=lambda index: (valued[index].value, valued[index].cost))
     return best, valued
 
 

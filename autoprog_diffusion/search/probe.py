@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autoprog_diffusion.growth.units import Layout, set_trainable
 
 from .ntk import condition_number, parameter_grams, unit_grams
 from .objective import Candidate, Score
-from .recorded_calls import RecordedCall
+from .recorded_calls import NamedTensors, RecordedCall
 from .zico import parameter_scores, unit_gain, unit_zico
 
 
@@ -30,7 +30,7 @@ class UnitScores:
         gain: Expected loss decrease of a preconditioned step.
     """
 
-    grams: dict[str, Tensor]
+    grams: NamedTensors
     zico: dict[str, float]
     gain: dict[str, float]
 
@@ -51,7 +51,7 @@ def score_units(
     layout: Layout,
     calls: Sequence[RecordedCall],
     trainable: Iterable[str],
-    reference: dict[str, Tensor] | None = None,
+    reference: NamedTensors | None = None,
 ) -> UnitScores:
     """Score every unit, from the gradients of some recorded calls. Run it in `leaving_no_trace`.
 

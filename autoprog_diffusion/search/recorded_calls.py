@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import islice
 from typing import Any
@@ -12,8 +11,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
 
 from autoprog_diffusion.growth.errors import SearchError
+
+
+NamedTensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class RecordedCall:
     def run(self, model: nn.Module) -> Tensor:
         """The model's output (N, ...) on these inputs."""
         return output_tensor(model(*self.args, **self.kwargs))
+
+    def replay(self, model: nn.Module) -> None:
+        """One forward and backward pass: adds the loss's gradients to those of the model's parameters."""
+        self.run(model).backward(self.gradient)
 
     def sample(self, index: int) -> RecordedCall:
         """The call with one sample only."""
@@ -103,7 +110,7 @@ class CallRecorder:
     """Keeps the last calls that were followed by a backward pass.
 
     Args:
-        model: What the training loop calls: hooks sit on the outermost wrapper, outside compiled code.
+        model: The model that the training loop calls: the hook sits on the outermost wrapper, outside compiled code.
         keep: How many calls.
     """
 
@@ -147,17 +154,14 @@ class CallRecorder:
             return
         inputs = map_tensors(args, _copy)
         keywords = map_tensors(kwargs, _copy)
-        gradients: dict[int, Tensor] = {}
 
-        def keep(index: int, gradient: Tensor) -> None:
-            gradients[index] = _copy(gradient)
-            if len(gradients) == len(outputs):
-                ordered = [gradients[index] for index in range(len(outputs))]
-                whole = torch.stack(ordered) if listed else ordered[0]
-                self._calls.append(RecordedCall(inputs, keywords, whole, listed))
+        def keep(gradients: Sequence[Tensor | None]) -> None:
+            found = [gradient for gradient in gradients if gradient is not None]
+            if len(found) == len(outputs):
+                gradient = torch.stack(found) if listed else _copy(found[0])
+                self._calls.append(RecordedCall(inputs, keywords, gradient, listed))
 
-        for index, tensor in enumerate(outputs):
-            tensor.register_hook(functools.partial(keep, index))
+        register_multi_grad_hook(outputs, keep)
 
 
 def calls_from_loss(
@@ -182,9 +186,9 @@ def calls_from_loss(
     return calls
 
 
-def take_gradients(model: nn.Module) -> dict[str, Tensor]:
+def take_gradients(model: nn.Module) -> NamedTensors:
     """Remove the gradients from a model's parameters; returns those that are there, by name."""
-    taken = {}
+    taken: NamedTensors = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             taken[name] = parameter.grad
@@ -228,7 +232,7 @@ def output_value(output: Any) -> Tensor | list[Tensor]:
     return value
 
 
-def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     """`value` with `function` applied to every tensor in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return function(value)
@@ -246,16 +250,11 @@ def map_members(value: Any, function: Callable[[Any], Any]) -> Any:
     return value
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists and dicts."""
     found: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(value, keep)
-    return iter(found)
+    map_tensors(value, found.append)
+    return found
 
 
 def _copy(tensor: Tensor) -> Tensor:

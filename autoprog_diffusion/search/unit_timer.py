@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -15,7 +16,7 @@ from torch import nn
 from autoprog_diffusion.growth.frozen_front import called_modules
 from autoprog_diffusion.growth.units import Layout
 
-from .recorded_calls import RecordedCall, tensors_in
+from .recorded_calls import RecordedCall, take_gradients, tensors_in
 
 
 Clock = Callable[[], float]
@@ -42,19 +43,14 @@ def time_units(model: nn.Module, layout: Layout, call: RecordedCall, clock: Cloc
         clock: Is read at every boundary; must have waited for the device.
     """
     timer = _UnitTimer(layout, clock)
-    handles: list[Any] = []
-    try:
+    with ExitStack() as hooks:
         for unit in layout.blocks:
             for module in called_modules(model, unit.modules):
-                handles.append(module.register_forward_pre_hook(timer.enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(partial(timer.leave, unit.name)))
+                hooks.enter_context(module.register_forward_pre_hook(timer.enter, with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(partial(timer.leave, unit.name)))
         output = timer.run_forward(partial(call.run, model))
         timer.run_backward(partial(output.backward, call.gradient))
-    finally:
-        for handle in handles:
-            handle.remove()
-    for parameter in model.parameters():
-        parameter.grad = None
+    take_gradients(model)
     return UnitTimes(timer.forward, timer.backward)
 
 

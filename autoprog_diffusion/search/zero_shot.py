@@ -35,7 +35,7 @@ class ZeroShotSearch:
     Args:
         config: Candidates, objective and cost.
         model: The bare model.
-        wrapped: What the training loop calls.
+        wrapped: The model that the training loop calls.
         layout: The model's units.
         others: Further modules that take part in the forward pass, such as the stage embedding.
         loss_fn: `loss_fn(model, batch) -> loss`, instead of replaying what the training loop did.

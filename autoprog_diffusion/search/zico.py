@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.growth.units import Layout
 
-from .recorded_calls import RecordedCall, take_gradients
+from .recorded_calls import NamedTensors, RecordedCall, take_gradients
 
 
 @dataclass(frozen=True)
 class ParameterScore:
-    """What the gradients of two or more mini-batches say about one parameter.
+    """Statistics of one parameter's gradients over two or more mini-batches.
 
     Attributes:
         inverse_noise: ZiCo's inner sum, sum_i mean_b |g_i| / std_b(g_i) over the entries i whose gradients differ
@@ -32,7 +33,7 @@ class ParameterScore:
 
 
 def parameter_scores(
-    model: nn.Module, calls: Sequence[RecordedCall], reference: dict[str, Tensor] | None = None
+    model: nn.Module, calls: Sequence[RecordedCall], reference: NamedTensors | None = None
 ) -> dict[str, ParameterScore]:
     """Replay calls, each with the gradient that the user's loss sent back, and score every parameter.
 
@@ -65,29 +66,30 @@ def parameter_scores(
         parameter.grad = None
 
     for call in calls[:-1]:
-        call.run(model).backward(call.gradient)
+        call.replay(model)
         for name, gradient in take_gradients(model).items():
             moments[name].add(gradient)
     # During the last backward pass every parameter is scored as soon as its gradient is there, and both are freed.
-    trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
-    handles = [parameter.register_post_accumulate_grad_hook(score_and_free) for parameter in trained]
-    try:
-        calls[-1].run(model).backward(calls[-1].gradient)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for parameter in parameters.values():
+            if parameter.requires_grad:
+                hooks.enter_context(parameter.register_post_accumulate_grad_hook(score_and_free))
+        calls[-1].replay(model)
     return scores
 
 
-def mean_gradients(model: nn.Module, calls: Sequence[RecordedCall]) -> dict[str, Tensor]:
+def mean_gradients(model: nn.Module, calls: Sequence[RecordedCall]) -> NamedTensors:
     """Mean gradient over calls of every parameter, by name. Run it in `probe.leaving_no_trace`."""
     for call in calls:
-        call.run(model).backward(call.gradient / len(calls))
+        replace(call, gradient=call.gradient / len(calls)).replay(model)
     return take_gradients(model)
 
 
 def unit_zico(model: nn.Module, layout: Layout, scores: dict[str, ParameterScore]) -> dict[str, float]:
-    """ZiCo of every unit: the sum over its linear and convolution weights l of log(inner sum of l) (AutoProg-Zero)."""
+    """ZiCo of every unit (AutoProg-Zero): sum over its linear and convolution weights l of log(inner sum of l).
+
+    An inner sum of zero, where no entry's gradients differ, adds nothing.
+    """
     logs = {}
     for name, module in model.named_modules():
         weight = f"{name}.weight" if name else "weight"

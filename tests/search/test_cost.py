@@ -41,7 +41,7 @@ def test_counted_flops_of_every_candidate_are_exact(family: Family) -> None:
 
 
 def test_measured_costs_order_as_the_work_does() -> None:
-    """Wall clock is noisy: only that every account is there, none is negative, and training more is dearer."""
+    """Wall clock is noisy: only that every account is there, none is negative, and training more costs more."""
     model, layout, calls = model_and_calls(BY_ID["dit"], dtype=torch.float32)
     with leaving_no_trace(model):
         costs = measure_costs(model, layout, calls[0], [3], repeats=3, bandwidth=1e6)

@@ -9,7 +9,8 @@ from torch import nn
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.search.cost import trained_units
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams, unit_grams
-from autoprog_diffusion.search.probe import leaving_no_trace
+from autoprog_diffusion.search.objective import Candidate
+from autoprog_diffusion.search.probe import leaving_no_trace, score_units
 from autoprog_diffusion.search.zico import mean_gradients, parameter_scores, unit_gain, unit_zico
 
 from ..settings import BY_ID, Family
@@ -41,6 +42,20 @@ def test_one_probe_scores_every_subset(family: Family, checkpointing: bool) -> N
             # Some host classes compute variances in float32 whatever the model's type.
             torch.testing.assert_close(ours, literal, rtol=1e-8, atol=1e-9 * float(literal.abs().max()))
             assert condition_number(ours) == pytest.approx(literal_condition_number(literal), rel=1e-7)
+
+
+def test_the_scores_of_a_candidate_are_the_literal_ones_of_its_weights() -> None:
+    model, layout, calls = model_and_calls(BY_ID["dit"], batch=4)
+    candidate = Candidate("first and last", (0, len(layout.blocks) - 1), 1.0)
+    units = trained_units(layout, candidate.blocks)
+    weights = weights_of(layout, units)
+    layers = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    with leaving_no_trace(model):
+        score = score_units(model, layout, calls, layout.names).score(candidate, units, cost=3.0)
+        kappa = literal_condition_number(literal_gram(model, calls[-1], weights))
+        zico = literal_zico(model, calls, [name for name in weights if name in layers])
+    assert (score.candidate, score.cost) == (candidate, 3.0)
+    assert (score.kappa, score.zico) == (pytest.approx(kappa, rel=1e-7), pytest.approx(zico, rel=1e-9))
 
 
 @families
