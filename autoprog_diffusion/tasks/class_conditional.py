@@ -42,11 +42,7 @@ class ClassSettings:
 
 
 def load_dit(name: str, **hub: str | None) -> DiTPipeline:
-    """A DiT pipeline in float32.
-
-    Args:
-        name: Folder or Hub name.
-        hub: Options of `from_pretrained`.
+    """A DiT pipeline in float32, by its folder or Hub name and options of `from_pretrained`.
 
     Raises:
         GrowthError: It cannot be loaded, or is another kind of pipeline.

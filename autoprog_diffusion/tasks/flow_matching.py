@@ -49,11 +49,7 @@ class FlowSettings:
 
 
 def load_flow(name: str, **hub: str | None) -> Any:
-    """An SD3 or Flux pipeline in float32.
-
-    Args:
-        name: Folder or Hub name.
-        hub: Options of `from_pretrained`.
+    """An SD3 or Flux pipeline in float32, by its folder or Hub name and options of `from_pretrained`.
 
     Raises:
         GrowthError: It cannot be loaded, or is another kind of pipeline.

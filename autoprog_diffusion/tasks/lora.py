@@ -47,11 +47,7 @@ class LoraSettings:
 
 
 def load_any(name: str, **hub: str | None) -> Any:
-    """A Stable Diffusion, SDXL, SD3 or Flux pipeline, in float32.
-
-    Args:
-        name: Folder or Hub name.
-        hub: Options of `from_pretrained`.
+    """A Stable Diffusion, SDXL, SD3 or Flux pipeline in float32, by its name and options of `from_pretrained`.
 
     Raises:
         GrowthError: It cannot be loaded, or is another kind of pipeline.

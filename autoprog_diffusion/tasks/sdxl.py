@@ -32,11 +32,9 @@ class SDXLSettings:
 
 
 def load_sdxl(name: str, **hub: str | None) -> StableDiffusionXLPipeline:
-    """A Stable Diffusion XL pipeline, in float32: its VAE overflows in float16.
+    """A Stable Diffusion XL pipeline, by its folder or Hub name and options of `from_pretrained`.
 
-    Args:
-        name: Folder or Hub name.
-        hub: Options of `from_pretrained`.
+    It is in float32: its VAE overflows in float16.
 
     Raises:
         GrowthError: It cannot be loaded, or is another kind of pipeline.

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
 
 
 def load_pipeline(name: str, **hub: str | None) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline without its safety checker, in float32.
-
-    Args:
-        name: Folder or Hub name.
-        hub: Options of `from_pretrained`.
+    """A Stable Diffusion pipeline in float32, without its safety checker; arguments as `from_pretrained` takes them.
 
     Raises:
         GrowthError: It cannot be loaded, or is another kind of pipeline.

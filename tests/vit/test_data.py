@@ -123,7 +123,7 @@ def test_large_data_is_cropped_by_epoch_and_row_in_any_worker(tmp_path: Path) ->
 def test_small_data_is_averaged_down_once_per_stage() -> None:
     rows = Decoded(torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8), torch.arange(5))
     rows.resize(4)
-    images, labels = rows[2]
+    images, labels = rows[[2]]
     wanted = rows._full_size[2].float().view(3, 4, 2, 4, 2).mean((2, 4))
     assert (images[0].float() - wanted).abs().max() <= 0.5
     assert labels.tolist() == [2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -50,11 +50,7 @@ class Decoded(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([index])
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        rows = torch.as_tensor(indices)
+    def __getitem__(self, rows: list[int]) -> Batch:
         return self.images[rows], self.labels[rows]
 
     def resize(self, size: int) -> None:
@@ -90,12 +86,9 @@ class Encoded(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([index])
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        items = [self._item(index) for index in indices]
-        return torch.stack([image for image, _ in items]), torch.stack([label for _, label in items])
+    def __getitem__(self, rows: list[int]) -> Batch:
+        images, labels = zip(*(self._item(row) for row in rows))
+        return torch.stack(images), torch.stack(labels)
 
     def resize(self, size: int) -> None:
         """Give images of another side from now on."""
@@ -156,8 +149,8 @@ def make_loader(rows: Decoded | Encoded, batches: Iterable[list[int]], workers: 
     """Batches (images (N, 3, S, S) uint8, labels (N,)) of the rows that `batches` lists."""
     return DataLoader(
         rows,
-        batch_sampler=batches,  # type: ignore[arg-type]
-        collate_fn=_as_it_is,
+        sampler=batches,
+        batch_size=None,  # the sampler's items are batches already
         num_workers=workers if isinstance(rows, Encoded) else 0,
         pin_memory=torch.cuda.is_available(),
         # Its own generator: starting an epoch must not advance the one that draws the augmentation.
@@ -193,10 +186,6 @@ def decode_all(data: datasets.Dataset, size: int, corrupt: str) -> Decoded:
         images = images[good]
         labels = labels[good]
     return Decoded(images, labels)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _unreadable(data: datasets.Dataset, rows: list[int]) -> DataError:
