@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,36 @@ class Stage:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolution", as_resolution(self.resolution, PlanError))
-        if self.stride is not None and _whole(self.stride) < 1:
+        if self.stride is not None and _as_int(self.stride) < 1:
             raise PlanError(
                 f"stride {self.stride} is not allowed: use a number of pixels, or None for the model's own."
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """The stage as plain JSON types; a stride only where there is one, as in plans older than it."""
-        values = {"start": self.start, "blocks": list(self.blocks), "resolution": self.resolution}
-        return values if self.stride is None else {**values, "stride": self.stride}
+        """The stage as plain JSON types, without a stride of None: plans older than strides have none."""
+        values: dict[str, Any] = {
+            "start": self.start,
+            "blocks": list(self.blocks),
+            "resolution": self.resolution,
+        }
+        if self.stride is not None:
+            values["stride"] = self.stride
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Stage:
+        """The stage that `to_dict` wrote.
+
+        Raises:
+            PlanError: A value is not allowed.
+            KeyError: A key is missing.
+        """
+        return cls(
+            start=_as_int(values["start"]),
+            blocks=tuple(_as_int(index) for index in values["blocks"]),
+            resolution=values.get("resolution", 1.0),
+            stride=values.get("stride"),
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +98,7 @@ class GrowthPlan:
     @property
     def freezes(self) -> bool:
         """Whether some stage trains fewer blocks than the one before it."""
-        return any(set(early.blocks) - set(late.blocks) for early, late in zip(self.stages, self.stages[1:]))
+        return any(set(early.blocks) - set(late.blocks) for early, late in pairwise(self.stages))
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON types."""
@@ -98,20 +120,20 @@ class GrowthPlan:
         if version != PLAN_VERSION:
             raise PlanError(f"plan_version {version!r} is not known: this library reads {PLAN_VERSION}.")
         try:
-            stages = tuple(
-                Stage(_whole(s["start"]), tuple(map(_whole, s["blocks"])), s.get("resolution", 1.0), s.get("stride"))
-                for s in values["stages"]
+            return cls(
+                num_blocks=_as_int(values["num_blocks"]),
+                num_training_steps=_as_int(values["num_training_steps"]),
+                stages=tuple(Stage.from_dict(stage) for stage in values["stages"]),
             )
-            return cls(_whole(values["num_blocks"]), _whole(values["num_training_steps"]), stages)
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"not a growth plan: missing or malformed {error}.") from error
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, one stage a line, to be read, edited and passed back."""
         values = self.to_dict()
-        stages = ",\n".join("    " + json.dumps(stage) for stage in values.pop("stages"))
-        head = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
-        Path(path).write_text(f'{{\n{head},\n  "stages": [\n{stages}\n  ]\n}}\n', encoding="utf-8")
+        stages = ",\n".join(f"    {json.dumps(stage)}" for stage in values.pop("stages"))
+        head = json.dumps(values, indent=2).removesuffix("\n}")
+        Path(path).write_text(f'{head},\n  "stages": [\n{stages}\n  ]\n}}\n', encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> GrowthPlan:
@@ -126,7 +148,9 @@ class GrowthPlan:
             raise PlanError(f"cannot read the growth plan {path}: {error}.") from error
         except ValueError as error:  # not JSON, or not text at all
             raise PlanError(f"the growth plan {path} is not JSON: {error}.") from error
-        return cls.from_dict(values.get("plan", values) if isinstance(values, dict) else values)
+        if isinstance(values, dict):
+            values = values.get("plan", values)
+        return cls.from_dict(values)
 
     def rescaled(self, num_training_steps: int) -> GrowthPlan:
         """The same stages for a run of another length, their starts moved in proportion.
@@ -134,9 +158,37 @@ class GrowthPlan:
         Raises:
             PlanError: The run is too short to hold every stage.
         """
-        old = self.num_training_steps
-        stages = tuple(replace(stage, start=stage.start * num_training_steps // old) for stage in self.stages)
-        return GrowthPlan(self.num_blocks, num_training_steps, stages)
+        stages = []
+        for stage in self.stages:
+            start = stage.start * num_training_steps // self.num_training_steps
+            stages.append(replace(stage, start=start))
+        return GrowthPlan(self.num_blocks, num_training_steps, tuple(stages))
+
+
+def stage_starts(num_stages: int, boundaries: Sequence[float | int] | None, num_training_steps: int) -> list[int]:
+    """First optimizer step of every stage.
+
+    Args:
+        num_stages: Number of stages.
+        boundaries: First step of every stage but the first, in steps (int) or fractions of the run (float); `None`
+            spaces the stages evenly.
+        num_training_steps: Optimizer steps of the run.
+
+    Raises:
+        PlanError: The run has fewer steps than stages.
+    """
+    if num_training_steps < num_stages:
+        raise PlanError(
+            f"num_training_steps={num_training_steps} is shorter than num_stages={num_stages}: "
+            "every stage needs at least one step."
+        )
+    if boundaries is None:
+        return [num_training_steps * k // num_stages for k in range(num_stages)]
+    starts = [0]
+    for bound in boundaries:
+        # The rounding error of 0.29 * 100 must not cost a step.
+        starts.append(math.floor(bound * num_training_steps + 1e-9) if isinstance(bound, float) else bound)
+    return starts
 
 
 def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -> GrowthPlan:
@@ -150,8 +202,11 @@ def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -
             stages would train the same blocks at the same resolution (fewer blocks than stages).
     """
     starts = stage_starts(config.num_stages, config.boundaries, num_training_steps)
-    count, low = config.num_stages, config.min_trainable
-    fractions = [1.0 if k == count - 1 else low + (1 - low) * k / max(count - 1, 1) for k in range(count)]
+    count = config.num_stages
+    low = config.min_trainable
+    fractions = [low + (1 - low) * k / (count - 1) for k in range(count - 1)]
+    # Exactly all: a rounded fraction might leave a block out.
+    fractions.append(1.0)
     if config.freezes:
         fractions.reverse()
     resolutions = config.resolutions or (1.0,) * count
@@ -159,7 +214,7 @@ def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -
         Stage(start, select_blocks(config.order, num_blocks, fraction, low), resolution)
         for start, fraction, resolution in zip(starts, fractions, resolutions, strict=True)
     )
-    for index, (early, late) in enumerate(zip(stages, stages[1:])):
+    for index, (early, late) in enumerate(pairwise(stages)):
         if (early.blocks, early.resolution) == (late.blocks, late.resolution):
             raise PlanError(
                 f"stages {index} and {index + 1} of num_stages={count} would both train {len(late.blocks)} of "
@@ -182,14 +237,19 @@ def select_blocks(order: Order, num_blocks: int, fraction: float, min_trainable:
         >>> select_blocks("suffix", 8, 0.5)
         (4, 5, 6, 7)
     """
-    if order != "interleaved":
-        count = min(num_blocks, math.ceil(fraction * num_blocks - 1e-9))
-        return tuple(range(count)) if order == "prefix" else tuple(range(num_blocks - count, num_blocks))
+    # The tolerance keeps a rounding error from adding a block.
+    count = min(num_blocks, math.ceil(fraction * num_blocks - 1e-9))
+    if order == "prefix":
+        return tuple(range(count))
+    if order == "suffix":
+        return tuple(range(num_blocks - count, num_blocks))
     levels = max(1, round(1 / min_trainable))
-    whole = math.floor(fraction * levels + 1e-9)
-    chosen = [index for index in range(num_blocks) if index % levels < whole]
-    partial = list(range(whole, num_blocks, levels)) if whole < levels else []
-    chosen += partial[: math.ceil((fraction * levels - whole) * len(partial) - 1e-9)]
+    complete = math.floor(fraction * levels + 1e-9)
+    chosen = [index for index in range(num_blocks) if index % levels < complete]
+    if complete < levels:
+        next_class = range(complete, num_blocks, levels)
+        share = fraction * levels - complete
+        chosen += next_class[: math.ceil(share * len(next_class) - 1e-9)]
     return tuple(sorted(chosen))
 
 
@@ -206,7 +266,7 @@ def check_plan_fits(plan: GrowthPlan, blocks: list[str], num_training_steps: int
         PlanError: The number of blocks, steps or stages differs, or the plan re-tokenizes.
     """
     strides = [stage.stride for stage in plan.stages]
-    if any(stride is not None for stride in strides):
+    if set(strides) != {None}:
         raise PlanError(
             f"the plan re-tokenizes (strides {strides}), which only the patch projection of a vision transformer can: "
             "leave the strides out, or follow the plan with autoprog_diffusion.vit."
@@ -225,44 +285,11 @@ def check_plan_fits(plan: GrowthPlan, blocks: list[str], num_training_steps: int
         )
 
 
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise PlanError(f"not a growth plan: {value!r} stands where a whole number belongs.")
-    return value
-
-
-def stage_starts(num_stages: int, boundaries: Sequence[float | int] | None, num_training_steps: int) -> list[int]:
-    """First optimizer step of every stage.
-
-    Args:
-        num_stages: Number of stages.
-        boundaries: First step of every stage but the first, in steps (int) or fractions of the run (float); `None`
-            spaces the stages evenly.
-        num_training_steps: Optimizer steps of the run.
-
-    Raises:
-        PlanError: The run has fewer steps than stages.
-    """
-    if num_training_steps < num_stages:
-        raise PlanError(
-            f"num_training_steps={num_training_steps} is shorter than num_stages={num_stages}: "
-            "every stage needs at least one step."
-        )
-    if boundaries is None:
-        return [num_training_steps * k // num_stages for k in range(num_stages)]
-    starts = [
-        # The rounding error of 0.29 * 100 must not cost a step.
-        math.floor(bound * num_training_steps + 1e-9) if isinstance(bound, float) else bound
-        for bound in boundaries
-    ]
-    return [0, *starts]
-
-
 def _check_plan(plan: GrowthPlan) -> None:
     if not plan.stages:
         raise PlanError("a growth plan needs at least one stage.")
     starts = [stage.start for stage in plan.stages]
-    if starts[0] != 0 or any(late <= early for early, late in zip(starts, starts[1:])):
+    if starts[0] != 0 or any(late <= early for early, late in pairwise(starts)):
         raise PlanError(f"stage starts {starts} must begin at 0 and increase.")
     if starts[-1] >= plan.num_training_steps:
         raise PlanError(
@@ -276,16 +303,33 @@ def _check_plan(plan: GrowthPlan) -> None:
             raise PlanError(
                 f"stage {index} trains blocks {stage.blocks}, but the model has blocks 0 to {plan.num_blocks - 1}."
             )
-    pairs = [(set(early.blocks), set(late.blocks)) for early, late in zip(plan.stages, plan.stages[1:])]
-    opening = [index for index, (early, late) in enumerate(pairs) if late - early]
-    for index, (early, late) in enumerate(pairs):
-        if early - late and opening:
-            raise PlanError(
-                f"growth is monotone, but blocks {sorted(early - late)} train in stage {index} and not in stage "
-                f"{index + 1}, while stage {opening[0] + 1} opens blocks: add them to the later stage, or let no "
-                "stage open any."
-            )
+    _check_one_direction(plan.stages)
     check_increasing_resolutions(tuple(stage.resolution for stage in plan.stages), PlanError)
     strides = [stage.stride for stage in plan.stages]
-    if any(late is not None and (early is None or late > early) for early, late in zip(strides, strides[1:])):
-        raise PlanError(f"strides {strides} rise (None is the model's own, the smallest): growth is monotone.")
+    for early, late in pairwise(strides):
+        if late is not None and (early is None or late > early):
+            raise PlanError(f"strides {strides} rise (None is the model's own, the smallest): growth is monotone.")
+
+
+def _check_one_direction(stages: Sequence[Stage]) -> None:
+    closing: list[tuple[int, set[int]]] = []
+    opening: list[int] = []
+    for index, (early, late) in enumerate(pairwise(stages)):
+        before = set(early.blocks)
+        after = set(late.blocks)
+        if before - after:
+            closing.append((index, before - after))
+        if after - before:
+            opening.append(index)
+    if closing and opening:
+        index, blocks = closing[0]
+        raise PlanError(
+            f"growth is monotone, but blocks {sorted(blocks)} train in stage {index} and not in stage {index + 1}, "
+            f"while stage {opening[0] + 1} opens blocks: add them to the later stage, or let no stage open any."
+        )
+
+
+def _as_int(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PlanError(f"not a growth plan: {value!r} stands where a whole number belongs.")
+    return value

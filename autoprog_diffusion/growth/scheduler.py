@@ -18,7 +18,7 @@ from .errors import OrderError
 from .lr_rewarmup import LRRewarmup
 from .plan import GrowthPlan, check_plan_fits
 from .resize import resize_images
-from .search_session import SearchSession, check_arguments, first_plan, start_search
+from .search_session import RunParts, SearchSession, check_arguments, first_plan, start_search
 from .stage import StageApplier, check_freezing, release_state
 from .state import STATE_VERSION, StageRecord, check_state, describe, fingerprint, record_stage
 from .units import only_growing
@@ -28,10 +28,7 @@ class GrowthScheduler:
     """Trains part of a model, stage by stage, inside someone else's training loop.
 
     `step` is called once per optimizer step, as a learning-rate scheduler's is. Between two stages it changes which
-    parameters require gradient; it adds nothing to the model. `growth.protocol.Growth` lists what a loop may use.
-
-    Checkpoint behaviour: the state holds the step, the plan, the stage embedding and the history. Flags, hooks and
-    reducers are derived from them on load. With an accelerator, `save_state` and `load_state` include it.
+    parameters require gradient; it adds nothing to the model. With an accelerator, its checkpoints hold the state.
 
     Args:
         model: The bare model (not wrapped), after its EMA was built and before its optimizer. Parameters that do not
@@ -78,10 +75,10 @@ class GrowthScheduler:
         self._applier = StageApplier(model, self.layout, self._embedding)
         self._averages = EMAParameters(model, self.layout.names)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
-        # `prepare` sets these; `fold` takes `_wrapped` away.
+        self._search = SearchSession(config)
+        # Set by `prepare`; `fold` takes the model away.
         self._wrapped: nn.Module | None = None
         self._plan: GrowthPlan | None = None
-        self._search: SearchSession | None = None
         self._optimizers: list[Any] = []
         self._step = 0
         self._averages_checked = False
@@ -93,21 +90,14 @@ class GrowthScheduler:
             yield from self._embedding.parameters()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Like `parameters()`, but one optimizer group per unit, which `rewarm_steps` needs.
-
-        Parameters that never train are left out.
-        """
+        """One optimizer group per unit, which `rewarm_steps` needs, of all parameters that train in some stage."""
         return self._applier.groups()
 
     def ema_parameters(self, parameters: Iterable[nn.Parameter] | None = None) -> list[nn.Parameter]:
-        """The parameters for `EMAModel.step` of Diffusers: the same tensors, all requiring gradient.
-
-        `EMAModel` copies the raw weights of a parameter without gradient over its average, so a block that freezes
-        would lose it. Where the plan freezes, `step` raises if an average was stepped without them.
+        """The parameters for `EMAModel.step` of Diffusers: the same tensors, all with gradient (see `growth.ema`).
 
         Args:
-            parameters: What the average was built from; by default the model's parameters, as in
-                `EMAModel(unet.parameters())`.
+            parameters: Those that the average was built from; by default all, as in `EMAModel(unet.parameters())`.
         """
         return self._averages.get(self._model.parameters() if parameters is None else parameters)
 
@@ -151,18 +141,8 @@ class GrowthScheduler:
         self._wrapped = model
         self._plan = plan
         self._applier.prepare(model, ddp)
-        if self.config.search != "none":
-            self._search = start_search(
-                self.config,
-                plan,
-                self._accelerator,
-                model=self._model,
-                wrapped=model,
-                layout=self.layout,
-                embedding=self._embedding,
-                loss_fn=loss_fn,
-                batches=batches,
-            )
+        parts = RunParts(self._model, wrapped=model, layout=self.layout, embedding=self._embedding)
+        self._search = start_search(self.config, plan, self._accelerator, parts, loss_fn=loss_fn, batches=batches)
         if plan.freezes:
             self._averages.note()
         self._enter(0)
@@ -194,8 +174,7 @@ class GrowthScheduler:
             self._embedding.update_average(self._step)
         if stage != before:
             self._applier.leave()
-            if self._search is not None:
-                self._plan = self._search.decide(plan, stage)
+            self._plan = self._search.decide(plan, stage)
             self._enter(stage)
         self._follow()
         if self._step == plan.num_training_steps:
@@ -223,8 +202,7 @@ class GrowthScheduler:
         host.check_foldable(model, self._model, self._wrapped is not None)
         self._applier.finish()
         self._rewarmup.stop()
-        if self._search is not None:
-            self._search.stop()
+        self._search.stop()
         self._wrapped = None
 
     @contextmanager
@@ -288,7 +266,7 @@ class GrowthScheduler:
     @property
     def decisions(self) -> list[dict[str, Any]]:
         """The decisions of a search so far: per stage the candidates with their scores, and the choice."""
-        return [] if self._search is None else self._search.decisions
+        return self._search.decisions
 
     def print_trainable_parameters(self) -> None:
         """Print how much of the model trains, in PEFT's words."""
@@ -296,23 +274,23 @@ class GrowthScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """Step, plan, stage embedding and history; everything else is derived from them on load."""
-        table = self._embedding_state()
+        table = {} if self._embedding is None else self._embedding.state_dict()
+        copied = {name: value.cpu().clone() for name, value in table.items()}
         return {
             "version": STATE_VERSION,
             "step": self._step,
             "plan": self.plan.to_dict(),
             "model": fingerprint(self._model, self.layout),
-            "embedding": None if table is None else {name: value.cpu().clone() for name, value in table.items()},
+            "embedding": copied or None,
             "history": [record.to_dict() for record in self.history],
             "decisions": self.decisions,
         }
 
     @contextmanager
     def loading(self, state_dict: dict[str, Any]) -> Iterator[None]:
-        """Use it around loading a distributed checkpoint.
+        """Use it around loading a distributed checkpoint: inside, all parameters that have optimizer state train.
 
-        torch restores optimizer state only for parameters that require gradient. Inside this block those that have
-        state do.
+        torch restores optimizer state only for parameters that require gradient.
         """
         self._check_state(state_dict)
         with self._applier.trained_before(state_dict):
@@ -328,9 +306,7 @@ class GrowthScheduler:
         self._check_state(state_dict)
         self._applier.check_loaded(self._optimizers, state_dict)
         self._step = state_dict["step"]
-        if self._search is not None:
-            self._plan = GrowthPlan.from_dict(state_dict["plan"])
-            self._search.decisions = state_dict["decisions"]
+        self._plan = self._search.load(self.plan, state_dict)
         if self._embedding is not None:
             self._embedding.load_state_dict(state_dict["embedding"])
         if self.plan.freezes:
@@ -351,8 +327,7 @@ class GrowthScheduler:
     def _follow(self) -> None:
         """Tell re-warm-up and search that `_step` optimizer steps are done."""
         self._rewarmup.follow(self.history, self._step)
-        if self._search is not None:
-            self._search.observe(self.plan, self._step)
+        self._search.observe(self.plan, self._step)
 
     def _watch_optimizers(self, optimizer: torch.optim.Optimizer | None) -> None:
         given = [] if optimizer is None else [optimizer]
@@ -362,14 +337,7 @@ class GrowthScheduler:
             # Sharding puts other parameters in place, so names are looked up now.
             self._rewarmup.watch(self._optimizers, dict(self._model.named_parameters()))
 
-    def _embedding_state(self) -> dict[str, Tensor] | None:
-        return None if self._embedding is None else self._embedding.state_dict()
-
     def _check_state(self, state_dict: dict[str, Any]) -> None:
-        check_state(
-            state_dict,
-            self.plan,
-            fingerprint(self._model, self.layout),
-            embedding=self._embedding_state(),
-            searched=self._search is not None,
-        )
+        table = None if self._embedding is None else self._embedding.state_dict()
+        model = fingerprint(self._model, self.layout)
+        check_state(state_dict, self.plan, model, embedding=table, searched=self.config.search != "none")

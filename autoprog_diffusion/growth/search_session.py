@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -88,26 +88,42 @@ def check_arguments(config: GrowthConfig, plan: Any, loss_fn: Any, batches: Any)
         raise ConfigError('loss_fn and batches are for a search, but search="none": set search="zero_shot".')
 
 
+@dataclass(frozen=True)
+class RunParts:
+    """The model of a run in the forms a search needs.
+
+    Attributes:
+        model: The bare model.
+        wrapped: What the training loop calls.
+        layout: The model's units.
+        embedding: Its stage embedding, if it has one.
+    """
+
+    model: nn.Module
+    wrapped: nn.Module
+    layout: Layout
+    embedding: StageEmbeddingLike | None = None
+
+
 def start_search(
     config: GrowthConfig,
     plan: GrowthPlan,
     accelerator: Any,
+    parts: RunParts,
     *,
-    model: nn.Module,
-    wrapped: nn.Module,
-    layout: Layout,
-    embedding: StageEmbeddingLike | None,
     loss_fn: Callable[[nn.Module, Any], Tensor] | None,
     batches: Iterable[Any] | None,
 ) -> SearchSession:
-    """Build the search named in `config`, and have the accelerator checkpoint the calls it records."""
+    """Build the search named in `config`, if any, and have the accelerator checkpoint the calls it records."""
+    if config.search == "none":
+        return SearchSession(config)
     chosen = make_search(
         config.search,
         config,
-        model=model,
-        wrapped=wrapped,
-        layout=layout,
-        others=[] if embedding is None else [embedding],
+        model=parts.model,
+        wrapped=parts.wrapped,
+        layout=parts.layout,
+        others=[] if parts.embedding is None else [parts.embedding],
         loss_fn=loss_fn,
         batches=batches,
     )
@@ -124,10 +140,10 @@ class SearchSession:
 
     Args:
         config: The run's configuration.
-        search: Scores and chooses.
+        search: Scores and chooses; None in a run without a search, whose session does nothing.
     """
 
-    def __init__(self, config: GrowthConfig, search: SearchLike) -> None:
+    def __init__(self, config: GrowthConfig, search: SearchLike | None = None) -> None:
         self._config = config
         self._search = search
         self.decisions: list[dict[str, Any]] = []
@@ -135,7 +151,7 @@ class SearchSession:
     def observe(self, plan: GrowthPlan, step: int) -> None:
         """Watch the training calls where the next searched stage is near; `step` optimizer steps are done."""
         coming = plan.stage_at(step) + 1
-        if coming < len(plan.stages) - 1:
+        if self._search is not None and coming < len(plan.stages) - 1:
             self._search.observe(plan.stages[coming].start - step)
 
     def decide(self, plan: GrowthPlan, stage: int) -> GrowthPlan:
@@ -144,7 +160,7 @@ class SearchSession:
         Raises:
             SearchError: The probe failed, on any rank.
         """
-        if stage == len(plan.stages) - 1:
+        if self._search is None or stage == len(plan.stages) - 1:
             return plan
         current = plan.stages[stage - 1]
         resolutions = next_resolutions(self._config, current.resolution)
@@ -154,11 +170,20 @@ class SearchSession:
 
     def stop(self) -> None:
         """Remove the search's hooks."""
-        self._search.stop()
+        if self._search is not None:
+            self._search.stop()
+
+    def load(self, plan: GrowthPlan, state: dict[str, Any]) -> GrowthPlan:
+        """Take the decisions of a saved growth state; returns the plan they made of `plan`."""
+        if self._search is None:
+            return plan
+        self.decisions = state["decisions"]
+        return GrowthPlan.from_dict(state["plan"])
 
     def save_calls(self, models: Any, weights: Any, folder: str) -> None:
         """Write this rank's recorded calls into a checkpoint; an `accelerator.register_save_state_pre_hook` hook."""
-        torch.save(self._search.saved_calls(), Path(folder) / f"growth_calls_{rank()}.pt")
+        calls = [] if self._search is None else self._search.saved_calls()
+        torch.save(calls, Path(folder) / f"growth_calls_{rank()}.pt")
         if rank() > 0:
             return
         # An earlier run with more ranks may have left files here: delete those of ranks that no longer exist.
@@ -173,7 +198,7 @@ class SearchSession:
         a rank are samples of the same training, and scores are averaged over ranks.
         """
         files = list(_calls_files(folder).values())
-        if files:
+        if files and self._search is not None:
             calls = torch.load(files[rank() % len(files)], weights_only=True, map_location="cpu")
             self._search.restore_calls(calls)
 

@@ -1,10 +1,10 @@
-"""Units: the named slices of a model that freeze together, and what it means to freeze them."""
+"""Units: the named slices of a model that freeze together, and how they are frozen."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -16,7 +16,7 @@ class Unit:
     """A set of parameters that freezes together.
 
     Attributes:
-        name: What people call it, for example `down_blocks.0.resnets.0`.
+        name: Name for messages and plans, for example `down_blocks.0.resnets.0`.
         modules: Names of the submodules it consists of, in the order they run.
         parameters: Names of its parameters, as `model.named_parameters()` gives them.
     """
@@ -31,8 +31,8 @@ class Layout:
     """A model cut into units: every parameter that may ever train is in exactly one.
 
     Attributes:
-        inputs: What runs before the blocks (patch, time and label embedders). Always trained, except while the front
-            of the model is cut off (see `front`).
+        inputs: The modules before the blocks (patch, time and label embedders). Always trained, except while the
+            front of the model is frozen (see `front`).
         blocks: The growable units, in forward order.
         outputs: Everything else (norms and the output head). Always trained.
     """
@@ -70,27 +70,32 @@ def build_layout(
     """
     if not blocks:
         raise UnitError(f"{type(model).__name__} has no growable block: name some with blocks=[...].")
-    owner: dict[str, int] = {}
+    # Shared parameters count once, under the name that `named_parameters` gives them.
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    # Parameter name -> index of its unit in `layout.units`, from 0 for the inputs.
+    owner: dict[str, int] = {}
     for prefix in inputs:
-        owner.update(dict.fromkeys(_parameters_under(model, prefix, names), -1))
-    for index, (unit_name, modules) in enumerate(blocks):
-        found = [name for module in modules for name in _parameters_under(model, module, names)]
-        for name in found:
-            if owner.setdefault(name, index) not in (index, -1):
+        owner.update(dict.fromkeys(_parameters_under(model, prefix, names), 0))
+    for index, (unit_name, modules) in enumerate(blocks, start=1):
+        holds_own = False
+        for name in [name for module in modules for name in _parameters_under(model, module, names)]:
+            first = owner.setdefault(name, index)
+            if first not in (0, index):
                 raise UnitError(
-                    f"parameter {name!r} is in two blocks, {blocks[owner[name]][0]!r} and {unit_name!r}: blocks must "
+                    f"parameter {name!r} is in two blocks, {blocks[first - 1][0]!r} and {unit_name!r}: blocks must "
                     "not overlap or share parameters (tie them inside one block)."
                 )
-        if not any(owner[name] == index for name in found):
+            holds_own = holds_own or first == index
+        if not holds_own:
             raise UnitError(f"block {unit_name!r} holds no parameter of its own: leave it out of blocks.")
-    members: dict[int, list[str]] = {}
+    members: list[list[str]] = [[] for _ in range(len(blocks) + 2)]
     for name in names.values():
-        members.setdefault(owner.get(name, len(blocks)), []).append(name)
+        members[owner.get(name, -1)].append(name)
+    units = [Unit(name, tuple(modules), tuple(own)) for (name, modules), own in zip(blocks, members[1:-1])]
     return Layout(
-        Unit("inputs", tuple(inputs), tuple(members.get(-1, ()))),
-        tuple(Unit(name, tuple(mods), tuple(members[i])) for i, (name, mods) in enumerate(blocks)),
-        Unit("outputs", (), tuple(members.get(len(blocks), ()))),
+        inputs=Unit("inputs", tuple(inputs), tuple(members[0])),
+        blocks=tuple(units),
+        outputs=Unit("outputs", (), tuple(members[-1])),
     )
 
 
@@ -102,10 +107,10 @@ def layout_from_patterns(model: nn.Module, patterns: Sequence[str]) -> Layout:
     Raises:
         UnitError: A pattern matches nothing, or two matches overlap; the message lists names that exist.
     """
-    modules = [name for name, _ in model.named_modules() if name]
-    matched: list[str] = []
     if not patterns:
         raise UnitError('blocks=[] names no block: give patterns of module names, for example blocks=["layers.*"].')
+    modules = [name for name, _ in model.named_modules() if name]
+    matched: list[str] = []
     for pattern in patterns:
         hits = [name for name in modules if _matches(name, pattern)]
         if not hits:
@@ -119,10 +124,9 @@ def layout_from_patterns(model: nn.Module, patterns: Sequence[str]) -> Layout:
         inner = [other for other in matched if other.startswith(name + ".")]
         if inner:
             raise UnitError(f"blocks {inner} lie inside block {name!r}: blocks must not overlap.")
-    heads = {name.split(".")[0] for name in matched}
     children = [name for name, _ in model.named_children()]
-    first = min(children.index(head) for head in heads)
-    # A child that holds blocks and other things is neither input nor output as a whole: what is left of it is output.
+    first = min(children.index(name.split(".")[0]) for name in matched)
+    # If a top-level child holds blocks and other modules, those other modules count as outputs.
     return build_layout(model, [(name, [name]) for name in matched], children[:first])
 
 
@@ -138,14 +142,15 @@ def only_growing(model: nn.Module, layout: Layout) -> Layout:
     if all(name in growing for unit in layout.units for name in unit.parameters):
         return layout
     blocks: list[Unit] = []
+    # Modules of blocks without parameters, before the first block that has some.
     leading: tuple[str, ...] = ()
     for unit in layout.blocks:
-        names = tuple(name for name in unit.parameters if name in growing)
-        if names:
-            blocks.append(Unit(unit.name, leading + unit.modules, names))
+        kept = _only(unit, growing)
+        if kept.parameters:
+            blocks.append(replace(kept, modules=leading + unit.modules))
             leading = ()
         elif blocks:
-            blocks[-1] = Unit(blocks[-1].name, blocks[-1].modules + unit.modules, blocks[-1].parameters)
+            blocks[-1] = replace(blocks[-1], modules=blocks[-1].modules + unit.modules)
         else:
             leading += unit.modules
     if not blocks:
@@ -153,26 +158,18 @@ def only_growing(model: nn.Module, layout: Layout) -> Layout:
             f"no block of this {type(model).__name__} holds a parameter that requires gradient{_why_frozen(model)}: "
             "call requires_grad_(True), or model.add_adapter(LoraConfig(...)) before constructing GrowthScheduler."
         )
-    ends = [
-        Unit(u.name, u.modules, tuple(n for n in u.parameters if n in growing))
-        for u in (layout.inputs, layout.outputs)
-    ]
-    return Layout(ends[0], tuple(blocks), ends[1])
+    return Layout(_only(layout.inputs, growing), tuple(blocks), _only(layout.outputs, growing))
 
 
 def trainable_names(layout: Layout, blocks: Iterable[int]) -> set[str]:
     """Names of the parameters that train when `blocks` do.
 
-    When block 0 is frozen the front is cut off, and the input embedders are part of it: nothing upstream of the first
-    trained block can receive a full gradient (design, section 3).
+    While block 0 is frozen, so are the inputs: nothing before the first trained block can receive a full gradient.
     """
-    indices = set(blocks)
-    names = set(layout.outputs.parameters)
-    if 0 in indices:
-        names.update(layout.inputs.parameters)
-    for index in indices:
-        names.update(layout.blocks[index].parameters)
-    return names
+    trained = [layout.blocks[index] for index in set(blocks)]
+    if layout.blocks[0] in trained:
+        trained.append(layout.inputs)
+    return {name for unit in (*trained, layout.outputs) for name in unit.parameters}
 
 
 def front(layout: Layout, blocks: Iterable[int]) -> tuple[Unit, ...]:
@@ -205,14 +202,20 @@ def _parameters_under(model: nn.Module, prefix: str, names: dict[int, str]) -> l
     return [names[id(parameter)] for parameter in model.get_submodule(prefix).parameters()]
 
 
+def _only(unit: Unit, names: set[str]) -> Unit:
+    """The unit with those of its parameters that are in `names`."""
+    return replace(unit, parameters=tuple(name for name in unit.parameters if name in names))
+
+
 def _why_frozen(model: nn.Module) -> str:
     quantised = getattr(model, "is_quantized", False) or any(not p.is_floating_point() for p in model.parameters())
     return " (quantised weights cannot train, LoRA adapters on top of them can)" if quantised else ""
 
 
 def _matches(name: str, pattern: str) -> bool:
-    parts, wanted = name.split("."), pattern.split(".")
-    return len(parts) == len(wanted) and all(fnmatch.fnmatchcase(p, w) for p, w in zip(parts, wanted))
+    parts = name.split(".")
+    wanted = pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
 def _as_pattern(name: str) -> str:

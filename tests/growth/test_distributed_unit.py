@@ -25,7 +25,7 @@ from autoprog_diffusion.growth.backends.ranks import (
     world_size,
 )
 from autoprog_diffusion.growth.errors import OrderError
-from autoprog_diffusion.growth.search_session import open_plan, start_search
+from autoprog_diffusion.growth.search_session import RunParts, open_plan, start_search
 from autoprog_diffusion.growth.units import layout_from_patterns
 
 
@@ -194,17 +194,8 @@ def test_calls_of_ranks_that_are_gone_are_removed(tmp_path: Path) -> None:
         torch.save(["old"], tmp_path / f"growth_calls_{number}.pt")
     layout = layout_from_patterns(chain(), ["*"])
     config = GrowthConfig(search="zero_shot")
-    search = start_search(
-        config,
-        open_plan(config, layout, 40),
-        None,
-        model=chain(),
-        wrapped=chain(),
-        layout=layout,
-        embedding=None,
-        loss_fn=None,
-        batches=None,
-    )
+    plan, model = open_plan(config, layout, 40), chain()
+    search = start_search(config, plan, None, RunParts(model, model, layout), loss_fn=None, batches=None)
     search.save_calls(None, None, str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["growth_calls_0.pt"]
     search.load_calls(None, str(tmp_path))
