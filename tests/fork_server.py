@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,19 @@ def _run(script: str, arguments: Sequence[str], environment: Mapping[str, str], 
     runpy.run_path(script, run_name="__main__")
 
 
+def rank_environments(ranks: int, base: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
+    """The environment of every rank as torchrun sets it; a single process gets no rank at all."""
+    shared = {**base, "OMP_NUM_THREADS": "1"}
+    if ranks == 1:
+        return [shared]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
 def run_forked(
     script: Path, arguments: Sequence[str], environments: Sequence[Mapping[str, str]], folder: Path
 ) -> None:
@@ -45,6 +59,17 @@ def run_forked(
     Raises:
         RuntimeError: A process failed or did not end; the message is what it printed last.
     """
+    codes, printed = forked_results(script, arguments, environments, folder)
+    if any(code != 0 for code in codes):
+        # The one that failed says why; the others only miss it.
+        worst = next((index for index, code in enumerate(codes) if code), None)
+        raise RuntimeError(f"exit codes {codes}: {printed[codes.index(None) if worst is None else worst][-4000:]}")
+
+
+def forked_results(
+    script: Path, arguments: Sequence[str], environments: Sequence[Mapping[str, str]], folder: Path
+) -> tuple[list[int | None], list[str]]:
+    """Run a script as `run_forked` does; exit codes, None for a process that was ended, and what each printed."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     logs = [folder / f"process{index}.log" for index in range(len(environments))]
@@ -65,7 +90,4 @@ def run_forked(
         for process in processes:
             process.kill()
             process.join()
-    if any(code != 0 for code in codes):
-        # The one that failed says why; the others only miss it.
-        worst = next((index for index, code in enumerate(codes) if code), codes.index(None))
-        raise RuntimeError(f"exit codes {codes}: {logs[worst].read_text(errors='replace')[-4000:]}")
+    return codes, [log.read_text(errors="replace") for log in logs]

@@ -1,4 +1,4 @@
-"""A moving average of a model's parameters, that can grow with it."""
+"""A moving average of a model's parameters that can grow with the model."""
 
 from __future__ import annotations
 
@@ -20,22 +20,31 @@ class WeightAverage:
 
     Args:
         model: The bare model, on its device.
-        decay: In [0, 1).
+        decay: Largest m, in [0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._parameters = dict(model.named_parameters())
         self._decay = decay
         self.updates = 0
-        self.values: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self.values: dict[str, Tensor] = {}
+        for name, parameter in self._parameters.items():
+            self.values[name] = parameter.detach().clone()
 
     def update(self, everything: bool = False) -> None:
-        """Average one more step of what trains now; with `everything` also of what has frozen and stays behind."""
+        """Average one more step of the trainable parameters.
+
+        Args:
+            everything: Also of frozen ones, whose average would otherwise stay behind the weights they froze at.
+        """
         self.updates += 1
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
-        names = [name for name, parameter in self._parameters.items() if everything or parameter.requires_grad]
-        online = [self._parameters[name].detach() for name in names]
-        get_ema_multi_avg_fn(decay)([self.values[name] for name in names], online, self.updates)
+        averages, weights = [], []
+        for name, parameter in self._parameters.items():
+            if everything or parameter.requires_grad:
+                averages.append(self.values[name])
+                weights.append(parameter.detach())
+        get_ema_multi_avg_fn(decay)(averages, weights, self.updates)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
@@ -64,4 +73,6 @@ class WeightAverage:
 
     def _swap(self) -> None:
         for name, parameter in self._parameters.items():
-            parameter.data, self.values[name] = self.values[name], parameter.data
+            weights = parameter.data
+            parameter.data = self.values[name]
+            self.values[name] = weights

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,11 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from fork_server import run_forked  # noqa: E402
+from fork_server import rank_environments, run_forked  # noqa: E402
 
 
 def run_ranks(script: str, folder: Path, *arguments: str, ranks: int = 2) -> list[dict[str, Any]]:
     """What the ranks of one launch of `script` wrote to `folder`; a hang and a failing rank are failures."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    # What torchrun sets.
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-    environments = [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-    run_forked(Path(__file__).with_name(script), [str(folder), *arguments], environments, folder)
+    run_forked(Path(__file__).with_name(script), [str(folder), *arguments], rank_environments(ranks), folder)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]

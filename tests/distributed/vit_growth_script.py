@@ -95,7 +95,7 @@ def together(case: str, accelerator: Accelerator, steps: range, folder: Path, sa
         seen["moved"].append(any(not torch.equal(p, old) for p, old in zip(hidden, before)))
         optimizer.zero_grad()
         growth.step()
-        state = [*model.named_parameters(), *growth._course.average.values.items()]
+        state = [*model.named_parameters(), *growth._started.average.values.items()]
         seen["unequal"] += [f"step {step}: {name}" for name, value in state if not equal_on_ranks(value)]
     growth.fold(wrapped)
     seen["plan"] = growth.plan.to_dict()["stages"]

@@ -25,6 +25,11 @@ from ..finetune.conftest import forget
 from ..finetune.tiny import build_pipeline, build_sdxl, write_images
 
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from fork_server import forked_results, rank_environments  # noqa: E402
+
+
 ROOT = Path(__file__).parents[2]
 NewRun = Callable[..., tuple[Any, Trainer, Pictures]]
 
@@ -78,11 +83,12 @@ class Script:
     def run_bare(
         self, flags: tuple[object, ...], ranks: int = 1, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
-        """Run to the end with these flags alone."""
-        done = subprocess.run(
-            self.bare_command(flags, ranks), env=self.environment, cwd=self.model.parent, capture_output=True,
-            text=True, timeout=900, check=False,
-        )  # fmt: skip
+        """Run to the end with these flags alone, in forked processes: a start imports nothing."""
+        folder, words = self.model.parent, [str(flag) for flag in flags]
+        script = ROOT / "recipes" / f"{self.name}.py"
+        codes, printed = forked_results(script, words, rank_environments(ranks, self.environment), folder)
+        status = next((code for code in codes if code), 0 if None not in codes else 1)
+        done = subprocess.CompletedProcess([str(script), *words], status, printed[0], "".join(printed))
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
         return done
 

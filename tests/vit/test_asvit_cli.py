@@ -78,14 +78,14 @@ def test_search_then_scale(tmp_path: Path, method: str, capsys: pytest.CaptureFi
 def test_a_search_that_was_stopped_goes_on_to_the_same_end(tmp_path: Path) -> None:
     whole, part = tmp_path / "whole", tmp_path / "part"
     main([*SEARCH, "--output_dir", str(whole)])
-    ledger = read(whole / "evaluations.json")
+    cache = read(whole / "evaluations.json")
     part.mkdir()
-    cut = {**ledger, "evaluations": ledger["evaluations"][:2]}
+    cut = {**cache, "evaluations": cache["evaluations"][:2]}
     (part / "evaluations.json").write_text(json.dumps(cut))
     with pytest.raises(SystemExit, match="holds an earlier search: continue it with --resume"):
         main([*SEARCH, "--output_dir", str(part)])
     main([*SEARCH, "--output_dir", str(part), "--resume"])
-    assert read(part / "evaluations.json") == ledger
+    assert read(part / "evaluations.json") == cache
     first, second = read(whole / "search.json"), read(part / "search.json")
     assert (first["evaluated_now"], second["evaluated_now"]) == (4, 2)
     assert (first["genotype"], first["trace"]) == (second["genotype"], second["trace"])

@@ -14,7 +14,7 @@ from autoprog_diffusion.search.objective import ranks
 from autoprog_diffusion.vit.asvit import SearchSpace
 from autoprog_diffusion.vit.asvit.evolution import EvolutionSettings, evolve
 from autoprog_diffusion.vit.asvit.ranking import best, order, rank_sums
-from autoprog_diffusion.vit.asvit.score_cache import Evaluation, Ledger
+from autoprog_diffusion.vit.asvit.score_cache import Evaluation, ScoreCache
 
 from . import topology_scores as scores
 
@@ -44,7 +44,7 @@ def test_rank_sums_against_a_literal_count() -> None:
 
 def test_it_finds_the_best_network_of_the_space() -> None:
     space = SearchSpace(scores.SPACE)
-    found = evolve(space, Ledger(scores.smooth), SMALL)
+    found = evolve(space, ScoreCache(scores.smooth), SMALL)
     top = max(scores.quality(str(space.build(dict(zip(space.choices, row))))) for row in every(space))
     assert scores.quality(found.genotype) == top
     assert len(set(found.trace)) == 120 < space.size
@@ -61,9 +61,9 @@ def test_it_beats_random_sampling_of_equal_budget() -> None:
     space, wins = SearchSpace(), 0
     for seed in range(5):
         found = evolve(
-            space, Ledger(scores.smooth), EvolutionSettings(steps=80, population=20, tournament=5, seed=seed)
+            space, ScoreCache(scores.smooth), EvolutionSettings(steps=80, population=20, tournament=5, seed=seed)
         )
-        drawn = evolve(space, Ledger(scores.smooth), EvolutionSettings(steps=80, population=80, seed=seed))
+        drawn = evolve(space, ScoreCache(scores.smooth), EvolutionSettings(steps=80, population=80, seed=seed))
         wins += scores.quality(found.genotype) > scores.quality(drawn.genotype)
     assert wins >= 4
 
@@ -71,7 +71,7 @@ def test_it_beats_random_sampling_of_equal_budget() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_degenerate_network_never_wins_and_has_no_children_while_others_live(seed: int) -> None:
     settings = EvolutionSettings(steps=60, population=10, tournament=10, seed=seed)
-    found = evolve(SearchSpace(scores.SPACE), Ledger(scores.tempting), settings)
+    found = evolve(SearchSpace(scores.SPACE), ScoreCache(scores.tempting), settings)
     assert not scores.tempting(found.genotype).degenerate
     sound = [genotype for genotype in found.trace if not scores.tempting(genotype).degenerate]
     assert scores.quality(found.genotype) == max(map(scores.quality, sound))
@@ -81,12 +81,12 @@ def test_a_degenerate_network_never_wins_and_has_no_children_while_others_live(s
 
 def test_a_space_of_degenerate_networks_is_an_error() -> None:
     with pytest.raises(SearchError, match="all 30 networks evaluated are degenerate"):
-        evolve(SearchSpace({"K1": (5,)}), Ledger(scores.tempting), EvolutionSettings(steps=30, population=10))
+        evolve(SearchSpace({"K1": (5,)}), ScoreCache(scores.tempting), EvolutionSettings(steps=30, population=10))
 
 
 def test_a_small_space_is_used_up_without_looping_forever() -> None:
     space = SearchSpace({name: values[:1] for name, values in scores.SPACE.items()} | {"E1": (2, 6)})
-    found = evolve(space, Ledger(scores.smooth), EvolutionSettings(steps=9, population=4, tournament=2))
+    found = evolve(space, ScoreCache(scores.smooth), EvolutionSettings(steps=9, population=4, tournament=2))
     assert len(set(found.trace)) == 2
     assert "6" in found.genotype.split("|")[0]
 
@@ -94,11 +94,11 @@ def test_a_small_space_is_used_up_without_looping_forever() -> None:
 @pytest.mark.parametrize("killed", [0, 5, 30, 59])
 def test_resume_is_bit_exact_and_pays_for_nothing_twice(tmp_path: Path, killed: int) -> None:
     space, settings = SearchSpace(scores.SPACE), EvolutionSettings(steps=60, population=15, tournament=4, seed=2)
-    whole = Ledger(scores.tempting, tmp_path / "whole.json")
+    whole = ScoreCache(scores.tempting, tmp_path / "whole.json")
     expected = evolve(space, whole, settings)
     with pytest.raises(KeyboardInterrupt):
-        evolve(space, Ledger(scores.killed_after(killed, scores.tempting), tmp_path / "a.json"), settings)
-    again = Ledger(scores.tempting, tmp_path / "a.json")
+        evolve(space, ScoreCache(scores.killed_after(killed, scores.tempting), tmp_path / "a.json"), settings)
+    again = ScoreCache(scores.tempting, tmp_path / "a.json")
     assert evolve(space, again, settings) == expected
     assert again.fresh == 60 - killed
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "whole.json").read_bytes()

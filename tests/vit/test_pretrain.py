@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
 import sys
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from .pretraining import FLAGS, make_npz, tiny_arguments
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from fork_server import run_forked  # noqa: E402
+from fork_server import rank_environments, run_forked  # noqa: E402
 
 
 SCRIPT = Path(__file__).parents[2] / "vit" / "pretrain.py"
@@ -33,16 +31,8 @@ SCRIPT = Path(__file__).parents[2] / "vit" / "pretrain.py"
 
 def launch(folder: Path, *flags: str, ranks: int = 1) -> str:
     """What the first of `ranks` processes of the script printed."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if ranks > 1:  # what torchrun sets
-        shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-        shared |= {"LOCAL_WORLD_SIZE": str(ranks)}
-    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {} for rank in range(ranks)]
     arguments = [*FLAGS, "--output_dir", "out", *flags]
-    run_forked(SCRIPT, arguments, [{**shared, **place} for place in places], folder)
+    run_forked(SCRIPT, arguments, rank_environments(ranks), folder)
     return (folder / "process0.log").read_text()
 
 

@@ -13,7 +13,7 @@ from autoprog_diffusion.growth import ConfigError, StateError
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.vit.asvit import SearchSpace
 from autoprog_diffusion.vit.asvit.reinforce import ReinforceSettings, reinforce, reward
-from autoprog_diffusion.vit.asvit.score_cache import Evaluation, Ledger
+from autoprog_diffusion.vit.asvit.score_cache import Evaluation, ScoreCache
 
 from . import topology_scores as scores
 
@@ -57,7 +57,7 @@ def literal_search(space: SearchSpace, steps: int, seed: int) -> tuple[list[str]
 
 def test_the_whole_search_against_its_literal_twin() -> None:
     space = SearchSpace(scores.SPACE)
-    found = reinforce(space, Ledger(scores.smooth), ReinforceSettings(steps=60, seed=3))
+    found = reinforce(space, ScoreCache(scores.smooth), ReinforceSettings(steps=60, seed=3))
     trace, rewards, logits = literal_search(space, 60, 3)
     assert list(found.trace) == trace
     assert found.rewards == pytest.approx(rewards, rel=1e-9, abs=1e-12)
@@ -94,39 +94,39 @@ def test_a_degenerate_network_gets_the_worst_reward_and_leaves_no_trace_in_the_o
 
 
 def test_it_finds_a_good_network() -> None:
-    found = reinforce(SearchSpace(scores.SPACE), Ledger(scores.smooth), ReinforceSettings(steps=400))
+    found = reinforce(SearchSpace(scores.SPACE), ScoreCache(scores.smooth), ReinforceSettings(steps=400))
     qualities = sorted(map(scores.quality, found.trace))
     assert scores.quality(found.genotype) >= qualities[len(qualities) * 3 // 4]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_degenerate_network_never_wins(seed: int) -> None:
-    found = reinforce(SearchSpace(scores.SPACE), Ledger(scores.tempting), ReinforceSettings(steps=30, seed=seed))
+    found = reinforce(SearchSpace(scores.SPACE), ScoreCache(scores.tempting), ReinforceSettings(steps=30, seed=seed))
     assert not scores.tempting(found.genotype).degenerate
 
 
 def test_a_degenerate_argmax_gives_way_to_the_best_drawn() -> None:
     """With one step the logits are still noise, so the most probable network is one that nobody looked at."""
     for seed in range(20):
-        ledger = Ledger(scores.tempting)
+        cache = ScoreCache(scores.tempting)
         try:
-            found = reinforce(SearchSpace(scores.SPACE), ledger, ReinforceSettings(steps=1, seed=seed))
+            found = reinforce(SearchSpace(scores.SPACE), cache, ReinforceSettings(steps=1, seed=seed))
         except SearchError as error:
             assert "all 1 networks drawn are degenerate" in str(error)  # noqa: PT017
             continue
-        assert not ledger[found.genotype].degenerate
+        assert not cache[found.genotype].degenerate
 
 
 @pytest.mark.parametrize("killed", [1, 7, 20])
 def test_resume_is_bit_exact_and_pays_for_nothing_twice(tmp_path: Path, killed: int) -> None:
     space, settings = SearchSpace(scores.SPACE), ReinforceSettings(steps=40, seed=1)
-    whole = Ledger(scores.smooth, tmp_path / "whole.json", {"size": 64})
+    whole = ScoreCache(scores.smooth, tmp_path / "whole.json", {"size": 64})
     expected = reinforce(space, whole, settings)
     with pytest.raises(KeyboardInterrupt):
         reinforce(
-            space, Ledger(scores.killed_after(killed, scores.smooth), tmp_path / "a.json", {"size": 64}), settings
+            space, ScoreCache(scores.killed_after(killed, scores.smooth), tmp_path / "a.json", {"size": 64}), settings
         )
-    again = Ledger(scores.smooth, tmp_path / "a.json", {"size": 64})
+    again = ScoreCache(scores.smooth, tmp_path / "a.json", {"size": 64})
     assert len(again) == killed
     assert reinforce(space, again, settings) == expected
     assert again.fresh == len(again) - killed
@@ -134,22 +134,22 @@ def test_resume_is_bit_exact_and_pays_for_nothing_twice(tmp_path: Path, killed: 
 
 
 def test_scores_that_are_not_finite_survive_the_file(tmp_path: Path) -> None:
-    ledger = Ledger(scores.tempting, tmp_path / "a.json")
+    cache = ScoreCache(scores.tempting, tmp_path / "a.json")
     for genotype in ("5,2,2|2,1,2|2,1,2|2,1,2|16", "5,2,2|2,1,2|2,1,2|2,1,6|16", "4,2,2|2,1,2|2,1,2|2,1,2|16"):
-        ledger[genotype]
-    assert repr(Ledger(scores.tempting, tmp_path / "a.json").evaluations) == repr(ledger.evaluations)
+        cache[genotype]
+    assert repr(ScoreCache(scores.tempting, tmp_path / "a.json").evaluations) == repr(cache.evaluations)
     json.loads((tmp_path / "a.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 def test_a_ledger_of_other_settings_or_no_ledger_is_refused(tmp_path: Path) -> None:
-    Ledger(scores.smooth, tmp_path / "a.json", {"size": 64})["4,2,2|2,1,2|2,1,2|2,1,2|16"]
+    ScoreCache(scores.smooth, tmp_path / "a.json", {"size": 64})["4,2,2|2,1,2|2,1,2|2,1,2|16"]
     with pytest.raises(StateError, match="size was 64, now 32"):
-        Ledger(scores.smooth, tmp_path / "a.json", {"size": 32})
+        ScoreCache(scores.smooth, tmp_path / "a.json", {"size": 32})
     with pytest.raises(StateError, match="--resume"):
-        Ledger(scores.smooth, tmp_path / "a.json", {"size": 64}, resume=False)
+        ScoreCache(scores.smooth, tmp_path / "a.json", {"size": 64}, resume=False)
     (tmp_path / "b.json").write_text('{"version": 1, "settings"')
     with pytest.raises(StateError, match="b.json is not a file of evaluated networks"):
-        Ledger(scores.smooth, tmp_path / "b.json")
+        ScoreCache(scores.smooth, tmp_path / "b.json")
 
 
 def test_settings_out_of_range_are_refused() -> None:

@@ -29,7 +29,7 @@ from autoprog_diffusion.vit.asvit.scaling import (
     smallest,
     width_step,
 )
-from autoprog_diffusion.vit.asvit.score_cache import Evaluation, Ledger
+from autoprog_diffusion.vit.asvit.score_cache import Evaluation, ScoreCache
 
 from . import topology_scores as scores
 
@@ -110,7 +110,7 @@ def test_hardware_constraints_hold_for_every_network(
 ) -> None:
     limits: dict[str, Any] = {"width_multiple": multiple, "head_dim_multiple": head, "min_head_dim": least}
     settings = replace(SMALL, budget_params=150e6, shrink=shrink, **limits)
-    family = scale(replace(SEED, heads=heads), Ledger(growing), settings)
+    family = scale(replace(SEED, heads=heads), ScoreCache(growing), settings)
     assert len(family) > 3
     for member in family:
         genotype = Genotype.parse(member.genotype)
@@ -124,12 +124,12 @@ def test_hardware_constraints_hold_for_every_network(
 
 def test_constraints_that_leave_no_network_are_refused() -> None:
     with pytest.raises(ConfigError, match="min_head_dim=32 .* heads of 64 have at most 16 channels"):
-        scale(replace(SEED, heads=64), Ledger(growing), replace(SMALL, budget_params=1e9, min_head_dim=32))
+        scale(replace(SEED, heads=64), ScoreCache(growing), replace(SMALL, budget_params=1e9, min_head_dim=32))
 
 
 def test_the_family_grows_to_the_budget_and_not_beyond() -> None:
     seen: list[Any] = []
-    family = scale(SEED, Ledger(growing), SMALL, seen.append)
+    family = scale(SEED, ScoreCache(growing), SMALL, seen.append)
     assert seen == family
     assert all(member.params <= 6e6 for member in family)
     for early, late in itertools.pairwise(family):
@@ -145,7 +145,7 @@ def test_the_family_grows_to_the_budget_and_not_beyond() -> None:
 
 
 def test_every_step_is_the_literal_best_of_its_candidates() -> None:
-    family = scale(SEED, Ledger(growing), SMALL)
+    family = scale(SEED, ScoreCache(growing), SMALL)
     for early, late in itertools.pairwise(family):
         fitting = [g for g in candidates(Genotype.parse(early.genotype), SMALL) if parameter_count(g, 10) <= 6e6]
         assert late.rejected == late.candidates - len(fitting)
@@ -154,13 +154,13 @@ def test_every_step_is_the_literal_best_of_its_candidates() -> None:
 
 
 def test_a_budget_of_multiply_adds() -> None:
-    family = scale(SEED, Ledger(growing), replace(SMALL, budget_params=None, budget_flops=2e8))
+    family = scale(SEED, ScoreCache(growing), replace(SMALL, budget_params=None, budget_flops=2e8))
     assert len(family) > 1
     assert all(member.flops <= 2e8 for member in family)
 
 
 def test_scores_are_taken_at_a_quarter_of_the_width_or_at_all_of_it() -> None:
-    quarter, full = Ledger(growing), Ledger(growing)
+    quarter, full = ScoreCache(growing), ScoreCache(growing)
     family = scale(SEED, quarter, SMALL)
     scale(SEED, full, replace(SMALL, shrink=1))
     assert {Genotype.parse(item.genotype, {}).width for item in quarter.evaluations} >= {8, 9, 10}
@@ -175,18 +175,18 @@ def test_a_degenerate_candidate_never_wins_and_a_step_of_them_is_an_error() -> N
         broken = Genotype.parse(genotype, {}).depths[2] > 1
         return Evaluation(genotype, -1.0, 1e9, degenerate=True) if broken else growing(genotype)
 
-    family = scale(SEED, Ledger(third_stage_broken), SMALL)
+    family = scale(SEED, ScoreCache(third_stage_broken), SMALL)
     assert all(Genotype.parse(member.genotype).depths[2] == 1 for member in family)
     with pytest.raises(SearchError, match="all 8 networks one step above .* are degenerate"):
-        scale(SEED, Ledger(lambda genotype: Evaluation(genotype, math.nan, 1.0)), SMALL)
+        scale(SEED, ScoreCache(lambda genotype: Evaluation(genotype, math.nan, 1.0)), SMALL)
 
 
 @pytest.mark.parametrize("killed", [0, 1, 9, 20])
 def test_resume_is_bit_exact(tmp_path: Path, killed: int) -> None:
-    whole = scale(SEED, Ledger(growing, tmp_path / "whole.json"), SMALL)
+    whole = scale(SEED, ScoreCache(growing, tmp_path / "whole.json"), SMALL)
     with pytest.raises(KeyboardInterrupt):
-        scale(SEED, Ledger(scores.killed_after(killed, growing), tmp_path / "a.json"), SMALL)
-    again = Ledger(growing, tmp_path / "a.json")
+        scale(SEED, ScoreCache(scores.killed_after(killed, growing), tmp_path / "a.json"), SMALL)
+    again = ScoreCache(growing, tmp_path / "a.json")
     assert scale(SEED, again, SMALL) == whole
     assert again.fresh == len(again) - killed
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
@@ -194,11 +194,11 @@ def test_resume_is_bit_exact(tmp_path: Path, killed: int) -> None:
 
 def test_a_budget_below_the_seed_is_refused() -> None:
     with pytest.raises(BudgetError, match=r"smallest network, .*32.*parameters.*budget_params 1,000,000"):
-        scale(SEED, Ledger(growing), replace(SMALL, budget_params=1e6))
+        scale(SEED, ScoreCache(growing), replace(SMALL, budget_params=1e6))
     with pytest.raises(BudgetError, match=r"budget_flops 1,000"):
-        scale(SEED, Ledger(growing), replace(SMALL, budget_params=None, budget_flops=1e3))
+        scale(SEED, ScoreCache(growing), replace(SMALL, budget_params=None, budget_flops=1e3))
     with pytest.raises(GenotypeError, match="image size 60"):
-        scale(SEED, Ledger(growing), replace(SMALL, image_size=60))
+        scale(SEED, ScoreCache(growing), replace(SMALL, image_size=60))
 
 
 @pytest.mark.parametrize(("values", "named"), [({"budget_params": None}, "budget_flops"), ({"shrink": 0}, "shrink=0"),

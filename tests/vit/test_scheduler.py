@@ -76,7 +76,7 @@ def test_blocks_behind_the_prefix_do_not_move() -> None:
 def test_a_supernet_trains_what_it_draws_and_scores_what_it_extracts() -> None:
     model = growing.hf_vit()
     growth, optimizer = growing.start(model, config("one_shot", search_steps=6), 24)
-    course = growth._course
+    runner = growth._started
     drawn = set()
     for step in range(6):
         drawn.add((growth.depth, growth.resolution))
@@ -89,7 +89,7 @@ def test_a_supernet_trains_what_it_draws_and_scores_what_it_extracts() -> None:
     assert (growth.depth, growth.resolution) == (choice["depth"], choice["resolution"])
     # The last evaluation, at the end of the phase, is the loss of the extracted network with averaged weights.
     resize = functools.partial(growth._resized, resolution=choice["resolution"])
-    with course.average.swapped_in(), evaluating(model):
+    with runner.average.swapped_in(), evaluating(model):
         loss = mean_loss(model, growing.loss_fn, [growing.batch(90), growing.batch(91)], resize)
     index = [(c["depth"], c["resolution"]) for c in record["candidates"]].index(
         (choice["depth"], choice["resolution"])

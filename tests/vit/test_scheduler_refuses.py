@@ -25,7 +25,7 @@ def test_a_state_from_elsewhere_is_refused() -> None:
     growth, _ = growing.start(model, config("fixed"), STEPS)
     state = growth.state_dict()
     other, _ = growing.start(growing.hf_vit(8), config("fixed"), STEPS)
-    with pytest.raises(StateError, match="the checkpoint is of another model: blocks"):
+    with pytest.raises(StateError, match="the checkpoint is of another model: its blocks"):
         other.load_state_dict(state)
     other, _ = growing.start(growing.hf_vit(), config("fixed", operator="stacking"), STEPS)
     with pytest.raises(StateError, match="operator was 'momentum', now 'stacking'.*resume with its preset"):
@@ -61,7 +61,7 @@ def test_calls_at_the_wrong_place_are_refused() -> None:
     growth.fold(model)
     with pytest.raises(OrderError, match="after fold"):
         growth.step()
-    with pytest.raises(OrderError, match="called already"):
+    with pytest.raises(OrderError, match="runs once"):
         growth.fold(model)
 
 

@@ -30,13 +30,13 @@ from .genotype import SEED_WIDTH, ZOO, Genotype, GenotypeError
 from .pictures import draw_family, draw_search, print_best, print_family
 from .reinforce import Found, ReinforceSettings, reinforce
 from .scaling import Member, ScalingSettings, scale
-from .score_cache import Evaluation, Ledger
+from .score_cache import Evaluation, ScoreCache
 from .scores import topology_scores
 from .space import SearchSpace
 from .training import run_training
 
 
-SEARCH_FILE, FAMILY_FILE, LEDGER_FILE = "search.json", "family.json", "evaluations.json"
+SEARCH_FILE, FAMILY_FILE, CACHE_FILE = "search.json", "family.json", "evaluations.json"
 
 
 def main(argv: list[str], description: str | None = None) -> None:
@@ -63,25 +63,25 @@ def run_search(args: SearchArguments) -> Found:
     """
     space = SearchSpace(parse_space(args.space)).at(args.score.img_size, width=SEED_WIDTH)
     folder = _folder(args.output_dir)
-    ledger = make_ledger(folder, args.score, args.data, args.resume)
+    cache = make_cache(folder, args.score, args.data, args.resume)
     started = time.perf_counter(), time.process_time()
 
     def progress(steps: Iterable[int]) -> Iterable[int]:
         with tqdm(steps, desc=args.method) as bar:
             for step in bar:
                 yield step
-                bar.set_postfix(networks=len(ledger), degenerate=sum(e.degenerate for e in ledger.evaluations))
+                bar.set_postfix(networks=len(cache), degenerate=sum(e.degenerate for e in cache.evaluations))
 
     if args.method == "reinforce":
-        found = reinforce(space, ledger, ReinforceSettings(args.steps, seed=args.score.seed), progress)
+        found = reinforce(space, cache, ReinforceSettings(args.steps, seed=args.score.seed), progress)
     else:
         settings = EvolutionSettings(args.steps, args.population, args.tournament, args.score.seed)
-        found = evolve(space, ledger, settings, progress)
-    seen = [ledger[genotype] for genotype in dict.fromkeys((*found.trace, found.genotype))]
-    values: dict[str, Any] = {"genotype": found.genotype, "scores": ledger[found.genotype].to_dict()}
+        found = evolve(space, cache, settings, progress)
+    seen = [cache[genotype] for genotype in dict.fromkeys((*found.trace, found.genotype))]
+    values: dict[str, Any] = {"genotype": found.genotype, "scores": cache[found.genotype].to_dict()}
     values |= {"space": {name: list(options) for name, options in space.choices.items()}, "space_size": space.size}
     values |= {"trace": found.trace, "rewards": found.rewards, "evaluations": [item.to_dict() for item in seen]}
-    _write(folder / SEARCH_FILE, args, values, started, ledger)
+    _write(folder / SEARCH_FILE, args, values, started, cache)
     draw_search(folder / "search.png", found, seen)
     print_best(found, seen, args.score.img_size)
     print(f"topology {found.genotype}: search.json and search.png are in {folder}/")
@@ -104,25 +104,25 @@ def run_scaling(args: ScaleArguments) -> list[Member]:
         head_dim_multiple=args.head_dim_multiple, min_head_dim=args.min_head_dim,
     )  # fmt: skip
     folder = _folder(args.output_dir)
-    ledger = make_ledger(folder, args.score, args.data, args.resume)
+    cache = make_cache(folder, args.score, args.data, args.resume)
     started = time.perf_counter(), time.process_time()
     with tqdm(desc="networks of the family") as bar:
 
         def accepted(member: Member) -> None:
             bar.update(1)
-            bar.set_postfix(genotype=member.genotype, params=f"{member.params / 1e6:.1f}M", evaluated=len(ledger))
+            bar.set_postfix(genotype=member.genotype, params=f"{member.params / 1e6:.1f}M", evaluated=len(cache))
 
-        family = scale(topology, ledger, settings, accepted)
+        family = scale(topology, cache, settings, accepted)
     values = {"genotype": family[-1].genotype, "family": [asdict(member) for member in family]}
-    values["evaluations"] = [item.to_dict() for item in ledger.evaluations]
-    _write(folder / FAMILY_FILE, args, values, started, ledger)
+    values["evaluations"] = [item.to_dict() for item in cache.evaluations]
+    _write(folder / FAMILY_FILE, args, values, started, cache)
     draw_family(folder / "family.png", family)
     print_family(family)
     print(f"{len(family)} networks: family.json and family.png are in {folder}/")
     return family
 
 
-def make_ledger(folder: Path, score: ScoreArguments, data: DataArguments, resume: bool) -> Ledger:
+def make_cache(folder: Path, score: ScoreArguments, data: DataArguments, resume: bool) -> ScoreCache:
     """Scores of networks by the arguments, kept in the folder."""
     images = None if score.images == "noise" else ntk_images(score, data)
     digest = "noise" if images is None else hashlib.sha256(images.numpy().tobytes()).hexdigest()
@@ -135,7 +135,7 @@ def make_ledger(folder: Path, score: ScoreArguments, data: DataArguments, resume
         found = topology_scores(parsed, images=noise, **shared)
         return Evaluation(genotype, found.ntk, found.length_distortion, found.degenerate)
 
-    return Ledger(evaluate, folder / LEDGER_FILE, settings, resume=resume)
+    return ScoreCache(evaluate, folder / CACHE_FILE, settings, resume=resume)
 
 
 def ntk_images(score: ScoreArguments, data: DataArguments) -> Tensor:
@@ -197,8 +197,8 @@ def _folder(name: str) -> Path:
     return folder
 
 
-def _write(path: Path, args: Any, values: dict[str, Any], started: tuple[float, float], ledger: Ledger) -> None:
+def _write(path: Path, args: Any, values: dict[str, Any], started: tuple[float, float], cache: ScoreCache) -> None:
     spent = {"seconds": time.perf_counter() - started[0], "cpu_seconds": time.process_time() - started[1]}
-    about = {"arguments": asdict(args), **spent, "evaluated_now": ledger.fresh, "command": sys.argv}
+    about = {"arguments": asdict(args), **spent, "evaluated_now": cache.fresh, "command": sys.argv}
     about["versions"] = {"autoprog_diffusion": autoprog_diffusion.__version__, "torch": torch.__version__}
     write_text_atomically(path, json.dumps({**values, **about}, indent=1) + "\n")

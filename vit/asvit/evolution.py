@@ -17,7 +17,7 @@ from autoprog_diffusion.growth.errors import ConfigError, SearchError
 from .genotype import Genotype
 from .ranking import best, rank_sums
 from .reinforce import Found
-from .score_cache import Ledger
+from .score_cache import ScoreCache
 from .space import SearchSpace
 
 
@@ -50,7 +50,7 @@ class EvolutionSettings:
 
 def evolve(
     space: SearchSpace,
-    ledger: Ledger,
+    cache: ScoreCache,
     settings: EvolutionSettings,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Found:
@@ -58,7 +58,7 @@ def evolve(
 
     Args:
         space: The networks.
-        ledger: Evaluates them, and remembers.
+        cache: Evaluates them, and remembers.
         settings: Steps, population and seed.
         progress: Wraps the steps, for a progress bar.
 
@@ -72,13 +72,13 @@ def evolve(
         if step < settings.population:
             child = _new(space.sample(rng), lambda _: space.sample(rng), trace)
         else:
-            parent = Genotype.parse(_parent(alive, ledger, trace, rng, settings.tournament))
+            parent = Genotype.parse(_parent(alive, cache, trace, rng, settings.tournament))
             # A neighbour; where it is known, a neighbour's neighbour, and so on.
             child = _new(space.mutate(parent, rng), lambda genotype: space.mutate(genotype, rng), trace)
         trace.append(child)
         alive.append(child)
-        ledger[child]
-    evaluations = [ledger[genotype] for genotype in dict.fromkeys(trace)]
+        cache[child]
+    evaluations = [cache[genotype] for genotype in dict.fromkeys(trace)]
     winner = best(evaluations)
     if winner is None:
         raise SearchError(
@@ -88,10 +88,10 @@ def evolve(
     return Found(evaluations[winner].genotype, tuple(trace))
 
 
-def _parent(alive: deque[str], ledger: Ledger, trace: list[str], rng: Random, tournament: int) -> str:
+def _parent(alive: deque[str], cache: ScoreCache, trace: list[str], rng: Random, tournament: int) -> str:
     """The best of a random tournament, by rank sum among all networks evaluated so far; ties go to the first drawn."""
     seen = list(dict.fromkeys(trace))
-    fitness = dict(zip(seen, rank_sums([ledger[genotype] for genotype in seen])))
+    fitness = dict(zip(seen, rank_sums([cache[genotype] for genotype in seen])))
     return min(rng.sample(list(alive), min(tournament, len(alive))), key=fitness.__getitem__)
 
 

@@ -17,7 +17,7 @@ from autoprog_diffusion.growth.errors import ConfigError, SearchError
 
 from .genotype import Genotype
 from .ranking import SIGNS, order
-from .score_cache import Evaluation, Ledger
+from .score_cache import Evaluation, ScoreCache
 from .space import SearchSpace
 
 
@@ -61,7 +61,7 @@ class Found:
 
 def reinforce(
     space: SearchSpace,
-    ledger: Ledger,
+    cache: ScoreCache,
     settings: ReinforceSettings,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Found:
@@ -69,7 +69,7 @@ def reinforce(
 
     Args:
         space: The networks.
-        ledger: Evaluates them, and remembers.
+        cache: Evaluates them, and remembers.
         settings: Steps, rates and seed.
         progress: Wraps the steps, for a progress bar.
 
@@ -90,7 +90,7 @@ def reinforce(
         probabilities = [torch.softmax(row.detach(), 0) for row in logits]
         picks = [int(torch.multinomial(row, 1, generator=generator)) for row in probabilities]
         trace.append(str(genotype_at(space, picks)))
-        history.append(ledger[trace[-1]])
+        history.append(cache[trace[-1]])
         rewards.append(reward(history, settings.window))
         baseline = settings.baseline_decay * baseline + (1 - settings.baseline_decay) * rewards[-1]
         weight = settings.baseline_decay * weight + (1 - settings.baseline_decay)
@@ -98,7 +98,7 @@ def reinforce(
         optimizer.zero_grad()
         (-(rewards[-1] - baseline / weight) * log_probability).backward()
         optimizer.step()
-    return Found(_most_probable(space, ledger, logits, trace), tuple(trace), tuple(rewards))
+    return Found(_most_probable(space, cache, logits, trace), tuple(trace), tuple(rewards))
 
 
 def reward(history: Sequence[Evaluation], window: int) -> float:
@@ -125,12 +125,12 @@ def genotype_at(space: SearchSpace, picks: Sequence[int]) -> Genotype:
     return space.build({name: values[pick] for pick, (name, values) in zip(picks, space.choices.items())})
 
 
-def _most_probable(space: SearchSpace, ledger: Ledger, logits: Sequence[Tensor], trace: Sequence[str]) -> str:
+def _most_probable(space: SearchSpace, cache: ScoreCache, logits: Sequence[Tensor], trace: Sequence[str]) -> str:
     """The argmax of every distribution; where that is degenerate, the soundest network drawn by rank sum."""
     chosen = str(genotype_at(space, [int(row.argmax()) for row in logits]))
-    if not ledger[chosen].degenerate:
+    if not cache[chosen].degenerate:
         return chosen
-    drawn = [ledger[genotype] for genotype in dict.fromkeys(trace)]
+    drawn = [cache[genotype] for genotype in dict.fromkeys(trace)]
     first = drawn[order(drawn)[0]]
     if first.degenerate:
         raise SearchError(

@@ -15,7 +15,7 @@ from autoprog_diffusion.growth.errors import ConfigError, GrowthError, SearchErr
 from .cost import multiply_adds, parameter_count
 from .genotype import MAX_WIDTH, SEED_WIDTH, STAGES, Genotype
 from .ranking import best
-from .score_cache import Ledger
+from .score_cache import ScoreCache
 
 
 FACTORS = (1.05, 1.10, 1.15, 1.20)
@@ -85,13 +85,16 @@ class Member:
 
 
 def scale(
-    topology: Genotype, ledger: Ledger, settings: ScalingSettings, accepted: Callable[[Member], object] | None = None
+    topology: Genotype,
+    cache: ScoreCache,
+    settings: ScalingSettings,
+    accepted: Callable[[Member], object] | None = None,
 ) -> list[Member]:
     """Grow a topology step by step until no candidate fits the budget; every step is a member of the family.
 
     Args:
         topology: Kernels, splits, expansions and heads; its depths and width are not used.
-        ledger: Scores proxies, and remembers.
+        cache: Scores proxies, and remembers.
         settings: Budget, candidates and constraints.
         accepted: Called with every member, for a progress bar.
 
@@ -110,24 +113,24 @@ def scale(
             f"{settings.image_size} pixels, over the budget ({_budget(settings)}): raise the budget, or lower the "
             "image size, the number of classes or the constraints on the width."
         )
-    family = [_member(current, ledger, settings)]
+    family = [_member(current, cache, settings)]
     while True:
         if accepted is not None:
             accepted(family[-1])
-        step = _next(current, ledger, settings)
+        step = _next(current, cache, settings)
         if step is None:
             return family
         current, member = step
         family.append(member)
 
 
-def _next(current: Genotype, ledger: Ledger, settings: ScalingSettings) -> tuple[Genotype, Member] | None:
+def _next(current: Genotype, cache: ScoreCache, settings: ScalingSettings) -> tuple[Genotype, Member] | None:
     """The best candidate within the budget; None where there is none."""
     every = candidates(current, settings)
     fitting = [g for g in every if not over(*cost(g, settings), settings)]
     if not fitting:
         return None
-    winner = best([ledger[str(proxy(genotype, settings.shrink))] for genotype in fitting])
+    winner = best([cache[str(proxy(genotype, settings.shrink))] for genotype in fitting])
     if winner is None:
         raise SearchError(
             f"all {len(fitting)} networks one step above {current} are degenerate (singular kernel, nan or constant "
@@ -135,7 +138,7 @@ def _next(current: Genotype, ledger: Ledger, settings: ScalingSettings) -> tuple
         )
     chosen = fitting[winner]
     counts = {"candidates": len(every), "rejected": len(every) - len(fitting)}
-    return chosen, replace(_member(chosen, ledger, settings), **counts)
+    return chosen, replace(_member(chosen, cache, settings), **counts)
 
 
 def smallest(topology: Genotype, settings: ScalingSettings) -> Genotype:
@@ -207,8 +210,8 @@ def over(params: int, flops: int, settings: ScalingSettings) -> bool:
     return params > (settings.budget_params or math.inf) or flops > (settings.budget_flops or math.inf)
 
 
-def _member(genotype: Genotype, ledger: Ledger, settings: ScalingSettings) -> Member:
-    scores = ledger[str(proxy(genotype, settings.shrink))]
+def _member(genotype: Genotype, cache: ScoreCache, settings: ScalingSettings) -> Member:
+    scores = cache[str(proxy(genotype, settings.shrink))]
     params, flops = cost(genotype, settings)
     return Member(str(genotype), params, flops, scores.ntk, scores.length)
 

@@ -18,7 +18,7 @@ from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import StateError
 
 
-LEDGER_VERSION = 1
+CACHE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Evaluation:
         return cls(values["genotype"], float(values["ntk"]), float(values["length"]), bool(values["degenerate"]))
 
 
-class Ledger:
+class ScoreCache:
     """Evaluated networks by genotype, kept in a file.
 
     Args:
@@ -103,7 +103,7 @@ class Ledger:
     def _save(self) -> None:
         if self._path is not None:
             rows = ",\n".join(f"  {json.dumps(item.to_dict())}" for item in self._known.values())
-            head = f'"version": {LEDGER_VERSION},\n"settings": {json.dumps(self._settings)}'
+            head = f'"version": {CACHE_VERSION},\n"settings": {json.dumps(self._settings)}'
             write_text_atomically(self._path, f'{{{head},\n"evaluations": [\n{rows}\n]}}\n')
 
     def _load(self, path: Path) -> None:
@@ -115,8 +115,8 @@ class Ledger:
             raise StateError(
                 f"{path} is not a file of evaluated networks ({error!r}): name another folder."
             ) from error
-        if version != LEDGER_VERSION:
-            raise StateError(f"{path} has version {version!r}, this library reads {LEDGER_VERSION}.")
+        if version != CACHE_VERSION:
+            raise StateError(f"{path} has version {version!r}, this library reads {CACHE_VERSION}.")
         names = {**settings, **self._settings}
         wrong = [
             f"{name} was {settings.get(name)!r}, now {self._settings.get(name)!r}"

@@ -24,8 +24,13 @@ def skip(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
     return hidden_states
 
 
+def prefix(depths: Sequence[int]) -> Positions:
+    """Positions of the first `depths[g]` blocks of every group g."""
+    return tuple(tuple(range(depth)) for depth in depths)
+
+
 class ElasticModel:
-    """Which blocks of a model run and train, and their growth together with averages and optimizer state.
+    """A model whose blocks run and train in part, and grow together with averages and optimizer state.
 
     Args:
         model: The bare model of full depth.
@@ -33,12 +38,13 @@ class ElasticModel:
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[BlockGroup]) -> None:
-        self.model, self.groups = model, tuple(groups)
+        self.model = model
+        self.groups = tuple(groups)
         self.depths: tuple[int, ...] = tuple(len(group) for group in groups)
-        # What the user froze stays frozen.
-        self._growing = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._positions: Positions = tuple(tuple(range(len(group))) for group in groups)
-        self._in_blocks = {name for group in self.groups for block in group.tensors for name in block}
+        self._positions = prefix(self.depths)
+        # Parameters that the user froze stay frozen.
+        self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._outside = self._trainable - self._names(self.depths)
 
     @property
     def depth(self) -> int:
@@ -48,15 +54,18 @@ class ElasticModel:
     @property
     def running(self) -> tuple[int, ...]:
         """Indices, in forward order over all groups, of the blocks that run now."""
-        starts = [sum(map(len, self.groups[:index])) for index in range(len(self.groups))]
-        return tuple(start + position for start, kept in zip(starts, self._positions) for position in kept)
+        indices: list[int] = []
+        start = 0
+        for group, kept in zip(self.groups, self._positions):
+            indices += [start + position for position in kept]
+            start += len(group)
+        return tuple(indices)
 
     def set_depths(self, depths: Sequence[int]) -> None:
         """Let the first `depths[g]` blocks of every group g run and train, and no other."""
         self.depths = tuple(depths)
-        names = {n for g, d in zip(self.groups, depths) for block in g.tensors[:d] for n in block}
-        set_trainable(self.model, self._growing & (names | (self._growing - self._in_blocks)))
-        self.show(tuple(tuple(range(depth)) for depth in depths))
+        set_trainable(self.model, self._outside | (self._trainable & self._names(depths)))
+        self.show(prefix(depths))
 
     def show(self, positions: Positions) -> None:
         """Let exactly the blocks at `positions` of every group run; the others return their input.
@@ -69,18 +78,18 @@ class ElasticModel:
                 block = self.model.get_submodule(name)
                 if position in kept:
                     block.__dict__.pop("forward", None)
-                else:
-                    block.forward = skip
-                    for parameter in block.parameters():
-                        parameter.grad = None
+                    continue
+                block.forward = skip
+                for parameter in block.parameters():
+                    parameter.grad = None
 
     def restore(self) -> None:
         """Let every block run, and everything train that did when this was built."""
         self.set_depths([len(group) for group in self.groups])
 
-    def maps(self, operator: Operator, depths: Sequence[int]) -> tuple[GrowthMap, ...]:
-        """Where the blocks of a prefix of `depths` would come from."""
-        return tuple(growth_map(operator, old, new) for old, new in zip(self.depths, depths))
+    def maps(self, operator: Operator, depths: Sequence[int]) -> list[GrowthMap]:
+        """The origin of the blocks of a prefix of `depths`, if it grew from the current one."""
+        return [growth_map(operator, old, new) for old, new in zip(self.depths, depths)]
 
     def grow(
         self,
@@ -89,6 +98,7 @@ class ElasticModel:
         policy: OptimizerState,
         average: WeightAverage,
         optimizers: Iterable[torch.optim.Optimizer],
+        *,
         seed: int,
     ) -> None:
         """Grow weights, average and optimizer state to a deeper prefix, and let it run and train.
@@ -102,16 +112,9 @@ class ElasticModel:
         self._move(maps, policy, average, optimizers)
         for group, growth in zip(self.groups, maps):
             for position in growth.inserted:
-                name = group.blocks[position]
-                changed: Iterable[str] = ()
-                if operator == "random":
-                    initialise(self.model, self.model.get_submodule(name), seed + position)
-                    changed = group.tensors[position]
-                elif operator == "identity":
-                    changed = [f"{name}.{inner}" for inner in zero_branches(self.model.get_submodule(name), name)]
-                for tensor in changed:
-                    if tensor in average.values:
-                        average.values[tensor].copy_(self.model.get_parameter(tensor).detach())
+                for name in self._refill(group, position, operator, seed):
+                    if name in average.values:
+                        average.values[name].copy_(self.model.get_parameter(name).detach())
         self.set_depths(depths)
 
     def extract(
@@ -121,6 +124,22 @@ class ElasticModel:
         self._move([GrowthMap(kept, ()) for kept in positions], "copy", average, optimizers)
         self.set_depths([len(kept) for kept in positions])
 
+    def _names(self, depths: Sequence[int]) -> set[str]:
+        """Names of the tensors in a prefix of `depths`."""
+        blocks = [block for group, depth in zip(self.groups, depths) for block in group.tensors[:depth]]
+        return {name for block in blocks for name in block}
+
+    def _refill(self, group: BlockGroup, position: int, operator: Operator, seed: int) -> Sequence[str]:
+        """Give an inserted block the weights of its operator; returns the names of the tensors that were changed."""
+        name = group.blocks[position]
+        block = self.model.get_submodule(name)
+        if operator == "random":
+            initialise(self.model, block, seed + position)
+            return group.tensors[position]
+        if operator == "identity":
+            return [f"{name}.{inner}" for inner in zero_branches(block, name)]
+        return ()
+
     def _move(
         self,
         maps: Sequence[GrowthMap],
@@ -129,8 +148,9 @@ class ElasticModel:
         optimizers: Iterable[torch.optim.Optimizer],
     ) -> None:
         parameters = dict(self.model.named_parameters())
+        tensors = all_tensors(self.model)
         for group, growth in zip(self.groups, maps):
-            for tensors in (all_tensors(self.model), average.values):
-                move_tensors(tensors, group.tensors, growth.sources)
+            move_tensors(tensors, group.tensors, growth.sources)
+            move_tensors(average.values, group.tensors, growth.sources)
             for optimizer in optimizers:
                 move_state(optimizer, parameters, group.tensors, growth, policy)

@@ -1,11 +1,11 @@
-"""Growth operators: which block a block of the deeper network comes from, and moving weights and state there.
+"""Growth operators: the source of every block of a deeper network, and moving weights and state there.
 
 Source: AutoProg (arXiv 2203.14509), its released code for the exact maps; stacking as in LiGO (arXiv 2303.00980).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ BRANCH_ENDS = ("attn.proj", "mlp.fc2", "attention.o_proj", "attention.output.den
 
 @dataclass(frozen=True)
 class GrowthMap:
-    """Where the blocks of a deeper prefix come from.
+    """The origin of the blocks of a deeper prefix.
 
     Attributes:
         sources: For every new position the old one; None for a newly initialised block.
@@ -37,7 +37,7 @@ class GrowthMap:
 def growth_map(operator: Operator, old: int, new: int) -> GrowthMap:
     """The map from `old` blocks to `new` >= `old` ones.
 
-    `momentum` and `identity` use the map of `interpolation`; what differs is the weights (see `ElasticModel.grow`).
+    `momentum` and `identity` use the map of `interpolation`; only the weights differ (see `ElasticModel.grow`).
 
     Example:
         >>> growth_map("interpolation", 3, 5)
@@ -45,12 +45,15 @@ def growth_map(operator: Operator, old: int, new: int) -> GrowthMap:
         >>> growth_map("stacking", 2, 3)
         GrowthMap(sources=(0, 1, 0), inserted=(2,))
     """
+    appended = tuple(range(old, new))
     if operator == "random":
-        return GrowthMap((*range(old), *[None] * (new - old)), tuple(range(old, new)))
+        return GrowthMap((*range(old), *[None] * (new - old)), appended)
     if operator == "stacking":
-        return GrowthMap(tuple(index % old for index in range(new)), tuple(range(old, new)))
+        return GrowthMap(tuple(index % old for index in range(new)), appended)
     sources = tuple(_interpolated(index, old, new) for index in range(new))
-    return GrowthMap(sources, tuple(i for i in range(new - 1) if sources[i] == sources[i + 1]))
+    # Of equal neighbours the last one is the old block.
+    inserted = tuple(index for index in range(new - 1) if sources[index] == sources[index + 1])
+    return GrowthMap(sources, inserted)
 
 
 def _interpolated(index: int, old: int, new: int) -> int:
@@ -77,17 +80,15 @@ def move_tensors(tensors: Mapping[str, Tensor], names: Sequence[Sequence[str]], 
         names: For every block the names of its tensors, in the same order.
         sources: None leaves a block as it is.
     """
+    moves = [(position, source) for position, source in enumerate(sources) if source not in (None, position)]
     # Copies first: a block that is read may be written before its turn.
-    values = {
-        source: [tensors[name].detach().clone() if name in tensors else None for name in names[source]]
-        for source in set(sources)
-        if source is not None
-    }
+    read = {name for _, source in moves if source is not None for name in names[source] if name in tensors}
+    copies = {name: tensors[name].detach().clone() for name in read}
     with torch.no_grad():
-        for position, source in enumerate(sources):
-            for name, value in zip(names[position], values.get(source, ())):  # type: ignore[arg-type]
-                if value is not None and source != position:
-                    tensors[name].copy_(value)
+        for position, source in moves:
+            for target, origin in zip(names[position], names[source]):  # type: ignore[index]
+                if origin in copies:
+                    tensors[target].copy_(copies[origin])
 
 
 def move_state(
@@ -102,19 +103,23 @@ def move_state(
     Old blocks keep their state. An inserted one starts with a copy of its source's; with the mean of its source's and
     that of the old block behind it, since interpolation puts it between the two; or with none.
     """
-    states = {name: _cloned(optimizer.state.get(p)) for name, p in parameters.items() if p in optimizer.state}
+    states = {}
+    for name, parameter in parameters.items():
+        if parameter in optimizer.state:
+            states[name] = _cloned(optimizer.state[parameter])
+    last = max(source for source in growth.sources if source is not None)
     for position, block in enumerate(names):
         source = growth.sources[position] if position < len(growth.sources) else None
         inserted = position in growth.inserted
+        if inserted and policy == "fresh":
+            source = None
         for offset, name in enumerate(block):
-            if name not in parameters:
+            if name not in parameters:  # a buffer
                 continue
             state = None if source is None else states.get(names[source][offset])
-            if inserted and policy == "fresh":
-                state = None
-            elif inserted and policy == "average" and source is not None:
-                behind = min(source + 1, max(s for s in growth.sources if s is not None))
-                state = _mean(state, states.get(names[behind][offset]))
+            if inserted and policy == "average" and source is not None:
+                behind = names[min(source + 1, last)][offset]
+                state = _mean(state, states.get(behind))
             if state is None:
                 optimizer.state.pop(parameters[name], None)
             else:
@@ -125,12 +130,13 @@ def zero_branches(block: nn.Module, name: str) -> list[str]:
     """Make a residual block the identity: zero the last projection of both branches.
 
     Returns:
-        Names of what was zeroed, relative to the block.
+        Names of the zeroed parameters, relative to the block.
 
     Raises:
         UnitError: The block does not have two branches that end in a known projection.
     """
-    ends = [end for end in BRANCH_ENDS if isinstance(_find(block, end), nn.Linear)]
+    modules = dict(block.named_modules())
+    ends = [end for end in BRANCH_ENDS if isinstance(modules.get(end), nn.Linear)]
     if len(ends) != 2:
         raise UnitError(
             f"operator='identity' zeroes the last projections of a block's two branches, known as {BRANCH_ENDS}, but "
@@ -159,16 +165,7 @@ def initialise(model: nn.Module, block: nn.Module, seed: int) -> None:
                 own(module)
 
 
-def _find(block: nn.Module, name: str) -> Any:
-    found: Any = block
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    return found
-
-
-def _cloned(state: Any) -> Any:
-    if state is None:
-        return None
+def _cloned(state: dict[str, Any]) -> dict[str, Any]:
     return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
 
 
@@ -176,15 +173,13 @@ def _mean(state: Any, other: Any) -> Any:
     """The mean of two states; step counters, which are no moments, are the first one's."""
     if state is None or other is None:
         return state
-
-    def of(key: str, value: Any) -> Any:
-        moment = isinstance(value, Tensor) and value.dim() and key in other
-        return (value + other[key]) / 2 if moment else value
-
-    return {key: of(key, value) for key, value in state.items()}
+    mean = dict(state)
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.dim() and key in other:
+            mean[key] = (value + other[key]) / 2
+    return mean
 
 
 def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of a model by name."""
-    pairs: Iterable[tuple[str, Tensor]] = (*model.named_parameters(), *model.named_buffers())
-    return dict(pairs)
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

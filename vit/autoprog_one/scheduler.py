@@ -1,4 +1,4 @@
-"""`ViTGrowth`: the one object a pretraining loop holds. The contract of `growth.GrowthScheduler`, for depth."""
+"""`ViTGrowth`: the one object a pretraining loop holds, like `growth.GrowthScheduler` but for depth."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.backends import accelerate as host
-from autoprog_diffusion.growth.backends.ranks import unwrap
 from autoprog_diffusion.growth.errors import OrderError
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
@@ -21,15 +20,14 @@ from autoprog_diffusion.growth.units import build_layout, count_trainable
 from ..ema import WeightAverage
 from ..models import size_multiple
 from ..resolution import enable_dynamic_resolution, resize_images
+from .checks import check_backend, check_supernet, find_optimizers, make_retokenizer
 from .config import ViTGrowthConfig
 from .elastic import ElasticModel
 from .groups import find_groups
 from .one_shot import LossFn
-from .ranks import RankSwitch, bare_optimizers
-from .search import StageChoice
-from .shapes import check_backend, find_tokens, first_plan, make_grid
-from .stage_runner import Course
-from .state import ShapeRecord
+from .search import ShapeSearch
+from .shapes import first_plan, make_grid
+from .stage_runner import ShapeRecord, StageRunner
 
 
 class ViTGrowth:
@@ -62,14 +60,15 @@ class ViTGrowth:
         check_backend(accelerator, model)
         host.check_bare(model)
         self.config = config
-        self._model, self._accelerator = model, accelerator
+        self._model = model
+        self._accelerator = accelerator
         self._elastic = ElasticModel(model, find_groups(model, blocks))
         self._grid = make_grid(config, model, self._elastic.groups)
-        self._tokens = find_tokens(config, model, self._grid, projection)
+        self._tokens = make_retokenizer(config, model, self._grid, projection)
         self._resized = functools.partial(resize_images, multiple=size_multiple(model))
         names = [name for group in self._elastic.groups for name in group.blocks]
         self.layout = build_layout(model, [(name, [name]) for name in names], [])
-        self._course: Course | None = None
+        self._runner: StageRunner | None = None
         self._running = False
 
     def prepare(
@@ -99,20 +98,37 @@ class ViTGrowth:
             ConfigError: A search has nothing to score on.
             SyncError: The ranks' weights differ.
         """
-        if self._course is not None:
+        if self._runner is not None:
             raise OrderError("growth.prepare was called already: construct a new ViTGrowth for a new run.")
         ddp = host.check_prepared(model, self._model, self._accelerator)
-        optimizers = bare_optimizers(optimizer, self._accelerator, self._model)
-        ranks = RankSwitch(model, ddp, searched=self.config.search == "one_shot")
-        parts = (self._elastic, self.layout, self._resized)
-        choice = StageChoice(self.config, self._grid, *parts, held_out, loss_fn)
-        plan = first_plan(self.config, self._grid, num_training_steps)
-        average = WeightAverage(self._model, self.config.ema_decay)
-        whole = (self.layout, self._elastic, average, optimizers)
-        self._course = Course(self.config, self._grid, plan, *whole, choice, ranks, self._tokens)
+        optimizers = find_optimizers(optimizer, self._accelerator, self._model)
+        if self.config.search == "one_shot":
+            check_supernet(model, ddp)
+        search = ShapeSearch(
+            config=self.config,
+            grid=self._grid,
+            elastic=self._elastic,
+            layout=self.layout,
+            resize=self._resized,
+            batches=list(held_out or ()),
+            loss_fn=loss_fn,
+        )
+        self._runner = StageRunner(
+            config=self.config,
+            grid=self._grid,
+            plan=first_plan(self.config, self._grid, num_training_steps),
+            layout=self.layout,
+            elastic=self._elastic,
+            average=WeightAverage(self._model, self.config.ema_decay),
+            optimizers=optimizers,
+            search=search,
+            wrapped=model,
+            ddp=ddp,
+            tokens=self._tokens,
+        )
         self._disable_resolutions = enable_dynamic_resolution(self._model)
         self._running = True
-        self._course.enter(0)
+        self._runner.enter(0)
         if self._accelerator is not None:
             host.register(self._accelerator, self)
 
@@ -131,10 +147,10 @@ class ViTGrowth:
             SyncError: A new shape is entered, or training ends, and the ranks' weights differ.
             SearchError: Candidates could not be scored, on any rank.
         """
-        course = self._started
+        runner = self._started
         if not self._running:
             raise OrderError("step was called after fold: the run is over, construct a new ViTGrowth.")
-        return course.advance()
+        return runner.advance()
 
     def resize(self, images: Tensor) -> Tensor:
         """(N, C, H, W) images -> the same at the current resolution, bilinear with antialiasing.
@@ -166,18 +182,15 @@ class ViTGrowth:
             OrderError: Another model, called twice or before `prepare`, or training ended before the full depth.
             SyncError: The ranks' weights differ.
         """
-        if unwrap(model) is not self._model:
-            raise OrderError("fold was given a model that this ViTGrowth does not hold: pass the trained one.")
-        course = self._started
-        if not self._running:
-            raise OrderError("fold was called already.")
-        if course.searching or self._elastic.depth != self._grid.full.depth:
+        host.check_foldable(model, self._model, self._running)
+        runner = self._started
+        if runner.searching or self._elastic.depth != self._grid.full.depth:
             raise OrderError(
                 f"training ended in stage {self.stage + 1} of {self.num_stages} with {self._elastic.depth} of "
                 f"{self._grid.full.depth} blocks: the others hold no trained weights. Train to step "
                 f"{self.plan.stages[-1].start} at least."
             )
-        course.check_ranks("at the end of training")
+        runner.check_ranks("at the end of training")
         self._elastic.restore()
         self._disable_resolutions()
         self._running = False
@@ -193,13 +206,13 @@ class ViTGrowth:
 
     @property
     def decisions(self) -> list[dict[str, Any]]:
-        """What a search decided so far: per stage the candidates with their scores, and the choice."""
-        return [] if self._course is None else self._course.decisions
+        """The decisions of a search so far: per stage the candidates with their scores, and the choice."""
+        return [] if self._runner is None else self._runner.decisions
 
     @property
     def history(self) -> list[ShapeRecord]:
         """The shapes that were entered so far."""
-        return [] if self._course is None else self._course.history
+        return [] if self._runner is None else self._runner.history
 
     @property
     def stage(self) -> int:
@@ -246,10 +259,10 @@ class ViTGrowth:
         self._started.load_state_dict(state_dict)
 
     @property
-    def _started(self) -> Course:
-        if self._course is None:
+    def _started(self) -> StageRunner:
+        if self._runner is None:
             raise OrderError("call growth.prepare(model, num_training_steps=...) first, after accelerator.prepare.")
-        return self._course
+        return self._runner
 
 
 if TYPE_CHECKING:

@@ -1,65 +1,101 @@
-"""The course of one run: which shape trains now, and what happens between two optimizer steps."""
+"""The stages of one run: the shape that trains now, and the work between two optimizer steps."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from autoprog_diffusion.growth.backends import accelerate as host
+from autoprog_diffusion.growth.backends.ddp import rebuild_reducer
+from autoprog_diffusion.growth.backends.ranks import check_ranks_equal
+from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.plan import GrowthPlan
-from autoprog_diffusion.growth.state import fingerprint
+from autoprog_diffusion.growth.search_session import with_choice
+from autoprog_diffusion.growth.state import STATE_VERSION, check_state, fingerprint
 from autoprog_diffusion.growth.units import Layout, count_trainable
 
 from ..ema import WeightAverage
 from ..retokenize import Retokenizer
 from .config import ViTGrowthConfig
 from .elastic import ElasticModel
-from .ranks import RankSwitch
-from .search import StageChoice
-from .shapes import Grid, Shape, with_shape
-from .state import STATE_VERSION, ShapeRecord, check_state
+from .search import ShapeSearch
+from .shapes import Grid, Shape
 from .supernet import Supernet
 
 
 logger = logging.getLogger(__name__)
 
 
-class Course:
+@dataclass(frozen=True)
+class ShapeRecord:
+    """A sub-network shape that was entered.
+
+    Attributes:
+        stage: Index of the stage.
+        step: Optimizer step (counted from 0) it was entered at.
+        searching: Whether it is a supernet; depth and resolution are then its largest.
+        depth: Blocks that run.
+        resolution: Image side in pixels.
+        trainable_parameters: Parameters that train.
+        trainable_fraction: The same over all of the model's parameters.
+        stride: Pixels from one token to the next; None where tokens do not grow.
+    """
+
+    stage: int
+    step: int
+    searching: bool
+    depth: int
+    resolution: int
+    trainable_parameters: int
+    trainable_fraction: float
+    stride: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        return asdict(self)
+
+
+@dataclass
+class StageRunner:
     """Leads a model through its stages, searched or not.
 
-    Args:
+    Attributes:
         config: How it grows.
         grid: The shapes it can go through.
         plan: Its stages.
         layout: The model's units.
         elastic: The model.
-        average: Of its weights.
-        optimizers: Whose state grows too.
-        choice: The search.
-        ranks: The other processes.
-        tokens: What changes the stride of the first projection, if the plan does.
+        average: The average of its weights.
+        optimizers: Optimizers whose state grows too.
+        search: The search.
+        wrapped: The module that the training loop calls.
+        ddp: Its DistributedDataParallel wrapper, if there is one.
+        tokens: Changes the stride of the first projection, if the plan does.
     """
 
-    def __init__(
-        self,
-        config: ViTGrowthConfig,
-        grid: Grid,
-        plan: GrowthPlan,
-        layout: Layout,
-        elastic: ElasticModel,
-        average: WeightAverage,
-        optimizers: list[torch.optim.Optimizer],
-        choice: StageChoice,
-        ranks: RankSwitch,
-        tokens: Retokenizer | None = None,
-    ) -> None:
-        self._config, self._grid, self._layout = config, grid, layout
-        self._elastic, self.average, self._optimizers = elastic, average, optimizers
-        self._choice, self._ranks, self._tokens = choice, ranks, tokens
-        self.plan, self.step, self.shape = plan, 0, grid.shape(0)
-        self.history: list[ShapeRecord] = []
-        self.decisions: list[dict[str, Any]] = []
+    config: ViTGrowthConfig
+    grid: Grid
+    plan: GrowthPlan
+    layout: Layout
+    elastic: ElasticModel
+    average: WeightAverage
+    optimizers: list[torch.optim.Optimizer]
+    search: ShapeSearch
+    wrapped: nn.Module
+    ddp: DistributedDataParallel | None
+    tokens: Retokenizer | None
+    step: int = field(default=0, init=False)
+    history: list[ShapeRecord] = field(default_factory=list, init=False)
+    decisions: list[dict[str, Any]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.shape = self.grid.shape(0)
+        self._find_unused = self.ddp is not None and self.ddp.find_unused_parameters
 
     @property
     def stage(self) -> int:
@@ -69,7 +105,7 @@ class Course:
     @property
     def searching(self) -> bool:
         """Whether the next step trains a sub-network drawn from a supernet."""
-        return self._choice.supernet is not None
+        return self.search.supernet is not None
 
     def advance(self) -> bool:
         """Count one optimizer step; True where a new shape was entered.
@@ -86,107 +122,41 @@ class Course:
         if self.stage != before:
             self.enter(self.stage)
             return True
-        return self._search()
+        return self._continue_search()
 
     def enter(self, stage: int) -> None:
-        """Begin a stage: with its shape where that is known, with a supernet of the candidates where it is not."""
+        """Begin a stage, in a known shape or with a supernet of the candidates."""
         self.check_ranks(f"on entering stage {stage}")
         self._retokenize()
         current = self.shape if stage else None
-        candidates = self._choice.candidates(stage, current)
+        candidates = self.search.candidates(stage, current)
         self._grow(candidates[-1].depth, fresh=current is None)
         if len(candidates) == 1:
-            self._settle(stage, candidates[0])
+            self._settle(candidates[0])
             return
-        net = self._choice.open(stage, self.plan, current)
-        if net.ends(self.step):
+        net = self.search.open(stage, self.plan, current)
+        if net.ends(self.step):  # a search without a supernet phase
             self._decide(net)
             return
-        self._ranks.rebuild(searching=True)
-        self._record(stage, candidates[-1])
+        self._rebuild_reducer()
+        self._record(candidates[-1])
         self._draw(net)
-
-    def _retokenize(self) -> None:
-        if self._tokens is not None:
-            self._tokens.enter(self.plan.stages[self.stage].stride)
-
-    def _search(self) -> bool:
-        """Go on with a supernet phase, if there is one, after an optimizer step; True where it ends."""
-        net = self._choice.supernet
-        if net is None:
-            return False
-        if net.evaluates(self.step):
-            self._choice.evaluate(net, self.average)
-        if net.ends(self.step):
-            self.check_ranks(f"at the end of the search of stage {self.stage}")
-            self._decide(net)
-            return True
-        self._draw(net)
-        return False
-
-    def _draw(self, net: Supernet) -> None:
-        self.shape = net.draw(self.step)
-        self._elastic.show(net.positions(self.shape.depth))
-
-    def _decide(self, net: Supernet) -> None:
-        """Go on with the chosen part of a supernet, which keeps its weights, average and optimizer state."""
-        shape, record = self._choice.decide(net, self.stage)
-        self.decisions.append(record)
-        self._elastic.extract(net.positions(shape.depth), self.average, self._optimizers)
-        self._settle(self.stage, shape)
-
-    def _grow(self, depth: int, fresh: bool) -> None:
-        """Bring the model to a depth: by its operator, or, while it holds no trained weights, as it was built."""
-        depths, config = self._grid.splits[depth], self._config
-        if fresh:
-            self._elastic.set_depths(depths)
-        elif depth > self._elastic.depth:
-            parts = (config.operator, config.optimizer_state, self.average, self._optimizers)
-            self._elastic.grow(depths, *parts, seed=1000 * config.seed + self.step)
-
-    def _settle(self, stage: int, shape: Shape) -> None:
-        """Train a shape to the end of the stage."""
-        if stage < len(self.plan.stages) - 1:
-            self.plan = with_shape(self.plan, self._grid, stage, shape)
-        self.shape = shape
-        self._ranks.rebuild(searching=False)
-        self._record(stage, shape)
-
-    def _record(self, stage: int, shape: Shape) -> None:
-        trainable, total = count_trainable(self._elastic.model)
-        self.history.append(
-            ShapeRecord(
-                stage=stage,
-                step=self.step,
-                searching=self.searching,
-                depth=shape.depth,
-                resolution=shape.resolution,
-                trainable_parameters=trainable,
-                trainable_fraction=trainable / total,
-                stride=None if self._tokens is None else self._tokens.stride,
-            )
-        )
-        logger.info(
-            "stage %d of %d at step %d: %s%d of %d blocks, %d pixels",
-            stage + 1, len(self.plan.stages), self.step, "a supernet of up to " if self.searching else "",
-            shape.depth, self._grid.full.depth, shape.resolution,
-        )  # fmt: skip
 
     def check_ranks(self, when: str) -> None:
         """Raise `SyncError` where two ranks differ in weights or averages."""
-        averages = ((f"average of {name}", value) for name, value in self.average.values.items())
-        self._ranks.check([*self._elastic.model.named_parameters(), *averages], when)
+        averages = [(f"average of {name}", value) for name, value in self.average.values.items()]
+        check_ranks_equal([*self.elastic.model.named_parameters(), *averages], when)
 
     def state_dict(self) -> dict[str, Any]:
         """Counter, plan, averages, search and history; what trains is derived from them on load."""
         return {
             "version": STATE_VERSION,
-            "config": self._config.to_dict(),
-            "model": fingerprint(self._elastic.model, self._layout),
+            "config": self.config.to_dict(),
+            "model": fingerprint(self.elastic.model, self.layout),
             "step": self.step,
             "plan": self.plan.to_dict(),
-            "depths": list(self._elastic.depths),
-            "search": self._choice.state_dict(),
+            "depths": list(self.elastic.depths),
+            "search": self.search.state_dict(),
             "average": self.average.state_dict(),
             "history": [record.to_dict() for record in self.history],
             "decisions": self.decisions,
@@ -199,19 +169,124 @@ class Course:
             StateError: The state is of another model, preset or version.
             SyncError: The ranks' weights differ after loading.
         """
-        model = fingerprint(self._elastic.model, self._layout)
-        check_state(state_dict, model, self._config, self.plan.num_training_steps)
+        _check_settings(state_dict, self.config)
+        model = fingerprint(self.elastic.model, self.layout)
+        # The settings agree, so only a search can have made another plan.
+        check_state(state_dict, self.plan, model, embedding=None, searched=True)
         self.step = state_dict["step"]
         self.plan = GrowthPlan.from_dict(state_dict["plan"])
         self.average.load_state_dict(state_dict["average"], self.step)
         self.history = [ShapeRecord(**record) for record in state_dict["history"]]
         self.decisions = state_dict["decisions"]
         self.check_ranks("after loading")
-        self._elastic.set_depths(state_dict["depths"])
+        self.elastic.set_depths(state_dict["depths"])
         self._retokenize()
-        self._choice.load_state_dict(state_dict["search"], self.stage, self.plan)
+        self.search.load_state_dict(state_dict["search"], self.stage, self.plan)
         entry = self.plan.stages[self.stage]
         self.shape = Shape(len(entry.blocks), int(entry.resolution))
-        if self._choice.supernet is not None:
-            self._draw(self._choice.supernet)
-        self._ranks.rebuild(self.searching)
+        if self.search.supernet is not None:
+            self._draw(self.search.supernet)
+        self._rebuild_reducer()
+
+    def _retokenize(self) -> None:
+        if self.tokens is not None:
+            self.tokens.enter(self.plan.stages[self.stage].stride)
+
+    def _continue_search(self) -> bool:
+        """Go on with a supernet phase, if there is one, after an optimizer step; True where it ends."""
+        net = self.search.supernet
+        if net is None:
+            return False
+        if net.evaluates(self.step):
+            self.search.evaluate(net, self.average)
+        if net.ends(self.step):
+            self.check_ranks(f"at the end of the search of stage {self.stage}")
+            self._decide(net)
+            return True
+        self._draw(net)
+        return False
+
+    def _draw(self, net: Supernet) -> None:
+        self.shape = net.draw(self.step)
+        self.elastic.show(net.positions(self.shape.depth))
+
+    def _decide(self, net: Supernet) -> None:
+        """Go on with the chosen part of a supernet, which keeps its weights, average and optimizer state."""
+        shape, record = self.search.decide(net, self.stage)
+        self.decisions.append(record)
+        self.elastic.extract(net.positions(shape.depth), self.average, self.optimizers)
+        self._settle(shape)
+
+    def _grow(self, depth: int, fresh: bool) -> None:
+        """Bring the model to a depth: by its operator, or, while it holds no trained weights, as it was built."""
+        depths = self.grid.splits[depth]
+        if fresh:
+            self.elastic.set_depths(depths)
+        elif depth > self.elastic.depth:
+            self.elastic.grow(
+                depths,
+                self.config.operator,
+                self.config.optimizer_state,
+                average=self.average,
+                optimizers=self.optimizers,
+                seed=1000 * self.config.seed + self.step,
+            )
+
+    def _settle(self, shape: Shape) -> None:
+        """Train a shape to the end of the stage."""
+        if self.config.search != "fixed":
+            blocks = self.grid.blocks(shape.depth)
+            choice = replace(self.plan.stages[self.stage], blocks=blocks, resolution=shape.resolution)
+            if self.stage < len(self.plan.stages) - 1:
+                self.plan = with_choice(self.plan, self.stage, choice)
+        self.shape = shape
+        self._rebuild_reducer()
+        self._record(shape)
+
+    def _rebuild_reducer(self) -> None:
+        """Keep DistributedDataParallel and torch.compile in step with what trains."""
+        if self.ddp is not None:
+            # Sub-networks of a supernet leave parameters without gradient.
+            self.ddp.find_unused_parameters = self.searching or self._find_unused
+            rebuild_reducer(self.ddp)
+        if host.is_compiled(self.wrapped):
+            torch.compiler.reset()
+
+    def _record(self, shape: Shape) -> None:
+        trainable, total = count_trainable(self.elastic.model)
+        self.history.append(
+            ShapeRecord(
+                stage=self.stage,
+                step=self.step,
+                searching=self.searching,
+                depth=shape.depth,
+                resolution=shape.resolution,
+                trainable_parameters=trainable,
+                trainable_fraction=trainable / total,
+                stride=None if self.tokens is None else self.tokens.stride,
+            )
+        )
+        logger.info(
+            "stage %d of %d at step %d: %s%d of %d blocks, %d pixels",
+            self.stage + 1,
+            len(self.plan.stages),
+            self.step,
+            "a supernet of up to " if self.searching else "",
+            shape.depth,
+            self.grid.full.depth,
+            shape.resolution,
+        )
+
+
+def _check_settings(state: dict[str, Any], config: ViTGrowthConfig) -> None:
+    """Raise `StateError` where a state was written under another configuration."""
+    saved = state.get("config", {})
+    wrong = [
+        f"{name} was {saved.get(name)!r}, now {value!r}"
+        for name, value in config.to_dict().items()
+        if saved.get(name) != value
+    ]
+    if wrong:
+        raise StateError(
+            f"the checkpoint was written under other growth settings ({'; '.join(wrong)}): resume with its preset."
+        )
