@@ -19,8 +19,10 @@ class DropPath(nn.Module):
         """(N, ...) output of a residual branch -> the same, with the samples that are dropped at zero."""
         if not self.training or not self.rate:
             return branch
-        keep = torch.empty(len(branch), *[1] * (branch.ndim - 1), dtype=branch.dtype, device=branch.device)
-        return branch * keep.bernoulli_(1 - self.rate).div_(1 - self.rate)
+        kept = 1 - self.rate
+        one_per_sample = [len(branch), *[1] * (branch.ndim - 1)]
+        mask = torch.empty(one_per_sample, dtype=branch.dtype, device=branch.device)
+        return branch * mask.bernoulli_(kept).div_(kept)
 
 
 def set_drop_path(model: nn.Module, rate: float) -> None:
@@ -39,8 +41,8 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
         if rate:
             raise UnitError(f"drop_path={rate}, but no block of {type(model).__name__} has branches to drop: use 0.")
         return
-    if type(model).__name__ == "VOLO":
-        blocks = blocks[: -len(model.post_network or ())] if model.post_network else blocks  # type: ignore[arg-type]
+    if type(model).__name__ == "VOLO" and model.post_network:
+        blocks = blocks[: -len(model.post_network)]  # type: ignore[arg-type]
     last = max(len(blocks) - 1, 1)
     for index, block in enumerate(blocks):
         share = 0.0 if type(block).__name__ == "Outlooker" else rate * index / last

@@ -32,7 +32,7 @@ class RetokenError(GrowthError):
 def dilation_for(stride: int, kernel: int) -> int:
     """Pixels between the weights of a kernel (one side) at a stride: the most that keeps it within one token.
 
-    Source: papers.md section 3, the rule that fits all three stages of the paper's figure.
+    Source: the rule that fits all three stages of the figure in the As-ViT paper.
 
     Example:
         >>> [dilation_for(stride, 4) for stride in (16, 8, 4)], dilation_for(32, 16)
@@ -106,7 +106,8 @@ class Retokenizer:
     def __init__(self, model: nn.Module, projection: str | None = None) -> None:
         name = projection or find_projection(model)
         self.convolution = _square_convolution(model, name)
-        self.kernel, self.native = self.convolution.kernel_size[0], self.convolution.stride[0]
+        self.kernel = self.convolution.kernel_size[0]
+        self.native = self.convolution.stride[0]
         self._own = {key: getattr(self.convolution, key) for key in ("stride", "dilation", "padding")}
         self._embed = model.get_submodule(name.rpartition(".")[0])
         self._holder = model.get_submodule(".".join(name.split(".")[:-2]))
@@ -146,13 +147,14 @@ class Retokenizer:
             return
         dilation = dilation_for(wanted, self.kernel)
         # Set in place, not by a new layer: optimizers, EMA and wrappers know this one.
-        self.convolution.stride, self.convolution.dilation = (wanted, wanted), (dilation, dilation)
+        self.convolution.stride = (wanted, wanted)
+        self.convolution.dilation = (dilation, dilation)
         self.convolution.padding = (0, 0)
         self._handles.append(self.convolution.register_forward_pre_hook(self._pad))
         if self._positions is not None:
             self._handles.append(self.convolution.register_forward_hook(self._shadow))
-            # After the dropout that follows the sum, which also runs where a caller enters by `forward_features`; the
-            # hook on the whole is for a forward pass that fails before.
+            # The dropout after the sum also runs where a caller enters by `forward_features`. The hook on the holder
+            # is for a forward pass that fails before it.
             for module in (getattr(self._holder, name, None) for name in AFTER_POSITIONS):
                 if isinstance(module, nn.Module):
                     self._handles.append(module.register_forward_pre_hook(self._unshadow))
@@ -213,7 +215,8 @@ def interpolate_positions(positions: Tensor, old: tuple[int, int], new: tuple[in
 
     The `prefix` rows (class and distillation token) stay. Bicubic with antialiasing, as timm resamples them.
     """
-    head, grid = positions[:, :prefix], positions[:, prefix:].unflatten(1, old).permute(0, 3, 1, 2)
+    head = positions[:, :prefix]
+    grid = positions[:, prefix:].unflatten(1, old).permute(0, 3, 1, 2)
     moved = F.interpolate(grid.float(), size=new, mode="bicubic", antialias=True, align_corners=False)
     tail = moved.to(positions.dtype).permute(0, 2, 3, 1).flatten(1, 2)
     return tail if prefix == 0 else torch.cat([head, tail], dim=1)

@@ -60,9 +60,9 @@ def averaged(family: Family, order: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """The whole training in one process, with an EMA that is copied back before the fold."""
     kept: dict[str, EMAModel] = {}
 
-    def follow(step: int, model: nn.Module) -> None:
+    def follow(step: int, growth: GrowthScheduler) -> None:
         ema = kept.setdefault("ema", EMAModel(family.build().parameters(), decay=0.9))
-        ema.step(model.parameters())
+        ema.step(growth.ema_parameters())
 
     model, growth = alone(family, config(order), STEPS, ACCUMULATION, CLIP, follow)
     kept["ema"].copy_to(model.parameters())
@@ -107,7 +107,7 @@ def together(
         optimizer.step()
         seen["memory"].append(memory(model, optimizer))
         optimizer.zero_grad()
-        ema.step(model.parameters())
+        ema.step(growth.ema_parameters())
         glance(family, model)
         growth.step()
         model.reshard()

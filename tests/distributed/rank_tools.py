@@ -40,9 +40,9 @@ def alone(
     steps: int,
     accumulation: int = 1,
     clip: float | None = None,
-    after: Callable[[int, nn.Module], None] | None = None,
+    after: Callable[[int, GrowthScheduler], None] | None = None,
 ) -> tuple[nn.Module, GrowthScheduler]:
-    """Training in one process on the batches of both ranks, up to the fold; `after(step, model)` follows each step."""
+    """Training in one process on the batches of both ranks, up to the fold; `after(step, growth)` ends each step."""
     model = family.build().train()
     growth = GrowthScheduler(model, config)
     optimizer = optimizer_of(growth)
@@ -56,7 +56,7 @@ def alone(
         optimizer.step()
         optimizer.zero_grad()
         if after is not None:
-            after(step, model)
+            after(step, growth)
         growth.step()
     return model, growth
 

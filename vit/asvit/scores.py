@@ -76,20 +76,22 @@ def topology_scores(
     model.to(device)
     kappas = feature_condition_numbers(model, AsViT.features, batch.to(device), states)
     curves = curve_scores(model, AsViT.features, shape, states, seed=seed, second_order=second_order)
-    ntk, length, curvature, gauss = (
-        math.fsum(values) / repeats if all(map(math.isfinite, values)) else _worst(values)
-        for values in (
-            kappas,
-            [curve.length for curve in curves],
-            [curve.curvature for curve in curves],
-            [curve.gauss_length for curve in curves],
-        )
+    ntk = _mean(kappas)
+    length = _mean([curve.length for curve in curves])
+    curvature = _mean([curve.curvature for curve in curves])
+    gauss_length = _mean([curve.gauss_length for curve in curves])
+    wanted = [ntk, length, *([curvature, gauss_length] if second_order else [])]
+    return Scores(
+        ntk=ntk,
+        length_distortion=length,
+        curvature=curvature,
+        gauss_length=gauss_length,
+        degenerate=length <= 0 or not all(math.isfinite(value) for value in wanted),
     )
-    wanted = (ntk, length, curvature, gauss) if second_order else (ntk, length)
-    degenerate = not all(map(math.isfinite, wanted)) or length <= 0
-    return Scores(ntk, length, curvature, gauss, degenerate)
 
 
-def _worst(values: list[float]) -> float:
-    """Nan if there is one, else inf."""
-    return math.nan if any(map(math.isnan, values)) else math.inf
+def _mean(values: list[float]) -> float:
+    """The mean of finite values; else nan if there is one, or inf."""
+    if all(math.isfinite(value) for value in values):
+        return math.fsum(values) / len(values)
+    return math.nan if any(math.isnan(value) for value in values) else math.inf

@@ -23,13 +23,13 @@ LossFn = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of a candidate when it is chosen or not.
+    """A candidate with its loss, cost and score at the decision.
 
     Attributes:
         shape: The candidate.
         loss: Mean over the evaluations.
         cost: Of a training step: FLOPs of one image, or seconds of a batch.
-        score: loss * (cost / dearest cost)^w; lower is better.
+        score: loss * (cost / most expensive cost)^w; lower is better.
     """
 
     shape: Shape
@@ -78,13 +78,18 @@ def choose(
     Returns:
         Index of the choice, w, and a verdict per candidate.
     """
-    sound = [index for index, loss in enumerate(losses) if math.isfinite(loss) and loss > 0]
-    w = fit_exponent([losses[i] for i in sound], [costs[i] for i in sound]) if sound else 0.0
-    dearest = max(costs)
-    scores = [losses[i] * (costs[i] / dearest) ** w if i in sound else math.inf for i in range(len(shapes))]
-    best = min(scores)
-    tied = [i for i, score in enumerate(scores) if score <= best * (1 + 1e-12) or score == best]
-    verdicts = [Verdict(*values) for values in zip(shapes, losses, costs, scores, strict=True)]
+    sound = [(loss, cost) for loss, cost in zip(losses, costs) if math.isfinite(loss) and loss > 0]
+    w = fit_exponent([loss for loss, _ in sound], [cost for _, cost in sound]) if sound else 0.0
+    most_expensive = max(costs)
+    verdicts = []
+    for shape, loss, cost in zip(shapes, losses, costs, strict=True):
+        score = math.inf
+        if (loss, cost) in sound:
+            score = loss * (cost / most_expensive) ** w
+        verdicts.append(Verdict(shape, loss, cost, score))
+    best = min(verdict.score for verdict in verdicts)
+    # Equal up to rounding; an infinite best equals itself only.
+    tied = [i for i, each in enumerate(verdicts) if each.score <= best * (1 + 1e-12) or each.score == best]
     return min(tied, key=lambda index: (costs[index], index)), w, verdicts
 
 
