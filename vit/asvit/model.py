@@ -92,7 +92,8 @@ class WindowAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, splits: int) -> None:
         super().__init__()
-        self.heads, self.splits = heads, splits
+        self.heads = heads
+        self.splits = splits
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -145,10 +146,17 @@ class AsViT(nn.Module):
     ) -> None:
         super().__init__()
         genotype.check(image_size)
-        self.genotype, self.image_size = genotype, image_size
-        self._config = {"genotype": str(genotype), "num_classes": num_classes, "image_size": image_size}
-        self._config |= {"in_channels": in_channels, "drop_path": drop_path}
-        widths, total = genotype.widths, sum(genotype.depths)
+        self.genotype = genotype
+        self.image_size = image_size
+        self._config = {
+            "genotype": str(genotype),
+            "num_classes": num_classes,
+            "image_size": image_size,
+            "in_channels": in_channels,
+            "drop_path": drop_path,
+        }
+        widths = genotype.widths
+        total = sum(genotype.depths)
         rates = iter(drop_path * index / max(1, total - 1) for index in range(total))
         self.embed = PatchEmbed(genotype.kernels[0], in_channels, widths[0])
         self.merges = nn.ModuleList(
@@ -187,7 +195,7 @@ class AsViT(nn.Module):
         return x
 
     def features(self, images: Tensor) -> Tensor:
-        """What the scores without training look at: the mean of `tokens`, (N, 8C)."""
+        """Features of the training-free scores: the mean of `tokens`, (N, 8C)."""
         return self.tokens(images).mean(dim=(1, 2))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -195,7 +203,7 @@ class AsViT(nn.Module):
         return self.head(self.norm(self.tokens(images)).mean(dim=(1, 2)))
 
     def save_pretrained(self, folder: str | Path, labels: Sequence[str] | None = None) -> None:
-        """Write `config.json` (the genotype among it) and `model.safetensors`.
+        """Write `config.json` (with the genotype) and `model.safetensors`.
 
         Args:
             folder: Created where it does not exist.

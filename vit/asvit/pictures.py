@@ -1,4 +1,4 @@
-"""What a search and a scaling leave to look at: tables and pictures."""
+"""Tables and pictures of a search and of a scaling."""
 
 from __future__ import annotations
 
@@ -22,21 +22,29 @@ from .score_cache import Evaluation
 
 def print_best(found: Found, evaluations: Sequence[Evaluation], image_size: int, rows: int = 10) -> None:
     """Print the networks with the best rank sums among all that were evaluated, and the one that was chosen."""
-    sums, ordered, first = rank_sums(evaluations), order(evaluations), _first_steps(found)
-    table = Table(title=f"best of {len(evaluations)} networks, {sum(e.degenerate for e in evaluations)} degenerate")
-    for title in ("", "genotype", "NTK", "length distortion", "rank sum", "params (M)", "MACs (G)", "first at step"):
-        table.add_column(title, justify="left" if title == "genotype" else "right")
-    names = [evaluations[index].genotype for index in ordered]
-    shown = ordered[:rows] + [index for index in ordered[rows:] if evaluations[index].genotype == found.genotype]
-    for index in shown:
-        item, genotype = evaluations[index], Genotype.parse(evaluations[index].genotype)
-        table.add_row(
-            "chosen" if item.genotype == found.genotype else str(names.index(item.genotype) + 1), item.genotype,
-            f"{item.ntk:.3f}", f"{item.length:.4f}", f"{sums[index]:.0f}",
-            f"{parameter_count(genotype, 1000) / 1e6:.2f}", f"{multiply_adds(genotype, image_size, 1000) / 1e9:.3f}",
-            str(first.get(item.genotype, "never")),
-        )  # fmt: skip
-    _console().print(table)
+    sums = rank_sums(evaluations)
+    first = _first_steps(found)
+    rows_shown = []
+    for rank, index in enumerate(order(evaluations), 1):
+        item = evaluations[index]
+        chosen = item.genotype == found.genotype
+        if rank > rows and not chosen:
+            continue
+        genotype = Genotype.parse(item.genotype)
+        rows_shown.append(
+            {
+                "": "chosen" if chosen else str(rank),
+                "genotype": item.genotype,
+                "NTK": f"{item.ntk:.3f}",
+                "length distortion": f"{item.length:.4f}",
+                "rank sum": f"{sums[index]:.0f}",
+                "params (M)": f"{parameter_count(genotype, 1000) / 1e6:.2f}",
+                "MACs (G)": f"{multiply_adds(genotype, image_size, 1000) / 1e9:.3f}",
+                "first at step": str(first.get(item.genotype, "never")),
+            }
+        )
+    degenerate = sum(item.degenerate for item in evaluations)
+    _print_table(f"best of {len(evaluations)} networks, {degenerate} degenerate", rows_shown)
 
 
 def draw_search(path: Path, found: Found, evaluations: Sequence[Evaluation]) -> None:
@@ -70,27 +78,23 @@ def draw_search(path: Path, found: Found, evaluations: Sequence[Evaluation]) -> 
 
 def print_family(family: Sequence[Member]) -> None:
     """Print one row per network."""
-    table = Table(title=f"family of {len(family)} networks")
-    for title in (
-        "",
-        "genotype",
-        "depth",
-        "width",
-        "params (M)",
-        "MACs (G)",
-        "NTK",
-        "length distortion",
-        "chosen from",
-    ):
-        table.add_column(title, justify="left" if title == "genotype" else "right")
+    rows = []
     for index, member in enumerate(family):
         genotype = Genotype.parse(member.genotype, {})
-        table.add_row(
-            str(index), member.genotype, str(sum(genotype.depths)), str(genotype.width), f"{member.params / 1e6:.2f}",
-            f"{member.flops / 1e9:.3f}", f"{member.ntk:.3f}", f"{member.length:.4f}",
-            str(member.candidates - member.rejected),
-        )  # fmt: skip
-    _console().print(table)
+        rows.append(
+            {
+                "": str(index),
+                "genotype": member.genotype,
+                "depth": str(sum(genotype.depths)),
+                "width": str(genotype.width),
+                "params (M)": f"{member.params / 1e6:.2f}",
+                "MACs (G)": f"{member.flops / 1e9:.3f}",
+                "NTK": f"{member.ntk:.3f}",
+                "length distortion": f"{member.length:.4f}",
+                "chosen from": str(member.candidates - member.rejected),
+            }
+        )
+    _print_table(f"family of {len(family)} networks", rows)
 
 
 def draw_family(path: Path, family: Sequence[Member]) -> None:
@@ -129,5 +133,11 @@ def _first_steps(found: Found) -> dict[str, int]:
     return {genotype: step for step, genotype in reversed(list(enumerate(found.trace, 1)))}
 
 
-def _console() -> Console:
-    return Console(width=130 if not sys.stdout.isatty() else None)
+def _print_table(title: str, rows: Sequence[dict[str, str]]) -> None:
+    """Print rows of equal keys; the keys are the titles of the columns."""
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name == "genotype" else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    Console(width=130 if not sys.stdout.isatty() else None).print(table)

@@ -1,4 +1,4 @@
-"""What a training-free search has evaluated: on disk after every network, so that none is ever paid for twice.
+"""Scores of the networks a training-free search has evaluated: on disk after each, so that none is paid for twice.
 
 The searches here are deterministic functions of their settings and of the scores, so this file is all their state: a
 search that goes on replays its steps with the scores it finds here, draws the same random numbers, and ends bit for
