@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,11 @@ from autoprog_diffusion.vit.training.loop import Trainer
 from autoprog_diffusion.vit.training.run import make_accelerator
 
 from .pretraining import averages, make_npz, same, weights
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from fork_server import rank_environments, run_forked  # noqa: E402
 
 
 SCRIPT = Path(__file__).resolve().parents[2] / "vit" / "finetune.py"
@@ -205,11 +209,8 @@ def test_what_cannot_be_downloaded_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.distributed
 def test_two_processes_end_with_equal_weights(flags: list[str], tmp_path: Path) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MPLCONFIGDIR": str(tmp_path)}
-    command = [sys.executable, *launch, *flags, "--checkpointing_steps", "100"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    environments = rank_environments(2, {**os.environ, "MPLCONFIGDIR": str(tmp_path)})
+    run_forked(SCRIPT, [*flags, "--checkpointing_steps", "100"], environments, tmp_path)
     report = json.loads((tmp_path / "out" / "growth.json").read_text())
     # Ranks whose weights differ at a stage boundary or at the end are an error, so this run ended with equal ones.
     assert [len(stage["blocks"]) for stage in report["plan"]["stages"]][-1] == 6
