@@ -1,10 +1,10 @@
-"""The adapter protocol: what a model family must say about itself so that it can grow."""
+"""Adapters: how a model family is cut into units, and where its stage embedding enters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from .units import Layout, layout_from_patterns
 
 
 class StageEmbeddingLike(Protocol):
-    """What the scheduler needs of a stage embedding; `adapters.stage_embedding.StageEmbedding` is the one we ship."""
+    """The members of a stage embedding that growth uses; ours is `adapters.stage_embedding.StageEmbedding`."""
 
     table: nn.Parameter
     stage: int
@@ -39,7 +39,7 @@ class Adapter:
     """One model family.
 
     Attributes:
-        name: Of the family, for messages.
+        name: Name of the family, for messages.
         classes: Names of the model classes it covers; by name, so that no adapter imports its host.
         layout: Cuts a model into units.
         stage_embedding: Builds the stage embedding of a model, or none where the configuration leaves it open and a
@@ -84,11 +84,13 @@ def find_adapter(model: nn.Module, blocks: Sequence[str] | None = None) -> Adapt
     """
     if isinstance(blocks, str):
         raise UnitError(f"blocks={blocks!r} is one string: give a list of patterns, blocks=[{blocks!r}].")
-    known = by_class(model, _ADAPTERS) or next((adapter for matches, adapter in _GENERIC if matches(model)), None)
+    known = by_class(model, _ADAPTERS)
+    if known is None:
+        known = next((adapter for matches, adapter in _GENERIC if matches(model)), None)
     if blocks is not None:
         base = known or _GENERIC[0][1]
         patterns = tuple(blocks)
-        return Adapter(base.name, (), lambda m: layout_from_patterns(m, patterns), base.stage_embedding)
+        return replace(base, classes=(), layout=lambda bare: layout_from_patterns(bare, patterns))
     if known is None:
         raise UnitError(
             f"{type(model).__name__} is not a known model class; known are {supported_classes()}, every denoiser of "
@@ -99,7 +101,10 @@ def find_adapter(model: nn.Module, blocks: Sequence[str] | None = None) -> Adapt
 
 def by_class(model: nn.Module, table: Mapping[str, Any]) -> Any:
     """The entry of `table` for the model's class or the nearest base class that it names, or None."""
-    return next((table[c.__name__] for c in type(model).__mro__ if c.__name__ in table), None)
+    for cls in type(model).__mro__:
+        if cls.__name__ in table:
+            return table[cls.__name__]
+    return None
 
 
 def how_to_name_blocks(model: nn.Module) -> str:

@@ -1,4 +1,4 @@
-"""Rebuilding DistributedDataParallel's reducer for what trains now, with everything the user chose. torch only."""
+"""Rebuilding DistributedDataParallel's reducer for the parameters that train now. Imports torch only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import OrderError
 
 
-_HOOK_DICTS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_HOOK_DICTS += ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
+# The user's hooks and state on the wrapper itself, which `__init__` would reset.
+_HOOK_DICTS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
 _KEPT = ("training", "require_backward_grad_sync", "require_forward_param_sync")
 
 
@@ -29,8 +37,11 @@ def rebuild_reducer(ddp: DistributedDataParallel) -> None:
         OrderError: The wrapper uses something that cannot be carried over; the message names it.
     """
     _check_can_rebuild(ddp)
-    settings, hooks, builtin = _settings(ddp), list(ddp._comm_hooks), _builtin_hook(ddp)
+    settings = _settings(ddp)
+    hooks = list(ddp._comm_hooks)
+    builtin = _builtin_hook(ddp)
     kept = {name: getattr(ddp, name) for name in (*_KEPT, *_HOOK_DICTS) if hasattr(ddp, name)}
+    # Those of the old reducer, which torch does not remove.
     for handle in getattr(ddp, "_accum_grad_hooks", []):
         handle.remove()
     ddp.__init__(ddp.module, **settings)
