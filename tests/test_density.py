@@ -12,11 +12,11 @@ from .density import ROOT, Density, is_tuple_assignment, measure, measure_tree, 
 
 MAX_NODES_PER_LINE = 7.9
 MAX_TUPLE_ASSIGNMENTS = 5  # per 1,000 code lines
-MAX_LINES = 17_700  # in total; 17,004 before the packed code was unpacked
+MAX_LINES = 17_800  # in total; 17,004 before the packed code was unpacked
 MAX_FILE = 350
 MAX_FUNCTION = 50
 STARTS_WITH_WHAT = 7  # module docstrings whose first word is "What"
-LONG_FUNCTIONS = {"topology_scores", "draw_class_images"}
+LONG_FUNCTIONS = {"topology_scores", "draw_class_images", "prepare"}
 
 every_source = pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 
