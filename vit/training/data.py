@@ -18,6 +18,7 @@ from autoprog_diffusion.data.images import (
     open_image,
     random_square,
     read_square,
+    seeded,
     shrink,
 )
 
@@ -76,7 +77,7 @@ class Encoded(Dataset):
         self, data: datasets.Dataset, *, size: int, crop: AugmentSettings | None, corrupt: str, seed: int
     ) -> None:
         self.data = data
-        self.labels = torch.as_tensor(data["label"][:])
+        self.labels = _labels(data)
         self.size = size
         self.epoch = 0
         self._crop = crop
@@ -109,7 +110,7 @@ class Encoded(Dataset):
         image = open_image(self.data, row)
         if self._crop is None:
             return read_square(image, self.size)
-        generator = torch.Generator().manual_seed(hash((self._seed, self.epoch, row)) % 2**63)
+        generator = seeded(self._seed, self.epoch, row)
         return random_square(image, self.size, scale=self._crop.scale, ratio=self._crop.ratio, generator=generator)
 
 
@@ -132,8 +133,7 @@ class EpochBatches(Sampler):
     def __init__(
         self, count: int, *, batch: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> None:
-        generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
-        order = torch.randperm(count, generator=generator)
+        order = torch.randperm(count, generator=seeded(seed, epoch))
         complete = count // (batch * world) * batch * world
         steps = order[:complete].view(-1, world, batch)
         self._rows: list[list[int]] = steps[start:, rank].tolist()
@@ -170,7 +170,7 @@ def decode_all(data: datasets.Dataset, size: int, corrupt: str) -> Decoded:
         DataError: Some cannot be decoded and `corrupt` is `refuse`, or none can.
     """
     images = torch.empty(len(data), 3, size, size, dtype=torch.uint8)
-    labels = torch.as_tensor(data["label"][:])
+    labels = _labels(data)
     good = torch.ones(len(data), dtype=torch.bool)
     for row in tqdm(range(len(data)), desc="decoding", leave=False, delay=5):
         try:
@@ -188,6 +188,10 @@ def decode_all(data: datasets.Dataset, size: int, corrupt: str) -> Decoded:
     return Decoded(images, labels)
 
 
+def _labels(data: datasets.Dataset) -> Tensor:
+    return torch.as_tensor(data["label"][:])
+
+
 def _unreadable(data: datasets.Dataset, rows: list[int]) -> DataError:
     return DataError(
         f"{len(rows)} images cannot be decoded: {_names(data, rows)}. Repair or delete them, or use --corrupt skip."
@@ -195,10 +199,8 @@ def _unreadable(data: datasets.Dataset, rows: list[int]) -> DataError:
 
 
 def _names(data: datasets.Dataset, rows: list[int], most: int = 5) -> str:
-    names = [_name(data, row) for row in rows[:most]]
-    if len(rows) > most:
-        return f"{', '.join(names)} and {len(rows) - most} more"
-    return ", ".join(names)
+    names = ", ".join(_name(data, row) for row in rows[:most])
+    return f"{names} and {len(rows) - most} more" if len(rows) > most else names
 
 
 def _name(data: datasets.Dataset, row: int) -> str:
