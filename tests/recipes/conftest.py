@@ -27,7 +27,7 @@ from ..finetune.tiny import build_pipeline, build_sdxl, write_images
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from fork_server import forked_results, rank_environments  # noqa: E402
+from fork_server import forked_results, launch_environments  # noqa: E402
 
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ class Script:
         """Run to the end with these flags alone, in forked processes: a start imports nothing."""
         folder, words = self.model.parent, [str(flag) for flag in flags]
         script = ROOT / "recipes" / f"{self.name}.py"
-        codes, printed = forked_results(script, words, rank_environments(ranks, self.environment), folder)
+        codes, printed = forked_results(script, words, launch_environments(ranks, self.environment), folder)
         status = next((code for code in codes if code), 0 if None not in codes else 1)
         done = subprocess.CompletedProcess([str(script), *words], status, printed[0], "".join(printed))
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -23,7 +23,7 @@ from .pretraining import FLAGS, make_npz, tiny_arguments
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from fork_server import rank_environments, run_forked  # noqa: E402
+from fork_server import launch_environments, run_forked  # noqa: E402
 
 
 SCRIPT = Path(__file__).parents[2] / "vit" / "pretrain.py"
@@ -32,7 +32,7 @@ SCRIPT = Path(__file__).parents[2] / "vit" / "pretrain.py"
 def launch(folder: Path, *flags: str, ranks: int = 1) -> str:
     """What the first of `ranks` processes of the script printed."""
     arguments = [*FLAGS, "--output_dir", "out", *flags]
-    run_forked(SCRIPT, arguments, rank_environments(ranks), folder)
+    run_forked(SCRIPT, arguments, launch_environments(ranks), folder)
     return (folder / "process0.log").read_text()
 
 
