@@ -18,10 +18,9 @@ from autoprog_diffusion.growth import GrowthError, GrowthScheduler
 from autoprog_diffusion.tasks.arguments import make_latents, noise_settings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline, training_scheduler
 from autoprog_diffusion.training.arguments import Arguments
-from autoprog_diffusion.training.build import growth_config
 from autoprog_diffusion.training.samples import sample_images
 
-from .tiny import COUNT, parse, write_images
+from .tiny import COUNT, growth_of, parse, write_images
 
 
 NewAccelerator = Callable[[Arguments], Accelerator]
@@ -36,7 +35,7 @@ def new_task(
     def make(*flags: object, data: datasets.Dataset = data) -> tuple[TextToImage, GrowthScheduler]:
         args = parse("--output_dir", tmp_path / "out", "--num_stages", 2, "--direction", "unfreeze", *flags)
         pipeline.unet.requires_grad_(True)  # as a new process would
-        growth = GrowthScheduler(pipeline.unet, growth_config(args, 4)[0])
+        growth = GrowthScheduler(pipeline.unet, growth_of(args, 4)[0])
         growth.prepare(pipeline.unet, num_training_steps=8)
         latents = make_latents(pipeline, data, args, new_accelerator(args), resolution=64)
         return TextToImage(pipeline, latents, noise_settings(args)), growth
