@@ -101,9 +101,6 @@ def load_train_and_val(
         DataError: Nothing is there, a class is empty, there are fewer than 2, or the two sets differ in classes.
     """
 
-    def read(name: str) -> Splits:
-        return read_splits(name, label_column=label_column)
-
     def choose(splits: Splits, names: tuple[str, ...], source: str) -> Dataset:
         data = choose_split(splits, names, source)
         return _with_classes(choose_columns(data, image_column=image_column, label_column=label_column))
@@ -112,12 +109,12 @@ def load_train_and_val(
     if train_data is None:
         train, val = default_data(lambda: emoji_in_both_styles(size))
     else:
-        splits = read(train_data)
+        splits = read_splits(train_data, label_column=label_column)
         train = choose(splits, ("train",), train_data)
         if not val_data and any(name in splits for name in HELD_OUT):
             val = choose(splits, HELD_OUT, train_data)
     if val_data:
-        val = choose(read(val_data), HELD_OUT, val_data)
+        val = choose(read_splits(val_data, label_column=label_column), HELD_OUT, val_data)
     if val is None:
         train, val = _split(train, val_fraction, seed)
     _check_classes(train, val)
