@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 # Raised by Pillow for a file that is damaged or is no image.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+Number = TypeVar("Number", float, Tensor)
 
 
 class DataError(GrowthError):
@@ -172,9 +175,9 @@ def random_window(
     """
     low, high = map(math.log, ratio)
     for _ in range(10):
-        first, second, top, left = torch.rand(4, generator=generator).tolist()
-        area = height * width * (scale[0] + first * (scale[1] - scale[0]))
-        aspect = math.exp(low + second * (high - low))
+        size, shape, top, left = torch.rand(4, generator=generator).tolist()
+        area = height * width * between(*scale, size)
+        aspect = math.exp(between(low, high, shape))
         w = round(math.sqrt(area * aspect))
         h = round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -196,6 +199,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def between(low: float, high: float, share: Number) -> Number:
+    """The place between two bounds, a share from 0 to 1 of the way."""
+    return low + share * (high - low)
 
 
 def seeded(*numbers: int) -> torch.Generator:

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from kornia.augmentation import RandomCrop, RandomResizedCrop
 from torch import Tensor
 
+from autoprog_diffusion.data.images import between
+
 from .augment_settings import AugmentSettings
 from .randaugment import parse_randaugment, rand_augment
 from .regularisation import Strength
@@ -89,19 +91,14 @@ def erased(images: Tensor, probability: float) -> Tensor:
         return images
     height, width = images.shape[2:]
     size, shape, y, x, chance = torch.rand(len(images), 5).unbind(1)
-    area = height * width * _between(_ERASED_AREA, size)
-    ratio = _between(_ERASED_LOG_RATIO, shape).exp()
+    area = height * width * between(*_ERASED_AREA, size)
+    ratio = between(*_ERASED_LOG_RATIO, shape).exp()
     rows = _interval(height, area * ratio, y)
     columns = _interval(width, area / ratio, x)
     chosen = (chance < probability).view(-1, 1, 1)
     inside = rows.unsqueeze(2) & columns.unsqueeze(1) & chosen
     noise = torch.randn_like(images)
     return torch.where(inside.to(images.device).unsqueeze(1), noise, images)
-
-
-def _between(bounds: tuple[float, float], share: Tensor) -> Tensor:
-    low, high = bounds
-    return low + share * (high - low)
 
 
 def _interval(length: int, square: Tensor, place: Tensor) -> Tensor:

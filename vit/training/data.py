@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -62,27 +64,29 @@ class Decoded(Dataset):
             self.images = torch.cat([shrink(part, size) for part in self._full_size.split(1024)])
 
 
+@dataclass(eq=False)
 class Encoded(Dataset):
     """Images that are decoded, cropped and resized when they are asked for, in any worker.
 
-    Args:
+    Attributes:
         data: As `load_train_and_val` gives it.
         size: Side of the images in pixels.
         crop: Area and aspect ratio of random crops; None cuts the centre.
         corrupt: `skip` takes the next image instead of one that cannot be decoded, and names it; `refuse` raises.
         seed: Of the crops, which depend on it, the epoch and the row alone.
+        epoch: Which epoch.
     """
 
-    def __init__(
-        self, data: datasets.Dataset, *, size: int, crop: AugmentSettings | None, corrupt: str, seed: int
-    ) -> None:
-        self.data = data
-        self.labels = _labels(data)
-        self.size = size
-        self.epoch = 0
-        self._crop = crop
-        self._corrupt = corrupt
-        self._seed = seed
+    data: datasets.Dataset
+    _: KW_ONLY
+    size: int
+    crop: AugmentSettings | None
+    corrupt: str
+    seed: int
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.labels = _labels(self.data)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,17 +105,18 @@ class Encoded(Dataset):
             try:
                 return self._cut(row), self.labels[row]
             except UNREADABLE as error:
-                if self._corrupt == "refuse":
+                if self.corrupt == "refuse":
                     raise _unreadable(self.data, [row]) from error
                 logger.warning("%s cannot be decoded: the next image is taken instead.", _name(self.data, row))
         raise _unreadable(self.data, list(range(len(self))))
 
     def _cut(self, row: int) -> Tensor:
         image = open_image(self.data, row)
-        if self._crop is None:
+        crop = self.crop
+        if crop is None:
             return read_square(image, self.size)
-        generator = seeded(self._seed, self.epoch, row)
-        return random_square(image, self.size, scale=self._crop.scale, ratio=self._crop.ratio, generator=generator)
+        generator = seeded(self.seed, self.epoch, row)
+        return random_square(image, self.size, scale=crop.scale, ratio=crop.ratio, generator=generator)
 
 
 class EpochBatches(Sampler):
@@ -171,18 +176,18 @@ def decode_all(data: datasets.Dataset, size: int, corrupt: str) -> Decoded:
     """
     images = torch.empty(len(data), 3, size, size, dtype=torch.uint8)
     labels = _labels(data)
-    good = torch.ones(len(data), dtype=torch.bool)
+    bad: list[int] = []
     for row in tqdm(range(len(data)), desc="decoding", leave=False, delay=5):
         try:
             images[row] = read_square(open_image(data, row), size)
         except UNREADABLE:
-            good[row] = False
-    if not good.all():
-        bad = (~good).nonzero().flatten().tolist()
+            bad.append(row)
+    if bad:
         if corrupt == "refuse" or len(bad) == len(data):
             raise _unreadable(data, bad)
         names = _names(data, bad)
         logger.warning("%d of %d images cannot be decoded and are left out: %s", len(bad), len(data), names)
+        good = np.setdiff1d(np.arange(len(data)), bad)
         images = images[good]
         labels = labels[good]
     return Decoded(images, labels)

@@ -47,19 +47,19 @@ def parse_randaugment(text: str) -> RandAugment:
         ConfigError: A part is not one of these; the message names it.
     """
     first, *parts = text.split("-")
-    found: dict[str, float] = {}
+    found = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 1.0}
     for part in parts:
         match = re.fullmatch(r"(mstd|m|n|inc)(\d+(?:\.\d+)?)", part)
         if match is None:
             raise ConfigError(f"--aa {text}: {part!r} is not known; use rand-m9-n2-mstd0.5-inc1 with other numbers.")
         found[match[1]] = float(match[2])
-    layers = found.get("n", 2.0)
-    magnitude = found.get("m", 10.0)
-    if first != "rand" or found.get("inc", 1.0) != 1.0:
+    layers = found["n"]
+    magnitude = found["m"]
+    if first != "rand" or found["inc"] != 1.0:
         raise ConfigError(f"--aa {text}: only RandAugment with increasing strength is known, rand-...-inc1.")
     if layers < 1 or layers % 1 or magnitude > 10:
         raise ConfigError(f"--aa {text}: n is a whole number above 0 and m at most 10.")
-    return RandAugment(magnitude, found.get("mstd", 0.0), int(layers))
+    return RandAugment(magnitude, found["mstd"], int(layers))
 
 
 def rand_augment(images: Tensor, settings: RandAugment) -> Tensor:
@@ -73,13 +73,11 @@ def rand_augment(images: Tensor, settings: RandAugment) -> Tensor:
         if settings.deviation:
             level += settings.deviation * torch.randn(count)
         sign = torch.randint(2, (count,)) * 2.0 - 1
-        strengths = sign * level.clamp(0, 10) / 10
+        strengths = (sign * level.clamp(0, 10) / 10).to(images.device)
         for index, operation in enumerate(_OPERATIONS.values()):
             rows = (chosen == index).nonzero().flatten()
             if len(rows):
-                strength = strengths[rows].to(images.device)
-                rows = rows.to(images.device)
-                images[rows] = operation(images[rows], strength).clamp(0, 1)
+                images[rows] = operation(images[rows], strengths[rows]).clamp(0, 1)
     return images
 
 
