@@ -28,7 +28,7 @@ from .augment_settings import AugmentSettings
 
 
 if TYPE_CHECKING:
-    import datasets
+    from datasets import Dataset as Rows
 
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Encoded(Dataset):
         epoch: Which epoch.
     """
 
-    data: datasets.Dataset
+    data: Rows
     _: KW_ONLY
     size: int
     crop: AugmentSettings | None
@@ -107,7 +107,7 @@ class Encoded(Dataset):
             except UNREADABLE as error:
                 if self.corrupt == "refuse":
                     raise _unreadable(self.data, [row]) from error
-                logger.warning("%s cannot be decoded: the next image is taken instead.", _name(self.data, row))
+                logger.warning("%s cannot be decoded: the next image is taken instead.", _names(self.data, [row]))
         raise _unreadable(self.data, list(range(len(self))))
 
     def _cut(self, row: int) -> Tensor:
@@ -163,7 +163,7 @@ def make_loader(rows: Decoded | Encoded, batches: Iterable[list[int]], workers: 
     )
 
 
-def decode_all(data: datasets.Dataset, size: int, corrupt: str) -> Decoded:
+def decode_all(data: Rows, size: int, corrupt: str) -> Decoded:
     """Decode all images to squares, leaving out or refusing those that cannot be.
 
     Args:
@@ -193,20 +193,16 @@ def decode_all(data: datasets.Dataset, size: int, corrupt: str) -> Decoded:
     return Decoded(images, labels)
 
 
-def _labels(data: datasets.Dataset) -> Tensor:
+def _labels(data: Rows) -> Tensor:
     return torch.as_tensor(data["label"][:])
 
 
-def _unreadable(data: datasets.Dataset, rows: list[int]) -> DataError:
+def _unreadable(data: Rows, rows: list[int]) -> DataError:
     return DataError(
         f"{len(rows)} images cannot be decoded: {_names(data, rows)}. Repair or delete them, or use --corrupt skip."
     )
 
 
-def _names(data: datasets.Dataset, rows: list[int], most: int = 5) -> str:
-    names = ", ".join(_name(data, row) for row in rows[:most])
+def _names(data: Rows, rows: list[int], most: int = 5) -> str:
+    names = ", ".join(f"row {row}{file_of(data, row)}" for row in rows[:most])
     return f"{names} and {len(rows) - most} more" if len(rows) > most else names
-
-
-def _name(data: datasets.Dataset, row: int) -> str:
-    return f"row {row}{file_of(data, row)}"
