@@ -10,6 +10,7 @@ import numpy as np
 
 from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.data.labelled import class_names, load_train_and_val
+from autoprog_diffusion.data.sources import split_by
 from autoprog_diffusion.growth.errors import ConfigError
 
 from .arguments import DataArguments, SharedArguments
@@ -18,7 +19,7 @@ from .data import Decoded, Encoded, decode_all
 
 
 if TYPE_CHECKING:
-    import datasets
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def load_data(args: SharedArguments, *, size: int, held_out: int = 0) -> Data:
     )
 
 
-def load_rows(data: DataArguments, size: int, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def load_rows(data: DataArguments, size: int, seed: int) -> tuple[Dataset, Dataset]:
     """Training and validation set of the arguments, as `load_train_and_val` gives them."""
     return load_train_and_val(
         train_data=data.train_data,
@@ -98,19 +99,20 @@ def check_sizes(size: int, resolutions: Sequence[int], multiple: int) -> None:
 
 
 def _decoded_if_small(
-    data: datasets.Dataset, args: SharedArguments, size: int, crop: AugmentSettings | None = None
+    data: Dataset, args: SharedArguments, size: int, crop: AugmentSettings | None = None
 ) -> Decoded | Encoded:
     if len(data) * 3 * size**2 <= args.data.memory * 2**20:
         return decode_all(data, size, args.data.corrupt)
     return Encoded(data, size=size, crop=crop, corrupt=args.data.corrupt, seed=args.train.seed)
 
 
-def _set_aside(data: datasets.Dataset, count: int, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def _set_aside(data: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
     """The data without `count` random rows, and those."""
     if count > len(data) // 2:
         raise DataError(
             f"--search_samples {count} is more than half of the {len(data)} training images: use fewer, or "
             "--search fixed."
         )
-    order = np.random.default_rng(seed).permutation(len(data))
-    return data.select(np.sort(order[count:])), data.select(np.sort(order[:count]))
+    aside = np.zeros(len(data), dtype=bool)
+    aside[np.random.default_rng(seed).permutation(len(data))[:count]] = True
+    return split_by(data, aside)
