@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from autoprog_diffusion.data.images import (
@@ -119,7 +119,9 @@ class Encoded(Dataset):
         return random_square(image, self.size, scale=crop.scale, ratio=crop.ratio, generator=generator)
 
 
-class EpochBatches(Sampler):
+def epoch_batches(
+    count: int, *, batch: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
+) -> list[list[int]]:
     """Rows of one rank's batches: an epoch's order depends on seed and epoch alone, so a resumed run sees the same.
 
     Accelerate's sharded loader is not used: where a stage begins, the loader starts again in the middle of an epoch
@@ -134,20 +136,10 @@ class EpochBatches(Sampler):
         rank: This process.
         world: Number of processes.
     """
-
-    def __init__(
-        self, count: int, *, batch: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
-    ) -> None:
-        order = torch.randperm(count, generator=seeded(seed, epoch))
-        complete = count // (batch * world) * batch * world
-        steps = order[:complete].view(-1, world, batch)
-        self._rows: list[list[int]] = steps[start:, rank].tolist()
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._rows)
+    order = torch.randperm(count, generator=seeded(seed, epoch))
+    complete = count // (batch * world) * batch * world
+    steps = order[:complete].view(-1, world, batch)
+    return steps[start:, rank].tolist()
 
 
 def make_loader(rows: Decoded | Encoded, batches: Iterable[list[int]], workers: int) -> DataLoader:
