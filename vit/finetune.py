@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import sys
 
-from autoprog_diffusion.vit.training.finetuning import main  # pyright: ignore[reportMissingImports]
+from autoprog_diffusion.training.run import main
+from autoprog_diffusion.vit.training.finetuning import Finetuning  # pyright: ignore[reportMissingImports]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:], __doc__)
+    main(Finetuning(), sys.argv[1:], __doc__)

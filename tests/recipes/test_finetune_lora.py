@@ -83,7 +83,7 @@ def test_a_resumed_run_ends_bit_identical(
     pictures.save_before_after()
     assert (tmp_path / "out" / "before_after.png").stat().st_size > 100
     assert same(trained(resumed.bare), ends)
-    assert resumed.log.rows["loss"] == whole.log.rows["loss"]
+    assert resumed.metrics.rows["loss"] == whole.metrics.rows["loss"]
 
 
 def test_a_checkpoint_of_other_targets_is_refused(new_run: NewRun, script: Script) -> None:
