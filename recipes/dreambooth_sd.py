@@ -3,8 +3,7 @@
     accelerate launch recipes/dreambooth_sd.py --output_dir out
 
 teaches the small emoji pipeline beside this file a blue cat from six of its faces, while its other cats stay as they
-are: under 5 minutes on 2 CPU cores. Blocks open from the output to the input (--order suffix). Your own model and
-subject:
+are: under 5 minutes on 2 CPU cores. Your own model and subject:
 
     accelerate launch recipes/dreambooth_sd.py --output_dir out \
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --resolution 512 \
@@ -42,7 +41,7 @@ from autoprog_diffusion.tasks.dreambooth import (
 )
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
-from autoprog_diffusion.training.arguments import GrowthArguments, TrainArguments
+from autoprog_diffusion.training.arguments import TrainArguments
 from autoprog_diffusion.training.build import make_loader
 from autoprog_diffusion.training.run import main
 from autoprog_diffusion.training.samples import Row
@@ -63,9 +62,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
     instances = 0
 
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
-    defaults = DreamboothArguments(
-        train=TrainArguments(train_batch_size=4), growth=GrowthArguments(direction="unfreeze")
-    )
+    defaults = DreamboothArguments(train=TrainArguments(train_batch_size=4))
     model_defaults = replace(
         defaults,
         train=TrainArguments(

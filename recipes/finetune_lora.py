@@ -1,10 +1,10 @@
-"""Train a LoRA progressively: adapters open block by block, the base model never changes.
+"""Train a LoRA progressively: adapters freeze block by block, the base model never changes.
 
     accelerate launch recipes/finetune_lora.py --output_dir out
 
 trains a LoRA of rank 16 on the small emoji pipeline beside this file, from Twemoji to OpenMoji, a style it has never
-seen: under 5 minutes on 2 CPU cores. Its adapters open from the output to the input (--order suffix), so that early
-steps need no gradient in the front. Your own model (Stable Diffusion, SDXL, SD3 or Flux) and data:
+seen: under 5 minutes on 2 CPU cores. Its adapters freeze from the input to the output, so that late steps need no
+gradient in the front. Your own model (Stable Diffusion, SDXL, SD3 or Flux) and data:
 
     accelerate launch recipes/finetune_lora.py --output_dir out \
         --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 --train_data_dir my_images \
@@ -49,7 +49,7 @@ class FinetuneLora(TextToImageRecipe[LoraArguments]):
     """Adapters on the denoiser of any text-to-image pipeline that the other recipes train in full."""
 
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
-    defaults = LoraArguments(growth=GrowthArguments(stage_embedding=False, direction="unfreeze"))
+    defaults = LoraArguments(growth=GrowthArguments(stage_embedding=False))
     model_defaults = replace(
         defaults,
         train=TrainArguments(

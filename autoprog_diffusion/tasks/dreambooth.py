@@ -132,10 +132,7 @@ def draw_class_images(
     Raises:
         DataError: The folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--class_data_dir {folder} cannot be written: {error}.") from error
+    _make_folder(folder)
     missing = _missing_pictures(folder, subject.num_class_images)
     accelerator.wait_for_everyone()  # all have looked before one draws
     mine = missing[accelerator.process_index :: accelerator.num_processes]
@@ -155,6 +152,13 @@ def draw_class_images(
             _save(image, folder / _drawn_name(number))
     accelerator.wait_for_everyone()
     return list_images(folder, "class_data_dir")[: subject.num_class_images]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--class_data_dir {folder} cannot be written: {error}.") from error
 
 
 def _save(image: Image.Image, path: Path) -> None:

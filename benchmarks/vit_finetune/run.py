@@ -59,6 +59,7 @@ METHODS = {
     "full": "--growth off",
     "last_layer": "--growth off",
     "fixed": "--search none --order suffix --direction unfreeze --num_stages 3",
+    "freeze": "",  # the default: GrowthConfig()
     "zero_shot": "--search zero_shot --num_stages 3 --search_orders suffix interleaved",
     "random": "--search zero_shot --search_objective random --num_stages 3 --search_orders suffix interleaved",
     "full_short": "--growth off",
