@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, takewhile
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,10 @@ from .transformer import lists_where, members_of
 AFTER = 99999
 
 
+Position = tuple[int, ...]
+Match = re.Match[str]
+
+
 @dataclass(frozen=True)
 class Pattern:
     """One regular expression of timm's `group_matcher`.
@@ -35,12 +40,11 @@ class Pattern:
     group: str
     place: int
     regex: re.Pattern[str]
-    suffix: tuple[int, ...]
+    suffix: Position
 
-    def position(self, match: re.Match[str]) -> tuple[int, ...]:
+    def position(self, match: Match) -> Position:
         """Place in the forward order of what was matched; positions compare as tuples do."""
-        numbers = [int(number) for number in match.groups() if number is not None]
-        return (self.place, *numbers, *self.suffix)
+        return (self.place, *map(int, filter(None, match.groups())), *self.suffix)
 
 
 def declared_by_timm(model: nn.Module) -> Layout:
@@ -53,7 +57,7 @@ def declared_by_timm(model: nn.Module) -> Layout:
     """
     patterns = list(_patterns(model))
     inputs: list[str] = []
-    blocks: dict[tuple[int, ...], list[str]] = {}  # position -> names of the modules of one block
+    blocks: dict[Position, list[str]] = {}  # position -> names of the modules of one block
     for name, _ in model.named_parameters():
         found = _first_match(patterns, name)
         if found is None:
@@ -62,12 +66,12 @@ def declared_by_timm(model: nn.Module) -> Layout:
         if pattern.group == "stem":
             inputs.append(name)
             continue
-        position = pattern.position(match)
-        module = match.group(0)
-        if position[-1] != AFTER and module not in blocks.setdefault(position, []):
+        *_, last = position = pattern.position(match)
+        module = match.group()
+        if last != AFTER and module not in blocks.setdefault(position, []):
             blocks[position].append(module)
-    in_order = [blocks[position] for position in sorted(blocks)]
-    strange = sorted({module for modules in in_order for module in modules} - dict(model.named_modules()).keys())
+    in_order = [modules for _, modules in sorted(blocks.items())]
+    strange = sorted(set(chain(*in_order)) - dict(model.named_modules()).keys())
     if strange:
         raise UnitError(
             f"{type(model).__name__}.group_matcher names {strange}, which are no modules: give blocks=[...]."
@@ -84,13 +88,13 @@ def declared_by_transformers(model: nn.Module) -> Layout:
         UnitError: It has no such list.
     """
     declared = set(getattr(model, "_no_split_modules", None) or ())
-    lists = lists_where(lambda block: type(block).__name__ in declared, model.named_modules())
+    lists = lists_where(declared.__contains__, model.named_modules())
     blocks = members_of(model, lists)
     if not blocks:
         raise UnitError(f"{type(model).__name__} has no list of the layers it declares, {sorted(declared)}.")
-    names = [name for name, _ in model.named_parameters()]
-    first = next(index for index, name in enumerate(names) if name.startswith(f"{blocks[0]}."))
-    return build_layout(model, [(name, [name]) for name in blocks], names[:first])
+    first_layer = f"{blocks[0]}."
+    inputs = takewhile(lambda name: not name.startswith(first_layer), dict(model.named_parameters()))
+    return build_layout(model, [(name, [name]) for name in blocks], list(inputs))
 
 
 def no_stage_embedding(model: nn.Module, config: GrowthConfig) -> None:
@@ -120,7 +124,7 @@ def _patterns(model: nn.Module) -> Iterator[Pattern]:
             yield Pattern(group, place, re.compile(regex), suffix or ())
 
 
-def _first_match(patterns: list[Pattern], name: str) -> tuple[Pattern, re.Match[str]] | None:
+def _first_match(patterns: list[Pattern], name: str) -> tuple[Pattern, Match] | None:
     """The pattern that a parameter belongs to, and its match."""
     for pattern in patterns:
         match = pattern.regex.match(name)

@@ -20,14 +20,15 @@ from .recorded_calls import RecordedCall, take_gradients, tensors_in
 
 
 Clock = Callable[[], float]
+Costs = dict[str, float]  # name of a unit -> seconds, or FLOPs
 
 
 @dataclass(frozen=True)
 class UnitTimes:
     """Cost of every unit, by its name, in the clock's unit of measure."""
 
-    forward: dict[str, float]
-    backward: dict[str, float]
+    forward: Costs
+    backward: Costs
 
 
 def time_units(model: nn.Module, layout: Layout, call: RecordedCall, clock: Clock) -> UnitTimes:
@@ -88,7 +89,7 @@ class _UnitTimer:
         backward()
         self._charge(self.backward, self._owner)
 
-    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def enter(self, _: nn.Module, *inputs: Any) -> None:
         """Forward pre-hook of every block's modules.
 
         The first block starts here. Everything before it, and the backward pass after its input gradient, belongs to
@@ -97,9 +98,9 @@ class _UnitTimer:
         if self._in_forward and not self._entered:
             self._entered = True
             self._charge(self.forward, self._inputs)
-            self._watch_gradients((args, kwargs), self._inputs)
+            self._watch_gradients(inputs, self._inputs)
 
-    def leave(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def leave(self, name: str, _: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the modules of the block called `name`."""
         if self._in_forward:
             self._charge(self.forward, name)
@@ -115,7 +116,7 @@ class _UnitTimer:
         self._charge(self.backward, self._owner)
         self._owner = name
 
-    def _charge(self, account: dict[str, float], name: str) -> None:
+    def _charge(self, account: Costs, name: str) -> None:
         now = self._clock()
         account[name] += now - self._last
         self._last = now
