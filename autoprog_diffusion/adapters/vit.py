@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain, takewhile
 from typing import Any
 
@@ -22,29 +20,7 @@ from .transformer import lists_where, members_of
 AFTER = 99999
 
 
-Position = tuple[int, ...]
-Match = re.Match[str]
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """One regular expression of timm's `group_matcher`.
-
-    Attributes:
-        group: Name of the group; `stem` holds what runs before the blocks.
-        place: Of the group in forward order.
-        regex: Matches the beginning of a parameter's name, up to the end of its module's.
-        suffix: Ends the position of the parameters it matches; often empty.
-    """
-
-    group: str
-    place: int
-    regex: re.Pattern[str]
-    suffix: Position
-
-    def position(self, match: Match) -> Position:
-        """Place in the forward order of what was matched; positions compare as tuples do."""
-        return (self.place, *map(int, filter(None, match.groups())), *self.suffix)
+Position = tuple[int, ...]  # in forward order; positions compare as tuples do
 
 
 def declared_by_timm(model: nn.Module) -> Layout:
@@ -55,20 +31,14 @@ def declared_by_timm(model: nn.Module) -> Layout:
     Raises:
         UnitError: It names no block, or something that is not a module.
     """
-    patterns = list(_patterns(model))
+    groups: Any = model.group_matcher()  # type: ignore[operator]
     inputs: list[str] = []
     blocks: dict[Position, list[str]] = {}  # position -> names of the modules of one block
-    for name, _ in model.named_parameters():
-        found = _first_match(patterns, name)
-        if found is None:
-            continue
-        pattern, match = found
-        if pattern.group == "stem":
+    for name in dict(model.named_parameters()):
+        group, position, module = _place(groups, name)
+        if group == "stem":
             inputs.append(name)
-            continue
-        *_, last = position = pattern.position(match)
-        module = match.group()
-        if last != AFTER and module not in blocks.setdefault(position, []):
+        elif position[-1] != AFTER and module not in blocks.setdefault(position, []):
             blocks[position].append(module)
     in_order = [modules for _, modules in sorted(blocks.items())]
     strange = sorted(set(chain(*in_order)) - dict(model.named_modules()).keys())
@@ -115,22 +85,23 @@ def is_timm_model(model: nn.Module) -> bool:
     return callable(getattr(model, "group_matcher", None)) and hasattr(model, "pretrained_cfg")
 
 
-def _patterns(model: nn.Module) -> Iterator[Pattern]:
-    """The patterns of a model's `group_matcher`, in the order in which timm tries them."""
-    groups: dict[str, Any] = model.group_matcher()  # type: ignore[operator]
+def _place(groups: dict[str, Any], name: str) -> tuple[str, Position, str]:
+    """Where a parameter belongs: its group, its position, and the name of its module.
+
+    Args:
+        groups: What a model's `group_matcher` returns: name of a group -> one regular expression, or a list of them
+            with the ends of the positions. `stem` holds what runs before the blocks.
+        name: Name of the parameter; the first expression that matches its beginning counts. Without one it is placed
+            behind all blocks.
+    """
     for place, (group, declared) in enumerate(groups.items()):
-        entries = [(declared, None)] if isinstance(declared, str) else declared
-        for regex, suffix in entries:
-            yield Pattern(group, place, re.compile(regex), suffix or ())
-
-
-def _first_match(patterns: list[Pattern], name: str) -> tuple[Pattern, Match] | None:
-    """The pattern that a parameter belongs to, and its match."""
-    for pattern in patterns:
-        match = pattern.regex.match(name)
-        if match is not None:
-            return pattern, match
-    return None
+        expressions = [(declared, None)] if isinstance(declared, str) else declared
+        for expression, end in expressions:
+            match = re.match(expression, name)
+            if match is not None:
+                numbers = map(int, filter(None, match.groups()))
+                return group, (place, *numbers, *(end or ())), match.group()
+    return "", (AFTER,), ""
 
 
 register_adapter(Adapter("timm", (), declared_by_timm, no_stage_embedding), matches=is_timm_model)

@@ -93,9 +93,9 @@ def fingerprint(model: nn.Module, layout: Layout) -> JSON:
     """Class, blocks and parameter shapes, which a model shares with the one that a checkpoint was written for."""
     lines = [f"{name} {tuple(parameter.shape)}" for name, parameter in model.named_parameters()]
     # `fully_shard` puts a subclass of its own in front of the model's class.
-    classes = [cls for cls in type(model).__mro__ if not hasattr(cls, "_get_fsdp_state")]
+    model_class = next(cls for cls in type(model).__mro__ if not hasattr(cls, "_get_fsdp_state"))
     return {
-        "model_class": classes[0].__name__,
+        "model_class": model_class.__name__,
         "blocks": [unit.name for unit in layout.blocks],
         "parameters": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
     }

@@ -49,8 +49,11 @@ def time_units(model: nn.Module, layout: Layout, call: RecordedCall, clock: Cloc
             for module in called_modules(model, unit.modules):
                 hooks.enter_context(module.register_forward_pre_hook(timer.enter, with_kwargs=True))
                 hooks.enter_context(module.register_forward_hook(partial(timer.leave, unit.name)))
-        output = timer.run_forward(partial(call.run, model))
-        timer.run_backward(partial(output.backward, call.gradient))
+        timer.begin()
+        output = call.run(model)
+        timer.end_forward()
+        output.backward(call.gradient)
+        timer.end_backward()
     take_gradients(model)
     return UnitTimes(timer.forward, timer.backward)
 
@@ -75,18 +78,18 @@ class _UnitTimer:
         self._entered = False
         self._owner = self._outputs  # of the backward pass that runs now
 
-    def run_forward(self, forward: Callable[[], Any]) -> Any:
-        """Call `forward`; what follows the last block belongs to the outputs."""
+    def begin(self) -> None:
+        """The forward pass begins."""
         self._last = self._clock()
         self._in_forward = True
-        output = forward()
+
+    def end_forward(self) -> None:
+        """The forward pass has ended: what followed the last block belongs to the outputs."""
         self._in_forward = False
         self._charge(self.forward, self._outputs)
-        return output
 
-    def run_backward(self, backward: Callable[[], Any]) -> None:
-        """Call `backward`; what precedes the first gradient of a block belongs to the outputs."""
-        backward()
+    def end_backward(self) -> None:
+        """The backward pass has ended: what preceded the first gradient of a block belongs to the outputs."""
         self._charge(self.backward, self._owner)
 
     def enter(self, _: nn.Module, *inputs: Any) -> None:

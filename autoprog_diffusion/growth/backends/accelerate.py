@@ -229,5 +229,5 @@ def is_compiled(model: nn.Module) -> bool:
     """Whether torch.compile has wrapped the model or one of its submodules."""
     inner = unwrap(model)
     # A compiled wrapper lists the bare model under `_orig_mod`, whether it is outside or inside of DDP.
-    wrapped = any(name.rpartition(".")[2] == "_orig_mod" for name, _ in model.named_modules())
+    wrapped = any(name.endswith("_orig_mod") for name, _ in model.named_modules())
     return wrapped or any(module._compiled_call_impl is not None for module in inner.modules())
