@@ -3,8 +3,7 @@
     accelerate launch recipes/dreambooth_sd.py --output_dir out
 
 teaches the small emoji pipeline beside this file a blue cat from six of its faces, while its other cats stay as they
-are: under 5 minutes on 2 CPU cores. Blocks open from the output to the input (--order suffix). Your own model and
-subject:
+are: under 5 minutes on 2 CPU cores. Your own model and subject:
 
     accelerate launch recipes/dreambooth_sd.py --output_dir out \
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --resolution 512 \
@@ -21,6 +20,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from autoprog_diffusion.growth import ConfigError
 from autoprog_diffusion.tasks.arguments import DreamboothArguments, hub_options, make_latents, noise_settings
 from autoprog_diffusion.tasks.dreambooth import (
     Dreambooth,
+    SubjectSettings,
     check_subject,
     default_subject,
     draw_class_images,
@@ -40,8 +41,10 @@ from autoprog_diffusion.tasks.dreambooth import (
 )
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
+from autoprog_diffusion.training.arguments import TrainArguments
 from autoprog_diffusion.training.build import make_loader
 from autoprog_diffusion.training.run import main
+from autoprog_diffusion.training.samples import Row
 
 
 if TYPE_CHECKING:
@@ -49,7 +52,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class DreamboothSD(TextToImageRecipe):
+class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
     """Full fine-tuning of the UNet on one subject.
 
     Attributes:
@@ -58,23 +61,36 @@ class DreamboothSD(TextToImageRecipe):
 
     instances = 0
 
-    arguments = DreamboothArguments
-    # Freezing was measured for full fine-tuning only.
-    flags = {"train_batch_size": "4", "direction": "unfreeze"}
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
-    default_flags = {
-        "instance_prompt": "zwx cat face", "class_prompt": "cat face", "with_prior_preservation": None,
-        "num_class_images": "32", "max_train_steps": "240", "train_batch_size": "8", "learning_rate": "2e-4",
-        "lr_scheduler": "cosine", "lr_warmup_steps": "20", "use_ema": None, "ema_decay": "0.95",
-    }  # fmt: skip
+    defaults = DreamboothArguments(train=TrainArguments(train_batch_size=4))
+    model_defaults = replace(
+        defaults,
+        train=TrainArguments(
+            train_batch_size=8,
+            learning_rate=2e-4,
+            lr_scheduler="cosine",
+            lr_warmup_steps=20,
+            max_train_steps=240,
+            use_ema=True,
+            ema_decay=0.95,
+        ),
+        subject=SubjectSettings(
+            instance_prompt="zwx cat face",
+            class_prompt="cat face",
+            with_prior_preservation=True,
+            num_class_images=32,
+        ),
+    )
 
-    def load(self, args: Any) -> Any:
+    def load(self, args: DreamboothArguments) -> Any:
         if args.data.train_data_dir or args.data.dataset_name:
             raise ConfigError("--train_data_dir and --dataset_name are for other recipes: give --instance_data_dir.")
         check_subject(args.subject)
         return load_pipeline(self.model_name(args), **hub_options(args))
 
-    def data(self, args: Any, pipeline: Any, resolution: int, accelerator: Accelerator) -> datasets.Dataset:
+    def data(
+        self, args: DreamboothArguments, pipeline: Any, resolution: int, accelerator: Accelerator
+    ) -> datasets.Dataset:
         """Pictures of the subject, then of the class."""
         from datasets import concatenate_datasets
 
@@ -83,7 +99,7 @@ class DreamboothSD(TextToImageRecipe):
             files = list_images(subject.instance_data_dir, "instance_data_dir")
         else:
             files = default_subject(Path(args.output.output_dir) / "instance_images", resolution, accelerator)
-        instances = images_of(files, subject.instance_prompt)
+        instances = images_of(files, subject.instance_prompt or "")
         self.instances = len(instances)
         if not subject.with_prior_preservation:
             return instances
@@ -98,21 +114,27 @@ class DreamboothSD(TextToImageRecipe):
             guidance=guidance_scale(args),
             seed=args.train.seed,
         )
-        return concatenate_datasets([instances, images_of(files, subject.class_prompt)])
+        return concatenate_datasets([instances, images_of(files, subject.class_prompt or "")])
 
-    def loader(self, data: datasets.Dataset, args: Any, resolution: int) -> DataLoader:
+    def loader(self, data: datasets.Dataset, args: DreamboothArguments, resolution: int) -> DataLoader:
         pairs = pair_up(self.instances, len(data) - self.instances) if len(data) > self.instances else None
         return make_loader(data, args, resolution, pairs)
 
     def task(
-        self, pipeline: Any, data: datasets.Dataset, args: Any, accelerator: Accelerator, resolution: int
+        self,
+        pipeline: Any,
+        data: datasets.Dataset,
+        args: DreamboothArguments,
+        accelerator: Accelerator,
+        resolution: int,
     ) -> Dreambooth:
         latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
         return Dreambooth(pipeline, latents, noise_settings(args), prior_loss_weight=args.subject.prior_loss_weight)
 
-    def titles(self, args: Any, data: datasets.Dataset) -> tuple[str, ...]:
+    def titles(self, args: DreamboothArguments, data: datasets.Dataset) -> tuple[str, ...]:
         """The subject, and its class that must stay as it is."""
-        subject, classes = args.subject.instance_prompt, args.subject.class_prompt
+        subject = args.subject.instance_prompt or ""
+        classes = args.subject.class_prompt
         if args.output.validation_prompts:
             return args.output.validation_prompts
         if args.subject.instance_data_dir:
@@ -120,7 +142,7 @@ class DreamboothSD(TextToImageRecipe):
         joy = " with tears of joy"  # none of the pictures shows it
         return (subject, subject, subject + joy, "cat face", "cat face" + joy, "dog face")
 
-    def references(self, args: Any, titles: Sequence[str], size: int) -> list[tuple[str, Sequence[Image.Image]]]:
+    def references(self, args: DreamboothArguments, titles: Sequence[str], size: int) -> list[Row]:
         """Pictures of the subject that it was taught from."""
         folder = args.subject.instance_data_dir or Path(args.output.output_dir) / "instance_images"
         files = list_images(folder, "instance_data_dir")[: len(titles)]

@@ -41,10 +41,12 @@ from autoprog_diffusion.tasks.class_conditional import (
     set_classes,
     vae_factor,
 )
+from autoprog_diffusion.tasks.text_to_image_recipe import guidance_scale
 from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_dit
-from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.arguments import TrainArguments
 from autoprog_diffusion.training.recipe import Recipe
 from autoprog_diffusion.training.run import main
+from autoprog_diffusion.training.samples import Row
 
 
 if TYPE_CHECKING:
@@ -55,15 +57,23 @@ ASSETS = Path(__file__).parent / "assets"
 MOST_PICTURES = 12
 
 
-class FinetuneDiT(Recipe):
+class FinetuneDiT(Recipe[ClassConditionalArguments]):
     """Full fine-tuning of a DiT to the classes of the data."""
 
-    arguments = ClassConditionalArguments
     default_model = ASSETS / "tiny_dit"
-    default_flags = {"learning_rate": "1e-3", "lr_scheduler": "cosine", "lr_warmup_steps": "50",
-                     "max_train_steps": "1200", "use_ema": None, "ema_decay": "0.99"}  # fmt: skip
+    defaults = ClassConditionalArguments()
+    model_defaults = ClassConditionalArguments(
+        train=TrainArguments(
+            learning_rate=1e-3,
+            lr_scheduler="cosine",
+            lr_warmup_steps=50,
+            max_train_steps=1200,
+            use_ema=True,
+            ema_decay=0.99,
+        )
+    )
 
-    def load(self, args: Arguments) -> Any:
+    def load(self, args: ClassConditionalArguments) -> Any:
         name = args.model.pretrained_model_name_or_path
         return load_dit(name, **hub_options(args)) if name else load_tiny_dit(ASSETS)
 
@@ -76,7 +86,9 @@ class FinetuneDiT(Recipe):
     def multiple(self, pipeline: Any) -> int:
         return pipeline.transformer.config.patch_size * vae_factor(pipeline)
 
-    def data(self, args: Any, pipeline: Any, resolution: int, accelerator: Accelerator) -> datasets.Dataset:
+    def data(
+        self, args: ClassConditionalArguments, pipeline: Any, resolution: int, accelerator: Accelerator
+    ) -> datasets.Dataset:
         del accelerator
         flags = args.data
         self._data = load_labelled_images(
@@ -94,12 +106,17 @@ class FinetuneDiT(Recipe):
         return self._data
 
     def task(
-        self, pipeline: Any, data: datasets.Dataset, args: Any, accelerator: Accelerator, resolution: int
+        self,
+        pipeline: Any,
+        data: datasets.Dataset,
+        args: ClassConditionalArguments,
+        accelerator: Accelerator,
+        resolution: int,
     ) -> ClassConditional:
         latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
         return ClassConditional(pipeline, latents, noise_settings(args), args.classes)
 
-    def titles(self, args: Arguments, data: datasets.Dataset) -> tuple[str, ...]:
+    def titles(self, args: ClassConditionalArguments, data: datasets.Dataset) -> tuple[str, ...]:
         names = class_names(data)
         chosen = args.output.validation_prompts or tuple(names[:MOST_PICTURES])
         unknown = [name for name in chosen if name not in names]
@@ -107,13 +124,18 @@ class FinetuneDiT(Recipe):
             raise ConfigError(f"--validation_prompts {unknown} are no classes of the data, which are {names[:20]}.")
         return chosen
 
-    def draw(self, pipeline: Any, args: Arguments, titles: Sequence[str], size: int) -> list[Image.Image]:
-        own, given = 4.0 if args.model.pretrained_model_name_or_path else 3.0, args.output.guidance_scale
-        guidance = own if given is None else given
-        labels, steps = [self._rows[title] for title in titles], args.output.num_inference_steps
-        return draw_classes(pipeline, labels, steps=steps, guidance=guidance, seed=args.train.seed)
+    def draw(
+        self, pipeline: Any, args: ClassConditionalArguments, titles: Sequence[str], size: int
+    ) -> list[Image.Image]:
+        return draw_classes(
+            pipeline,
+            [self._rows[title] for title in titles],
+            steps=args.output.num_inference_steps,
+            guidance=guidance_scale(args, 4.0),
+            seed=args.train.seed,
+        )
 
-    def references(self, args: Arguments, titles: Sequence[str], size: int) -> list[tuple[str, Sequence[Image.Image]]]:
+    def references(self, args: ClassConditionalArguments, titles: Sequence[str], size: int) -> list[Row]:
         return [("real", example_images(self._data, titles, size))]
 
 

@@ -28,14 +28,15 @@ from torch import nn
 from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, hub_options, make_latents, noise_settings
 from autoprog_diffusion.tasks.flow_matching import (
     FlowMatching,
+    FlowSettings,
     draw_prompts,
     flow_family,
     load_flow,
     text_length,
 )
-from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
+from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
 from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_flow
-from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.arguments import TrainArguments
 from autoprog_diffusion.training.run import main
 
 
@@ -46,16 +47,24 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parent / "assets"
 
 
-class FinetuneFlow(TextToImageRecipe):
+class FinetuneFlow(TextToImageRecipe[FlowMatchingArguments]):
     """Full fine-tuning of an SD3 or Flux transformer on captioned images."""
 
-    arguments = FlowMatchingArguments
     default_model = ASSETS / "tiny_flow"
-    default_flags = {"learning_rate": "1e-3", "lr_scheduler": "cosine", "lr_warmup_steps": "50",
-                     "max_train_steps": "1000", "use_ema": None, "ema_decay": "0.99", "max_sequence_length": "16",
-                     "proportion_empty_prompts": "0.1"}  # fmt: skip
+    defaults = FlowMatchingArguments()
+    model_defaults = FlowMatchingArguments(
+        train=TrainArguments(
+            learning_rate=1e-3,
+            lr_scheduler="cosine",
+            lr_warmup_steps=50,
+            max_train_steps=1000,
+            use_ema=True,
+            ema_decay=0.99,
+        ),
+        flow=FlowSettings(max_sequence_length=16, proportion_empty_prompts=0.1),
+    )
 
-    def load(self, args: Arguments) -> Any:
+    def load(self, args: FlowMatchingArguments) -> Any:
         name = args.model.pretrained_model_name_or_path
         return load_flow(name, **hub_options(args)) if name else load_tiny_flow(ASSETS)
 
@@ -69,20 +78,23 @@ class FinetuneFlow(TextToImageRecipe):
         return pipeline.vae_scale_factor * flow_family(pipeline).patch
 
     def task(
-        self, pipeline: Any, data: datasets.Dataset, args: Any, accelerator: Accelerator, resolution: int
+        self,
+        pipeline: Any,
+        data: datasets.Dataset,
+        args: FlowMatchingArguments,
+        accelerator: Accelerator,
+        resolution: int,
     ) -> FlowMatching:
         latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
         return FlowMatching(pipeline, latents, args.flow, noise_settings(args))
 
-    def draw(self, pipeline: Any, args: Any, titles: Sequence[str], size: int) -> list[Image.Image]:
-        own = flow_family(pipeline).guidance_scale if args.model.pretrained_model_name_or_path else 3.0
-        given = args.output.guidance_scale
+    def draw(self, pipeline: Any, args: FlowMatchingArguments, titles: Sequence[str], size: int) -> list[Image.Image]:
         return draw_prompts(
             pipeline,
             titles,
             size=size,
             steps=args.output.num_inference_steps,
-            guidance=own if given is None else given,
+            guidance=guidance_scale(args, flow_family(pipeline).guidance_scale),
             seed=args.train.seed,
             length=text_length(pipeline, args.flow.max_sequence_length),
         )

@@ -1,10 +1,10 @@
-"""Train a LoRA progressively: adapters open block by block, the base model never changes.
+"""Train a LoRA progressively: adapters freeze block by block, the base model never changes.
 
     accelerate launch recipes/finetune_lora.py --output_dir out
 
 trains a LoRA of rank 16 on the small emoji pipeline beside this file, from Twemoji to OpenMoji, a style it has never
-seen: under 5 minutes on 2 CPU cores. Its adapters open from the output to the input (--order suffix), so that early
-steps need no gradient in the front. Your own model (Stable Diffusion, SDXL, SD3 or Flux) and data:
+seen: under 5 minutes on 2 CPU cores. Its adapters freeze from the input to the output, so that late steps need no
+gradient in the front. Your own model (Stable Diffusion, SDXL, SD3 or Flux) and data:
 
     accelerate launch recipes/finetune_lora.py --output_dir out \
         --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 --train_data_dir my_images \
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,13 @@ from torch import nn
 
 from autoprog_diffusion.tasks.arguments import LoraArguments, hub_options, make_latents, noise_settings
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, draw_prompts, flow_family, text_length
-from autoprog_diffusion.tasks.lora import add_lora, check_flow_flags, load_any, save_lora
+from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, check_flow_flags, load_any, save_lora
 from autoprog_diffusion.tasks.sdxl import TextToImageXL
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage
-from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
+from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
+from autoprog_diffusion.training.arguments import GrowthArguments, TrainArguments
+from autoprog_diffusion.training.diffusion import Task
 from autoprog_diffusion.training.run import main
-from autoprog_diffusion.training.trainer import Task
 
 
 if TYPE_CHECKING:
@@ -43,21 +45,28 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class FinetuneLora(TextToImageRecipe):
+class FinetuneLora(TextToImageRecipe[LoraArguments]):
     """Adapters on the denoiser of any text-to-image pipeline that the other recipes train in full."""
 
-    arguments = LoraArguments
-    # Freezing was measured for full fine-tuning only.
-    flags = {"no-stage_embedding": None, "direction": "unfreeze"}
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
-    # The small UNet's drawing style is in its convolutions: its attention sees 8x8 pixels at most.
-    default_flags = {
-        "rank": "16", "target_modules": ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_shortcut"),
-        "learning_rate": "2e-3", "lr_scheduler": "cosine", "lr_warmup_steps": "50", "max_train_steps": "700",
-        "use_ema": None, "ema_decay": "0.99",
-    }  # fmt: skip
+    defaults = LoraArguments(growth=GrowthArguments(stage_embedding=False))
+    model_defaults = replace(
+        defaults,
+        train=TrainArguments(
+            learning_rate=2e-3,
+            lr_scheduler="cosine",
+            lr_warmup_steps=50,
+            max_train_steps=700,
+            use_ema=True,
+            ema_decay=0.99,
+        ),
+        # The small UNet's drawing style is in its convolutions: its attention sees 8x8 pixels at most.
+        lora=LoraSettings(
+            rank=16, target_modules=("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_shortcut")
+        ),
+    )
 
-    def load(self, args: Any) -> Any:
+    def load(self, args: LoraArguments) -> Any:
         pipeline = load_any(self.model_name(args), **hub_options(args))
         add_lora(self.denoiser(pipeline), args.lora, args.train.seed)
         return pipeline
@@ -72,7 +81,12 @@ class FinetuneLora(TextToImageRecipe):
         return pipeline.vae_scale_factor * (flow_family(pipeline).patch if is_flow(pipeline) else 1)
 
     def task(
-        self, pipeline: Any, data: datasets.Dataset, args: Any, accelerator: Accelerator, resolution: int
+        self,
+        pipeline: Any,
+        data: datasets.Dataset,
+        args: LoraArguments,
+        accelerator: Accelerator,
+        resolution: int,
     ) -> Task:
         latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
         noise = noise_settings(args)
@@ -82,21 +96,20 @@ class FinetuneLora(TextToImageRecipe):
         kind = TextToImageXL if isinstance(pipeline, StableDiffusionXLPipeline) else TextToImage
         return kind(pipeline, latents, noise, empty=args.flow.proportion_empty_prompts)
 
-    def draw(self, pipeline: Any, args: Any, titles: Sequence[str], size: int) -> list[Image.Image]:
+    def draw(self, pipeline: Any, args: LoraArguments, titles: Sequence[str], size: int) -> list[Image.Image]:
         if not is_flow(pipeline):
             return super().draw(pipeline, args, titles, size)
-        given, own = args.output.guidance_scale, flow_family(pipeline).guidance_scale
         return draw_prompts(
             pipeline,
             titles,
             size=size,
             steps=args.output.num_inference_steps,
-            guidance=own if given is None else given,
+            guidance=guidance_scale(args, flow_family(pipeline).guidance_scale),
             seed=args.train.seed,
             length=text_length(pipeline, args.flow.max_sequence_length),
         )
 
-    def save(self, pipeline: Any, output: Path) -> None:
+    def save_pipeline(self, pipeline: Any, output: Path) -> None:
         save_lora(pipeline, self.denoiser(pipeline), output)
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from autoprog_diffusion.tasks.arguments import hub_options, make_latents, noise_settings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
-from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.arguments import Arguments, TrainArguments
 from autoprog_diffusion.training.run import main
 
 
@@ -32,12 +32,20 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class FinetuneSD(TextToImageRecipe):
+class FinetuneSD(TextToImageRecipe[Arguments]):
     """Full fine-tuning of the UNet."""
 
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
-    default_flags = {"learning_rate": "5e-4", "lr_scheduler": "cosine", "lr_warmup_steps": "50",
-                     "max_train_steps": "640", "use_ema": None, "ema_decay": "0.99"}  # fmt: skip
+    model_defaults = Arguments(
+        train=TrainArguments(
+            learning_rate=5e-4,
+            lr_scheduler="cosine",
+            lr_warmup_steps=50,
+            max_train_steps=640,
+            use_ema=True,
+            ema_decay=0.99,
+        )
+    )
 
     def load(self, args: Arguments) -> Any:
         return load_pipeline(self.model_name(args), **hub_options(args))

@@ -27,7 +27,7 @@ from autoprog_diffusion.tasks.sd_to_sdxl import sdxl_from_sd
 from autoprog_diffusion.tasks.sdxl import TextToImageXL, load_sdxl
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
-from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.arguments import TrainArguments
 from autoprog_diffusion.training.run import main
 
 
@@ -36,22 +36,35 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class FinetuneSDXL(TextToImageRecipe):
+class FinetuneSDXL(TextToImageRecipe[SDXLArguments]):
     """Full fine-tuning of the UNet."""
 
-    arguments = SDXLArguments
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
-    default_flags = {"learning_rate": "5e-4", "lr_scheduler": "cosine", "lr_warmup_steps": "50",
-                     "max_train_steps": "700", "use_ema": None, "ema_decay": "0.99"}  # fmt: skip
+    defaults = SDXLArguments()
+    model_defaults = SDXLArguments(
+        train=TrainArguments(
+            learning_rate=5e-4,
+            lr_scheduler="cosine",
+            lr_warmup_steps=50,
+            max_train_steps=700,
+            use_ema=True,
+            ema_decay=0.99,
+        )
+    )
 
-    def load(self, args: Arguments) -> Any:
+    def load(self, args: SDXLArguments) -> Any:
         name = args.model.pretrained_model_name_or_path
         if name:
             return load_sdxl(name, **hub_options(args))
         return sdxl_from_sd(load_pipeline(str(self.default_model)))
 
     def task(
-        self, pipeline: Any, data: datasets.Dataset, args: Any, accelerator: Accelerator, resolution: int
+        self,
+        pipeline: Any,
+        data: datasets.Dataset,
+        args: SDXLArguments,
+        accelerator: Accelerator,
+        resolution: int,
     ) -> TextToImageXL:
         latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
         return TextToImageXL(pipeline, latents, noise_settings(args), empty=args.xl.proportion_empty_prompts)

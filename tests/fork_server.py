@@ -39,16 +39,19 @@ def _run(script: str, arguments: Sequence[str], environment: Mapping[str, str], 
 
 
 def rank_environments(ranks: int, base: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
-    """The environment of every rank as torchrun sets it; a single process gets no rank at all."""
+    """The environment of every rank, as torchrun sets it."""
     shared = {**base, "OMP_NUM_THREADS": "1"}
-    if ranks == 1:
-        return [shared]
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     shared |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     shared |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def launch_environments(processes: int, base: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
+    """The environment of every process of a recipe: ranks under torchrun, or one plain process."""
+    return rank_environments(processes, base) if processes > 1 else [{**base, "OMP_NUM_THREADS": "1"}]
 
 
 def run_forked(

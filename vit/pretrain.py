@@ -18,8 +18,9 @@ from __future__ import annotations
 import sys
 
 # By its installed name: a script that lies in a package has no relative imports.
-from autoprog_diffusion.vit.training.run import main  # pyright: ignore[reportMissingImports]
+from autoprog_diffusion.training.run import main
+from autoprog_diffusion.vit.training.pretraining import Pretraining  # pyright: ignore[reportMissingImports]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:], __doc__)
+    main(Pretraining(), sys.argv[1:], __doc__)

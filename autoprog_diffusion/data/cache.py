@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,21 +26,21 @@ if TYPE_CHECKING:
 Compute = Callable[[Sequence[int]], Tensor]
 
 
+@dataclass(frozen=True)
 class ArrayCache:
     """A memory-mapped float32 array of one row per item, filled by all processes of a node together.
 
-    Args:
+    Attributes:
         path: The `.npy` file; its fingerprint lies beside it.
         array: The open array, shape (items, *row).
     """
 
-    def __init__(self, path: Path, array: np.ndarray) -> None:
-        self.path = path
-        self._array = array
+    path: Path
+    array: np.ndarray
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """(B,) row numbers -> (B, *row) float32 on the CPU."""
-        return torch.from_numpy(self._array[rows.cpu().numpy()])
+        return torch.from_numpy(self.array[rows.cpu().numpy()])
 
 
 def build_cache(

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from .emoji import DEFAULT_STYLE, emoji_dataset
 from .images import DataError, file_of
-from .sources import choose_columns, default_data, read_training_set
+from .sources import read_training_set
 
 
 if TYPE_CHECKING:
-    import datasets
+    from datasets import Dataset
 
 
 def load_captioned_images(
@@ -23,7 +23,7 @@ def load_captioned_images(
     max_train_samples: int | None = None,
     resolution: int,
     cache_dir: str | None = None,
-) -> datasets.Dataset:
+) -> Dataset:
     """A training set with the columns `image` and `text`; by default OpenMoji's training split.
 
     Args:
@@ -39,20 +39,20 @@ def load_captioned_images(
     Raises:
         DataError: Both a folder and a name are given, nothing is there, the columns are missing, or a caption is.
     """
-    if train_data_dir or dataset_name:
-        data = read_training_set(train_data_dir, dataset_name, dataset_config_name, cache_dir=cache_dir)
-        data = choose_columns(data, image_column=image_column, caption_column=caption_column)
-    else:
-        data = default_data(lambda: emoji_dataset(DEFAULT_STYLE, size=resolution, split="train"))
+    data = read_training_set(
+        train_data_dir,
+        dataset_name,
+        dataset_config_name,
+        cache_dir=cache_dir,
+        default=lambda: emoji_dataset(DEFAULT_STYLE, size=resolution, split="train"),
+        image_column=image_column,
+        caption_column=caption_column,
+    )
     if max_train_samples is not None:
         data = data.select(range(min(max_train_samples, len(data))))
-    _check_captions(data)
-    return data
-
-
-def _check_captions(data: datasets.Dataset) -> None:
     if not len(data):
         raise DataError("the training set is empty.")
     for row, text in enumerate(data["text"]):
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"row {row} of the training set has no caption{file_of(data, row)}: got {text!r}.")
+    return data

@@ -17,7 +17,8 @@ from .cache import ArrayCache, build_cache, module_fingerprint, text_fingerprint
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-Encode = Callable[[list[str]], tuple[Tensor, Tensor]]
+Embeddings = tuple[Tensor, Tensor]  # (N, L, D) tokens and (N, P) pooled, P perhaps 0
+Encode = Callable[[list[str]], Embeddings]
 
 
 class Captions:
@@ -25,7 +26,7 @@ class Captions:
 
     Args:
         texts: Caption of every row of the data.
-        encode: Captions -> (N, L, D) tokens and (N, P) pooled, P perhaps 0.
+        encode: Captions -> their embeddings.
         encoders: The frozen text encoders; they are moved to the device.
         accelerator: Of the run.
         folder: Where the cache is kept.
@@ -59,8 +60,7 @@ class Captions:
         places = {text: place for place, text in enumerate(self._texts)}
         self._places = torch.tensor([places[text] for text in texts])
         self._cache: ArrayCache | None = None
-        self._length = 0  # L
-        self._width = 0  # D
+        self._tokens = torch.Size((0, 0))  # (L, D) of one caption
 
     def ready(self) -> None:
         """Compute the embeddings, or find them on disk."""
@@ -68,19 +68,19 @@ class Captions:
             return
         with torch.no_grad():
             tokens, _ = self._encode(self._texts[:1])
-        _, self._length, self._width = tokens.shape
+        self._tokens = tokens.shape[1:]
         encoders = map(module_fingerprint, self._encoders)
         self._cache = build_cache(
             self._path,
             len(self._texts),
             self._compute,
-            fingerprint=text_fingerprint("text", self._length, self._width, *encoders, *self._texts),
+            fingerprint=text_fingerprint("text", *self._tokens, *encoders, *self._texts),
             accelerator=self._accelerator,
             batch_size=64,
             title="encoding text",
         )
 
-    def draw(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(self, rows: Tensor) -> Embeddings:
         """(N,) row numbers of the data -> (N, L, D) tokens and (N, P) pooled on the device, some of no caption."""
         assert self._cache is not None
         places = self._places[rows.cpu()]
@@ -88,8 +88,8 @@ class Captions:
             dropped = torch.rand(len(places)) < self._empty
             places = torch.where(dropped, 0, places)
         row = self._cache[places].to(self._accelerator.device)
-        end = self._length * self._width  # of the tokens, which lie before the pooled text
-        return row[:, :end].unflatten(1, (self._length, self._width)), row[:, end:]
+        end = self._tokens.numel()  # the pooled text lies behind the tokens
+        return row[:, :end].unflatten(1, self._tokens), row[:, end:]
 
     def _compute(self, places: Sequence[int]) -> Tensor:
         """Caption numbers -> (len, L * D + P)."""

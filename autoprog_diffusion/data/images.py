@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,10 +17,13 @@ from autoprog_diffusion.growth.errors import GrowthError
 
 
 if TYPE_CHECKING:
-    import datasets
+    from datasets import Dataset
 
 # Raised by Pillow for a file that is damaged or is no image.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+Number = TypeVar("Number", float, Tensor)
 
 
 class DataError(GrowthError):
@@ -73,15 +76,12 @@ def crop_window(
         generator: Draws crop and flip; None crops the centre and does not flip.
     """
     scale = side / min(size)
-    width = max(side, round(size[0] * scale))
-    height = max(side, round(size[1] * scale))
+    width, height = (max(side, round(length * scale)) for length in size)
     place = None if settings.center_crop else generator
     # Drawn in this order since the first release: a resumed run must see the same crops.
     left = _offset(width - side, place)
     top = _offset(height - side, place)
-    mirrored = False
-    if generator is not None and settings.random_flip:
-        mirrored = bool(torch.rand((), generator=generator) < 0.5)
+    mirrored = generator is not None and settings.random_flip and bool(torch.rand((), generator=generator) < 0.5)
     return Window(width=width, height=height, left=left, top=top, mirrored=mirrored)
 
 
@@ -105,7 +105,7 @@ def to_pixels(
     return cut(image, window, size, settings.interpolation)
 
 
-def read_image(data: datasets.Dataset, row: int) -> Image.Image:
+def read_image(data: Dataset, row: int) -> Image.Image:
     """Decode one image.
 
     Raises:
@@ -120,22 +120,20 @@ def read_image(data: datasets.Dataset, row: int) -> Image.Image:
     return image
 
 
-def undecoded(data: datasets.Dataset) -> datasets.Dataset:
+def undecoded(data: Dataset) -> Dataset:
     """The data with images as files or bytes, for `open_image`."""
     from datasets import Image as ImageFeature
 
     return data.cast_column("image", ImageFeature(decode=False))
 
 
-def open_image(data: datasets.Dataset, row: int) -> Image.Image:
+def open_image(data: Dataset, row: int) -> Image.Image:
     """Open an image of `undecoded` data without decoding it: Pillow can decode a JPEG at a fraction of its size."""
     value: Any = data[row]["image"]
-    if value["bytes"] is None:
-        return Image.open(value["path"])
-    return Image.open(io.BytesIO(value["bytes"]))
+    return Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"]))
 
 
-def file_of(data: datasets.Dataset, row: int) -> str:
+def file_of(data: Dataset, row: int) -> str:
     """The file of an image, in brackets and after a space; empty where the image is not a file of its own."""
     path = (undecoded(data)[row]["image"] or {}).get("path")
     return f" ({path})" if path else ""
@@ -143,13 +141,10 @@ def file_of(data: datasets.Dataset, row: int) -> str:
 
 def read_square(image: Image.Image, size: int) -> Tensor:
     """The centre square of an image at `size` pixels, (3, size, size) uint8; transparent parts are white."""
-    if image.size == (size, size):
-        return _to_tensor(image)
     image.draft("RGB", (size, size))
     side = min(image.size)
-    top = (image.height - side) / 2
-    left = (image.width - side) / 2
-    return _resized(image, size, top=top, left=left, height=side, width=side)
+    left, top = ((length - side) / 2 for length in image.size)
+    return _resized(image, size, (top, left, side, side))
 
 
 def random_square(
@@ -162,8 +157,8 @@ def random_square(
 ) -> Tensor:
     """A random part of an image at `size` pixels, (3, size, size) uint8; arguments as `random_window` takes them."""
     image.draft("RGB", (2 * size, 2 * size))
-    top, left, height, width = random_window(image.height, image.width, scale=scale, ratio=ratio, generator=generator)
-    return _resized(image, size, top=top, left=left, height=height, width=width)
+    window = random_window(image.height, image.width, scale=scale, ratio=ratio, generator=generator)
+    return _resized(image, size, window)
 
 
 def random_window(
@@ -178,11 +173,11 @@ def random_window(
         ratio: Least and largest width / height of the part.
         generator: Draws the part.
     """
-    low, high = (math.log(value) for value in ratio)
+    low, high = map(math.log, ratio)
     for _ in range(10):
-        first, second, top, left = torch.rand(4, generator=generator).tolist()
-        area = height * width * (scale[0] + first * (scale[1] - scale[0]))
-        aspect = math.exp(low + second * (high - low))
+        size, shape, top, left = torch.rand(4, generator=generator).tolist()
+        area = height * width * between(*scale, size)
+        aspect = math.exp(between(low, high, shape))
         w = round(math.sqrt(area * aspect))
         h = round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -206,16 +201,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def between(low: float, high: float, share: Number) -> Number:
+    """The place between two bounds, a share from 0 to 1 of the way."""
+    return low + share * (high - low)
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A generator whose draws depend on the numbers alone: the same in any worker, and after a resume."""
+    return torch.Generator().manual_seed(hash(numbers) % 2**63)
+
+
 def _offset(room: int, generator: torch.Generator | None) -> int:
     if generator is None:
         return room // 2
     return int(torch.randint(room + 1, (), generator=generator))
 
 
-def _resized(image: Image.Image, size: int, *, top: float, left: float, height: float, width: float) -> Tensor:
-    window = (left, top, left + width, top + height)
-    return _to_tensor(to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, window))
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
+def _resized(image: Image.Image, size: int, window: tuple[float, float, float, float]) -> Tensor:
+    """The window of an image (top, left, height, width) at `size` pixels, (3, size, size) uint8."""
+    top, left, height, width = window
+    box = (left, top, left + width, top + height)
+    image = to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from .emoji import DEFAULT_STYLE, emoji_classes, emoji_in_both_styles
 from .images import DataError, undecoded
-from .sources import HELD_OUT, choose_columns, choose_split, default_data, read_splits, read_training_set
+from .sources import (
+    HELD_OUT,
+    Splits,
+    choose_columns,
+    choose_split,
+    default_data,
+    read_splits,
+    read_training_set,
+    split_by,
+    with_labels,
+)
 
 
 if TYPE_CHECKING:
-    import datasets
+    from datasets import Dataset
 
 
 def load_labelled_images(
@@ -27,7 +37,7 @@ def load_labelled_images(
     max_train_samples: int | None = None,
     resolution: int,
     cache_dir: str | None = None,
-) -> datasets.Dataset:
+) -> Dataset:
     """A training set with the columns `image` and `label`, a `ClassLabel`.
 
     By default OpenMoji pictures of classes that the bundled DiT does not know.
@@ -45,13 +55,15 @@ def load_labelled_images(
     Raises:
         DataError: Nothing is there, a column is missing, a row has no label, or a class has no image.
     """
-    if train_data_dir or dataset_name:
-        data = read_training_set(
-            train_data_dir, dataset_name, dataset_config_name, cache_dir=cache_dir, label_column=label_column
-        )
-        data = choose_columns(data, image_column=image_column, label_column=label_column)
-    else:
-        data = default_data(lambda: emoji_classes(DEFAULT_STYLE, "new", size=resolution))
+    data = read_training_set(
+        train_data_dir,
+        dataset_name,
+        dataset_config_name,
+        cache_dir=cache_dir,
+        default=lambda: emoji_classes(DEFAULT_STYLE, "new", size=resolution),
+        image_column=image_column,
+        label_column=label_column,
+    )
     if not len(data):
         raise DataError("the training set is empty.")
     most = max_train_samples
@@ -70,7 +82,7 @@ def load_train_and_val(
     max_train_samples: int | None = None,
     size: int,
     seed: int,
-) -> tuple[datasets.Dataset, datasets.Dataset]:
+) -> tuple[Dataset, Dataset]:
     """Training and validation set with the columns `image` and `label`, a `ClassLabel`; images are not decoded.
 
     By default emoji in two styles, sorted by Unicode's subcategories.
@@ -89,7 +101,8 @@ def load_train_and_val(
         DataError: Nothing is there, a class is empty, there are fewer than 2, or the two sets differ in classes.
     """
 
-    def prepared(data: datasets.Dataset) -> datasets.Dataset:
+    def choose(splits: Splits, names: tuple[str, ...], source: str) -> Dataset:
+        data = choose_split(splits, names, source)
         return _with_classes(choose_columns(data, image_column=image_column, label_column=label_column))
 
     val = None
@@ -97,27 +110,26 @@ def load_train_and_val(
         train, val = default_data(lambda: emoji_in_both_styles(size))
     else:
         splits = read_splits(train_data, label_column=label_column)
-        train = prepared(choose_split(splits, ("train",), train_data))
-        held_out = [name for name in HELD_OUT if name in splits]
-        if held_out and not val_data:
-            val = prepared(splits[held_out[0]])
+        train = choose(splits, ("train",), train_data)
+        if not val_data and any(name in splits for name in HELD_OUT):
+            val = choose(splits, HELD_OUT, train_data)
     if val_data:
-        val = prepared(choose_split(read_splits(val_data, label_column=label_column), HELD_OUT, val_data))
+        val = choose(read_splits(val_data, label_column=label_column), HELD_OUT, val_data)
     if val is None:
         train, val = _split(train, val_fraction, seed)
     _check_classes(train, val)
     if max_train_samples and max_train_samples < len(train):
         rows = np.random.default_rng(seed).permutation(len(train))[:max_train_samples]
-        train = train.select(sorted(rows.tolist()))
+        train = train.select(np.sort(rows))
     return undecoded(train), undecoded(val)
 
 
-def class_names(data: datasets.Dataset) -> list[str]:
+def class_names(data: Dataset) -> list[str]:
     """Names of the classes, in the order of their labels."""
     return list(data.features["label"].names)
 
 
-def example_images(data: datasets.Dataset, names: Sequence[str], size: int) -> list[Image.Image]:
+def example_images(data: Dataset, names: Sequence[str], size: int) -> list[Image.Image]:
     """The first training image of every named class, (size, size)."""
     from PIL import ImageOps
 
@@ -127,7 +139,7 @@ def example_images(data: datasets.Dataset, names: Sequence[str], size: int) -> l
     return [ImageOps.fit(data[row]["image"].convert("RGB"), (size, size)) for row in rows]
 
 
-def _with_classes(data: datasets.Dataset) -> datasets.Dataset:
+def _with_classes(data: Dataset) -> Dataset:
     """Turn labels of any type into a `ClassLabel` of the classes that occur."""
     from datasets import ClassLabel
 
@@ -135,17 +147,16 @@ def _with_classes(data: datasets.Dataset) -> datasets.Dataset:
     missing = [row for row, label in enumerate(labels) if label is None or label == -1]
     if missing:
         raise DataError(f"row {missing[0]} of the training set has no label ({len(missing)} rows have none).")
-    feature: Any = data.features["label"]
+    feature = data.features["label"]
     if isinstance(feature, ClassLabel):
         return data
     if not all(isinstance(label, (int, str)) for label in labels):
         raise DataError(f"labels must be class names or numbers, not {feature}: choose another --label_column.")
-    numbers = {label: number for number, label in enumerate(sorted(set(labels)))}
-    data = data.remove_columns("label").add_column("label", [numbers[label] for label in labels])  # type: ignore[call-arg]
-    return data.cast_column("label", ClassLabel(names=[str(label) for label in numbers]))
+    classes, numbers = np.unique(labels, return_inverse=True)
+    return with_labels(data.remove_columns("label"), numbers.tolist(), [str(label) for label in classes])
 
 
-def _split(data: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def _split(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Hold out a random part of every class, at least one image of each."""
     rng = np.random.default_rng(seed)
     labels = np.asarray(data["label"][:])
@@ -153,18 +164,18 @@ def _split(data: datasets.Dataset, fraction: float, seed: int) -> tuple[datasets
     for label in range(len(class_names(data))):
         rows = rng.permutation(np.flatnonzero(labels == label))
         held_out[rows[: max(1, round(fraction * len(rows)))]] = True
-    return data.select(np.flatnonzero(~held_out)), data.select(np.flatnonzero(held_out))
+    return split_by(data, held_out)
 
 
-def _check_classes(train: datasets.Dataset, val: datasets.Dataset) -> None:
+def _check_classes(train: Dataset, val: Dataset) -> None:
     names = class_names(train)
     if names != class_names(val):
         odd = sorted(set(names) ^ set(class_names(val)))[:5]
         raise DataError(f"training and validation data differ in classes, for example {odd}: make them the same.")
     if len(names) < 2:
         raise DataError(f"the training data has the classes {names}: at least 2 are needed.")
-    counts = np.bincount(train["label"][:], minlength=len(names))
-    empty = [name for name, count in zip(names, counts) if not count]
+    used = set(train["label"][:])
+    empty = [name for label, name in enumerate(names) if label not in used]
     if empty:
         raise DataError(f"no training image is of class {empty[:5]}: add some, or remove the class.")
     if not len(val):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,16 +17,20 @@ from .images import ImageSettings, read_image, to_pixels
 
 
 if TYPE_CHECKING:
-    import datasets
     from accelerate import Accelerator
+    from datasets import Dataset
 
     from autoprog_diffusion.growth import GrowthScheduler
 
 
+Batch = dict[str, Tensor]
+
+
+@dataclass(eq=False)
 class Latents:
     """Latents of training batches at the stage's resolution, drawn anew from the VAE's posterior at every step.
 
-    Args:
+    Attributes:
         vae: A frozen `AutoencoderKL`; it is moved to the device.
         data: Column `image`.
         accelerator: Of the run.
@@ -33,43 +38,34 @@ class Latents:
         folder: Where caches are kept.
         images: How an image becomes a square.
         cached: Encode every image once per stage resolution, before training in it.
-
-    Attributes:
         side: Of the stage's images in pixels, once a stage is entered.
+        multiple: The stage's side is a multiple of this.
     """
 
-    def __init__(
-        self,
-        vae: Any,
-        data: datasets.Dataset,
-        accelerator: Accelerator,
-        *,
-        resolution: int,
-        folder: Path,
-        images: ImageSettings,
-        cached: bool = True,
-    ) -> None:
-        vae.requires_grad_(False).eval().to(accelerator.device)
-        self.vae = vae
-        self.data = data
-        self.accelerator = accelerator
-        self.resolution = resolution
-        self.folder = folder
-        self.cached = cached
-        self.side = 0
-        self._images = images
-        self._multiple = 1  # the stage's side is a multiple of this
-        self._cache: ArrayCache | None = None
+    vae: Any
+    data: Dataset
+    accelerator: Accelerator
+    _: KW_ONLY
+    resolution: int
+    folder: Path
+    images: ImageSettings
+    cached: bool = True
+    side: int = 0
+    multiple: int = 1
+    _cache: ArrayCache | None = None
+
+    def __post_init__(self) -> None:
+        self.vae.requires_grad_(False).eval().to(self.accelerator.device)
 
     def enter_stage(self, growth: GrowthScheduler) -> None:
         """Get the cache of the stage's resolution ready."""
         before = self.side
-        self._multiple = growth.config.resolution_multiple
-        self.side = stage_size((self.resolution, self.resolution), growth.resolution, self._multiple)[0]
+        self.multiple = growth.config.resolution_multiple
+        self.side, _ = stage_size((self.resolution, self.resolution), growth.resolution, self.multiple)
         if self.side != before and self.cached:
             self._cache = self._build_cache()
 
-    def draw(self, batch: dict[str, Tensor]) -> Tensor:
+    def draw(self, batch: Batch) -> Tensor:
         """(N, C, h, w) latents, centred and scaled as the pipeline's denoiser expects them.
 
         Args:
@@ -77,9 +73,7 @@ class Latents:
         """
         device = self.accelerator.device
         if "pixel_values" in batch:
-            pixels = resize_images(batch["pixel_values"].to(device), self.side, self._multiple)
-            with torch.no_grad():
-                moments = self.vae.encode(pixels).latent_dist.parameters
+            moments = self._moments(resize_images(batch["pixel_values"].to(device), self.side, self.multiple))
         else:
             assert self._cache is not None
             moments = self._cache[self._cached_rows(batch["index"].cpu())].to(device)
@@ -92,11 +86,10 @@ class Latents:
 
     def _build_cache(self) -> ArrayCache:
         name = f"latents-{self.side}"
-        count = len(self.data)
-        if self._images.random_flip:
-            count *= 2  # every image is followed, after all others, by its mirror image
-        interpolation = self._images.interpolation
-        mark = text_fingerprint(name, module_fingerprint(self.vae), interpolation, self.data._fingerprint, count)
+        # With random flips all images are followed by their mirror images.
+        count = len(self.data) * (1 + self.images.random_flip)
+        weights = module_fingerprint(self.vae)
+        mark = text_fingerprint(name, weights, self.images.interpolation, self.data._fingerprint, count)
         return build_cache(
             self.folder / f"{name}.npy",
             count,
@@ -109,7 +102,7 @@ class Latents:
 
     def _cached_rows(self, rows: Tensor) -> Tensor:
         """Rows of the cache for (N,) rows of the data: the image, or its mirror image by chance."""
-        if not self._images.random_flip:
+        if not self.images.random_flip:
             return rows
         return rows + len(self.data) * torch.randint(2, rows.shape)
 
@@ -117,9 +110,12 @@ class Latents:
         """Rows of the cache -> (len, 2C, h, w) moments of the posterior."""
         images = []
         for row in rows:
-            image = read_image(self.data, row % len(self.data))
-            pixels = to_pixels(image, self.side, self._images)
-            if row >= len(self.data):
-                pixels = pixels.flip(-1)
-            images.append(pixels)
-        return self.vae.encode(torch.stack(images).to(self.accelerator.device)).latent_dist.parameters
+            mirrored, index = divmod(row, len(self.data))
+            pixels = to_pixels(read_image(self.data, index), self.side, self.images)
+            images.append(pixels.flip(-1) if mirrored else pixels)
+        return self._moments(torch.stack(images))
+
+    def _moments(self, pixels: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, 2C, h, w) moments of the posterior: means, then logarithms of variances."""
+        with torch.no_grad():
+            return self.vae.encode(pixels.to(self.accelerator.device)).latent_dist.parameters

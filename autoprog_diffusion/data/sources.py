@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from .images import DataError
 
 
 if TYPE_CHECKING:
-    import datasets
+    from datasets import Dataset
 
 EXTENSIONS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Parquet files that are larger together are not held in memory.
@@ -24,7 +24,7 @@ IN_MEMORY = 2**29
 # The only split of data that comes without splits.
 WHOLE = "all"
 HELD_OUT = ("validation", "val", "test")
-Splits = dict[str, "datasets.Dataset"]
+Splits = dict[str, "Dataset"]
 _COLUMN_OF = {"image_column": "image", "caption_column": "text", "label_column": "label"}
 _HINTS = {
     "caption_column": "Captions of an image folder are in a metadata.jsonl: {'file_name': ..., 'text': ...} a line.",
@@ -98,7 +98,7 @@ def read_class_folders(path: Path) -> Splits:
     return {name: _class_folders(path / name) for name in splits}
 
 
-def read_parquet(path: Path, label_column: str | None = None, cache_dir: str | None = None) -> datasets.Dataset:
+def read_parquet(path: Path, label_column: str | None = None, cache_dir: str | None = None) -> Dataset:
     """A parquet file, or all in a folder together; class names may be in the schema's metadata, under `names`.
 
     Raises:
@@ -147,8 +147,8 @@ def read_npz(path: Path) -> Splits:
     data = _labelled(images, y.tolist(), [str(name) for name in arrays["classes"]])
     if "test" not in arrays:
         return {WHOLE: data}
-    test = arrays["test"].astype(bool)
-    return {"train": data.select(np.flatnonzero(~test)), "test": data.select(np.flatnonzero(test))}
+    train, test = split_by(data, arrays["test"].astype(bool))
+    return {"train": train, "test": test}
 
 
 def is_saved(path: Path) -> bool:
@@ -156,7 +156,7 @@ def is_saved(path: Path) -> bool:
     return any((path / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
 
 
-def choose_split(splits: Splits, names: tuple[str, ...], source: str) -> datasets.Dataset:
+def choose_split(splits: Splits, names: tuple[str, ...], source: str) -> Dataset:
     """The first of the named splits; data without splits is taken whole.
 
     Raises:
@@ -171,29 +171,42 @@ def choose_split(splits: Splits, names: tuple[str, ...], source: str) -> dataset
 def read_training_set(
     folder: str | None,
     name: str | None,
-    config_name: str | None = None,
+    config_name: str | None,
     *,
-    cache_dir: str | None = None,
-    label_column: str | None = None,
-) -> datasets.Dataset:
-    """The training split of a folder or of a named data set, with the columns that it has.
+    cache_dir: str | None,
+    default: Callable[[], Dataset],
+    **columns: str,
+) -> Dataset:
+    """The training split of a folder, of a named data set, or where neither is given of the default data.
+
+    Args:
+        folder: As `read_splits` takes it.
+        name: Hub name or folder of a `datasets` data set, instead of `folder`.
+        config_name: Configuration of that data set.
+        cache_dir: Where `datasets` keeps what it downloads and converts.
+        default: Makes the default data.
+        columns: As `choose_columns` takes them.
 
     Raises:
-        DataError: Both are given, nothing is there, or it has no split for training.
+        DataError: Both are given, nothing is there, it has no split for training, or lacks a column.
     """
     if folder and name:
         raise DataError("--train_data_dir and --dataset_name are both given: give one.")
-    if not folder:
-        splits = load_by_name(name or "", config_name, cache_dir)
-    else:
+    if folder:
         path = Path(folder)
         if not path.is_dir() or not any(file.is_file() for file in path.rglob("*")):
             raise DataError(f"--train_data_dir {folder} is not a folder with files in it.")
-        splits = read_splits(folder, label_column=label_column, cache_dir=cache_dir)
-    return choose_split(splits, ("train",), folder or name or "")
+        splits = read_splits(folder, label_column=columns.get("label_column"), cache_dir=cache_dir)
+        data = choose_columns(choose_split(splits, ("train",), folder), **columns)
+    elif name:
+        splits = load_by_name(name, config_name, cache_dir)
+        data = choose_columns(choose_split(splits, ("train",), name), **columns)
+    else:
+        data = default_data(default)
+    return data
 
 
-def choose_columns(data: datasets.Dataset, **columns: str) -> datasets.Dataset:
+def choose_columns(data: Dataset, **columns: str) -> Dataset:
     """Only the chosen columns, renamed.
 
     Args:
@@ -210,8 +223,8 @@ def choose_columns(data: datasets.Dataset, **columns: str) -> datasets.Dataset:
             hint = _HINTS[list(columns)[-1]]
             raise DataError(f"--{flag} {name!r} is not a column of the data; it has {data.column_names}. {hint}")
     data = data.select_columns(list(columns.values()))
-    names = {name: _COLUMN_OF[flag] for flag, name in columns.items() if name != _COLUMN_OF[flag]}
-    return data.rename_columns(names).cast_column("image", ImageFeature())
+    data = data.rename_columns({name: _COLUMN_OF[flag] for flag, name in columns.items()})
+    return data.cast_column("image", ImageFeature())
 
 
 def default_data(make: Callable[[], Any]) -> Any:
@@ -239,31 +252,47 @@ def check_batch(count: int, per_step: int) -> None:
         )
 
 
-def _class_folders(root: Path) -> datasets.Dataset:
+def split_by(data: Dataset, held_out: np.ndarray) -> tuple[Dataset, Dataset]:
+    """The rows of the data that are not held out, and those that are; `held_out` is (N,) bool."""
+    return data.select(np.flatnonzero(~held_out)), data.select(np.flatnonzero(held_out))
+
+
+def with_labels(data: Dataset, labels: list[int], names: list[str]) -> Dataset:
+    """The data with a new column `label`, a `ClassLabel` of these names."""
+    from datasets import ClassLabel
+
+    data = data.add_column("label", labels)  # type: ignore[call-arg]
+    return data.cast_column("label", ClassLabel(names=names))
+
+
+def file_stamps(files: Sequence[Path]) -> list[str]:
+    """Sizes and times of files; as a column, they let the data's fingerprint follow the files' content."""
+    return [f"{file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+
+
+def _class_folders(root: Path) -> Dataset:
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise DataError(f"{root} has no folders: it must hold one folder of images per class.")
-    images = []
+    files: list[Path] = []
     labels: list[int] = []
-    stamps = []  # sizes and times of the files, so that the fingerprint follows their content
-    empty = []
     for label, folder in enumerate(folders):
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS)
-        images += [{"bytes": None, "path": str(file)} for file in files]
-        labels += [label] * len(files)
-        stamps += [str((file.stat().st_size, file.stat().st_mtime_ns)) for file in files]
-        if not files:
-            empty.append(folder.name)
+        found = sorted(file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS)
+        files += found
+        labels += [label] * len(found)
+    names = [folder.name for folder in folders]
+    used = set(labels)
+    empty = [name for label, name in enumerate(names) if label not in used]
     if empty:
         raise DataError(
             f"the class folders {empty[:5]} of {root} hold no image ({', '.join(EXTENSIONS)}): fill them or remove "
             "them."
         )
-    data = _labelled(images, labels, [folder.name for folder in folders])
-    return data.add_column("stamp", stamps)  # type: ignore[call-arg]
+    data = _labelled([{"bytes": None, "path": str(file)} for file in files], labels, names)
+    return data.add_column("stamp", file_stamps(files))  # type: ignore[call-arg]
 
 
-def _labelled(images: list[Any], labels: list[int], classes: list[str]) -> datasets.Dataset:
+def _labelled(images: list[Any], labels: list[int], classes: list[str]) -> Dataset:
     import datasets
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})

@@ -19,7 +19,7 @@ _MOVED = {
               "labels": "dit_labels", "loading": "loading", "lora": "lora", "objective": "objective", "sdxl": "sdxl",
               "stable_diffusion": "stable_diffusion", "text_to_image": "text_to_image_recipe",
               "variance": "learned_variance"},
-    "training": {"arguments": "arguments", "loop": "trainer", "recipe": "recipe", "report": "report", "run": "run",
+    "training": {"arguments": "arguments", "loop": "diffusion", "recipe": "recipe", "report": "report", "run": "run",
                  "runlog": "metrics", "samples": "samples", "setup": "build"},
 }  # fmt: skip
 _NEW = {old: f"autoprog_diffusion.{part}.{new}" for part, names in _MOVED.items() for old, new in names.items()}

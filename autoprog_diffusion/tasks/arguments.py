@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
+from tyro.conf import OmitArgPrefixes
 
 from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.training.arguments import Arguments
@@ -29,35 +29,35 @@ if TYPE_CHECKING:
 class ClassConditionalArguments(Arguments):
     """All groups of arguments, and the classes."""
 
-    classes: tyro.conf.OmitArgPrefixes[ClassSettings] = field(default_factory=ClassSettings)
+    classes: OmitArgPrefixes[ClassSettings] = field(default_factory=ClassSettings)
 
 
 @dataclass(frozen=True)
 class DreamboothArguments(Arguments):
     """All groups of arguments, and subject and class."""
 
-    subject: tyro.conf.OmitArgPrefixes[SubjectSettings] = field(default_factory=SubjectSettings)
+    subject: OmitArgPrefixes[SubjectSettings] = field(default_factory=SubjectSettings)
 
 
 @dataclass(frozen=True)
 class FlowMatchingArguments(Arguments):
     """All groups of arguments, and flow matching."""
 
-    flow: tyro.conf.OmitArgPrefixes[FlowSettings] = field(default_factory=FlowSettings)
+    flow: OmitArgPrefixes[FlowSettings] = field(default_factory=FlowSettings)
 
 
 @dataclass(frozen=True)
 class LoraArguments(FlowMatchingArguments):
     """All groups of arguments, flow matching for SD3 and Flux, and LoRA."""
 
-    lora: tyro.conf.OmitArgPrefixes[LoraSettings] = field(default_factory=LoraSettings)
+    lora: OmitArgPrefixes[LoraSettings] = field(default_factory=LoraSettings)
 
 
 @dataclass(frozen=True)
 class SDXLArguments(Arguments):
     """All groups of arguments, and Stable Diffusion XL's."""
 
-    xl: tyro.conf.OmitArgPrefixes[SDXLSettings] = field(default_factory=SDXLSettings)
+    xl: OmitArgPrefixes[SDXLSettings] = field(default_factory=SDXLSettings)
 
 
 def hub_options(args: Arguments) -> dict[str, str | None]:

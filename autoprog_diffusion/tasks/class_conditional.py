@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from autoprog_diffusion.data.labelled import class_names
-from autoprog_diffusion.data.latents import Latents
+from autoprog_diffusion.data.latents import Batch, Latents
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 from autoprog_diffusion.training.samples import sampling, seeds
 
@@ -81,13 +81,10 @@ def set_classes(pipeline: DiTPipeline, names: Sequence[str], *, keep: bool = Fal
         known = {}
     rows = dict(zip(names, ids))
     pipeline.labels = {**known, **rows}
-    # The keys are text in JSON; a class of several names has them with commas between.
-    id2label: dict[str, str] = {}
+    names_of: dict[str, list[str]] = {}
     for name, row in pipeline.labels.items():
-        if str(row) in id2label:
-            name = f"{id2label[str(row)]}, {name}"
-        id2label[str(row)] = name
-    pipeline.register_to_config(id2label=id2label)
+        names_of.setdefault(str(row), []).append(name)  # the keys are text in JSON
+    pipeline.register_to_config(id2label={row: ", ".join(known) for row, known in names_of.items()})
     stop_label_dropout(pipeline.transformer)
     return rows
 
@@ -103,10 +100,11 @@ def draw_classes(
     return output.images
 
 
+@dataclass(eq=False)
 class ClassConditional:
     """Training task of a DiT pipeline: batches to losses.
 
-    Args:
+    Attributes:
         pipeline: With the classes of the data.
         latents: Of the training images; their data has a column `label`.
         noise: Settings of the objective.
@@ -116,30 +114,26 @@ class ClassConditional:
         ConfigError: DiTPipeline could not draw at this resolution, or there is no loss for the prediction type.
     """
 
-    def __init__(
-        self,
-        pipeline: DiTPipeline,
-        latents: Latents,
-        noise: NoiseSettings,
-        classes: ClassSettings,
-    ) -> None:
-        self.pipeline = pipeline
-        self.latents = latents
-        self.resolution = latents.resolution
-        self.noise = noise
-        self.classes = classes
-        self.noise_scheduler = training_scheduler(pipeline, noise.prediction_type)
-        rows = torch.tensor([pipeline.labels[name] for name in class_names(latents.data)])
-        self.labels = rows[torch.tensor(latents.data["label"])]
-        config = pipeline.transformer.config
-        self.learns_variance = config.out_channels == 2 * config.in_channels
-        self._check(config.sample_size * vae_factor(pipeline))
+    pipeline: DiTPipeline
+    latents: Latents
+    noise: NoiseSettings
+    classes: ClassSettings
+
+    def __post_init__(self) -> None:
+        self.resolution = self.latents.resolution
+        self.noise_scheduler = training_scheduler(self.pipeline, self.noise.prediction_type)
+        data = self.latents.data
+        rows = torch.tensor([self.pipeline.labels[name] for name in class_names(data)])
+        self.labels = rows[torch.tensor(data["label"])]
+        config = self.pipeline.transformer.config
+        self.trains_variance = self.classes.variance_loss and config.out_channels == 2 * config.in_channels
+        self._check(config.sample_size * vae_factor(self.pipeline))
 
     def enter_stage(self, growth: GrowthScheduler) -> None:
         """Get the cache of the stage's resolution ready; DiT's position embedding is computed for any resolution."""
         self.latents.enter_stage(growth)
 
-    def loss(self, denoiser: Any, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, denoiser: Any, batch: Batch) -> Tensor:
         """Denoising loss of one batch, () float32, plus the variational bound of a learned variance.
 
         Args:
@@ -154,7 +148,7 @@ class ClassConditional:
         channels = clean.shape[1]
         prediction = output[:, :channels]
         loss = denoising_loss(prediction, noisy.target, noisy.timesteps, scheduler, snr_gamma=self.noise.snr_gamma)
-        if not self.learns_variance or not self.classes.variance_loss:
+        if not self.trains_variance:
             return loss
         return loss + variational_bound(
             prediction,
@@ -172,17 +166,16 @@ class ClassConditional:
         return torch.where(dropped, NULL_LABEL, labels)
 
     def _check(self, own: int) -> None:
-        resolution = self.latents.resolution
-        if resolution != own:
+        if self.resolution != own:
             raise ConfigError(
-                f"--resolution {resolution} is not allowed: this DiT draws images of {own} pixels only. Leave "
+                f"--resolution {self.resolution} is not allowed: this DiT draws images of {own} pixels only. Leave "
                 "the flag out; earlier stages at a lower resolution are --resolutions."
             )
         dropout = self.classes.class_dropout
         if not 0 <= dropout < 1:
             raise ConfigError(f"--class_dropout {dropout} is not allowed: use a probability from 0 to below 1.")
         kind = self.noise_scheduler.config.prediction_type
-        if self.learns_variance and self.classes.variance_loss and kind != "epsilon":
+        if self.trains_variance and kind != "epsilon":
             raise ConfigError(
                 f"a learned variance with prediction_type={kind!r} has no loss here: it needs epsilon. Use "
                 "--no-variance_loss to leave the variance as it is."

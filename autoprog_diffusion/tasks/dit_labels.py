@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoprog_diffusion.growth.errors import GrowthError
 
@@ -25,8 +26,7 @@ def label_tables(transformer: nn.Module) -> list[Any]:
     Raises:
         LabelError: There is none.
     """
-    modules = transformer.named_modules()
-    found = [module for name, module in modules if name.endswith("class_embedder")]
+    found = [module for name, module in transformer.named_modules() if name.endswith("class_embedder")]
     if not found:
         raise LabelError(f"{type(transformer).__name__} has no class_embedder: use a class-conditional DiT.")
     return found
@@ -39,18 +39,17 @@ def label_ids(count: int) -> list[int]:
 
 def plain_name(name: str) -> str:
     """A class name as folders and labels can be compared: lower case, words apart by one space."""
-    spaced = name.replace("_", " ").replace("-", " ")
-    return " ".join(spaced.lower().split())
+    return " ".join(re.sub("[_-]", " ", name.lower()).split())
 
 
-def find_label(name: str, labels: Mapping[str, int]) -> int | None:
-    """Row of a class, by its full name or by one of ImageNet's comma-separated synonyms; None if unknown."""
+def find_labels(names: Sequence[str], labels: Mapping[str, int]) -> list[int | None]:
+    """Rows of classes, by their full names or one of ImageNet's comma-separated synonyms; None for unknown ones."""
     known = {plain_name(label): row for label, row in labels.items()}
-    for part in (name, *name.split(",")):
-        row = known.get(plain_name(part))
-        if row is not None:
-            return row
-    return None
+    rows = []
+    for name in names:
+        found = [known[part] for part in map(plain_name, (name, *name.split(","))) if part in known]
+        rows.append(found[0] if found else None)
+    return rows
 
 
 def keep_labels(names: Sequence[str], labels: Mapping[str, int]) -> list[int]:
@@ -63,7 +62,7 @@ def keep_labels(names: Sequence[str], labels: Mapping[str, int]) -> list[int]:
     Raises:
         LabelError: The checkpoint lacks a class; the message names it and some it has.
     """
-    rows = [find_label(name, labels) for name in names]
+    rows = find_labels(names, labels)
     missing = [name for name, row in zip(names, rows) if row is None]
     if missing:
         raise LabelError(
@@ -88,22 +87,19 @@ def fit_labels(transformer: Any, names: Sequence[str], labels: Mapping[str, int]
         seed: Of the new rows.
     """
     ids = label_ids(len(names))
-    known = [find_label(name, labels) for name in names]
-    classes = max(NULL_LABEL, len(names))
+    known = find_labels(names, labels)
+    rows = max(NULL_LABEL, len(names)) + 1
     generator = torch.Generator().manual_seed(seed)
     for embedder in label_tables(transformer):
         old = embedder.embedding_table.weight
-        null = _null_row(embedder)
-        table = null.expand(classes + 1, -1).clone()
-        kept = min(len(old), classes + 1)
-        table[:kept] = old[:kept]
+        table = _longer(embedder, rows)[:rows]
+        null = table[NULL_LABEL]
         for index, row in zip(ids, known):
             # Drawn for every class: those that are known must not change the others' numbers.
-            noise = 0.02 * torch.randn(table.shape[1], generator=generator)
+            noise = 0.02 * torch.randn(len(null), generator=generator)
             table[index] = null + noise.to(null) if row is None else old[row]
-        table[NULL_LABEL] = null
         _replace(embedder, table)
-    transformer.register_to_config(num_embeds_ada_norm=classes)
+    transformer.register_to_config(num_embeds_ada_norm=rows - 1)
     return ids
 
 
@@ -111,13 +107,8 @@ def fit_labels(transformer: Any, names: Sequence[str], labels: Mapping[str, int]
 def pad_labels(transformer: Any) -> None:
     """Move the unconditional row of a DiT of fewer classes to `NULL_LABEL`, in place; its classes stay."""
     for embedder in label_tables(transformer):
-        null = _null_row(embedder)
-        old = embedder.embedding_table.weight
-        missing = NULL_LABEL + 1 - len(old)
-        if missing > 0:
-            _replace(embedder, torch.cat([old, null.expand(missing, -1)]))
-    classes = len(label_tables(transformer)[0].embedding_table.weight) - 1
-    transformer.register_to_config(num_embeds_ada_norm=classes)
+        _replace(embedder, _longer(embedder, NULL_LABEL + 1))
+    transformer.register_to_config(num_embeds_ada_norm=label_tables(transformer)[0].num_classes)
 
 
 def stop_label_dropout(transformer: nn.Module) -> None:
@@ -126,14 +117,14 @@ def stop_label_dropout(transformer: nn.Module) -> None:
         embedder.dropout_prob = 0.0
 
 
-def _null_row(embedder: Any) -> torch.Tensor:
-    """(D,) the unconditional row: `NULL_LABEL` in a table that holds it, else the last one."""
+def _longer(embedder: Any, rows: int) -> Tensor:
+    """(at least `rows`, D) a copy of the table, with copies of its unconditional row at the end."""
     table = embedder.embedding_table.weight
-    return table[min(NULL_LABEL, len(table) - 1)]
+    null = table[min(NULL_LABEL, len(table) - 1)]
+    return torch.cat([table, null.expand(max(0, rows - len(table)), -1)])
 
 
-def _replace(embedder: Any, table: torch.Tensor) -> None:
-    weight = embedder.embedding_table.weight
-    frozen = not weight.requires_grad
+def _replace(embedder: Any, table: Tensor) -> None:
+    frozen = not embedder.embedding_table.weight.requires_grad
     embedder.embedding_table = nn.Embedding.from_pretrained(table.clone(), freeze=frozen)
     embedder.num_classes = len(table) - 1

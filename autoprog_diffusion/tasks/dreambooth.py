@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from autoprog_diffusion.data.emoji import emoji_dataset
 from autoprog_diffusion.data.images import DataError
-from autoprog_diffusion.data.latents import Latents
+from autoprog_diffusion.data.latents import Batch
+from autoprog_diffusion.data.sources import file_stamps
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.training.samples import sampling, seeds
 
-from .objective import NoiseSettings
 from .stable_diffusion import TextToImage
 
 
@@ -64,12 +64,13 @@ def check_subject(subject: SubjectSettings) -> None:
         raise ConfigError("--instance_prompt is missing: give a prompt with a rare word that names the subject.")
     if subject.with_prior_preservation and not subject.class_prompt:
         raise ConfigError("--with_prior_preservation needs --class_prompt, for example the class's plain name.")
-    given = [name for name in ("class_data_dir", "class_prompt") if getattr(subject, name)]
-    if given and not subject.with_prior_preservation:
-        raise ConfigError(f"--{given[0]} does nothing without --with_prior_preservation: add it, or remove the flag.")
+    for name in ("class_data_dir", "class_prompt"):
+        if getattr(subject, name) and not subject.with_prior_preservation:
+            raise ConfigError(f"--{name} does nothing without --with_prior_preservation: add it, or remove the flag.")
     for name in ("num_class_images", "sample_batch_size"):
-        if getattr(subject, name) < 1:
-            raise ConfigError(f"--{name} {getattr(subject, name)} is not allowed: use a whole number of at least 1.")
+        value = getattr(subject, name)
+        if value < 1:
+            raise ConfigError(f"--{name} {value} is not allowed: use a whole number of at least 1.")
     if not subject.prior_loss_weight >= 0:
         raise ConfigError(f"--prior_loss_weight {subject.prior_loss_weight} is not allowed: use 0 or more.")
 
@@ -81,21 +82,25 @@ def list_images(folder: str | Path, flag: str) -> list[Path]:
         DataError: It is not a folder, or holds none.
     """
     path = Path(folder)
-    known = Image.registered_extensions()
     if not path.is_dir():
         raise DataError(f"--{flag} {folder} is not a folder.")
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in known)
+    files = _image_files(path)
     if not files:
         raise DataError(f"--{flag} {folder} holds no image file (such as .png or .jpg).")
     return files
+
+
+def _image_files(folder: Path) -> list[Path]:
+    known = Image.registered_extensions()
+    return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in known)
 
 
 def images_of(files: Sequence[Path], prompt: str) -> datasets.Dataset:
     """Columns `image` and `text`, the same prompt for every file."""
     import datasets
 
-    stamps = [f"{file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]  # part of the fingerprint
-    columns = {"image": [str(file) for file in files], "text": [prompt] * len(files), "stamp": stamps}
+    names = [str(file) for file in files]
+    columns = {"image": names, "text": [prompt] * len(files), "stamp": file_stamps(files)}
     return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
 
 
@@ -127,10 +132,7 @@ def draw_class_images(
     Raises:
         DataError: The folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"--class_data_dir {folder} cannot be written: {error}.") from error
+    _make_folder(folder)
     missing = _missing_pictures(folder, subject.num_class_images)
     accelerator.wait_for_everyone()  # all have looked before one draws
     mine = missing[accelerator.process_index :: accelerator.num_processes]
@@ -147,11 +149,23 @@ def draw_class_images(
                 generator=[seeds(seed + number, 1)[0] for number in numbers],
             ).images
         for number, image in zip(numbers, images):
-            temporary = folder / f"{_drawn_name(number)}.tmp"
-            image.save(temporary, format="PNG")
-            os.replace(temporary, folder / _drawn_name(number))
+            _save(image, folder / _drawn_name(number))
     accelerator.wait_for_everyone()
     return list_images(folder, "class_data_dir")[: subject.num_class_images]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"--class_data_dir {folder} cannot be written: {error}.") from error
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    """Save so that a killed run leaves no half of a picture, which the next one would take as drawn."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    image.save(temporary, format="PNG")
+    os.replace(temporary, path)
 
 
 def _drawn_name(number: int) -> str:
@@ -160,9 +174,8 @@ def _drawn_name(number: int) -> str:
 
 def _missing_pictures(folder: Path, count: int) -> list[int]:
     """Numbers of the pictures to draw, so that there are `count` with the files that the user put there."""
-    known = Image.registered_extensions()
-    present = {file.name for file in folder.iterdir() if file.suffix.lower() in known}
-    given = present - {_drawn_name(number) for number in range(count)}
+    present = {file.name for file in _image_files(folder)}
+    given = present - set(map(_drawn_name, range(count)))
     return [number for number in range(count - len(given)) if _drawn_name(number) not in present]
 
 
@@ -184,23 +197,18 @@ def pair_up(instances: int, classes: int) -> list[tuple[int, ...]]:
     return [(item % instances, instances + item % classes) for item in range(max(instances, classes))]
 
 
+@dataclass(eq=False)
 class Dreambooth(TextToImage):
     """The loss on the subject, and the weighted one on the class where rows come in pairs.
 
-    Args:
-        pipeline: As `TextToImage` takes it.
-        latents: As `TextToImage` takes them.
-        noise: As `TextToImage` takes it.
-        prior_loss_weight: Weight of the loss on the class.
+    Attributes:
+        prior_loss_weight: Weight of the loss on the class; the other attributes are those of `TextToImage`.
     """
 
-    def __init__(
-        self, pipeline: Any, latents: Latents, noise: NoiseSettings, *, prior_loss_weight: float = 1.0
-    ) -> None:
-        super().__init__(pipeline, latents, noise)
-        self.prior_loss_weight = prior_loss_weight
+    _: KW_ONLY
+    prior_loss_weight: float = 1.0
 
-    def loss(self, denoiser: Any, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, denoiser: Any, batch: Batch) -> Tensor:
         """Loss of one batch, () float32.
 
         Args:

@@ -11,6 +11,8 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from torch import Tensor
 
+from autoprog_diffusion.data.captions import Embeddings
+
 
 class SD3:
     """Stable Diffusion 3 and 3.5. Its position embedding is cropped to the stage's resolution, as in the pipeline.
@@ -33,7 +35,7 @@ class SD3:
         """Side of the images the pipeline was made for, in pixels."""
         return self.pipeline.transformer.config.sample_size * self.pipeline.vae_scale_factor
 
-    def encode(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Sequence[str], length: int) -> Embeddings:
         """Captions -> (len, L, D) tokens and (len, P) pooled."""
         tokens, _, pooled, _ = self.pipeline.encode_prompt(
             list(captions), None, None, max_sequence_length=length, do_classifier_free_guidance=False
@@ -72,7 +74,7 @@ class Flux:
         """Side of the images the pipeline was made for, in pixels."""
         return self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
 
-    def encode(self, captions: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Sequence[str], length: int) -> Embeddings:
         """Captions -> (len, L, D) tokens and (len, P) pooled."""
         tokens, pooled, _ = self.pipeline.encode_prompt(list(captions), None, max_sequence_length=length)
         return tokens, pooled
@@ -114,18 +116,11 @@ def stage_shift(config: Any, tokens: int, full_tokens: int) -> float:
         tokens: Image tokens at the stage's resolution.
         full_tokens: Image tokens at the run's resolution.
     """
-    if not config.get("use_dynamic_shifting", False):
-        return config.get("shift", 1.0) * math.sqrt(tokens / full_tokens)
-    mu = calculate_shift(
-        tokens,
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-        config.get("base_shift", 0.5),
-        config.get("max_shift", 1.15),
-    )
-    if config.get("time_shift_type", "exponential") == "linear":
-        return mu
-    return math.exp(mu)
+    if not config.use_dynamic_shifting:
+        return config.shift * math.sqrt(tokens / full_tokens)
+    bounds = (config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
+    mu = calculate_shift(tokens, *bounds)
+    return mu if config.time_shift_type == "linear" else math.exp(mu)
 
 
 def shift_time(sigmas: Tensor, shift: float) -> Tensor:

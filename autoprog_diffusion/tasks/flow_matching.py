@@ -11,8 +11,8 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 from PIL import Image
 from torch import Tensor, nn
 
-from autoprog_diffusion.data.captions import Captions
-from autoprog_diffusion.data.latents import Latents
+from autoprog_diffusion.data.captions import Captions, Embeddings
+from autoprog_diffusion.data.latents import Batch, Latents
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 from autoprog_diffusion.training.samples import sampling, seeds
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from autoprog_diffusion.growth import GrowthScheduler
 
 MOST_TEXT = 512  # tokens that a T5 encoder of these pipelines takes
-_ALLOWED = f"only {[family.pipeline_class.__name__ for family in FAMILIES]} are trained by flow matching here."
+_BY_NAME = {family.pipeline_class.__name__: family for family in FAMILIES}
+_ALLOWED = f"only {list(_BY_NAME)} are trained by flow matching here."
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,17 @@ def load_flow(name: str, **hub: str | None) -> Any:
     Raises:
         GrowthError: It cannot be loaded, or is another kind of pipeline.
     """
-    name_of_class = pipeline_class(name, **hub)
-    family = next((family for family in FAMILIES if family.pipeline_class.__name__ == name_of_class), None)
-    if family is None:
-        raise GrowthError(f"{name} is a {name_of_class}: {_ALLOWED}")
-    words = f"a {name_of_class} (a Diffusers folder with transformer, vae, text encoders, tokenizers and scheduler)"
+    kind = pipeline_class(name, **hub)
+    if kind not in _BY_NAME:
+        raise GrowthError(f"{name} is a {kind}: {_ALLOWED}")
+    words = f"a {kind} (a Diffusers folder with transformer, vae, text encoders, tokenizers and scheduler)"
     left_out: dict[str, None] = {}
-    if family is SD3:
+    if _BY_NAME[kind] is SD3:
         # SD3 works without its third text encoder; Diffusers loads what was saved that way only if told so.
         index = pipeline_config(name, **hub)
         parts = ("text_encoder_3", "tokenizer_3")
         left_out = {part: None for part in parts if index.get(part, (None,))[0] is None}
-    return load_as(family.pipeline_class, words, name, **hub, **left_out)
+    return load_as(_BY_NAME[kind].pipeline_class, words, name, **hub, **left_out)
 
 
 def flow_family(pipeline: Any, guidance: float = 1.0) -> SD3 | Flux:
@@ -103,10 +103,11 @@ def text_length(pipeline: Any, max_sequence_length: int | None) -> int:
     return flow_family(pipeline).most_text
 
 
+@dataclass(eq=False)
 class FlowMatching:
     """Training task of an SD3 or Flux pipeline: batches to losses.
 
-    Args:
+    Attributes:
         pipeline: Its text encoders are frozen and moved to the device.
         latents: Of the training images; their data has a column `text`.
         flow: Settings of the objective.
@@ -116,40 +117,37 @@ class FlowMatching:
         ConfigError: A setting is out of range, or belongs to noise prediction.
     """
 
-    def __init__(
-        self,
-        pipeline: Any,
-        latents: Latents,
-        flow: FlowSettings,
-        noise: NoiseSettings,
-    ) -> None:
-        self.pipeline = pipeline
-        self.latents = latents
+    pipeline: Any
+    latents: Latents
+    flow: FlowSettings
+    noise: NoiseSettings
+    shift = 1.0  # of time, in the stage
+
+    def __post_init__(self) -> None:
+        latents = self.latents
+        flow = self.flow
         self.resolution = latents.resolution
-        self.flow = flow
-        self.noise = noise
-        self.family = flow_family(pipeline, flow.guidance)
-        self._length = text_length(pipeline, flow.max_sequence_length)
+        self.family = flow_family(self.pipeline, flow.guidance)
+        self._length = text_length(self.pipeline, flow.max_sequence_length)
         self._check()
         self.captions = Captions(
             latents.data["text"],
             self._encode,
-            text_encoders(pipeline),
+            text_encoders(self.pipeline),
             latents.accelerator,
             folder=latents.folder,
             empty=flow.proportion_empty_prompts,
         )
-        self.shift = 1.0
 
     def enter_stage(self, growth: GrowthScheduler) -> None:
         """Get the caches of the stage's resolution ready, and the shift of time that belongs to it."""
         self.captions.ready()
         self.latents.enter_stage(growth)
         tokens = self._image_tokens(self.latents.side)
-        full_tokens = self._image_tokens(self.latents.resolution)
+        full_tokens = self._image_tokens(self.resolution)
         self.shift = stage_shift(self.pipeline.scheduler.config, tokens, full_tokens)
 
-    def loss(self, denoiser: Any, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, denoiser: Any, batch: Batch) -> Tensor:
         """Flow-matching loss of one batch, () float32.
 
         Args:
@@ -189,16 +187,13 @@ class FlowMatching:
         least = 1 / self.pipeline.scheduler.config.num_train_timesteps
         return shift_time((1 - density).clamp(least, 1.0), self.shift)
 
-    def _encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+    def _encode(self, captions: list[str]) -> Embeddings:
         return self.family.encode(captions, self._length)
 
     def _check(self) -> None:
         for name in ("snr_gamma", "prediction_type", "noise_offset", "input_perturbation"):
             if value := getattr(self.noise, name):
                 raise ConfigError(f"--{name} {value} belongs to noise prediction; flow matching has no such setting.")
-        empty = self.flow.proportion_empty_prompts
-        if not 0 <= empty <= 1:
-            raise ConfigError(f"--proportion_empty_prompts {empty} is not allowed: use a probability in [0, 1].")
         if not 0 <= self._length <= MOST_TEXT:
             raise ConfigError(f"--max_sequence_length {self._length} is not allowed: use 0 to {MOST_TEXT}.")
         if self.flow.logit_std <= 0:

@@ -24,10 +24,7 @@ def variational_bound(
         timesteps: (N,) integers.
         noise_scheduler: A Diffusers scheduler with `alphas_cumprod`.
     """
-    epsilon = epsilon.detach().float()
-    variance = variance.float()
-    clean = clean.float()
-    noisy = noisy.float()
+    epsilon, variance, clean, noisy = (values.float() for values in (epsilon.detach(), variance, clean, noisy))
     alpha_bar = noise_scheduler.alphas_cumprod.to(device=noisy.device, dtype=torch.float64)
     previous = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     beta = 1 - alpha_bar / previous
@@ -36,21 +33,23 @@ def variational_bound(
     def at(values: Tensor) -> Tensor:
         return values[timesteps].float().view(-1, 1, 1, 1)
 
-    # q(x_{t-1} | x_t, x_0): its mean is a weighted sum of x_0 and x_t.
-    clean_weight = at(beta * previous.sqrt() / noise)
-    noisy_weight = at((1 - previous) * (alpha_bar / previous).sqrt() / noise)
+    def mean_of(start: Tensor) -> Tensor:
+        """Mean of q(x_{t-1} | x_t, x_0), a weighted sum of x_0 and x_t."""
+        start_weight = beta * previous.sqrt() / noise
+        noisy_weight = (1 - previous) * (alpha_bar / previous).sqrt() / noise
+        return at(start_weight) * start + at(noisy_weight) * noisy
+
     posterior = beta * (1 - previous) / noise
     posterior[0] = posterior[1]  # it is 0 at step 0, where its logarithm is not needed
     # The model's p(x_{t-1} | x_t), with its prediction of x_0.
     predicted = (noisy - at(noise.sqrt()) * epsilon) / at(alpha_bar.sqrt())
-    mean = clean_weight * predicted + noisy_weight * noisy
+    mean = mean_of(predicted)
     lower = at(posterior.log())
     upper = at(beta.log())
     log_variance = lower + (variance + 1) / 2 * (upper - lower)
     # Kullback-Leibler divergence of two Gaussians.
-    true_mean = clean_weight * clean + noisy_weight * noisy
     divergence = 0.5 * (log_variance - lower - 1 + (lower - log_variance).exp())
-    distance = (true_mean - mean).square()
+    distance = (mean_of(clean) - mean).square()
     divergence = divergence + 0.5 * distance * (-log_variance).exp()
     # The last step is a likelihood of the data instead.
     likelihood = -discretized_log_likelihood(clean, mean, 0.5 * log_variance)
@@ -65,6 +64,7 @@ def discretized_log_likelihood(values: Tensor, mean: Tensor, log_std: Tensor) ->
     precision = (-log_std).exp()
     above = torch.special.ndtr((distance + 1 / 255) * precision)
     below = torch.special.ndtr((distance - 1 / 255) * precision)
-    above = torch.where(values > 0.999, torch.ones_like(above), above)
-    below = torch.where(values < -0.999, torch.zeros_like(below), below)
+    # The outermost bins reach to infinity.
+    above = above.masked_fill(values > 0.999, 1.0)
+    below = below.masked_fill(values < -0.999, 0.0)
     return (above - below).clamp(min=1e-12).log()

@@ -12,10 +12,11 @@ import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from autoprog_diffusion.growth.errors import GrowthError
@@ -38,7 +39,6 @@ def sdxl_from_sd(pipeline: StableDiffusionPipeline) -> StableDiffusionXLPipeline
         GrowthError: The text encoder's layers cannot express an identity.
     """
     source: Any = pipeline.text_encoder
-    unet: Any = pipeline.unet
     config = source.config
     if config.hidden_act not in ("gelu", "quick_gelu") or config.intermediate_size < 2 * config.hidden_size:
         raise GrowthError(
@@ -49,7 +49,7 @@ def sdxl_from_sd(pipeline: StableDiffusionPipeline) -> StableDiffusionXLPipeline
         torch.manual_seed(0)
         first = _deeper(source, CLIPTextModel)
         second = _deeper(source, CLIPTextModelWithProjection)
-        wider = _wider_unet(unet, source.config.hidden_size)
+        wider = _wider_unet(pipeline.unet, config.hidden_size)
     return StableDiffusionXLPipeline(
         vae=pipeline.vae,
         text_encoder=first,
@@ -80,7 +80,7 @@ def _wider_unet(source: Any, width: int) -> UNet2DConditionModel:
             old = weights[name]
             if old.shape != parameter.shape:
                 # Keys and values read both encoders' tokens; the second one's do not count yet.
-                old = _padded(old, parameter.shape[1])
+                old = F.pad(old, (0, parameter.shape[1] - old.shape[1]))
             parameter.copy_(old)
     return unet
 
@@ -102,14 +102,12 @@ def _deeper(source: Any, kind: Any) -> Any:
     text.embeddings.position_embedding.weight.mul_(SCALE)
     # All that writes to the residual stream is scaled; layer norms undo it for all that reads it.
     for layer in text.encoder.layers[:layers]:
-        for linear in (layer.self_attn.out_proj, layer.mlp.fc2):
-            linear.weight.mul_(SCALE)
-            linear.bias.mul_(SCALE)
-    norm = text.encoder.layers[layers]
+        for parameter in _writers(layer):
+            parameter.mul_(SCALE)
     for layer in text.encoder.layers[layers:]:
-        for linear in (layer.self_attn.out_proj, layer.mlp.fc1, layer.mlp.fc2):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for parameter in (*_writers(layer), *layer.mlp.fc1.parameters()):
+            parameter.zero_()
+    norm = text.encoder.layers[layers]
     norm.layer_norm2.load_state_dict(text.final_layer_norm.state_dict())
     _make_identity(norm.mlp, width)
     if hasattr(encoder, "text_projection"):
@@ -122,15 +120,14 @@ def _plain(encoder: Any) -> Any:
     return getattr(encoder, "text_model", encoder)
 
 
+def _writers(layer: Any) -> list[nn.Parameter]:
+    """Parameters of the linear layers whose output is added to the residual stream."""
+    return [*layer.self_attn.out_proj.parameters(), *layer.mlp.fc2.parameters()]
+
+
 def _make_identity(mlp: Any, width: int) -> None:
     """Exact for GELU, sigmoid's and the true one: f(x) - f(-x) = x."""
     eye = torch.eye(width)
     both = torch.cat([eye, -eye])
     mlp.fc1.weight[: 2 * width] = both
     mlp.fc2.weight[:, : 2 * width] = both.T
-
-
-def _padded(weight: Tensor, columns: int) -> Tensor:
-    """(R, C) -> (R, columns), zero to the right."""
-    zeros = weight.new_zeros(len(weight), columns - weight.shape[1])
-    return torch.cat([weight, zeros], dim=1)

@@ -11,11 +11,11 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from torch import Tensor, nn
 
 from autoprog_diffusion.data.cache import ArrayCache, build_cache, text_fingerprint
+from autoprog_diffusion.data.captions import Embeddings
 from autoprog_diffusion.data.images import read_image
-from autoprog_diffusion.data.latents import Latents
+from autoprog_diffusion.data.latents import Batch
 
 from .loading import check_unet, load_as
-from .objective import NoiseSettings
 from .stable_diffusion import TextToImage
 
 
@@ -45,15 +45,14 @@ def load_sdxl(name: str, **hub: str | None) -> StableDiffusionXLPipeline:
     return pipeline
 
 
+@dataclass(eq=False)
 class TextToImageXL(TextToImage):
     """Training task of a Stable Diffusion XL pipeline; arguments as those of `TextToImage`.
 
     The UNet is told every image's own size, where its square was cut, and the stage's resolution as the target size.
     """
 
-    def __init__(self, pipeline: Any, latents: Latents, noise: NoiseSettings, *, empty: float = 0.0) -> None:
-        super().__init__(pipeline, latents, noise, empty=empty)
-        self._sizes: ArrayCache | None = None
+    _sizes: ArrayCache | None = None
 
     def enter_stage(self, growth: GrowthScheduler) -> None:
         """Get the caches of the stage's resolution ready, and the images' sizes."""
@@ -71,13 +70,13 @@ class TextToImageXL(TextToImage):
             title="measuring images",
         )
 
-    def conditions(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+    def conditions(self, batch: Batch) -> dict[str, Any]:
         """Both encoders' tokens (N, L, D), pooled text (N, P), and the six sizes (N, 6) in pixels."""
         tokens, pooled = self.captions.draw(batch["index"])
         added = {"text_embeds": pooled, "time_ids": self.sizes(batch).to(tokens)}
         return {"encoder_hidden_states": tokens, "added_cond_kwargs": added}
 
-    def sizes(self, batch: dict[str, Tensor]) -> Tensor:
+    def sizes(self, batch: Batch) -> Tensor:
         """(N, 6): height and width of the image, top and left of the crop, height and width of the target."""
         side = self.latents.side
         if "window" in batch:
@@ -89,14 +88,14 @@ class TextToImageXL(TextToImage):
             original = self._sizes[batch["index"]]
             shorter = original.amin(dim=1, keepdim=True)
             scaled = (original * (side / shorter)).round().clamp(min=side)
-            crop = (scaled - side).div(2, rounding_mode="floor")  # cached latents are of the centre
+            crop = (scaled - side) // 2  # cached latents are of the centre
         return torch.cat([original, crop, torch.full_like(crop, side)], dim=1)
 
     def encoders(self) -> list[nn.Module]:
         """The pipeline's text encoders, of which a checkpoint may lack the first."""
-        return [encoder for encoder in (self.pipeline.text_encoder, self.pipeline.text_encoder_2) if encoder]
+        return list(filter(None, (self.pipeline.text_encoder, self.pipeline.text_encoder_2)))
 
-    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: list[str]) -> Embeddings:
         """Captions -> (N, L, D) of both encoders side by side, and the second one's pooled (N, P)."""
         device = self.latents.accelerator.device
         tokens, _, pooled, _ = self.pipeline.encode_prompt(captions, device=device, do_classifier_free_guidance=False)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from autoprog_diffusion.data.captions import Captions
-from autoprog_diffusion.data.latents import Latents
+from autoprog_diffusion.data.captions import Captions, Embeddings
+from autoprog_diffusion.data.latents import Batch, Latents
 
 from .loading import check_unet, load_as
 from .objective import NoiseSettings, add_noise, denoising_loss
@@ -39,10 +40,11 @@ def training_scheduler(pipeline: Any, prediction_type: str | None = None) -> Any
     return scheduler
 
 
+@dataclass(eq=False)
 class TextToImage:
     """Training task of a Stable-Diffusion-class pipeline: batches to losses.
 
-    Args:
+    Attributes:
         pipeline: Its text encoder is frozen and moved to the device.
         latents: Of the training images; their data has a column `text`.
         noise: Settings of the objective.
@@ -52,19 +54,23 @@ class TextToImage:
         ConfigError: The probability is not in [0, 1].
     """
 
-    def __init__(self, pipeline: Any, latents: Latents, noise: NoiseSettings, *, empty: float = 0.0) -> None:
-        self.pipeline = pipeline
-        self.latents = latents
+    pipeline: Any
+    latents: Latents
+    noise: NoiseSettings
+    _: KW_ONLY
+    empty: float = 0.0
+
+    def __post_init__(self) -> None:
+        latents = self.latents
         self.resolution = latents.resolution
-        self.noise = noise
-        self.noise_scheduler = training_scheduler(pipeline, noise.prediction_type)
+        self.noise_scheduler = training_scheduler(self.pipeline, self.noise.prediction_type)
         self.captions = Captions(
             latents.data["text"],
             self.encode,
             self.encoders(),
             latents.accelerator,
             folder=latents.folder,
-            empty=empty,
+            empty=self.empty,
         )
 
     def enter_stage(self, growth: GrowthScheduler) -> None:
@@ -72,7 +78,7 @@ class TextToImage:
         self.captions.ready()
         self.latents.enter_stage(growth)
 
-    def loss(self, denoiser: Any, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, denoiser: Any, batch: Batch) -> Tensor:
         """Denoising loss of one batch, () float32.
 
         Args:
@@ -81,7 +87,7 @@ class TextToImage:
         """
         return self.weighted(*self.denoise(denoiser, batch))
 
-    def denoise(self, denoiser: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def denoise(self, denoiser: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """One pass: prediction and target (N, C, h, w), and the (N,) timesteps."""
         clean = self.latents.draw(batch)
         conditions = self.conditions(batch)
@@ -93,7 +99,7 @@ class TextToImage:
         """The loss of a pass, weighted by `noise.snr_gamma`, () float32."""
         return denoising_loss(prediction, target, timesteps, self.noise_scheduler, snr_gamma=self.noise.snr_gamma)
 
-    def conditions(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+    def conditions(self, batch: Batch) -> dict[str, Any]:
         """Inputs of the UNet beside latents and timesteps."""
         tokens, _ = self.captions.draw(batch["index"])
         return {"encoder_hidden_states": tokens}
@@ -102,7 +108,7 @@ class TextToImage:
         """The pipeline's text encoders."""
         return [self.pipeline.text_encoder]
 
-    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: list[str]) -> Embeddings:
         """Captions -> (N, tokens, width), and nothing pooled (N, 0)."""
         tokenizer = self.pipeline.tokenizer
         ids = tokenizer(

@@ -10,8 +10,8 @@ from torch import nn
 
 from autoprog_diffusion.data.emoji import DEFAULT_STYLE, emoji_dataset
 from autoprog_diffusion.training.arguments import Arguments
-from autoprog_diffusion.training.recipe import Recipe
-from autoprog_diffusion.training.samples import sample_images
+from autoprog_diffusion.training.recipe import AnyArguments, Recipe
+from autoprog_diffusion.training.samples import Row, sample_images
 
 
 if TYPE_CHECKING:
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 DEFAULT_PROMPTS = 12
 
 
-class TextToImageRecipe(Recipe):
+class TextToImageRecipe(Recipe[AnyArguments]):
     """Fine-tuning of a UNet on captioned images; the default data are emoji in a style that the model has not seen."""
 
     def denoiser(self, pipeline: Any) -> nn.Module:
         return pipeline.unet
 
-    def titles(self, args: Arguments, data: datasets.Dataset) -> tuple[str, ...]:
+    def titles(self, args: AnyArguments, data: datasets.Dataset) -> tuple[str, ...]:
         return args.output.validation_prompts or default_prompts(args, data)
 
-    def draw(self, pipeline: Any, args: Arguments, titles: Sequence[str], size: int) -> list[Image.Image]:
+    def draw(self, pipeline: Any, args: AnyArguments, titles: Sequence[str], size: int) -> list[Image.Image]:
         return sample_images(
             pipeline,
             titles,
@@ -40,15 +40,15 @@ class TextToImageRecipe(Recipe):
             seed=args.train.seed,
         )
 
-    def references(self, args: Arguments, titles: Sequence[str], size: int) -> list[tuple[str, Sequence[Image.Image]]]:
+    def references(self, args: AnyArguments, titles: Sequence[str], size: int) -> list[Row]:
         return reference_row(args, titles, size)
 
 
-def guidance_scale(args: Arguments) -> float:
-    """Scale of classifier-free guidance for pictures."""
+def guidance_scale(args: Arguments, usual: float = 7.5) -> float:
+    """Scale of classifier-free guidance of pictures: the flag's, 3.0 for the default model, `usual` for others."""
     if args.output.guidance_scale is not None:
         return args.output.guidance_scale
-    return 7.5 if args.model.pretrained_model_name_or_path else 3.0
+    return usual if args.model.pretrained_model_name_or_path else 3.0
 
 
 def is_default_data(args: Arguments) -> bool:
@@ -66,7 +66,7 @@ def default_prompts(args: Arguments, data: datasets.Dataset) -> tuple[str, ...]:
     return tuple(by_category[row][1] for row in rows)
 
 
-def reference_row(args: Arguments, prompts: Sequence[str], size: int) -> list[tuple[str, Sequence[Image.Image]]]:
+def reference_row(args: Arguments, prompts: Sequence[str], size: int) -> list[Row]:
     """The real pictures of the prompts in the new style, where they are known."""
     if not is_default_data(args):
         return []

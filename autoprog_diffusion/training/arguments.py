@@ -1,13 +1,170 @@
-"""Command-line arguments of the recipes. Names and meanings are those of Diffusers' `train_text_to_image.py`."""
+"""Command-line arguments: groups that all scripts share, and those of the recipes, named as in Diffusers' scripts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from autoprog_diffusion.growth import GrowthConfig, GrowthPlan
 from autoprog_diffusion.growth.errors import ConfigError
+
+
+TRACKERS = ("none", "all", "tensorboard", "wandb", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab")
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+POSITIVE = (
+    "train_batch_size", "num_train_epochs", "max_train_steps", "gradient_accumulation_steps", "learning_rate",
+    "snr_gamma", "resolution", "num_inference_steps",
+)  # fmt: skip
+Value = TypeVar("Value")
+# A field that the run sets itself: no flag.
+Derived = Annotated[Value, tyro.conf.Fixed, tyro.conf.Suppress]
+
+
+@dataclass(frozen=True)
+class GrowthArguments(GrowthConfig):
+    """Progressive training."""
+
+    growth: Literal["on", "off", "autoprog_zero"] = "on"
+    """off is plain full training in the same loop; autoprog_zero is the paper as published, where no flag differs."""
+    growth_plan: str | None = None
+    """Follow the plan in this file: one that was dumped, or the growth.json of an earlier run."""
+    stage_embedding: bool = True
+    """Train a stage embedding and fold it away at the end."""
+    ema_decay: Derived[float | None] = None
+    resolution_multiple: Derived[int] = 1
+    rewarm_steps: Derived[int] = 0
+    search_candidates: Derived[tuple[tuple[int, ...], ...] | None] = None
+    search_seed: Derived[int] = 0
+
+    def __post_init__(self) -> None:
+        """Leave the checks to `growth_config`: an error while tyro parses would come in a frame of several lines."""
+
+
+def autoprog_zero(**overrides: Any) -> GrowthArguments:
+    """The flags' defaults under `--growth autoprog_zero`; `overrides` are fields that a script cannot have."""
+    settings = field_values(GrowthConfig.autoprog_zero(**overrides))
+    settings["resolution_multiple"] = 1
+    return GrowthArguments(**settings, growth="autoprog_zero")
+
+
+def growth_config(
+    growth: GrowthArguments, *, multiple: int, ema_decay: float | None, seed: int
+) -> tuple[GrowthConfig, GrowthPlan | None]:
+    """Growth settings of the flags, and the plan of a file if they name one.
+
+    `--growth off` is one stage that trains everything, without a stage embedding: plain full training.
+
+    Args:
+        growth: The flags.
+        multiple: What every image side must be a multiple of.
+        ema_decay: Decay of the model's average, or None without one.
+        seed: The run's seed.
+
+    Raises:
+        ConfigError: A value is not allowed.
+        PlanError: The plan file cannot be used.
+    """
+    if growth.growth == "off":
+        return GrowthConfig(num_stages=1, min_trainable=1.0, stage_embedding=False), None
+    settings = field_values(growth)
+    settings |= {"resolution_multiple": multiple, "ema_decay": ema_decay, "search_seed": seed}
+    bounds = growth.boundaries
+    # tyro reads "100" as 100.0.
+    if bounds is not None and all(bound >= 1 and bound == int(bound) for bound in bounds):
+        settings["boundaries"] = tuple(int(bound) for bound in bounds)
+    if not growth.growth_plan:
+        return GrowthConfig(**settings), None
+    plan = GrowthPlan.load(growth.growth_plan)
+    settings |= {"num_stages": len(plan.stages), "search": "none", "resolutions": None, "boundaries": None}
+    return GrowthConfig(**settings), plan
+
+
+def field_values(config: GrowthConfig) -> dict[str, Any]:
+    """The fields of `GrowthConfig`, without those of a subclass."""
+    return {item.name: getattr(config, item.name) for item in fields(GrowthConfig)}
+
+
+@dataclass(frozen=True)
+class OutputArguments:
+    """Output, checkpoints and validation."""
+
+    output_dir: str = "output"
+    """Folder of the trained model, the report and the checkpoints."""
+    overwrite_output_dir: bool = False
+    """Delete the run that the folder holds."""
+    checkpointing_steps: int = 500
+    """Optimizer steps between checkpoints."""
+    checkpoints_total_limit: int | None = None
+    """Keep only so many checkpoints."""
+    resume_from_checkpoint: str | None = None
+    """A checkpoint folder, or latest for the newest complete one."""
+    validation_steps: int | None = None
+    """Optimizer steps between validations, or validation pictures, during training [at the end only]."""
+    log_interval: int = 1
+    """Optimizer steps between lines of the tracker."""
+    report_to: str = "none"
+    """none, tensorboard, wandb, comet_ml or all."""
+    tracker_project_name: str = "autoprog-diffusion"
+    """Project name for the tracker."""
+    logging_dir: str = "logs"
+    """Tracker files, inside the output folder."""
+
+
+def flag_value(argv: Sequence[str], name: str) -> str | None:
+    """Value of the last `--name value` or `--name=value` on a command line, or None; hyphens are underscores."""
+    found = None
+    for index, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        if flag.replace("-", "_") == f"__{name}":
+            found = value if equals else "".join(argv[index + 1 : index + 2])
+    return found
+
+
+def flat(args: Any) -> dict[str, Any]:
+    """Flag -> value over all groups of a script's arguments."""
+    values: dict[str, Any] = {}
+    for item in fields(args):
+        value = getattr(args, item.name)
+        found = flat(value) if is_dataclass(value) else {item.name: value}
+        # Groups share no flag; what `GrowthArguments` derives has the name of a flag, and comes after it.
+        values = {**found, **values}
+    return values
+
+
+def check_output(output: OutputArguments) -> None:
+    """Refuse output flags that would only fail in the middle of a run.
+
+    Raises:
+        ConfigError: The message names the flag, its value and what is allowed.
+    """
+    names = ("checkpointing_steps", "checkpoints_total_limit", "validation_steps", "log_interval")
+    check_positive(vars(output), names)
+    check_choice("report_to", output.report_to, TRACKERS)
+
+
+def check_positive(values: dict[str, Any], names: Sequence[str]) -> None:
+    """Refuse values of the named flags that are not above 0; None and absent flags pass.
+
+    Raises:
+        ConfigError: The message names the flag and its value.
+    """
+    for name in names:
+        value = values.get(name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name} {value} is not allowed: use a number above 0.")
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse a value that is not one of `allowed`.
+
+    Raises:
+        ConfigError: The message names the flag, its value and what is allowed.
+    """
+    if value not in allowed:
+        raise ConfigError(f"--{name} {value} is not allowed: use one of {tuple(allowed)}.")
 
 
 @dataclass(frozen=True)
@@ -115,70 +272,17 @@ class TrainArguments:
 
 
 @dataclass(frozen=True)
-class GrowthArguments:
-    """Progressive growth."""
-
-    growth: Literal["on", "off"] = "on"
-    """off is plain full fine-tuning in the same loop."""
-    growth_plan: str | None = None
-    """Follow the plan in this file: one that was dumped, or the growth.json of an earlier run."""
-    num_stages: int = 4
-    """Number of stages; the first one (with --direction unfreeze the last) trains everything."""
-    order: Literal["interleaved", "suffix", "prefix"] = "suffix"
-    """Which blocks train in every stage, with --search none: suffix are those nearest the output."""
-    min_trainable: float = 0.25
-    """Fraction of the blocks trained in the smallest stage."""
-    direction: Literal["unfreeze", "freeze"] | None = None
-    """freeze starts with the whole model and freezes block after block, unfreeze ends with it [freeze; unfreeze for
-    LoRA, DreamBooth and --search zero_shot]."""
-    resolutions: tuple[float, ...] | None = None
-    """Resolution of every stage: fractions up to 1, or pixels."""
-    boundaries: tuple[float, ...] | None = None
-    """First step of every stage but the first, or fractions of the run in (0, 1)."""
-    stage_embedding: bool = True
-    """Train a stage embedding and fold it away at the end."""
-    stage_embedding_init: Literal["zero", "normal", "carry"] = "zero"
-    """Its initial value."""
-    stage_dropout: float = 0.0
-    """Probability of dropping the stage embedding, per sample."""
-    search: Literal["zero_shot", "none"] = "none"
-    """none follows --order and --min_trainable; zero_shot chooses every stage but the last while training."""
-    search_objective: Literal["gain_per_cost", "rank_vote", "random", "fixed"] = "gain_per_cost"
-    """How a search weighs scores; rank_vote is the paper's, random and fixed are baselines."""
-    search_cost: Literal["flops", "measured"] = "flops"
-    """Cost of a candidate: counted, the same in every run, or measured on this machine."""
-    search_orders: tuple[Literal["interleaved", "suffix", "prefix"], ...] = ("interleaved", "suffix", "prefix")
-    """Orders whose levels a search may choose."""
-
-
-@dataclass(frozen=True)
-class OutputArguments:
-    """Output, checkpoints and validation."""
+class PictureArguments(OutputArguments):
+    """Output, checkpoints and pictures."""
 
     output_dir: str = "sd-model-finetuned"
     """Folder of the trained pipeline, the pictures and the checkpoints."""
-    overwrite_output_dir: bool = False
-    """Delete the run that the folder holds."""
-    checkpointing_steps: int = 500
-    """Optimizer steps between checkpoints."""
-    checkpoints_total_limit: int | None = None
-    """Keep only so many checkpoints."""
-    resume_from_checkpoint: str | None = None
-    """A checkpoint folder, or latest for the newest complete one."""
     validation_prompts: tuple[str, ...] | None = None
     """Prompts of the before/after picture [held-out emoji for the default data]."""
-    validation_steps: int | None = None
-    """Optimizer steps between validation pictures during training."""
     num_inference_steps: int = 25
     """Denoising steps of a picture."""
     guidance_scale: float | None = None
     """Classifier-free guidance of a picture [3.0 for the default model, 7.5 for others]."""
-    report_to: str = "none"
-    """none, tensorboard, wandb, comet_ml or all."""
-    tracker_project_name: str = "autoprog-diffusion"
-    """Project name for the tracker."""
-    logging_dir: str = "logs"
-    """Tracker files, inside the output folder."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +293,7 @@ class Arguments:
     data: tyro.conf.OmitArgPrefixes[DataArguments] = field(default_factory=DataArguments)
     train: tyro.conf.OmitArgPrefixes[TrainArguments] = field(default_factory=TrainArguments)
     growth: tyro.conf.OmitArgPrefixes[GrowthArguments] = field(default_factory=GrowthArguments)
-    output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(default_factory=OutputArguments)
+    output: tyro.conf.OmitArgPrefixes[PictureArguments] = field(default_factory=PictureArguments)
 
 
 def check_arguments(args: Arguments) -> None:
@@ -198,17 +302,7 @@ def check_arguments(args: Arguments) -> None:
     Raises:
         ConfigError: The message names the flag, its value and what is allowed.
     """
-    positive = ("train_batch_size", "num_train_epochs", "max_train_steps", "gradient_accumulation_steps")
-    positive += ("learning_rate", "checkpointing_steps", "checkpoints_total_limit", "validation_steps")
-    positive += ("num_inference_steps", "snr_gamma", "resolution")
-    for group in (args.data, args.train, args.output):
-        for name in positive:
-            value = getattr(group, name, None)
-            if value is not None and not value > 0:
-                raise ConfigError(f"--{name} {value} is not allowed: use a number above 0.")
-    trackers = ("none", "all", "tensorboard", "wandb", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab")
-    schedules = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
-    flags = {"report_to": (args.output.report_to, trackers), "lr_scheduler": (args.train.lr_scheduler, schedules)}
-    for name, (value, allowed) in flags.items():
-        if value not in allowed:
-            raise ConfigError(f"--{name} {value} is not allowed: use one of {allowed}.")
+    check_output(args.output)
+    check_positive(flat(args), POSITIVE)
+    check_choice("lr_scheduler", args.train.lr_scheduler, SCHEDULES)
+    growth_config(args.growth, multiple=1, ema_decay=None, seed=args.train.seed)

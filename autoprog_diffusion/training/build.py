@@ -1,4 +1,4 @@
-"""Objects of a training run: accelerator, optimizer, loader, growth."""
+"""Objects of a training run: accelerator, loader, optimizer."""
 
 from __future__ import annotations
 
@@ -13,41 +13,37 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from autoprog_diffusion.data.images import ImageSettings, crop_window, cut, read_image
-from autoprog_diffusion.growth import GrowthConfig, GrowthError, GrowthPlan
+from autoprog_diffusion.growth import GrowthError
 
-from .arguments import Arguments, DataArguments, TrainArguments, check_arguments
+from .arguments import Arguments, DataArguments, OutputArguments, TrainArguments
 
 
 if TYPE_CHECKING:
     import datasets
 
 
-def make_accelerator(args: Arguments) -> Accelerator:
-    """The run's accelerator; on a machine without a GPU it also works under torchrun, over gloo.
+NOISY = ("accelerate", "httpx", "PIL", "matplotlib", "timm")
 
-    Raises:
-        ConfigError: An argument is not allowed.
-    """
-    check_arguments(args)
-    output = Path(args.output.output_dir)
-    if args.train.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
+
+def make_accelerator(
+    output: OutputArguments, *, accumulation: int, mixed_precision: str | None, seed: int
+) -> Accelerator:
+    """The run's accelerator; on a machine without a GPU it also works under torchrun, over gloo."""
+    folder = Path(output.output_dir)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         # Every optimizer step takes exactly this many batches, also across the end of an epoch.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=args.train.gradient_accumulation_steps, sync_with_dataloader=False
-        ),
-        mixed_precision=args.train.mixed_precision,
-        log_with=None if args.output.report_to == "none" else args.output.report_to,
-        project_config=ProjectConfiguration(str(output), logging_dir=str(output / args.output.logging_dir)),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation, sync_with_dataloader=False),
+        mixed_precision=mixed_precision,
+        log_with=None if output.report_to == "none" else output.report_to,
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / output.logging_dir)),
         # The order of the data is a function of seed and epoch alone, so that a resumed run sees the same batches.
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.train.seed),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
     )
     if accelerator.is_main_process:
         logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-        for noisy in ("accelerate", "httpx", "PIL", "matplotlib"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
+        for name in NOISY:
+            logging.getLogger(name).setLevel(logging.WARNING)
     return accelerator
 
 
@@ -151,40 +147,3 @@ def make_optimizer(parameters: Any, args: TrainArguments, batch: int) -> torch.o
         weight_decay=args.adam_weight_decay,
         eps=args.adam_epsilon,
     )
-
-
-def growth_config(args: Arguments, multiple: int) -> tuple[GrowthConfig, GrowthPlan | None]:
-    """Growth settings of the arguments, and the plan of a file if they name one.
-
-    `--growth off` is one stage that trains everything, without a stage embedding: plain full fine-tuning.
-
-    Raises:
-        ConfigError: A growth argument is not allowed.
-        PlanError: The plan file cannot be used.
-    """
-    growth = args.growth
-    decay = args.train.ema_decay if args.train.use_ema else None
-    if growth.growth == "off":
-        return GrowthConfig(num_stages=1, min_trainable=1.0, stage_embedding=False), None
-    plan = GrowthPlan.load(growth.growth_plan) if growth.growth_plan else None
-    bounds = growth.boundaries
-    if bounds is not None and all(bound >= 1 and bound == int(bound) for bound in bounds):
-        bounds = tuple(int(bound) for bound in bounds)
-    config = GrowthConfig(
-        num_stages=growth.num_stages if plan is None else len(plan.stages),
-        order=growth.order,
-        min_trainable=growth.min_trainable,
-        direction=growth.direction,
-        stage_embedding=growth.stage_embedding,
-        stage_embedding_init=growth.stage_embedding_init,
-        stage_dropout=growth.stage_dropout,
-        ema_decay=decay,
-        search=growth.search if plan is None else "none",
-        search_objective=growth.search_objective,
-        search_cost=growth.search_cost,
-        search_orders=growth.search_orders,
-        resolutions=growth.resolutions if plan is None else None,
-        resolution_multiple=multiple,
-        boundaries=bounds if plan is None else None,
-    )
-    return config, plan

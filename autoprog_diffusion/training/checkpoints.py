@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autoprog_diffusion.files import write_text_atomically
-from autoprog_diffusion.growth.errors import StateError
+from autoprog_diffusion.growth.errors import GrowthError, StateError
 
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 MARKER = "complete.json"
 TRAINED_FILE = "trained.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)$")
+
+
+class TrainingError(GrowthError):
+    """Training cannot go on."""
 
 
 def save_checkpoint(accelerator: Accelerator, root: Path, step: int, limit: int | None) -> None:
@@ -35,7 +39,8 @@ def save_checkpoint(accelerator: Accelerator, root: Path, step: int, limit: int 
         step: Number of optimizer steps done.
         limit: None keeps all; keep only so many checkpoints; older ones are deleted after the new one is complete.
     """
-    final, temporary = root / f"checkpoint-{step}", root / f"checkpoint-{step}.tmp"
+    final = root / f"checkpoint-{step}"
+    temporary = root / f"checkpoint-{step}.tmp"
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -46,6 +51,21 @@ def save_checkpoint(accelerator: Accelerator, root: Path, step: int, limit: int 
         _complete(temporary, final, step)
         _prune(root, limit)
     accelerator.wait_for_everyone()
+
+
+def write_checkpoint(accelerator: Accelerator, root: Path, step: int, limit: int | None) -> None:
+    """`save_checkpoint`, with an error that says what is left.
+
+    Raises:
+        TrainingError: It cannot be written.
+    """
+    try:
+        save_checkpoint(accelerator, root, step, limit)
+    except Exception as error:  # torch, safetensors and the file system each have their own
+        raise TrainingError(
+            f"checkpoint-{step} cannot be written: {error}. The newest complete checkpoint is "
+            f"{find_checkpoint(root, 'latest')}: free space and go on with --resume_from_checkpoint latest."
+        ) from error
 
 
 def keep_only(accelerator: Accelerator, model: nn.Module, names: Sequence[str]) -> None:

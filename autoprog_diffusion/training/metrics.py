@@ -1,48 +1,64 @@
-"""What a run remembers of itself: one row per optimizer step, saved in its checkpoints."""
+"""Metrics of a run: one row per optimizer step, kept in its checkpoints, and a summary of every stage."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 
-COLUMNS = ("loss", "seconds", "stage", "resolution", "trainable", "memory")
+COLUMNS = (
+    "loss", "seconds", "cpu_seconds", "stage", "searching", "blocks", "trainable", "resolution", "flops", "memory"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StageSummary:
-    """One row of the table at the end of a run.
+    """One row of the table at the end of a run: a stage, or the search at its start.
 
     Attributes:
         stage: Index of the stage.
-        steps: Optimizer steps in it.
+        searching: Whether a supernet trained. Blocks, resolution and FLOPs are then means over its sub-networks.
+        steps: Number of optimizer steps.
         blocks: Number of blocks that trained.
         trainable: Share of the parameters that trained, in [0, 1].
         resolution: Side of the images in pixels.
-        step_seconds: Median time of an optimizer step.
-        flops: Of one forward and backward pass on one process, forward plus backward; None where not counted.
-        memory: Peak bytes: allocated on the GPU, else resident.
-        loss: Mean loss of the last quarter of the stage.
+        step_seconds: Median wall time of an optimizer step.
+        seconds: Wall time of all steps, and of the evaluations of candidates.
+        cpu_seconds: CPU time of this process for the same.
+        flops: Mean FLOPs of an optimizer step on one process, forward and backward.
+        memory: Peak memory in bytes: allocated on the GPU, else resident.
+        loss: Mean training loss of the last quarter of the stage.
     """
 
     stage: int
+    searching: bool
     steps: int
-    blocks: int
+    blocks: float
     trainable: float
-    resolution: int
+    resolution: float
     step_seconds: float
-    flops: int | None
+    seconds: float
+    cpu_seconds: float
+    flops: float
     memory: int
     loss: float
 
 
-class RunLog:
-    """Rows of the training so far; registered for checkpointing, so that a resumed run reports all of it."""
+class Metrics:
+    """Metrics of every optimizer step, registered for checkpointing so that a resumed run reports all of it.
+
+    Attributes:
+        rows: Column name -> one value per optimizer step.
+        flops: Name of a network -> FLOPs of one optimizer step of it, counted once.
+        validations: Results of every validation, each with its step.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[str, list[float]] = {name: [] for name in COLUMNS}
-        self.flops: dict[int, int] = {}
+        self.flops: dict[str, int] = {}
+        self.validations: list[dict[str, float]] = []
 
     def add(self, **row: float) -> None:
         """Append the row of one optimizer step: a value for each of `COLUMNS`."""
@@ -52,48 +68,59 @@ class RunLog:
     def __len__(self) -> int:
         return len(self.rows["loss"])
 
-    def summaries(self, blocks: list[int]) -> list[StageSummary]:
-        """One summary per stage that has run; `blocks` is the number of trained blocks of every stage."""
-        return [self._summary(int(stage), blocks) for stage in sorted(set(self.rows["stage"]))]
+    def total(self, column: str) -> float:
+        """Sum of a column over all steps."""
+        return sum(self.rows[column])
 
-    def _summary(self, stage: int, blocks: list[int]) -> StageSummary:
-        index = [i for i, value in enumerate(self.rows["stage"]) if value == stage]
-        column = {name: [self.rows[name][i] for i in index] for name in COLUMNS}
-        tail = column["loss"][-max(1, len(index) // 4) :]
+    def summaries(self) -> list[StageSummary]:
+        """One summary for every stage and search that has run, in order."""
+        places: dict[tuple[float, float], list[int]] = defaultdict(list)
+        for index, place in enumerate(zip(self.rows["stage"], self.rows["searching"])):
+            places[place].append(index)
+        return [self._summary(rows) for rows in places.values()]
+
+    def _summary(self, rows: list[int]) -> StageSummary:
+        column = {name: [values[row] for row in rows] for name, values in self.rows.items()}
+        last_quarter = column["loss"][-max(1, len(rows) // 4) :]
         return StageSummary(
-            stage=stage,
-            steps=len(index),
-            blocks=blocks[stage],
-            trainable=column["trainable"][0],
-            resolution=int(column["resolution"][0]),
+            stage=int(column["stage"][0]),
+            searching=bool(column["searching"][0]),
+            steps=len(rows),
+            blocks=fmean(column["blocks"]),
+            trainable=fmean(column["trainable"]),
+            resolution=fmean(column["resolution"]),
             step_seconds=median(column["seconds"]),
-            flops=self.flops.get(stage),
+            seconds=sum(column["seconds"]),
+            cpu_seconds=sum(column["cpu_seconds"]),
+            flops=fmean(column["flops"]),
             memory=int(max(column["memory"])),
-            loss=sum(tail) / len(tail),
+            loss=fmean(last_quarter),
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All rows, as plain lists."""
-        return {"rows": self.rows, "flops": self.flops}
+        """All metrics, as plain lists."""
+        return {"rows": self.rows, "flops": self.flops, "validations": self.validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to the rows of a checkpoint."""
-        self.rows, self.flops = state_dict["rows"], state_dict["flops"]
+        """Go back to the metrics of a checkpoint."""
+        self.rows = state_dict["rows"]
+        self.flops = state_dict["flops"]
+        self.validations = state_dict["validations"]
 
 
 def fullest(summaries: list[StageSummary]) -> StageSummary:
-    """The stage that trained most, the last one of several: what full training costs."""
-    return max(reversed(summaries), key=lambda row: (row.resolution, row.trainable))
+    """The stage that trained most of the model, the last one of several: the cost of full training."""
+    return max(reversed(summaries), key=lambda row: (not row.searching, row.resolution, row.blocks))
 
 
 def saving(summaries: list[StageSummary]) -> dict[str, float]:
-    """What growth saved against as many steps at the cost of the stage that trained most.
+    """Cost of as many steps of full training, divided by the cost of the run.
 
     Returns:
-        `time`: full over actual training time; `flops`: the same for FLOPs, where all stages were counted.
+        `time` in wall time, evaluations of candidates included; `flops` in FLOPs of training.
     """
-    steps, full = sum(s.steps for s in summaries), fullest(summaries)
-    result = {"time": full.step_seconds * steps / sum(s.step_seconds * s.steps for s in summaries)}
-    if all(s.flops for s in summaries):
-        result["flops"] = (full.flops or 0) * steps / sum((s.flops or 0) * s.steps for s in summaries)
-    return result
+    full = fullest(summaries)
+    steps = sum(row.steps for row in summaries)
+    seconds = sum(row.seconds for row in summaries)
+    flops = sum(row.flops * row.steps for row in summaries)
+    return {"time": full.step_seconds * steps / seconds, "flops": full.flops * steps / flops}

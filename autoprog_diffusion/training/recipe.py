@@ -1,49 +1,55 @@
-"""What a recipe says about itself; `run.run` does what is the same for all of them."""
+"""`Recipe`: what a recipe says about itself; the run is the same for all of them."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+import torch
 import tyro
+from accelerate.utils import set_seed
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
 from autoprog_diffusion.data.captioned import load_captioned_images
+from autoprog_diffusion.data.sources import check_batch
+from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 
-from .arguments import Arguments
-from .build import make_loader
-from .trainer import Task
+from .arguments import Arguments, autoprog_zero, check_arguments, flag_value, growth_config
+from .build import make_accelerator, make_loader
+from .diffusion import DiffusionTrainer, Task
+from .run import Script
+from .samples import Pictures, Row
 
 
 if TYPE_CHECKING:
     import datasets
     from accelerate import Accelerator
 
-# A word, several, or None for a switch.
-FlagValue = str | tuple[str, ...] | None
+AnyArguments = TypeVar("AnyArguments", bound=Arguments)
 
 
-class Recipe(ABC):
-    """One way of fine-tuning: the methods are called in the order in which they stand here.
+class Recipe(Script[AnyArguments, DiffusionTrainer]):
+    """One way of fine-tuning a diffusion pipeline: the methods are called in the order in which they stand here.
 
     Attributes:
-        arguments: Type of its flags: `Arguments`, or a subclass with one more group.
-        flags: Values of flags that the recipe changes; any flag on the command line wins.
-        default_model: Folder of the pipeline that is trained where the command line names none.
-        default_flags: Values of flags for the default model and data only.
+        defaults: Values of the flags; any flag on the command line wins.
+        model_defaults: Values of the flags where the command line names no model, and the default one trains.
+        default_model: Folder of the default model.
+        pipeline: The pipeline, once it is loaded.
     """
 
-    arguments: type[Arguments] = Arguments
-    flags: Mapping[str, FlagValue] = {}
-    default_model: Path | None = None
-    default_flags: Mapping[str, FlagValue] = {}
+    defaults: ClassVar[Any] = Arguments()
+    model_defaults: ClassVar[Any] = Arguments()
+    default_model: Path
+    pipeline: Any
 
     @abstractmethod
-    def load(self, args: Arguments) -> Any:
+    def load(self, args: AnyArguments) -> Any:
         """The pipeline, in float32; what never trains does not require gradient."""
 
     @abstractmethod
@@ -55,10 +61,10 @@ class Recipe(ABC):
         return self.denoiser(pipeline).config.sample_size * pipeline.vae_scale_factor  # type: ignore[union-attr]
 
     def multiple(self, pipeline: Any) -> int:
-        """What the side of an image must be a multiple of: the VAE's factor times the denoiser's patch."""
+        """The side of an image must be a multiple of this: the VAE's factor times the denoiser's patch."""
         return pipeline.vae_scale_factor
 
-    def data(self, args: Arguments, pipeline: Any, resolution: int, accelerator: Accelerator) -> datasets.Dataset:
+    def data(self, args: AnyArguments, pipeline: Any, resolution: int, accelerator: Accelerator) -> datasets.Dataset:
         """The training set; by default columns `image` and `text`."""
         del pipeline, accelerator
         data = args.data
@@ -73,46 +79,109 @@ class Recipe(ABC):
             cache_dir=args.model.cache_dir,
         )
 
-    def loader(self, data: datasets.Dataset, args: Arguments, resolution: int) -> DataLoader:
+    def loader(self, data: datasets.Dataset, args: AnyArguments, resolution: int) -> DataLoader:
         """Batches of row numbers, and of images where latents are not cached."""
         return make_loader(data, args, resolution)
 
     @abstractmethod
     def task(
-        self, pipeline: Any, data: datasets.Dataset, args: Arguments, accelerator: Accelerator, resolution: int
+        self, pipeline: Any, data: datasets.Dataset, args: AnyArguments, accelerator: Accelerator, resolution: int
     ) -> Task:
         """Batches to losses."""
 
     @abstractmethod
-    def titles(self, args: Arguments, data: datasets.Dataset) -> tuple[str, ...]:
+    def titles(self, args: AnyArguments, data: datasets.Dataset) -> tuple[str, ...]:
         """Titles of the pictures that are drawn before, during and after training: prompts or class names."""
 
     @abstractmethod
-    def draw(self, pipeline: Any, args: Arguments, titles: Sequence[str], size: int) -> list[Image.Image]:
+    def draw(self, pipeline: Any, args: AnyArguments, titles: Sequence[str], size: int) -> list[Image.Image]:
         """One picture per title with the pipeline as it is, `size` pixels wide, the same seeds each time."""
 
-    def references(self, args: Arguments, titles: Sequence[str], size: int) -> list[tuple[str, Sequence[Image.Image]]]:
+    def references(self, args: AnyArguments, titles: Sequence[str], size: int) -> list[Row]:
         """Rows of real pictures of the titles, to set beside the drawn ones; none by default."""
         del args, titles, size
         return []
 
-    def save(self, pipeline: Any, output: Path) -> None:
+    def save_pipeline(self, pipeline: Any, output: Path) -> None:
         """Write the trained pipeline so that Diffusers alone loads it."""
         pipeline.save_pretrained(output)
 
-    def model_name(self, args: Arguments) -> str:
+    def model_name(self, args: AnyArguments) -> str:
         """Folder or Hub name of the pipeline to train."""
         return args.model.pretrained_model_name_or_path or str(self.default_model)
 
-    def parse(self, argv: Sequence[str], description: str | None = None) -> Arguments:
-        """The arguments of a command line."""
-        return tyro.cli(self.arguments, args=self.with_defaults(argv), description=description)
+    def parse(self, argv: Sequence[str], description: str | None = None) -> AnyArguments:
+        named = flag_value(argv, "pretrained_model_name_or_path") is not None
+        defaults = self.defaults if named else self.model_defaults
+        if flag_value(argv, "growth") == "autoprog_zero":
+            defaults = replace(defaults, growth=autoprog_zero())
+        return tyro.cli(type(defaults), args=list(argv), default=defaults, description=description)
 
-    def with_defaults(self, argv: Sequence[str]) -> list[str]:
-        """The flags, preceded by the recipe's own and the default model's: the last of a repeated flag wins."""
-        named = any(flag.split("=")[0].replace("-", "_") == "__pretrained_model_name_or_path" for flag in argv)
-        values = {**self.flags, **({} if named else self.default_flags)}
-        words: list[str] = []
-        for flag, value in values.items():
-            words += [f"--{flag}", *((value,) if isinstance(value, str) else value or ())]
-        return [*words, *argv]
+    def make_accelerator(self, args: AnyArguments) -> Accelerator:
+        check_arguments(args)
+        train = args.train
+        if train.allow_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
+        return make_accelerator(
+            args.output,
+            accumulation=train.gradient_accumulation_steps,
+            mixed_precision=train.mixed_precision,
+            seed=train.seed,
+        )
+
+    def get_ready(self, args: AnyArguments, accelerator: Accelerator) -> DiffusionTrainer:
+        train = args.train
+        self.pipeline = pipeline = self.load(args)
+        denoiser = self.denoiser(pipeline)
+        multiple = self.multiple(pipeline)
+        resolution = args.data.resolution or self.resolution(pipeline)
+        check_resolution(resolution, multiple)
+        ema_decay = train.ema_decay if train.use_ema else None
+        config, plan = growth_config(args.growth, multiple=multiple, ema_decay=ema_decay, seed=train.seed)
+        data = self.data(args, pipeline, resolution, accelerator)
+        loader = self.loader(data, args, resolution)
+        rows: Any = loader.dataset
+        check_batch(len(rows), train.train_batch_size * accelerator.num_processes)
+        if train.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        set_seed(train.seed, device_specific=True)
+        trainer = DiffusionTrainer(
+            denoiser,
+            GrowthScheduler(denoiser, config, accelerator),
+            plan=plan,
+            task=self.task(pipeline, data, args, accelerator, resolution),
+            loader=loader,
+            args=args,
+            accelerator=accelerator,
+        )
+        if accelerator.is_main_process:
+            titles = self.titles(args, data)
+            trainer.pictures = Pictures(
+                Path(args.output.output_dir),
+                titles,
+                draw=lambda: self.draw(pipeline, args, titles, resolution),
+                references=lambda: self.references(args, titles, resolution),
+            )
+        return trainer
+
+    def before(self, trainer: DiffusionTrainer) -> None:
+        assert trainer.pictures is not None
+        trainer.pictures.save_before()
+
+    def save(self, trainer: DiffusionTrainer, output: Path) -> None:
+        assert trainer.pictures is not None
+        self.save_pipeline(self.pipeline, output)
+        trainer.pictures.save_before_after()
+
+
+def check_resolution(resolution: int, multiple: int) -> None:
+    """Refuse a side of the images that the VAE or the denoiser cannot divide.
+
+    Raises:
+        ConfigError: The message names the multiple and the nearest size.
+    """
+    if resolution <= 0 or resolution % multiple:
+        near = max(multiple, round(resolution / multiple) * multiple)
+        raise ConfigError(
+            f"--resolution {resolution} is not a multiple of {multiple} (VAE factor times patch): use {near}."
+        )

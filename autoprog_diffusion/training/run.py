@@ -1,4 +1,4 @@
-"""One run of a recipe: get ready, train, and write the results."""
+"""One run of a script: get ready, train, and write the results; a resumed run keeps its settings."""
 
 from __future__ import annotations
 
@@ -6,147 +6,183 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from accelerate.utils import set_seed
-
-from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.files import write_text_atomically
-from autoprog_diffusion.growth import ConfigError, GrowthError, GrowthScheduler
+from autoprog_diffusion.growth.errors import GrowthError, StateError
 
-from .arguments import Arguments
-from .build import growth_config, make_accelerator
+from .arguments import OutputArguments
+from .checkpoints import find_checkpoint
 from .output import RUN_FILE, check_output_dir
-from .recipe import Recipe
 from .report import write_report
-from .samples import load_images, save_grid, save_images
 from .trainer import Trainer
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PHASES = ("getting ready", "training", "saving and pictures")
+PHASES = ("getting ready", "training", "saving")
+# Beside the flags of the output: they change where and how fast a run trains, not what.
+FREE = ("dataloader_num_workers", "workers", "cache_dir", "gradient_checkpointing", "offload_ema")
 
 
-def main(recipe: Recipe, argv: Sequence[str], description: str | None = None) -> None:
-    """Run a recipe from a command line; an error of ours ends it with one line."""
+class HasOutput(Protocol):
+    """Arguments of any script."""
+
+    @property
+    def output(self) -> OutputArguments:
+        """Output, checkpoints and validation."""
+        ...
+
+
+Args = TypeVar("Args", bound=HasOutput)
+AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
+
+
+class Script(ABC, Generic[Args, AnyTrainer]):
+    """One training script: its command line, its trainer and its results."""
+
+    @abstractmethod
+    def parse(self, argv: Sequence[str], description: str | None = None) -> Args:
+        """The arguments of a command line.
+
+        Raises:
+            ConfigError: A value is not allowed.
+        """
+
+    @abstractmethod
+    def make_accelerator(self, args: Args) -> Accelerator:
+        """The run's accelerator."""
+
+    @abstractmethod
+    def get_ready(self, args: Args, accelerator: Accelerator) -> AnyTrainer:
+        """Everything before the first step: data, model, growth, trainer."""
+
+    def before(self, trainer: AnyTrainer) -> None:
+        """Do on the main process what precedes the first step of a run that is not resumed."""
+
+    @abstractmethod
+    def save(self, trainer: AnyTrainer, output: Path) -> None:
+        """Write the trained model, on the main process."""
+
+
+def main(script: Script[Any, Any], argv: Sequence[str], description: str | None = None) -> None:
+    """Run a script from a command line; an error of ours ends it with one line."""
     try:
-        run(recipe, recipe.parse(argv, description))
+        run(script, script.parse(argv, description))
     except GrowthError as error:
         sys.exit(f"error: {error}")
 
 
-def run(recipe: Recipe, args: Arguments) -> None:
-    """Train, and leave pipeline, pictures, `growth.json` and a printed table.
+def run(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
+    """Train, and leave the model, `growth.json`, `timeline.png` and a printed table.
 
     Raises:
         GrowthError: Something does not fit; the message names the value and the fix.
     """
     clock = [time.perf_counter()]
-    output, accelerator = Path(args.output.output_dir), make_accelerator(args)
-    open_output(output, args, accelerator)
-    pipeline = recipe.load(args)
-    trainer, pictures = get_ready(recipe, pipeline, args, accelerator)
-    if accelerator.is_main_process and trainer.step == 0:
-        pictures.save_before()
+    trainer = ready(script, args)
+    accelerator = trainer.accelerator
+    output = Path(args.output.output_dir)
     clock.append(time.perf_counter())
-    trainer.train(pictures.validate if accelerator.is_main_process else None)
+    trainer.train()
     clock.append(time.perf_counter())
     trainer.finish()
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        recipe.save(pipeline, output)
-        pictures.save_before_after()
+        script.save(trainer, output)
         clock.append(time.perf_counter())
-        seconds = (later - earlier for earlier, later in zip(clock, clock[1:]))
-        write_report(output, trainer.growth, trainer.log, dict(zip(PHASES, seconds)))
-        print(f"what was trained, its pictures and growth.json are in {output}/")
+        seconds = [later - earlier for earlier, later in zip(clock, clock[1:])]
+        write_report(output, trainer.growth, trainer.metrics, dict(zip(PHASES, seconds)))
+        print(f"the trained model, timeline.png and growth.json are in {output}/")
     accelerator.end_training()
+    return trainer
 
 
-def open_output(output: Path, args: Arguments, accelerator: Accelerator) -> None:
-    """Refuse a folder that cannot be used, before anything is loaded."""
+def ready(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
+    """The trainer before its first step, or where it is resumed.
+
+    Raises:
+        GrowthError: Something does not fit; the message names the value and the fix.
+    """
+    accelerator = script.make_accelerator(args)
+    open_output(args, accelerator)
+    trainer = script.get_ready(args, accelerator)
+    begin(trainer, args)
+    if accelerator.is_main_process and trainer.step == 0:
+        script.before(trainer)
+    return trainer
+
+
+def open_output(args: HasOutput, accelerator: Accelerator) -> None:
+    """Refuse a folder that cannot be used, or whose run had other settings, before anything is loaded.
+
+    Raises:
+        OutputError: It is not usable, or holds a run that is neither resumed nor overwritten.
+        StateError: The checkpoint to resume does not exist, or its run had other settings.
+    """
     if accelerator.is_main_process:
-        resume = args.output.resume_from_checkpoint is not None
-        check_output_dir(output, resume=resume, overwrite=args.output.overwrite_output_dir)
+        output = args.output
+        folder = Path(output.output_dir)
+        resumes = output.resume_from_checkpoint is not None
+        check_output_dir(folder, resume=resumes, overwrite=output.overwrite_output_dir)
+        if output.resume_from_checkpoint is not None:
+            checkpoint = find_checkpoint(folder / "checkpoints", output.resume_from_checkpoint)
+            if checkpoint is not None:
+                # The checkpoint may be another folder's: its run is two folders up.
+                check_same_run(checkpoint.parents[1] / RUN_FILE, args)
     accelerator.wait_for_everyone()
 
 
-def get_ready(recipe: Recipe, pipeline: Any, args: Arguments, accelerator: Accelerator) -> tuple[Trainer, Pictures]:
-    """Everything before the first step: data, growth, trainer, resumed state, trackers."""
-    denoiser = recipe.denoiser(pipeline)
-    resolution = args.data.resolution or recipe.resolution(pipeline)
-    config, plan = growth_config(args, multiple=recipe.multiple(pipeline))
-    check_resolution(resolution, recipe.multiple(pipeline))
-    data = recipe.data(args, pipeline, resolution, accelerator)
-    loader = recipe.loader(data, args, resolution)
-    check_batch(len(loader.dataset), args.train.train_batch_size * accelerator.num_processes)  # type: ignore[arg-type]
-    if args.train.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+def check_same_run(file: Path, args: HasOutput) -> None:
+    """Refuse to resume under settings that change what is trained; a run without a file of settings passes.
 
-    set_seed(args.train.seed, device_specific=True)
-    growth = GrowthScheduler(denoiser, config, accelerator)
-    task = recipe.task(pipeline, data, args, accelerator, resolution)
-    trainer = Trainer(denoiser, growth, plan, task, loader, args, accelerator)
-    if args.output.resume_from_checkpoint and not trainer.resume(args.output.resume_from_checkpoint):
-        accelerator.print("no complete checkpoint yet: starting from the beginning.")
-    if accelerator.is_main_process:
-        output = Path(args.output.output_dir)
-        settings = {key: str(value) for key, value in config.to_dict().items()}  # trackers take no lists
-        accelerator.init_trackers(args.output.tracker_project_name, config=settings)
-        growth.plan.save(output / "growth_plan.json")
-        write_text_atomically(output / RUN_FILE, json.dumps(dataclasses.asdict(args), indent=2) + "\n")
-    return trainer, Pictures(recipe, pipeline, args, recipe.titles(args, data), resolution)
-
-
-def check_resolution(resolution: int, multiple: int) -> None:
-    """Refuse a side of the images that the VAE or the denoiser cannot divide.
+    Args:
+        file: Settings of the run to resume.
+        args: Today's arguments.
 
     Raises:
-        ConfigError: The message names the multiple and the nearest size.
+        StateError: The message lists all flags that differ, with both values.
     """
-    if resolution <= 0 or resolution % multiple:
-        near = max(multiple, round(resolution / multiple) * multiple)
-        raise ConfigError(
-            f"--resolution {resolution} is not a multiple of {multiple} (VAE factor times patch): use {near}."
+    if not file.exists():
+        return
+    earlier = json.loads(file.read_text(encoding="utf-8"))
+    free = {*vars(args.output), *FREE}
+    differing = [words for name, words in _differences(args, earlier) if name not in free]
+    if differing:
+        raise StateError(
+            f"the run in {file.parent} had other settings: {'; '.join(differing)}. Resume with its own flags, or "
+            "choose another --output_dir."
         )
 
 
-class Pictures:
-    """What a run draws: the same titles and seeds before, during and after training.
+def begin(trainer: Trainer, args: HasOutput) -> None:
+    """Load the checkpoint to resume, if one is asked for; start the trackers; note the settings of a new run."""
+    accelerator = trainer.accelerator
+    output = args.output
+    if output.resume_from_checkpoint and not trainer.resume(output.resume_from_checkpoint):
+        accelerator.print("no complete checkpoint yet: starting from the beginning.")
+    if accelerator.is_main_process:
+        settings = {key: str(value) for key, value in trainer.growth.config.to_dict().items()}
+        accelerator.init_trackers(output.tracker_project_name, config=settings)  # trackers take no lists
+        folder = Path(output.output_dir)
+        trainer.growth.plan.save(folder / "growth_plan.json")
+        if trainer.step == 0 or not (folder / RUN_FILE).exists():
+            text = json.dumps(dataclasses.asdict(args), indent=2)  # type: ignore[call-overload]
+            write_text_atomically(folder / RUN_FILE, text + "\n")
 
-    Args:
-        recipe: Draws.
-        pipeline: As it trains.
-        args: The recipe's arguments.
-        titles: Of the pictures.
-        size: Side of the pictures in pixels.
-    """
 
-    def __init__(self, recipe: Recipe, pipeline: Any, args: Arguments, titles: tuple[str, ...], size: int) -> None:
-        self._recipe, self._pipeline, self._args = recipe, pipeline, args
-        self._titles, self._size = titles, size
-        self._output = Path(args.output.output_dir)
-
-    def save_before(self) -> None:
-        """Draw with the untrained pipeline; kept as files, for the end of a run that is resumed."""
-        save_images(self._output / "before", self._draw())
-
-    def validate(self, step: int) -> None:
-        """Draw in the middle of training, every `--validation_steps`."""
-        every = self._args.output.validation_steps
-        if every and step % every == 0:
-            save_grid(self._output / f"validation-{step}.png", self._titles, [(f"step {step}", self._draw())])
-
-    def save_before_after(self) -> None:
-        """Set the pictures of before and after beside the real ones."""
-        old = load_images(self._output / "before", len(self._titles))  # none where a resumed run has more titles
-        rows = [("before", old)] if old else []
-        rows += [("after", self._draw()), *self._recipe.references(self._args, self._titles, self._size)]
-        save_grid(self._output / "before_after.png", self._titles, rows)
-
-    def _draw(self) -> list[Any]:
-        return self._recipe.draw(self._pipeline, self._args, self._titles, self._size)
+def _differences(args: Any, earlier: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name of every flag whose value is not the earlier one, and both values in words."""
+    for item in dataclasses.fields(args):
+        value = getattr(args, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _differences(value, earlier.get(item.name, {}))
+        elif item.name in earlier:
+            before = earlier[item.name]
+            now = json.loads(json.dumps(value))  # tuples become lists
+            if now != before:
+                yield item.name, f"--{item.name} was {before!r}, now {now!r}"

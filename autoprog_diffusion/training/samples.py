@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
@@ -14,6 +14,10 @@ from PIL import Image
 from torch import nn
 
 
+# A row of pictures and its label.
+Row = tuple[str, Sequence[Image.Image]]
+
+
 @contextmanager
 def sampling(pipeline: Any, scheduler: Any = None) -> Iterator[None]:
     """No gradient, evaluation mode, no progress bar; modes, scheduler and global random state come back afterwards.
@@ -23,7 +27,8 @@ def sampling(pipeline: Any, scheduler: Any = None) -> Iterator[None]:
         scheduler: To sample with, instead of the pipeline's own.
     """
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    modes, own = [module.training for module in modules], pipeline.scheduler
+    modes = [module.training for module in modules]
+    own = pipeline.scheduler
     pipeline.set_progress_bar_config(disable=True)
     try:
         pipeline.scheduler = own if scheduler is None else scheduler
@@ -66,7 +71,7 @@ def sample_images(
         ).images
 
 
-def save_grid(path: Path, prompts: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> None:
+def save_grid(path: Path, prompts: Sequence[str], rows: Sequence[Row]) -> None:
     """Save a picture with one column per prompt and one labelled row per model.
 
     Args:
@@ -89,6 +94,45 @@ def save_grid(path: Path, prompts: Sequence[str], rows: Sequence[tuple[str, Sequ
         axis.set_title(_wrap(prompt), fontsize=7, parse_math=False)
     figure.tight_layout(pad=0.4)
     figure.savefig(path)
+
+
+class Pictures:
+    """Pictures of the same titles and seeds before, during and after training.
+
+    Args:
+        folder: The run's output folder.
+        titles: Titles of the pictures.
+        draw: Draws one picture per title with the model as it is.
+        references: Rows of real pictures of the titles, each with its label.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        titles: Sequence[str],
+        *,
+        draw: Callable[[], list[Image.Image]],
+        references: Callable[[], list[Row]],
+    ) -> None:
+        self._folder = folder
+        self._titles = titles
+        self._draw = draw
+        self._references = references
+
+    def save_before(self) -> None:
+        """Draw with the untrained model; kept as files, for the end of a run that is resumed."""
+        save_images(self._folder / "before", self._draw())
+
+    def save_step(self, step: int) -> None:
+        """Draw in the middle of training."""
+        save_grid(self._folder / f"validation-{step}.png", self._titles, [(f"step {step}", self._draw())])
+
+    def save_before_after(self) -> None:
+        """Set the pictures of before and after above rows of real ones."""
+        old = load_images(self._folder / "before", len(self._titles))  # none where a resumed run has more titles
+        rows = [("before", old)] if old else []
+        rows += [("after", self._draw()), *self._references()]
+        save_grid(self._folder / "before_after.png", self._titles, rows)
 
 
 def save_images(folder: Path, images: Sequence[Image.Image]) -> None:

@@ -1,108 +1,143 @@
-"""The training loop of the recipes: an ordinary Diffusers loop with the growth lines in it."""
+"""`Trainer`: the training loop of the recipes and of vit/, an ordinary Accelerate loop with the growth lines in it."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
-from autoprog_diffusion.growth.resize import stage_size
+from autoprog_diffusion.growth.protocol import Growth
 
-from .arguments import Arguments
-from .build import make_optimizer
-from .checkpoints import checkpoint_step, find_checkpoint, keep_only
-from .guard import check_finite, write_checkpoint
+from .arguments import OutputArguments
+from .checkpoints import TrainingError, checkpoint_step, find_checkpoint, newest_checkpoint, write_checkpoint
 from .measure import counted_flops, peak_memory, synchronize
-from .metrics import RunLog
+from .metrics import Metrics
+from .report import SCORES, is_chosen
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Task(Protocol):
-    """What a recipe gives the loop."""
+class Place(NamedTuple):
+    """Where growth stands in one optimizer step.
 
+    Attributes:
+        stage: Index of the stage.
+        searching: Whether a supernet trains.
+        blocks: Number of blocks that train.
+        trainable: Share of the parameters that train, in [0, 1].
+        resolution: Side of the images in pixels.
+    """
+
+    stage: int
+    searching: bool
+    blocks: int
+    trainable: float
     resolution: int
 
-    def enter_stage(self, growth: GrowthScheduler) -> None:
-        """Get ready for the resolution of the stage that begins."""
-        ...
 
-    def loss(self, denoiser: Any, batch: dict[str, Tensor]) -> Tensor:
-        """The loss of one batch, a scalar."""
-        ...
+class Trainer(ABC):
+    """One run: the prepared objects and the number of optimizer steps done.
 
-
-class Trainer:
-    """One run: the prepared objects and the number of steps done.
+    A subclass prepares model, optimizer and learning rate, calls `growth.prepare`, and registers what a checkpoint
+    must hold.
 
     Args:
-        denoiser: The bare model that is fine-tuned.
-        growth: Its scheduler, not yet prepared.
-        plan: Stages to follow instead of the fixed schedule.
-        task: Batches to losses.
-        loader: Not yet prepared.
-        args: The recipe's arguments.
-        accelerator: Of the run.
+        model: The bare model.
+        growth: Its growth object, not yet prepared.
+        accelerator: The run's accelerator.
+        output: When to write checkpoints, to validate and to log, and where.
+        resolution: Side of the training images in pixels.
+        accumulation: Forward passes per optimizer step.
+        max_norm: Norm that gradients are clipped to, or None.
 
-    Raises:
-        GrowthError: The run is too short, the plan does not fit, or an object is in the wrong state.
+    Attributes:
+        bare: The bare model.
+        model: The prepared model.
+        metrics: Metrics of the steps done.
+        step: Number of optimizer steps done.
+        max_steps: Number of optimizer steps of the run.
+        root: Folder of the checkpoints.
     """
+
+    lr_flag = "--learning_rate"
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: Any
+    max_steps: int
 
     def __init__(
         self,
-        denoiser: nn.Module,
-        growth: GrowthScheduler,
-        plan: GrowthPlan | None,
-        task: Task,
-        loader: DataLoader,
-        args: Arguments,
+        model: nn.Module,
+        growth: Growth,
         accelerator: Accelerator,
+        *,
+        output: OutputArguments,
+        resolution: int,
+        accumulation: int,
+        max_norm: float | None,
     ) -> None:
-        self.args, self.accelerator, self.growth, self.task = args, accelerator, growth, task
-        self.bare, self.log, self.step = denoiser, RunLog(), 0
-        train = args.train
-        trained = [name for name, parameter in denoiser.named_parameters() if parameter.requires_grad]
-        # Taken now: growing freezes parameters, but what does not train from the start never will.
-        self._trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
-        self._whole = len(trained) == len(list(denoiser.parameters()))
-        if not self._whole:
-            keep_only(accelerator, denoiser, trained)
-        self.ema = _make_ema(self._trained, args, accelerator)
-        batch = train.train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
-        optimizer = make_optimizer(growth.parameters(), train, batch)
-        steps = train.max_train_steps or train.num_train_epochs * max(
-            1, len(loader) // accelerator.num_processes // train.gradient_accumulation_steps
-        )
-        self.max_steps, self._rows = steps, loader.dataset
-        # Accelerate advances a prepared schedule once per process and step.
-        scale = accelerator.num_processes
-        lr_scheduler = get_scheduler(
-            train.lr_scheduler,
-            optimizer,
-            num_warmup_steps=train.lr_warmup_steps * scale,
-            num_training_steps=steps * scale,
-        )
-        self.denoiser, self.optimizer, self.loader, self.lr_scheduler = accelerator.prepare(
-            denoiser, optimizer, loader, lr_scheduler
-        )
-        growth.prepare(self.denoiser, num_training_steps=steps, plan=plan)
-        for size in (*(stage.resolution for stage in growth.plan.stages), *(growth.config.resolutions or ())):
-            stage_size((task.resolution, task.resolution), size, growth.config.resolution_multiple)
-        for state in (self.log, *([self.ema] if self.ema is not None else [])):
-            accelerator.register_for_checkpointing(state)
-        self.root = Path(args.output.output_dir) / "checkpoints"
+        self.bare = model
+        self.growth = growth
+        self.accelerator = accelerator
+        self.metrics = Metrics()
+        self.step = 0
+        self.root = Path(output.output_dir) / "checkpoints"
+        self._output = output
+        self._resolution = resolution
+        self._accumulation = accumulation
+        self._max_norm = max_norm
+        self._batches: Iterator[Any] = iter(())
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """The loss of one batch, a scalar, with the prepared or the bare model."""
+
+    @abstractmethod
+    def batches(self) -> Iterator[Any]:
+        """Batches from where the run stands, epoch after epoch, in an order that depends on seed and epoch only."""
+
+    @abstractmethod
+    def enter_stage(self) -> None:
+        """Get data and model ready for the stage, or the network of a search, that begins."""
+
+    @abstractmethod
+    def average(self) -> None:
+        """Average the weights after an optimizer step."""
+
+    @abstractmethod
+    def validate(self) -> object:
+        """Look at the model in the middle of training, every `--validation_steps`."""
+
+    def finish(self) -> None:
+        """Leave a plain model."""
+        self.growth.fold(self.model)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks that train now."""
+        return len(self.growth.plan.stages[self.growth.stage].blocks)
+
+    @property
+    def pixels(self) -> int:
+        """Side of the images that train now, in pixels."""
+        resolution = self.growth.resolution
+        return round(resolution * self._resolution) if isinstance(resolution, float) else resolution
+
+    @property
+    def network(self) -> str:
+        """Name of the network that trains now. Networks of one name need as many FLOPs."""
+        return f"stage {self.growth.stage + 1}, {self.blocks} blocks, {self.pixels} pixels"
 
     def resume(self, wanted: str) -> bool:
         """Load a checkpoint by name, or the newest complete one; returns whether there was one.
@@ -115,142 +150,135 @@ class Trainer:
         if path is None:
             return False
         self.accelerator.load_state(str(path))
-        if self.ema is not None:
-            self.ema.to("cpu" if self.args.train.offload_ema else self.accelerator.device)
         self.step = checkpoint_step(path)
         return True
 
-    def train(self, on_step: Any = None) -> None:
+    def train(self, on_step: Callable[[int], object] | None = None) -> None:
         """Train to the end, with a progress bar; `on_step(step)` is called after every optimizer step.
 
         Raises:
-            TrainingError: The loss is not finite.
+            TrainingError: The loss is not finite, or a checkpoint cannot be written.
         """
-        # The generators were restored by `resume`; getting ready must not move them.
+        self._batches = self.batches()
+        # `resume` restored the random generators: getting ready must not advance them.
         with torch.random.fork_rng():
             self._enter_stage()
-        batches = self._batches()
-        bar = tqdm(
-            total=self.max_steps, initial=self.step, desc="training", disable=not self.accelerator.is_main_process
-        )
+        hidden = not self.accelerator.is_main_process
+        bar = tqdm(total=self.max_steps, initial=self.step, desc="training", disable=hidden)
         with bar, logging_redirect_tqdm():
             while self.step < self.max_steps:
-                self._optimizer_step(batches, bar)
+                self._train_step(bar)
+                self._validate_and_save()
                 if on_step is not None:
                     on_step(self.step)
 
-    def finish(self) -> None:
-        """Put the averaged weights in place, if there are any, and fold the stage embedding into them."""
-        if self.ema is not None:
-            self.ema.copy_to(self._trained)
-        embedded = self.growth.state_dict()["embedding"] is not None
-        if embedded and (self.growth.config.stage_dropout or not self._whole):
-            # A fold cannot express the null row, and LoRA's file holds no bias: the rows travel beside the weights.
-            self.growth.save_stage_embedding(self.args.output.output_dir)
-        self.growth.fold(self.denoiser)
-        if self.accelerator.num_processes > 1:
-            self.accelerator.print(f"{self.accelerator.num_processes} ranks end with bit-identical weights.")
+    def _train_step(self, bar: tqdm) -> None:
+        """One optimizer step, and what follows from it: average, growth, metrics, the next stage."""
+        place = Place(
+            stage=self.growth.stage,
+            searching=self.growth.searching,
+            blocks=self.blocks,
+            trainable=self.growth.trainable_fraction,
+            resolution=self.pixels,
+        )
+        flops = self._count_flops()
+        wall = time.perf_counter()
+        cpu = time.process_time()
+        loss = self._optimizer_step()
+        self.average()
+        self.step += 1
+        entered = self.growth.step()
+        synchronize(self.accelerator.device)
+        cost = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu, "flops": flops}
+        self._report(place, loss, cost, bar)
+        if entered:
+            self._enter_stage()
+            self._log_decision()
 
-    def _optimizer_step(self, batches: Iterator[dict[str, Tensor]], bar: tqdm) -> None:
-        accelerator, growth = self.accelerator, self.growth
-        started, losses, stage, norm = time.perf_counter(), [], growth.stage, None
+    def _optimizer_step(self) -> float:
+        """Accumulate gradients, clip them and step; returns the mean loss over all processes."""
+        accelerator = self.accelerator
+        losses = []
+        norm = None
         while True:
-            batch = next(batches)
-            if stage not in self.log.flops:
-                self.log.flops[stage] = self._count_flops(batch)
-                started = time.perf_counter()
-            with accelerator.accumulate(self.denoiser):
-                loss = self.task.loss(self.denoiser, batch)
+            batch = next(self._batches)
+            with accelerator.accumulate(self.model):
+                loss = self.loss(self.model, batch)
                 accelerator.backward(loss)
                 losses.append(loss.detach())
-                if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(growth.parameters(), self.args.train.max_grad_norm)
+                if accelerator.sync_gradients and self._max_norm is not None:
+                    norm = accelerator.clip_grad_norm_(self.growth.parameters(), self._max_norm)
                 self.optimizer.step()
-                self.lr_scheduler.step()
                 self.optimizer.zero_grad()
             if accelerator.sync_gradients:
                 break
-        mean_loss = self._mean(losses)
-        # A gradient scaler (fp16) skips such steps by itself.
-        self._check_finite("gradient's norm", 0.0 if accelerator.scaler is not None or norm is None else float(norm))
-        if self.ema is not None:
-            self.ema.step(growth.ema_parameters(self._trained))
-        self.step += 1
-        synchronize(accelerator.device)
-        self._report(mean_loss, time.perf_counter() - started, stage, bar)
-        if growth.step():
-            self._enter_stage()
-            self._log_decision()
-        if self.step % self.args.output.checkpointing_steps == 0:
-            write_checkpoint(self.accelerator, self.root, self.step, self.args.output.checkpoints_total_limit)
+        self.lr_scheduler.step()
+        mean: Any = accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
+        self._check_finite("loss", float(mean))
+        # The gradient scaler of fp16 skips steps whose gradients are not finite by itself.
+        if norm is not None and accelerator.scaler is None:
+            self._check_finite("gradient's norm", float(norm))
+        return float(mean)
 
-    def _count_flops(self, batch: Any) -> int:
-        """FLOPs of a pass whose gradients are thrown away: the counter takes other kernels, so it may not train."""
-        flops = counted_flops(lambda: self.task.loss(self.bare, batch).backward())
-        for parameter in self.growth.parameters():
-            parameter.grad = None
-        return flops
+    def _count_flops(self) -> int:
+        """FLOPs of one optimizer step on this process, counted once for each network, outside the timed step.
 
-    def _log_decision(self) -> None:
-        decisions = self.growth.decisions
-        if decisions and decisions[-1]["stage"] == self.growth.stage:
-            chosen = next(row for row in decisions[-1]["candidates"] if row["name"] == decisions[-1]["choice"])
-            scores = {f"growth/search/{key}": float(chosen[key]) for key in ("cost", "kappa", "zico", "gain")}
-            self.accelerator.log({**scores, "growth/search/seconds": decisions[-1]["seconds"]}, step=self.step)
+        The pass that is counted may not train: the counter makes torch take other kernels.
+        """
+        known = self.metrics.flops
+        if self.network not in known:
+            batch = next(self._batches)
+            self._batches = itertools.chain([batch], self._batches)  # it trains in the step that follows
+            passes = counted_flops(lambda: self.loss(self.bare, batch).backward())
+            known[self.network] = passes * self._accumulation
+            for parameter in self.growth.parameters():
+                parameter.grad = None
+        return known[self.network]
 
     def _enter_stage(self) -> None:
-        self.task.enter_stage(self.growth)
-        self.denoiser.train()
+        self.enter_stage()
+        self.model.train()
         peak_memory(self.accelerator.device)  # forget the peak of getting ready
 
-    def _mean(self, losses: list[Tensor]) -> float:
-        mean = torch.stack(losses).mean()
-        value = float(self.accelerator.reduce(mean, reduction="mean"))  # type: ignore[arg-type]
-        self._check_finite("loss", value)
-        return value
+    def _validate_and_save(self) -> None:
+        every = self._output.validation_steps
+        if every and self.step % every == 0 and not self.growth.searching:
+            self.validate()
+        if self.step % self._output.checkpointing_steps == 0:
+            write_checkpoint(self.accelerator, self.root, self.step, self._output.checkpoints_total_limit)
 
     def _check_finite(self, name: str, value: float) -> None:
-        where = f"step {self.step}, stage {self.growth.stage + 1}"
-        check_finite(name, value, where, "--learning_rate", self.root)
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {name} is {value} at step {self.step}, stage {self.growth.stage + 1}: lower {self.lr_flag} or "
+                f"use --mixed_precision bf16. The newest complete checkpoint is {newest_checkpoint(self.root)}."
+            )
 
-    def _report(self, loss: float, seconds: float, stage: int, bar: tqdm) -> None:
-        growth, pixels = self.growth, self.pixels
-        fraction = growth.trainable_fraction
-        memory = peak_memory(self.accelerator.device)
-        self.log.add(loss=loss, seconds=seconds, stage=stage, resolution=pixels, trainable=fraction, memory=memory)
-        share = f"{fraction:.0%}"
-        bar.set_postfix(loss=f"{loss:.4f}", stage=f"{stage + 1}/{len(growth.plan.stages)}", px=pixels, trains=share)
+    def _report(self, place: Place, loss: float, cost: dict[str, float], bar: tqdm) -> None:
+        self.metrics.add(loss=loss, memory=peak_memory(self.accelerator.device), **cost, **place._asdict())
+        stage = f"{place.stage + 1}/{len(self.growth.plan.stages)}" + (" search" if place.searching else "")
+        share = f"{place.trainable:.0%}"
+        bar.set_postfix(loss=f"{loss:.4f}", stage=stage, px=place.resolution, blocks=place.blocks, trains=share)
         bar.update(1)
-        values = {"train_loss": loss, "lr": self.lr_scheduler.get_last_lr()[0], "growth/stage": stage}
-        values |= {"growth/resolution": pixels, "growth/trainable_fraction": fraction, "growth/step_seconds": seconds}
-        self.accelerator.log(values, step=self.step)
+        if self.step % self._output.log_interval == 0:
+            values = {
+                "train_loss": loss,
+                "lr": self.lr_scheduler.get_last_lr()[0],
+                "growth/stage": place.stage,
+                "growth/blocks": place.blocks,
+                "growth/resolution": place.resolution,
+                "growth/trainable_fraction": place.trainable,
+                "growth/step_seconds": cost["seconds"],
+            }
+            self.accelerator.log(values, step=self.step)
 
-    @property
-    def pixels(self) -> int:
-        """Side of the images of the current stage, in pixels."""
-        resolution = self.growth.resolution
-        return round(resolution * self.task.resolution) if isinstance(resolution, float) else resolution
-
-    def _batches(self) -> Iterator[Any]:
-        """Batches from where the run stands, epoch after epoch, in an order that depends on seed and epoch only."""
-        per_epoch = len(self.loader)
-        accumulation = self.args.train.gradient_accumulation_steps
-        done = self.step * accumulation
-        while True:
-            epoch, offset = divmod(done, per_epoch)
-            self.loader.set_epoch(epoch)
-            self._rows.epoch = epoch  # type: ignore[attr-defined]
-            loader = self.accelerator.skip_first_batches(self.loader, offset) if offset else self.loader
-            for batch in loader:
-                yield batch
-                done += 1
-
-
-def _make_ema(trained: list[nn.Parameter], args: Arguments, accelerator: Accelerator) -> EMAModel | None:
-    if not args.train.use_ema:
-        return None
-    ema = EMAModel(trained, decay=args.train.ema_decay, foreach=args.train.foreach_ema)
-    ema.to("cpu" if args.train.offload_ema else accelerator.device)
-    if args.train.offload_ema and torch.cuda.is_available():
-        ema.pin_memory()
-    return ema
+    def _log_decision(self) -> None:
+        """Give the trackers the scores of a choice that a search has just made."""
+        decision = self.growth.decisions[-1] if self.growth.decisions else None
+        if decision is None or decision["stage"] != self.growth.stage:
+            return
+        chosen = next(row for row in decision["candidates"] if is_chosen(decision, row))
+        values = {name: float(chosen[name]) for name in SCORES if name in chosen}
+        if "seconds" in decision:
+            values["seconds"] = decision["seconds"]
+        self.accelerator.log({f"growth/search/{name}": value for name, value in values.items()}, step=self.step)

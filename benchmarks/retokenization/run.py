@@ -48,19 +48,19 @@ def run(runs: Runs, method: str, seed: int, steps: int) -> dict[str, Any]:
         flags = ["--seed", str(seed), "--max_train_steps", str(steps), "--output_dir", folder]
         flags += ["--retokenization", "on" if method == "on" else "off"]
         args = preset(*flags)
-        log = run_training(args, Genotype.parse(args.genotype)).log
-    last = [c for c, stage in zip(log.rows["cpu_seconds"], log.rows["stage"]) if stage == log.rows["stage"][-1]]
+        metrics = run_training(args, Genotype.parse(args.genotype)).metrics
+    last = metrics.summaries()[-1]
     return {
         **facts(seed),
         "method": method,
-        "steps": len(log),
-        "cpu_seconds": log.total("cpu_seconds"),
-        "full_step_cpu_seconds": statistics.mean(last),
-        "flops": log.total("flops"),
-        "accuracy": log.validations[-1]["accuracy"],
-        "ema_accuracy": log.validations[-1]["ema_accuracy"],
-        "ema_loss": log.validations[-1]["ema_loss"],
-        "curve": log.validations,
+        "steps": len(metrics),
+        "cpu_seconds": metrics.total("cpu_seconds"),
+        "full_step_cpu_seconds": last.cpu_seconds / last.steps,
+        "flops": metrics.total("flops"),
+        "accuracy": metrics.validations[-1]["accuracy"],
+        "ema_accuracy": metrics.validations[-1]["ema_accuracy"],
+        "ema_loss": metrics.validations[-1]["ema_loss"],
+        "curve": metrics.validations,
     }
 
 

@@ -29,10 +29,10 @@ from autoprog_diffusion.tasks.class_conditional import ClassConditional, ClassSe
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, FlowSettings, draw_prompts
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_dit, load_tiny_flow
-from autoprog_diffusion.training.arguments import Arguments, OutputArguments, TrainArguments
+from autoprog_diffusion.training.arguments import Arguments, PictureArguments, TrainArguments
 from autoprog_diffusion.training.build import make_accelerator
+from autoprog_diffusion.training.diffusion import Task
 from autoprog_diffusion.training.samples import sample_images
-from autoprog_diffusion.training.trainer import Task
 
 
 ASSETS = Path(__file__).parents[2] / "recipes" / "assets"
@@ -134,7 +134,7 @@ def held_out(caption: str, one_in: int) -> bool:
 
 def _arguments(kind: Any, seed: int, folder: Path, **groups: Any) -> Any:
     train = TrainArguments(seed=seed, mixed_precision="no")
-    return kind(train=train, output=OutputArguments(output_dir=str(folder)), **groups)
+    return kind(train=train, output=PictureArguments(output_dir=str(folder)), **groups)
 
 
 def _split(data: Any, one_in: int) -> tuple[Any, Any]:
@@ -166,7 +166,11 @@ def _style(style: str, data_dir: Path | None) -> Any:
 
 
 def _latents(pipeline: Any, data: Any, settings: Any) -> Latents:
-    return make_latents(pipeline, data, settings, make_accelerator(settings), resolution=SIZE)
+    train = settings.train
+    accelerator = make_accelerator(
+        settings.output, accumulation=1, mixed_precision=train.mixed_precision, seed=train.seed
+    )
+    return make_latents(pipeline, data, settings, accelerator, resolution=SIZE)
 
 
 def _sd(style: str) -> Callable[[int, Path, Path | None], Subject]:

@@ -191,6 +191,9 @@ METHODS = {
                batch_scales=SMALL, **MAIN),
         Method("full_stratified", "full, stratified timesteps", adapt=stratified, **DRAWN),
         Method("lora", f"LoRA, rank {LORA_RANK}", adapt=lora, rates=FEW, **DRAWN),
+        # The rate of plain LoRA, tuned on seed 0 of both cases.
+        Method("lora_freeze", "LoRA, freezing, 4 stages", FREEZE, rates=(8e-3,), adapt=lora),
+        Method("lora_unfreeze", "LoRA, unfreezing, 4 stages", QUARTERS, rates=(8e-3,), adapt=lora),
         Method("interleaved", "unfreezing, interleaved (the paper's)", PAPER, rates=BOTH, **MAIN),
         Method("unfreeze", "unfreezing, 4 stages", QUARTERS, rates=BOTH, **DRAWN),
         Method("early", "unfreezing, opened early", EARLY, **MAIN),

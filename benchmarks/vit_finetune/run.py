@@ -33,16 +33,15 @@ from common import DATA, Runs, facts, load, print_rows, save
 
 from autoprog_diffusion.data.images import open_image, undecoded
 from autoprog_diffusion.data.sources import read_parquet
-from autoprog_diffusion.growth import find_adapter
+from autoprog_diffusion.growth import GrowthScheduler, find_adapter
+from autoprog_diffusion.training.run import run as run_script
 from autoprog_diffusion.vit.models import size_multiple
 from autoprog_diffusion.vit.pretrained import fit_head, load_pretrained
 from autoprog_diffusion.vit.training.arguments import parse as parse_pretraining
 from autoprog_diffusion.vit.training.data import Decoded
-from autoprog_diffusion.vit.training.finetuning import as_pretraining, growth_config, parse
+from autoprog_diffusion.vit.training.finetuning import FinetuneTrainer, Finetuning, growth_of
 from autoprog_diffusion.vit.training.loading import Data, load_data
-from autoprog_diffusion.vit.training.loop import Trainer
-from autoprog_diffusion.vit.training.run import run as pretrain
-from autoprog_diffusion.vit.training.unfreezing import Unfreezing
+from autoprog_diffusion.vit.training.pretraining import Pretraining
 
 
 COUNTS = {"old": (12500, 1000), "new": (2500, 4000)}  # training and validation images
@@ -59,9 +58,10 @@ FINETUNING = (
 METHODS = {
     "full": "--growth off",
     "last_layer": "--growth off",
-    "fixed": "--search none --order suffix --direction unfreeze",
-    "zero_shot": "--search zero_shot",
-    "random": "--search zero_shot --search_objective random",
+    "fixed": "--search none --order suffix --direction unfreeze --num_stages 3",
+    "freeze": "",  # the default: GrowthConfig()
+    "zero_shot": "--search zero_shot --num_stages 3 --search_orders suffix interleaved",
+    "random": "--search zero_shot --search_objective random --num_stages 3 --search_orders suffix interleaved",
     "full_short": "--growth off",
 }
 RATES = {"full": (5e-4, 1e-3, 2e-3), "last_layer": (5e-3, 1e-2, 3e-2)}
@@ -98,19 +98,19 @@ def fine_tune(method: str, rate: float, seed: int, steps: int, folder: Path, *, 
     flags = f"{FINETUNING} {METHODS[method]} --seed {seed} --lr {rate} --min_lr {rate / 100}".split()
     files = ["--model", str(folder / "pretrained"), "--train_data", str(folder / "new.npz")]
     output = ["--output_dir", str(folder / "run"), "--checkpointing_steps", "1000000"]
-    args = parse([*flags, *files, *output, "--max_train_steps", str(steps)])
+    args = Finetuning().parse([*flags, *files, *output, "--max_train_steps", str(steps)])
     set_seed(seed)
     model = load_pretrained(args.model.model)
-    args = replace(args, model=replace(args.model, img_size=24))
-    data = half(load_data(as_pretraining(args), multiple=size_multiple(model), hold_out=False), tuning)
+    data = half(load_data(args, size=24), tuning)
     fit_head(model, data.classes)
     accelerator = Accelerator(cpu=True)
-    growth = Unfreezing(model, growth_config(args, 6), 24, args.train.model_ema_decay, accelerator)
-    trainer = Trainer(model, growth, data, as_pretraining(args), accelerator)
+    config, _ = growth_of(args, multiple=size_multiple(model))
+    growth = GrowthScheduler(model, config, accelerator)
+    trainer = FinetuneTrainer(model, growth, data, args, accelerator, image_size=24)
     if method == "last_layer":
         freeze_all_but_the_last_layer(model)  # after growth, which refuses a model without a trainable block
     trainer.train()
-    row = trainer.record_validation()
+    row = trainer.validate()
     trainer.finish()
     result = {name: row[name] for name in ("accuracy", "ema_accuracy", "seconds", "cpu_seconds", "flops")}
     blocks = [list(stage.blocks) for stage in growth.plan.stages]
@@ -136,8 +136,9 @@ def measure(runs: Runs, options: argparse.Namespace, folder: Path) -> None:
     if not (folder / "pretrained" / "model.safetensors").exists():
         steps = ["--max_train_steps", str(options.pretraining_steps)]
         flags = [*PRETRAINING.split(), *steps, "--train_data", str(folder / "old.npz")]
-        trainer = pretrain(parse_pretraining([*flags, "--output_dir", str(folder / "pretrained")]))
-        runs.add({"purpose": "pretraining", "flags": PRETRAINING, **trainer.log.validations[-1]})
+        args = parse_pretraining([*flags, "--output_dir", str(folder / "pretrained")])
+        trainer = run_script(Pretraining(), args)
+        runs.add({"purpose": "pretraining", "flags": PRETRAINING, **trainer.metrics.validations[-1]})
     for method, rates in RATES.items():
         for rate in rates:
             if runs.one(purpose="tuning", method=method, lr=rate) is None:

@@ -31,11 +31,10 @@ from common import DATA, Runs, facts, print_rows, save
 
 from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
 from autoprog_diffusion.vit.models import build_model
-from autoprog_diffusion.vit.training.arguments import Arguments, parse
+from autoprog_diffusion.vit.training.arguments import Arguments, growth_config, parse
 from autoprog_diffusion.vit.training.data import Decoded
 from autoprog_diffusion.vit.training.loading import Data, load_data
-from autoprog_diffusion.vit.training.loop import Trainer
-from autoprog_diffusion.vit.training.run import growth_config
+from autoprog_diffusion.vit.training.pretraining import PretrainTrainer
 
 
 STEPS = 240
@@ -82,23 +81,24 @@ def train(args: Arguments, data: Data) -> dict[str, Any]:
     held = data.held_out if config.search in ("one_shot", "zero_shot") else None
     accelerator = Accelerator(cpu=True)
     growth = ViTGrowth(model, config, accelerator)
-    trainer = Trainer(model, growth, dataclasses.replace(data, held_out=held), args, accelerator)
+    data = dataclasses.replace(data, held_out=held)
+    trainer = PretrainTrainer(model, growth, data, args, accelerator, image_size=size)
 
     def spent() -> dict[str, float]:
-        return {name: trainer.log.total(name) for name in ("cpu_seconds", "seconds", "flops")}
+        return {name: trainer.metrics.total(name) for name in ("cpu_seconds", "seconds", "flops")}
 
     def on_step(step: int) -> None:
         if step % CURVE_EVERY == 0 and step < trainer.max_steps and not growth.searching:
             trainer.data = dataclasses.replace(data, val=some(data.val, CURVE_IMAGES))
             shape = {"depth": growth.depth, "resolution": growth.resolution}
-            curve.append({"step": step, **spent(), **shape, **trainer.validate(averaged=True)})
+            curve.append({"step": step, **spent(), **shape, **trainer.evaluate(averaged=True)})
 
     trainer.train(on_step)
     trainer.data = dataclasses.replace(data, val=some(data.val, FINAL_IMAGES))
-    final = {"averaged": trainer.validate(averaged=True), "online": trainer.validate(averaged=False)}
+    final = {"averaged": trainer.evaluate(averaged=True), "online": trainer.evaluate(averaged=False)}
     trainer.finish()
     result = {"steps": trainer.max_steps, **spent(), "final": final, "curve": curve}
-    result["stages"] = [dataclasses.asdict(row) for row in trainer.log.summaries()]
+    result["stages"] = [dataclasses.asdict(row) for row in trainer.metrics.summaries()]
     result["decisions"] = growth.decisions
     accelerator.free_memory()
     return result
@@ -118,7 +118,9 @@ def run(method: str, seed: int, data: Data | None, runs: Runs, options: argparse
     args = arguments(method, seed, steps, options.data_dir, options.extra)
     # The same split for all methods and seeds; what a search sets aside trains nobody.
     data = data or load_data(
-        dataclasses.replace(args, train=dataclasses.replace(args.train, seed=0)), multiple=4, hold_out=True
+        dataclasses.replace(args, train=dataclasses.replace(args.train, seed=0)),
+        size=args.model.img_size,
+        held_out=args.growth.search_samples,
     )
     result = runs.add({"method": method, **facts(seed), **train(args, data)})
     print(f"{method} seed {seed}: {result['final']}, {result['cpu_seconds']:.1f} CPU s", flush=True)

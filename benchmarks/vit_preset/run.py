@@ -28,8 +28,9 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that al
 
 from common import Runs, facts, interval, print_rows, save
 
+from autoprog_diffusion.training.run import run
 from autoprog_diffusion.vit.training.arguments import parse
-from autoprog_diffusion.vit.training.run import run
+from autoprog_diffusion.vit.training.pretraining import Pretraining
 
 
 METHODS = ("preset", "ordinary", "fixed")
@@ -64,7 +65,7 @@ def run_one(runs: Runs, method: str, seed: int, extra: list[str]) -> dict[str, A
         flags += ["--search", "fixed"]
     with tempfile.TemporaryDirectory() as folder:
         AcceleratorState._reset_state(reset_partial_state=True)
-        trainer = run(parse([*flags, "--output_dir", f"{folder}/out"]))
+        trainer = run(Pretraining(), parse([*flags, "--output_dir", f"{folder}/out"]))
         growth = json.loads(Path(folder, "out", "growth.json").read_text(encoding="utf-8"))
     last, stage = growth["validations"][-1], growth["stages"][-1]
     return {
@@ -78,7 +79,7 @@ def run_one(runs: Runs, method: str, seed: int, extra: list[str]) -> dict[str, A
         "wall": growth["seconds"],
         "accuracy": last["ema_accuracy"],
         "curve": growth["validations"],
-        "stages": [(row["depth"], row["resolution"], row["steps"]) for row in growth["stages"]],
+        "stages": [(row["blocks"], row["resolution"], row["steps"]) for row in growth["stages"]],
     }
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from autoprog_diffusion.data.emoji import (
+    SUBCATEGORIES,
     emoji_classes,
     emoji_dataset,
     emoji_in_both_styles,
     emoji_labels,
     is_held_out,
 )
-from autoprog_diffusion.data.emoji_tables import SUBCATEGORIES
 from autoprog_diffusion.growth import ConfigError
 
 

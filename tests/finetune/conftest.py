@@ -16,11 +16,11 @@ from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.growth import GrowthScheduler
 from autoprog_diffusion.tasks.arguments import make_latents, noise_settings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
-from autoprog_diffusion.training.arguments import Arguments
-from autoprog_diffusion.training.build import growth_config, make_accelerator, make_loader
-from autoprog_diffusion.training.trainer import Trainer
+from autoprog_diffusion.training.arguments import Arguments, check_arguments
+from autoprog_diffusion.training.build import make_loader
+from autoprog_diffusion.training.diffusion import DiffusionTrainer
 
-from .tiny import build_pipeline, parse, write_images
+from .tiny import accelerator_of, build_pipeline, growth_of, parse, write_images
 from .training import NewTrainer
 
 
@@ -56,7 +56,8 @@ def new_accelerator() -> Iterator[Callable[[Arguments], Accelerator]]:
 
     def make(args: Arguments) -> Accelerator:
         forget()
-        return make_accelerator(args)
+        check_arguments(args)
+        return accelerator_of(args)
 
     yield make
     forget()
@@ -69,16 +70,19 @@ def new_trainer(
     tmp_path: Path,
     new_accelerator: Callable[[Arguments], Accelerator],
 ) -> NewTrainer:
-    def make(*flags: object) -> Trainer:
+    def make(*flags: object) -> DiffusionTrainer:
         args = parse("--output_dir", tmp_path / "out", "--search", "none", *flags)
         accelerator = new_accelerator(args)
         pipeline = load_pipeline(str(pipeline_dir))
         set_seed(args.train.seed, device_specific=True)
-        config, plan = growth_config(args, 4)
+        config, plan = growth_of(args, 4)
         growth = GrowthScheduler(pipeline.unet, config, accelerator)
         latents = make_latents(pipeline, data, args, accelerator, resolution=64)
         task = TextToImage(pipeline, latents, noise_settings(args))
-        return Trainer(pipeline.unet, growth, plan, task, make_loader(data, args, 64), args, accelerator)
+        loader = make_loader(data, args, 64)
+        return DiffusionTrainer(
+            pipeline.unet, growth, plan=plan, task=task, loader=loader, args=args, accelerator=accelerator
+        )
 
     return make
 

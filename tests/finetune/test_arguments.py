@@ -30,7 +30,7 @@ def test_flags_have_no_group_prefix_and_reach_their_field() -> None:
     assert args.train.use_ema is True
     assert args.growth.order == "suffix"
     assert args.growth.resolutions == (0.5, 1.0)
-    assert args.growth.boundaries == (100.0,)
+    assert args.growth.boundaries == (100,)
     assert args.output.validation_prompts == ("a cat", "a dog")
     assert args.output.resume_from_checkpoint == "latest"
 
@@ -41,9 +41,10 @@ def test_hyphens_are_taken_for_underscores_and_the_last_flag_wins() -> None:
 
 
 def test_names_are_unique_over_the_groups() -> None:
+    """But for what `GrowthArguments` derives, which is no flag."""
     args = parse()
     names = [field.name for group in fields(args) for field in fields(getattr(args, group.name))]
-    assert len(names) == len(set(names))
+    assert {name for name in names if names.count(name) > 1} == {"ema_decay"}
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from autoprog_diffusion.tasks.class_conditional import ClassConditional, set_cla
 from autoprog_diffusion.tasks.dit_labels import label_tables
 from autoprog_diffusion.tasks.learned_variance import variational_bound
 from autoprog_diffusion.training.arguments import Arguments
-from autoprog_diffusion.training.build import growth_config
 
+from .tiny import growth_of
 from .tiny_transformers import SIZE, build_dit, write_classes
 
 
@@ -50,7 +50,7 @@ def new_task(
         args = tyro.cli(ClassConditionalArguments, args=[str(word) for word in words])
         pipeline = pipeline or build_dit(**dit)
         set_classes(pipeline, class_names(data), keep=args.classes.keep_classes, seed=args.train.seed)
-        growth = GrowthScheduler(pipeline.transformer, growth_config(args, 8)[0])
+        growth = GrowthScheduler(pipeline.transformer, growth_of(args, 8)[0])
         growth.prepare(pipeline.transformer, num_training_steps=8)
         pipeline.transformer.train()
         latents = make_latents(pipeline, data, args, new_accelerator(args), resolution=resolution)

@@ -26,7 +26,9 @@ from autoprog_diffusion.tasks.dreambooth import (
     pair_up,
 )
 from autoprog_diffusion.training.arguments import Arguments
-from autoprog_diffusion.training.build import growth_config, make_loader
+from autoprog_diffusion.training.build import make_loader
+
+from .tiny import growth_of
 
 
 NewAccelerator = Callable[[Arguments], Accelerator]
@@ -154,7 +156,7 @@ def test_the_loss_is_the_subject_s_and_the_weighted_class_s(
             *flags, *PRIOR, "--train_batch_size", 3, "--cache_latents" if cached else "--no-cache_latents"
         )
         pipeline.unet.requires_grad_(True)
-        growth = GrowthScheduler(pipeline.unet, growth_config(args, 4)[0])
+        growth = GrowthScheduler(pipeline.unet, growth_of(args, 4)[0])
         growth.prepare(pipeline.unet, num_training_steps=8)
         latents = make_latents(pipeline, data, args, new_accelerator(args), resolution=64)
         task = Dreambooth(pipeline, latents, noise_settings(args), prior_loss_weight=weight)

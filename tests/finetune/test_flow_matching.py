@@ -20,8 +20,8 @@ from autoprog_diffusion.growth import ConfigError, GrowthError, GrowthScheduler
 from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, make_latents, noise_settings
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, draw_prompts, load_flow, text_encoders
 from autoprog_diffusion.training.arguments import Arguments
-from autoprog_diffusion.training.build import growth_config
 
+from .tiny import growth_of
 from .tiny_transformers import SIZE, build_dit, build_flux, build_sd3, save
 
 
@@ -48,7 +48,7 @@ def new_task(
         words = ["--output_dir", tmp_path / "out", "--num_stages", 2, "--direction", "unfreeze", *flags]
         args = tyro.cli(FlowMatchingArguments, args=[str(word) for word in ("--max_sequence_length", 6, *words)])
         pipeline = load_flow(str(pipelines[kind]))
-        growth = GrowthScheduler(pipeline.transformer, growth_config(args, 8)[0])
+        growth = GrowthScheduler(pipeline.transformer, growth_of(args, 8)[0])
         growth.prepare(pipeline.transformer, num_training_steps=8)
         latents = make_latents(pipeline, data, args, new_accelerator(args), resolution=resolution)
         return FlowMatching(pipeline, latents, args.flow, noise_settings(args)), growth

@@ -135,12 +135,12 @@ def test_a_run_goes_through_its_stages(new_trainer: NewTrainer) -> None:
     seen = []
     trainer.train(lambda step: seen.append((step, trainer.growth.stage)))
     assert seen == [(1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (6, 3), (7, 3), (8, 3)]
-    assert trainer.log.rows["stage"] == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert trainer.log.rows["resolution"] == [32, 32, 32, 32, 64, 64, 64, 64]
-    trainable = trainer.log.rows["trainable"]
+    assert trainer.metrics.rows["stage"] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert trainer.metrics.rows["resolution"] == [32, 32, 32, 32, 64, 64, 64, 64]
+    trainable = trainer.metrics.rows["trainable"]
     assert trainable == sorted(trainable)
     assert trainable[-1] == 1.0
-    flops = [trainer.log.flops[stage] for stage in range(4)]
+    flops = [row.flops for row in trainer.metrics.summaries()]
     assert flops == sorted(flops)
     assert flops[2] > 3 * flops[1]  # four times the pixels
 
@@ -148,16 +148,16 @@ def test_a_run_goes_through_its_stages(new_trainer: NewTrainer) -> None:
 def test_a_run_freezes_by_default_and_its_optimizer_lets_go(new_trainer: NewTrainer) -> None:
     trainer = new_trainer("--max_train_steps", 8, "--train_batch_size", 8)
     trainer.train()
-    trainable = trainer.log.rows["trainable"]
+    trainable = trainer.metrics.rows["trainable"]
     assert trainable[0] == 1.0
     assert trainable == sorted(trainable, reverse=True)
-    flops = [trainer.log.flops[stage] for stage in range(4)]
+    flops = [row.flops for row in trainer.metrics.summaries()]
     assert flops == sorted(flops, reverse=True)
     held = {id(parameter) for parameter in trainer.optimizer.state}
-    frozen = [p for p in trainer.denoiser.parameters() if not p.requires_grad]
+    frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
     assert frozen
     assert not [parameter for parameter in frozen if id(parameter) in held]
-    assert saving(trainer.log.summaries([10, 8, 5, 3]))["flops"] > 1
+    assert saving(trainer.metrics.summaries())["flops"] > 1
 
 
 @pytest.mark.parametrize("foreach", [(), ("--foreach_ema",)])
@@ -185,11 +185,14 @@ def test_what_has_frozen_keeps_its_average(new_trainer: NewTrainer, foreach: tup
 def test_counting_flops_does_not_change_the_gradient(new_trainer: NewTrainer) -> None:
     """`counted_flops` wraps the first batch of every stage, on the main process only."""
     results = []
-    for counted in ({}, dict.fromkeys(range(4), 1)):  # the second as after a resume: nothing left to count
+    counted: dict[str, int] = {}
+    for _ in range(2):  # the second time as after a resume: nothing left to count
         trainer = new_trainer("--max_train_steps", 4, "--train_batch_size", 4)
-        trainer.log.flops |= counted
+        trainer.metrics.flops |= counted
         trainer.train()
         results.append(weights(trainer))
+        counted = trainer.metrics.flops
+    assert len(counted) == 4
     assert same(*results)
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoprog_diffusion.training.checkpoints import find_checkpoint
-from autoprog_diffusion.training.guard import TrainingError
+from autoprog_diffusion.training.checkpoints import TrainingError, find_checkpoint
 
 from .training import NewTrainer, same, weights
 

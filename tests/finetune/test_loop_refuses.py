@@ -9,7 +9,7 @@ import torch
 
 from autoprog_diffusion.growth import GrowthError
 from autoprog_diffusion.growth.errors import ConfigError, PlanError
-from autoprog_diffusion.training.guard import TrainingError
+from autoprog_diffusion.training.checkpoints import TrainingError
 
 from .training import NewTrainer
 

@@ -23,7 +23,7 @@ def test_a_resumed_run_ends_bit_identical(new_trainer: NewTrainer, tmp_path: Pat
     resumed.train()
     resumed.finish()
     assert same(weights(whole), weights(resumed))
-    assert resumed.log.rows["loss"] == whole.log.rows["loss"]
+    assert resumed.metrics.rows["loss"] == whole.metrics.rows["loss"]
 
 
 def test_a_run_resumed_within_a_search_ends_bit_identical(new_trainer: NewTrainer) -> None:

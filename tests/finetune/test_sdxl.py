@@ -18,9 +18,9 @@ from autoprog_diffusion.tasks.arguments import make_latents, noise_settings
 from autoprog_diffusion.tasks.sdxl import TextToImageXL, load_sdxl
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.training.arguments import Arguments
-from autoprog_diffusion.training.build import growth_config, make_loader
+from autoprog_diffusion.training.build import make_loader
 
-from .tiny import build_sdxl, parse
+from .tiny import build_sdxl, growth_of, parse
 
 
 SIZES = [(40, 32), (32, 40), (64, 64), (200, 50), (31, 33), (48, 32)]  # width, height
@@ -46,7 +46,7 @@ def new_task(
     def make(*flags: object, empty: float = 0.0) -> tuple[TextToImageXL, GrowthScheduler]:
         args = parse("--output_dir", tmp_path / "out", "--num_stages", 2, "--direction", "unfreeze", *flags)
         pipeline = load_sdxl(str(sdxl_dir))
-        growth = GrowthScheduler(pipeline.unet, growth_config(args, 4)[0])
+        growth = GrowthScheduler(pipeline.unet, growth_of(args, 4)[0])
         growth.prepare(pipeline.unet, num_training_steps=2)
         latents = make_latents(pipeline, odd_sizes, args, new_accelerator(args), resolution=64)
         return TextToImageXL(pipeline, latents, noise_settings(args), empty=empty), growth

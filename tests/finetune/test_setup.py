@@ -15,9 +15,9 @@ from autoprog_diffusion.growth import GrowthConfig, GrowthError, GrowthPlan
 from autoprog_diffusion.growth.errors import ConfigError, PlanError
 from autoprog_diffusion.growth.plan import fixed_plan
 from autoprog_diffusion.training.arguments import Arguments
-from autoprog_diffusion.training.build import RowDataset, growth_config, make_accelerator, make_loader, make_optimizer
+from autoprog_diffusion.training.build import RowDataset, make_loader, make_optimizer
 
-from .tiny import COUNT, parse
+from .tiny import COUNT, accelerator_of, growth_of, parse
 
 
 NewAccelerator = Callable[[Arguments], Accelerator]
@@ -125,7 +125,7 @@ def test_growth_settings_reach_the_configuration() -> None:
         "--resolutions", 0.5, 0.5, 1, "--stage_embedding_init", "carry", "--stage_dropout", 0.1, "--use_ema",
         "--ema_decay", 0.9, "--direction", "unfreeze",
     )  # fmt: skip
-    assert growth_config(args, 4) == (
+    assert growth_of(args, 4) == (
         GrowthConfig(
             num_stages=3, order="suffix", min_trainable=0.5, resolutions=(0.5, 0.5, 1.0), boundaries=(10, 20),
             stage_embedding=True, stage_embedding_init="carry", stage_dropout=0.1, ema_decay=0.9,
@@ -136,25 +136,25 @@ def test_growth_settings_reach_the_configuration() -> None:
 
 
 def test_the_direction_follows_the_search_unless_it_is_given() -> None:
-    assert growth_config(parse(), 4)[0].freezes
-    assert not growth_config(parse("--direction", "unfreeze"), 4)[0].freezes
-    assert not growth_config(parse("--search", "zero_shot"), 4)[0].freezes
+    assert growth_of(parse(), 4)[0].freezes
+    assert not growth_of(parse("--direction", "unfreeze"), 4)[0].freezes
+    assert not growth_of(parse("--search", "zero_shot"), 4)[0].freezes
     with pytest.raises(GrowthError, match="search='zero_shot' chooses what to open"):
-        growth_config(parse("--search", "zero_shot", "--direction", "freeze"), 4)
+        growth_of(parse("--search", "zero_shot", "--direction", "freeze"), 4)
 
 
 def test_the_average_of_the_embedding_needs_an_average_of_the_model() -> None:
-    assert growth_config(parse("--ema_decay", 0.9), 4)[0].ema_decay is None
+    assert growth_of(parse("--ema_decay", 0.9), 4)[0].ema_decay is None
 
 
 def test_boundaries_are_steps_or_fractions() -> None:
-    assert growth_config(parse("--num_stages", 3, "--boundaries", 1, 20), 4)[0].boundaries == (1, 20)
-    assert growth_config(parse("--num_stages", 3, "--boundaries", 0.2, 0.5), 4)[0].boundaries == (0.2, 0.5)
+    assert growth_of(parse("--num_stages", 3, "--boundaries", 1, 20), 4)[0].boundaries == (1, 20)
+    assert growth_of(parse("--num_stages", 3, "--boundaries", 0.2, 0.5), 4)[0].boundaries == (0.2, 0.5)
 
 
 def test_growth_off_is_one_stage_of_everything() -> None:
     flags = ("--growth", "off", "--num_stages", 4, "--resolutions", 0.5, 0.5, 1, 1, "--growth_plan", "missing.json")
-    config, plan = growth_config(parse(*flags), 4)
+    config, plan = growth_of(parse(*flags), 4)
     assert plan is None
     assert (config.num_stages, config.min_trainable, config.stage_embedding) == (1, 1.0, False)
     assert config.resolutions is None
@@ -180,7 +180,7 @@ def test_growth_off_is_one_stage_of_everything() -> None:
 )
 def test_growth_settings_that_are_not_allowed(flags: tuple[object, ...]) -> None:
     with pytest.raises(ConfigError):
-        growth_config(parse(*flags), 4)
+        growth_of(parse(*flags), 4)
 
 
 def test_a_plan_is_read_from_its_file_and_from_a_report(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_plan_is_read_from_its_file_and_from_a_report(tmp_path: Path) -> None:
     plan.save(tmp_path / "plan.json")
     (tmp_path / "growth.json").write_text(json.dumps({"plan": plan.to_dict(), "stages": []}))
     for name in ("plan.json", "growth.json"):
-        config, found = growth_config(parse("--growth_plan", tmp_path / name), 4)
+        config, found = growth_of(parse("--growth_plan", tmp_path / name), 4)
         assert found == plan
         assert config.num_stages == 3
 
@@ -199,7 +199,7 @@ def test_a_plan_file_that_cannot_be_used_is_refused(tmp_path: Path, content: str
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(PlanError):
-        growth_config(parse("--growth_plan", path), 4)
+        growth_of(parse("--growth_plan", path), 4)
 
 
 def test_a_plan_path_that_is_a_folder_is_refused(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_plan_path_that_is_a_folder_is_refused(tmp_path: Path) -> None:
 def test_the_tracker_none_starts_none(tmp_path: Path, new_accelerator: NewAccelerator) -> None:
     accelerator = new_accelerator(parse("--output_dir", tmp_path))
     assert isinstance(accelerator, Accelerator)
-    assert make_accelerator(parse("--output_dir", tmp_path)).log_with == []
+    assert accelerator_of(parse("--output_dir", tmp_path)).log_with == []
 
 
 def test_rows_of_a_group_come_together(data: datasets.Dataset) -> None:

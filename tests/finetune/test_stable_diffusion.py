@@ -18,10 +18,9 @@ from autoprog_diffusion.growth import GrowthError, GrowthScheduler
 from autoprog_diffusion.tasks.arguments import make_latents, noise_settings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline, training_scheduler
 from autoprog_diffusion.training.arguments import Arguments
-from autoprog_diffusion.training.build import growth_config
 from autoprog_diffusion.training.samples import sample_images
 
-from .tiny import COUNT, parse, write_images
+from .tiny import COUNT, growth_of, parse, write_images
 
 
 NewAccelerator = Callable[[Arguments], Accelerator]
@@ -36,7 +35,7 @@ def new_task(
     def make(*flags: object, data: datasets.Dataset = data) -> tuple[TextToImage, GrowthScheduler]:
         args = parse("--output_dir", tmp_path / "out", "--num_stages", 2, "--direction", "unfreeze", *flags)
         pipeline.unet.requires_grad_(True)  # as a new process would
-        growth = GrowthScheduler(pipeline.unet, growth_config(args, 4)[0])
+        growth = GrowthScheduler(pipeline.unet, growth_of(args, 4)[0])
         growth.prepare(pipeline.unet, num_training_steps=8)
         latents = make_latents(pipeline, data, args, new_accelerator(args), resolution=64)
         return TextToImage(pipeline, latents, noise_settings(args)), growth
@@ -46,7 +45,7 @@ def new_task(
 
 def encode(task: TextToImage, index: int, side: int, flip: bool = False) -> torch.Tensor:
     """The literal posterior moments of one image, without the cache."""
-    pixels = to_pixels(read_image(task.latents.data, index), side, task.latents._images)
+    pixels = to_pixels(read_image(task.latents.data, index), side, task.latents.images)
     with torch.no_grad():
         posterior = task.pipeline.vae.encode((pixels.flip(-1) if flip else pixels)[None]).latent_dist
     return torch.cat([posterior.mean, posterior.logvar], dim=1)[0]
@@ -81,7 +80,7 @@ def test_equal_captions_are_encoded_once(new_task: Callable, data: datasets.Data
     task.enter_stage(growth)
     assert task.captions._places.tolist() == [1, 0, 1, 1, 0, 1]
     assert task.captions._cache is not None
-    assert len(task.captions._cache._array) == 2
+    assert len(task.captions._cache.array) == 2
 
 
 def test_every_stage_resolution_has_its_own_latents(new_task: Callable, tmp_path: Path) -> None:
@@ -167,7 +166,7 @@ def test_uncached_images_are_resized_to_the_stage_before_the_vae(new_task: Calla
     task, growth = new_task("--resolutions", 0.5, 1, "--no-cache_latents")
     task.enter_stage(growth)
     pixels = torch.stack(
-        [to_pixels(read_image(task.latents.data, index), 64, task.latents._images) for index in (0, 1)]
+        [to_pixels(read_image(task.latents.data, index), 64, task.latents.images) for index in (0, 1)]
     )
     torch.manual_seed(3)
     latents = task.latents.draw({"index": torch.tensor([0, 1]), "pixel_values": pixels})

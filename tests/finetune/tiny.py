@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -18,9 +19,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from autoprog_diffusion.growth import GrowthConfig, GrowthPlan
 from autoprog_diffusion.tasks.sd_to_sdxl import sdxl_from_sd
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
-from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.arguments import Arguments, growth_config
+from autoprog_diffusion.training.build import make_accelerator
 
 
 COUNT = 24
@@ -110,3 +113,20 @@ def write_images(folder: Path, count: int = COUNT) -> Path:
 def parse(*flags: object) -> Arguments:
     """The recipe's arguments for a command line."""
     return tyro.cli(Arguments, args=[str(flag) for flag in flags])
+
+
+def accelerator_of(args: Arguments) -> Accelerator:
+    """The accelerator that a recipe makes."""
+    train = args.train
+    return make_accelerator(
+        args.output,
+        accumulation=train.gradient_accumulation_steps,
+        mixed_precision=train.mixed_precision,
+        seed=train.seed,
+    )
+
+
+def growth_of(args: Arguments, multiple: int) -> tuple[GrowthConfig, GrowthPlan | None]:
+    """The growth settings that a recipe makes."""
+    ema_decay = args.train.ema_decay if args.train.use_ema else None
+    return growth_config(args.growth, multiple=multiple, ema_decay=ema_decay, seed=args.train.seed)

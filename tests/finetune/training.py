@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from autoprog_diffusion.training.trainer import Trainer
+from autoprog_diffusion.training.diffusion import DiffusionTrainer as Trainer
 
 
 NewTrainer = Callable[..., Trainer]

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from autoprog_diffusion.training.build import make_accelerator
+from autoprog_diffusion.training.diffusion import DiffusionTrainer
 from autoprog_diffusion.training.recipe import Recipe
-from autoprog_diffusion.training.run import Pictures, get_ready
-from autoprog_diffusion.training.trainer import Trainer
+from autoprog_diffusion.training.run import begin
+from autoprog_diffusion.training.samples import Pictures
 
 from ..finetune.conftest import forget
 from ..finetune.tiny import build_pipeline, build_sdxl, write_images
@@ -27,11 +27,11 @@ from ..finetune.tiny import build_pipeline, build_sdxl, write_images
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from fork_server import forked_results, rank_environments  # noqa: E402
+from fork_server import forked_results, launch_environments  # noqa: E402
 
 
 ROOT = Path(__file__).parents[2]
-NewRun = Callable[..., tuple[Any, Trainer, Pictures]]
+NewRun = Callable[..., tuple[Any, DiffusionTrainer, Pictures]]
 
 
 def load_recipe(name: str) -> ModuleType:
@@ -86,7 +86,7 @@ class Script:
         """Run to the end with these flags alone, in forked processes: a start imports nothing."""
         folder, words = self.model.parent, [str(flag) for flag in flags]
         script = ROOT / "recipes" / f"{self.name}.py"
-        codes, printed = forked_results(script, words, rank_environments(ranks, self.environment), folder)
+        codes, printed = forked_results(script, words, launch_environments(ranks, self.environment), folder)
         status = next((code for code in codes if code), 0 if None not in codes else 1)
         done = subprocess.CompletedProcess([str(script), *words], status, printed[0], "".join(printed))
         assert not check or done.returncode == 0, f"{done.stdout}\n{done.stderr}"
@@ -142,14 +142,16 @@ def sdxl_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def new_run(tmp_path: Path) -> Iterator[NewRun]:
     """A recipe in this process, ready to train: its pipeline, trainer and pictures."""
 
-    def make(recipe: Recipe, *flags: object) -> tuple[Any, Trainer, Pictures]:
+    def make(recipe: Recipe, *flags: object) -> tuple[Any, DiffusionTrainer, Pictures]:
         forget()
         output = ("--output_dir", tmp_path / "out", "--cache_dir", tmp_path / "hub", "--num_inference_steps", 2)
         (tmp_path / "out").mkdir(exist_ok=True)
         args = recipe.parse([str(flag) for flag in (*output, "--search", "none", *flags)])
-        accelerator = make_accelerator(args)
-        pipeline = recipe.load(args)
-        return pipeline, *get_ready(recipe, pipeline, args, accelerator)
+        accelerator = recipe.make_accelerator(args)
+        trainer = recipe.get_ready(args, accelerator)
+        begin(trainer, args)
+        assert trainer.pictures is not None
+        return recipe.pipeline, trainer, trainer.pictures
 
     yield make
     forget()

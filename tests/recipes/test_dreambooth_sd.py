@@ -66,7 +66,7 @@ def test_a_resumed_run_ends_bit_identical(
     resumed.train()
     resumed.finish()
     assert same(weights(whole), weights(resumed))
-    assert resumed.log.rows["loss"] == whole.log.rows["loss"]
+    assert resumed.metrics.rows["loss"] == whole.metrics.rows["loss"]
 
 
 def test_the_prior_changes_what_is_learned(new_run: NewRun, script: Script, subject_dir: Path) -> None:

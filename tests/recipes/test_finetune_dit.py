@@ -138,7 +138,7 @@ def test_the_default_model_brings_its_flags() -> None:
     args = FinetuneDiT().parse([])
     assert isinstance(args, ClassConditionalArguments)
     assert (args.train.max_train_steps, args.train.use_ema, args.growth.order) == (1200, True, "suffix")
-    assert FinetuneDiT().parse(["--pretrained_model_name_or_path", "x"]) == FinetuneDiT.arguments(
+    assert FinetuneDiT().parse(["--pretrained_model_name_or_path", "x"]) == ClassConditionalArguments(
         model=type(args.model)(pretrained_model_name_or_path="x")
     )
 
@@ -148,7 +148,7 @@ def test_the_default_run_draws_new_classes(tmp_path: Path, environment: dict[str
     script = Script("finetune_dit", Path(), Path(), environment)
     script.flags = lambda output: ["--output_dir", str(output)]  # type: ignore[method-assign]
     done = script.run(tmp_path / "out", "--max_train_steps", 8, "--num_inference_steps", 2)
-    assert "progressive fine-tuning, stage by stage" in done.stdout
+    assert "progressive training, stage by stage" in done.stdout
     labels = DiTPipeline.from_pretrained(tmp_path / "out").labels
     assert len(labels) == 10
     assert "bird" in labels

@@ -63,7 +63,7 @@ def test_a_run_leaves_what_the_readme_promises(whole: tuple[Path, str]) -> None:
     assert list((output / "logs").rglob("events.out.tfevents.*"))
     assert not (output / "stage_embedding.safetensors").exists()
     assert not list(output.rglob("*.tmp"))
-    assert "progressive fine-tuning, stage by stage" in printed
+    assert "progressive training, stage by stage" in printed
     assert len([line for line in printed.splitlines() if line.startswith("│")]) == 4
     assert json.loads((output / "run.json").read_text())["train"]["max_train_steps"] == 8
 

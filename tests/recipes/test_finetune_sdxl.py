@@ -58,7 +58,7 @@ def test_a_resumed_run_ends_bit_identical(
     resumed.train()
     resumed.finish()
     assert same(weights(whole), weights(resumed))
-    assert resumed.log.rows["loss"] == whole.log.rows["loss"]
+    assert resumed.metrics.rows["loss"] == whole.metrics.rows["loss"]
 
 
 def test_a_pipeline_of_another_kind_is_refused(new_run: NewRun, script: Script, tmp_path: Path) -> None:

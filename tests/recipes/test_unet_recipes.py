@@ -43,7 +43,7 @@ def test_they_train_in_bfloat16_and_keep_float32_weights(
     _, trainer, _ = new_run(RECIPES[name], *flags_of(name, script, sdxl_dir), *flags, "--gradient_checkpointing")
     trainer.train()
     trainer.finish()
-    assert all(loss > 0 for loss in trainer.log.rows["loss"])
+    assert all(loss > 0 for loss in trainer.metrics.rows["loss"])
     assert {parameter.dtype for parameter in trainer.bare.parameters()} == {torch.float32}
 
 

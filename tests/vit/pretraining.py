@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from autoprog_diffusion.training.run import begin
 from autoprog_diffusion.vit.training.arguments import Arguments, parse
-from autoprog_diffusion.vit.training.loop import Trainer
+from autoprog_diffusion.vit.training.pretraining import Pretraining
+from autoprog_diffusion.vit.training.script import ViTScript
+from autoprog_diffusion.vit.training.trainer import ViTTrainer
 
 
-NewTrainer = Callable[..., Trainer]
+NewTrainer = Callable[..., ViTTrainer]
 FLAGS = (
     "--model transformers:vit --model_kwargs num_hidden_layers 4 hidden_size 16 num_attention_heads 2 patch_size 4 "
     "--img_size 16 --resolutions 8 16 --num_stages 2 --min_depth 0.5 --batch_size 8 --max_train_steps 12 "
@@ -41,12 +45,12 @@ def tiny_arguments(folder: Path, *flags: str) -> Arguments:
     return parse([*FLAGS, "--train_data", str(data), "--output_dir", str(folder / "out"), *flags])
 
 
-def weights(trainer: Trainer) -> dict[str, Tensor]:
+def weights(trainer: ViTTrainer) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in trainer.bare.state_dict().items()}
 
 
-def averages(trainer: Trainer) -> dict[str, Tensor]:
-    with trainer.growth.averaged():
+def averages(trainer: ViTTrainer) -> dict[str, Tensor]:
+    with trainer.averaged():
         return weights(trainer)
 
 
@@ -58,12 +62,18 @@ def new_trainer_in(folder: Path) -> NewTrainer:
     """A function that makes trainers as a run does, each with an accelerator of its own."""
     from accelerate.state import AcceleratorState
 
-    from autoprog_diffusion.vit.training.run import get_ready, make_accelerator
-
-    def make(*flags: str) -> Trainer:
+    def make(*flags: str) -> ViTTrainer:
         AcceleratorState._reset_state(reset_partial_state=True)
         args = tiny_arguments(folder, *flags)
         Path(args.output.output_dir).mkdir(exist_ok=True)
-        return get_ready(args, make_accelerator(args))
+        return start(Pretraining(), args)
 
     return make
+
+
+def start(script: ViTScript[Any], args: Any) -> ViTTrainer:
+    """The trainer of a run, resumed if that is asked for, in a folder that may hold another run."""
+    accelerator = script.make_accelerator(args)
+    trainer = script.get_ready(args, accelerator)
+    begin(trainer, args)
+    return trainer

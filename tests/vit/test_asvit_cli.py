@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,10 +20,9 @@ from autoprog_diffusion.vit.asvit import AsViT, Genotype, GenotypeError
 from autoprog_diffusion.vit.asvit.arguments import PRESETS, TrainArguments, parse, parse_space
 from autoprog_diffusion.vit.asvit.commands import main, read_genotype
 from autoprog_diffusion.vit.asvit.genotype import ZOO
-from autoprog_diffusion.vit.asvit.training import as_pretraining, get_ready
-from autoprog_diffusion.vit.training.run import make_accelerator
+from autoprog_diffusion.vit.asvit.training import Retokenization
 
-from .pretraining import make_npz
+from .pretraining import make_npz, start
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,9 +132,9 @@ def test_training_resumes_bit_for_bit(tmp_path: Path, stop: int) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     args = parse([*flags, "--output_dir", str(part)])
     assert isinstance(args, TrainArguments)
-    shared, genotype = as_pretraining(args, Genotype.parse(TINY)), Genotype.parse(TINY)
+    args = dataclasses.replace(args, genotype=str(Genotype.parse(TINY)))
     part.mkdir()
-    trainer = get_ready(args, shared, genotype, make_accelerator(shared))
+    trainer = start(Retokenization(), args)
 
     def die(step: int) -> None:
         if step == stop:
@@ -152,7 +152,7 @@ def test_a_run_of_other_strides_is_not_resumed(tmp_path: Path) -> None:
     flags = [*TRAIN, "--train_data", str(make_npz(tmp_path, size=32)), "--output_dir", str(tmp_path / "out")]
     main(flags)
     AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(SystemExit, match="stride_0.*Resume with its own"):
+    with pytest.raises(SystemExit, match=r"--strides was \[16, 8, 4\], now \[8, 4, 4\]. Resume with its own flags"):
         main([*flags, "--strides", "8", "4", "4", "--resume_from_checkpoint", "latest"])
 
 

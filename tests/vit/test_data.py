@@ -41,7 +41,7 @@ def in_order(count: int, batch: int = 4) -> list[list[int]]:
 
 
 def test_a_folder_of_class_folders_is_split_by_class(tmp_path: Path) -> None:
-    data = load_data(arguments(make_folder(tmp_path / "all"), val_fraction=0.2), multiple=4, hold_out=False)
+    data = load_data(arguments(make_folder(tmp_path / "all"), val_fraction=0.2), size=8)
     assert data.classes == ("blue", "red")
     assert np.bincount(data.train.labels).tolist() == [8, 8]
     assert np.bincount(data.val.labels).tolist() == [2, 2]
@@ -61,9 +61,9 @@ def test_corrupt_images_are_named_and_skipped_or_refused(
     (root / "blue" / "4.png").write_bytes(whole[: len(whole) // 2])
     args = arguments(root, val_data=str(make_folder(tmp_path / "val")), memory=memory)
     with pytest.raises(DataError, match=r"4\.png.*--corrupt skip" if memory else r"png.*--corrupt skip"):
-        list(make_loader(load_data(args, multiple=4, hold_out=False).train, in_order(20), 0))
+        list(make_loader(load_data(args, size=8).train, in_order(20), 0))
     args = dataclasses.replace(args, data=dataclasses.replace(args.data, corrupt="skip"))
-    train = load_data(args, multiple=4, hold_out=False).train
+    train = load_data(args, size=8).train
     batches = list(make_loader(train, in_order(len(train)), 0))
     assert "4.png" in caplog.text
     assert "3.png" in caplog.text
@@ -75,11 +75,9 @@ def test_corrupt_images_are_named_and_skipped_or_refused(
 
 def test_sizes_that_the_patch_does_not_divide_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"--img_size 30 .*4 pixels.*28"):
-        check_sizes(arguments(None, size=30), 4)
-    args = arguments(None, size=32)
-    args = dataclasses.replace(args, growth=dataclasses.replace(args.growth, resolutions=(18, 32)))
+        check_sizes(30, (), 4)
     with pytest.raises(ConfigError, match=r"--resolutions 18 .*16"):
-        check_sizes(args, 4)
+        check_sizes(32, (18, 32), 4)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -106,7 +104,7 @@ def test_large_data_is_cropped_by_epoch_and_row_in_any_worker(tmp_path: Path) ->
         for index in range(6):
             Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(tmp_path / name / f"{index}.jpg")
     args = dataclasses.replace(arguments(tmp_path, memory=0), augment=AugmentSettings(crop="resized"))
-    train = load_data(args, multiple=4, hold_out=False).train
+    train = load_data(args, size=8).train
     assert isinstance(train, Encoded)
 
     def images(workers: int) -> torch.Tensor:
@@ -133,9 +131,8 @@ def test_small_data_is_averaged_down_once_per_stage() -> None:
 
 def test_images_are_set_aside_for_a_search(tmp_path: Path) -> None:
     args = arguments(make_folder(tmp_path / "all"))
-    args = dataclasses.replace(args, growth=dataclasses.replace(args.growth, search_samples=6))
-    data = load_data(args, multiple=4, hold_out=True)
+    data = load_data(args, size=8, held_out=6)
     assert data.held_out is not None
     assert (len(data.train), len(data.held_out)) == (12, 6)
     with pytest.raises(DataError, match="more than half"):
-        load_data(arguments(tmp_path / "all"), multiple=4, hold_out=True)
+        load_data(args, size=8, held_out=11)

@@ -13,13 +13,13 @@ import torch
 
 from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.growth import ConfigError, GrowthPlan, StateError
+from autoprog_diffusion.training.run import main, run
 from autoprog_diffusion.vit.models import ModelError, build_model, load_model, logits, save_model
 from autoprog_diffusion.vit.pretrained import fit_head, load_pretrained, trained_classes
-from autoprog_diffusion.vit.training.finetuning import get_ready, main, parse, run
-from autoprog_diffusion.vit.training.loop import Trainer
-from autoprog_diffusion.vit.training.run import make_accelerator
+from autoprog_diffusion.vit.training.finetuning import Finetuning
+from autoprog_diffusion.vit.training.trainer import ViTTrainer as Trainer
 
-from .pretraining import averages, make_npz, same, weights
+from .pretraining import averages, make_npz, same, start, weights
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -27,6 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from fork_server import rank_environments, run_forked  # noqa: E402
 
 
+FINETUNING = Finetuning()
 SCRIPT = Path(__file__).resolve().parents[2] / "vit" / "finetune.py"
 FLAGS = (
     "--batch_size 8 --max_train_steps 12 --warmup_steps 2 --lr 3e-3 --crop pad --aa None --model_ema_decay 0.5 "
@@ -63,8 +64,7 @@ def new_trainer(flags: list[str], fresh: Callable[[], None], tmp_path: Path) -> 
     def make(*more: str) -> Trainer:
         fresh()
         (tmp_path / "out").mkdir(exist_ok=True)
-        args = parse([*flags, *more])
-        return get_ready(args, make_accelerator(args))  # type: ignore[arg-type]
+        return start(FINETUNING, FINETUNING.parse([*flags, *more]))
 
     return make
 
@@ -73,11 +73,11 @@ def test_a_run_leaves_a_plain_model_and_a_report(
     flags: list[str], fresh: Callable[[], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fresh()
-    trainer = run(parse(flags))
+    trainer = run(FINETUNING, FINETUNING.parse(flags))
     model = load_model(tmp_path / "out")
     assert trained_classes(model) == ["class 0", "class 1", "class 2"]
     images = torch.randn(2, 3, 16, 16)
-    with trainer.growth.averaged(), torch.no_grad():
+    with trainer.averaged(), torch.no_grad():
         assert torch.equal(logits(model.eval(), images), logits(trainer.bare.eval(), images))
     assert all(parameter.requires_grad for parameter in trainer.bare.parameters())
     plan = GrowthPlan.load(tmp_path / "out" / "growth.json")
@@ -93,7 +93,7 @@ def test_a_run_leaves_a_plain_model_and_a_report(
 
 
 def test_only_what_is_open_moves_and_costs(new_trainer: NewRun) -> None:
-    trainer = new_trainer("--search", "none", "--order", "suffix", "--min_trainable", "0.33")
+    trainer = new_trainer("--search", "none", "--direction", "unfreeze", "--min_trainable", "0.33")
     assert [len(stage.blocks) for stage in trainer.growth.plan.stages] == [2, 4, 6]
     before = weights(trainer)
     moved: list[set[str]] = []
@@ -102,7 +102,7 @@ def test_only_what_is_open_moves_and_costs(new_trainer: NewRun) -> None:
     assert moved[0] <= first
     assert moved[3] == first
     assert moved[-1] == set(before)
-    flops = trainer.log.rows["flops"]
+    flops = trainer.metrics.rows["flops"]
     assert flops[0] < flops[4] < flops[-1]
 
 
@@ -110,14 +110,14 @@ def test_growth_off_trains_everything_at_once(new_trainer: NewRun) -> None:
     trainer = new_trainer("--growth", "off", "--max_train_steps", "1")
     before = weights(trainer)
     trainer.train()
-    assert trainer.growth.num_stages == 1
+    assert len(trainer.growth.plan.stages) == 1
     assert not [name for name, value in weights(trainer).items() if value.equal(before[name])]
 
 
 def test_resolution_grows_with_a_fixed_schedule(new_trainer: NewRun) -> None:
     trainer = new_trainer("--search", "none", "--resolutions", "8", "12", "16")
     trainer.train()
-    assert trainer.log.rows["resolution"] == [8.0] * 4 + [12.0] * 4 + [16.0] * 4
+    assert trainer.metrics.rows["resolution"] == [8.0] * 4 + [12.0] * 4 + [16.0] * 4
     with pytest.raises(ConfigError, match=r"search='zero_shot' cannot choose among resolutions=\(8, 12, 16\)"):
         new_trainer("--resolutions", "8", "12", "16")
 
@@ -126,7 +126,7 @@ def test_freezing_block_after_block_resumes_bit_for_bit(new_trainer: NewRun) -> 
     flags = ("--search", "none", "--direction", "freeze", "--min_trainable", "0.33")
     whole = new_trainer(*flags)
     whole.train()
-    flops = whole.log.rows["flops"]
+    flops = whole.metrics.rows["flops"]
     assert flops == sorted(flops, reverse=True)
     assert flops[-1] < flops[0]
     for step in (4, 7):  # where blocks freeze, and inside a stage
@@ -147,30 +147,16 @@ def test_a_resumed_run_ends_bit_identical(new_trainer: NewRun) -> None:
         assert same(weights(whole), weights(resumed)), step
         assert same(averages(whole), averages(resumed)), step
         assert resumed.growth.plan == whole.growth.plan
-        assert resumed.log.rows["loss"] == whole.log.rows["loss"]
+        assert resumed.metrics.rows["loss"] == whole.metrics.rows["loss"]
 
 
 def test_a_resumed_run_keeps_its_settings(flags: list[str], fresh: Callable[[], None]) -> None:
     short = [*flags, "--search", "none", "--max_train_steps", "3"]
     fresh()
-    run(parse(short))
+    run(FINETUNING, FINETUNING.parse(short))
     fresh()
     with pytest.raises(StateError, match=r"--lr was 0.003, now 0.1"):
-        run(
-            parse(
-                [
-                    *flags,
-                    "--search",
-                    "none",
-                    "--max_train_steps",
-                    "3",
-                    "--lr",
-                    "0.1",
-                    "--resume_from_checkpoint",
-                    "latest",
-                ]
-            )
-        )
+        run(FINETUNING, FINETUNING.parse([*short, "--lr", "0.1", "--resume_from_checkpoint", "latest"]))
 
 
 def test_a_head_is_kept_for_its_own_classes(tmp_path: Path, flags: list[str]) -> None:
@@ -220,4 +206,4 @@ def test_two_processes_end_with_equal_weights(flags: list[str], tmp_path: Path) 
 def test_an_error_is_one_line(fresh: Callable[[], None], tmp_path: Path) -> None:
     fresh()
     with pytest.raises(SystemExit, match="^error: --model is missing: give the folder that vit/pretrain.py left"):
-        main(["--output_dir", str(tmp_path)])
+        main(FINETUNING, ["--output_dir", str(tmp_path)])

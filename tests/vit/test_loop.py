@@ -10,11 +10,11 @@ import torch
 
 from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.growth.flops import flop_counter
-from autoprog_diffusion.training.guard import TrainingError
+from autoprog_diffusion.training.checkpoints import TrainingError
+from autoprog_diffusion.training.metrics import saving
 from autoprog_diffusion.vit.drop_path import DropPath
 from autoprog_diffusion.vit.models import build_model, logits
 from autoprog_diffusion.vit.training.augment import normalised
-from autoprog_diffusion.vit.training.runlog import saving
 
 from .pretraining import new_trainer_in, same, weights
 
@@ -29,9 +29,9 @@ LEARNS += ("--reprob", "0", "--drop_path", "0", "--cutmix", "0", "--smoothing", 
 @pytest.mark.parametrize("growth", ["on", "off"])
 def test_a_tiny_model_learns(tmp_path: Path, growth: str) -> None:
     trainer = new_trainer_in(tmp_path)(*LEARNS, "--growth", growth)
-    before = trainer.validate(averaged=False)
+    before = trainer.evaluate(averaged=False)
     trainer.train()
-    after = trainer.validate(averaged=True)
+    after = trainer.evaluate(averaged=True)
     assert before["accuracy"] < 0.7
     assert after["accuracy"] > 0.9
     assert after["loss"] < 0.5 < before["loss"]
@@ -46,8 +46,8 @@ def test_depth_resolution_and_regularisation_follow_the_stages(tmp_path: Path) -
         rates.append(max((path.rate for path in paths), default=0.0))
 
     trainer.train(last_rate)
-    rows = trainer.log.rows
-    assert list(zip(rows["stage"], rows["depth"], rows["resolution"])) == [(0, 2, 8)] * 6 + [(1, 4, 16)] * 6
+    rows = trainer.metrics.rows
+    assert list(zip(rows["stage"], rows["blocks"], rows["resolution"])) == [(0, 2, 8)] * 6 + [(1, 4, 16)] * 6
     assert rates == [0.0] * 5 + [pytest.approx(0.3)] * 7  # entered at the end of step 6
     assert trainer.data.train.size == 16
     trainer.finish()
@@ -58,11 +58,11 @@ def test_a_search_trains_candidates_at_full_strength(tmp_path: Path) -> None:
     trainer = new_trainer_in(tmp_path)("--search", "one_shot", "--num_stages", "2")
     sizes: list[int] = []
     trainer.train(lambda step: sizes.append(trainer.data.train.size))
-    rows = trainer.log.rows
+    rows = trainer.metrics.rows
     assert rows["searching"] == [1.0] * 3 + [0.0] * 9
     assert sizes[:2] == [16, 16]  # a supernet draws from full-size images
     (decision,) = trainer.growth.decisions
-    assert rows["depth"][3:6] == [decision["choice"]["depth"]] * 3
+    assert rows["blocks"][3:6] == [decision["choice"]["depth"]] * 3
     assert rows["resolution"][3:6] == [decision["choice"]["resolution"]] * 3
     assert len(trainer.data.train) + 16 == 54
 
@@ -70,32 +70,35 @@ def test_a_search_trains_candidates_at_full_strength(tmp_path: Path) -> None:
 def test_flops_are_those_of_the_network_that_trained(tmp_path: Path) -> None:
     trainer = new_trainer_in(tmp_path)()
     trainer.train()
+    flops = dict(zip(trainer.metrics.rows["blocks"], trainer.metrics.rows["flops"]))
     for depth, side in ((2, 8), (4, 16)):
         model = build_model("transformers:vit", num_classes=3, image_size=side, num_hidden_layers=depth,
                             hidden_size=16, num_attention_heads=2, patch_size=4)  # fmt: skip
         with flop_counter() as counter:
             logits(model, torch.zeros(8, 3, side, side)).sum().backward()
         # The augmentation's own small matrices are in it.
-        assert trainer.log.flops[f"{depth}x{side}"] == pytest.approx(counter.get_total_flops(), rel=1e-3)
-    first, last = trainer.log.summaries()
+        assert flops[depth] == pytest.approx(counter.get_total_flops(), rel=1e-3)
+    first, last = trainer.metrics.summaries()
     assert saving([first, last])["flops"] == pytest.approx(2 * last.flops / (first.flops + last.flops))
 
 
 def test_counting_flops_changes_nothing(tmp_path: Path) -> None:
     runs = []
-    for counted in (True, False):
+    counted: dict[str, int] = {}
+    for _ in range(2):  # the second time as after a resume: nothing left to count
         trainer = new_trainer_in(tmp_path)()
-        if not counted:
-            trainer.log.flops = {"2x8": 1, "4x16": 1}
+        trainer.metrics.flops |= counted
         trainer.train()
         runs.append(weights(trainer))
+        counted = trainer.metrics.flops
+    assert len(counted) == 2
     assert same(*runs)
 
 
 def test_validation_counts_every_image_once_and_moves_nothing(tmp_path: Path) -> None:
     trainer = new_trainer_in(tmp_path)("--growth", "off")
     state, before = torch.get_rng_state(), weights(trainer)
-    found = trainer.validate(averaged=False)
+    found = trainer.evaluate(averaged=False)
     assert torch.equal(torch.get_rng_state(), state)
     assert same(before, weights(trainer))
     val, trainer.bare.training = trainer.data.val, False
@@ -127,17 +130,17 @@ def test_channels_last_gives_the_same_result(tmp_path: Path) -> None:
     for flag in ("--channels_last", "--no-channels_last"):
         trainer = new_trainer_in(tmp_path)(flag, "--max_train_steps", "4", "--warmup_steps", "0")
         trainer.train()
-        losses.append(trainer.log.rows["loss"])
+        losses.append(trainer.metrics.rows["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_mixed_precision_trains_and_evaluates_the_average(tmp_path: Path) -> None:
     trainer = new_trainer_in(tmp_path)(*LEARNS, "--mixed_precision", "bf16")
-    before = trainer.validate(averaged=True)
+    before = trainer.evaluate(averaged=True)
     trainer.train()
     assert {parameter.dtype for parameter in trainer.bare.parameters()} == {torch.float32}
-    assert trainer.validate(averaged=True)["loss"] < before["loss"] - 0.3
-    with trainer.growth.averaged():
-        expected = trainer.validate(averaged=False)
-    assert trainer.validate(averaged=True) == expected
-    assert trainer.validate(averaged=False)["loss"] != expected["loss"]
+    assert trainer.evaluate(averaged=True)["loss"] < before["loss"] - 0.3
+    with trainer.averaged():
+        expected = trainer.evaluate(averaged=False)
+    assert trainer.evaluate(averaged=True) == expected
+    assert trainer.evaluate(averaged=False)["loss"] != expected["loss"]

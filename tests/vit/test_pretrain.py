@@ -15,24 +15,26 @@ from safetensors.torch import load_file
 
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.plan import GrowthPlan
+from autoprog_diffusion.training.run import main, run
 from autoprog_diffusion.vit.training.augment import normalised
-from autoprog_diffusion.vit.training.run import main, run
+from autoprog_diffusion.vit.training.pretraining import Pretraining
 
 from .pretraining import FLAGS, make_npz, tiny_arguments
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from fork_server import rank_environments, run_forked  # noqa: E402
+from fork_server import launch_environments, run_forked  # noqa: E402
 
 
+PRETRAINING = Pretraining()
 SCRIPT = Path(__file__).parents[2] / "vit" / "pretrain.py"
 
 
 def launch(folder: Path, *flags: str, ranks: int = 1) -> str:
     """What the first of `ranks` processes of the script printed."""
     arguments = [*FLAGS, "--output_dir", "out", *flags]
-    run_forked(SCRIPT, arguments, rank_environments(ranks), folder)
+    run_forked(SCRIPT, arguments, launch_environments(ranks), folder)
     return (folder / "process0.log").read_text()
 
 
@@ -66,17 +68,19 @@ def test_a_model_of_timm_grows_and_is_left_as_timms_own(tmp_path: Path) -> None:
     timm = pytest.importorskip("timm", exc_type=ImportError)
     sizes = "--model_kwargs patch_size 4 embed_dim 16 depth 4 num_heads 2".split()
     name = ("--model", "timm:deit_tiny_patch16_224")
-    trainer = run(tiny_arguments(tmp_path, *name, *sizes, "--search", "one_shot"))
+    trainer = run(PRETRAINING, tiny_arguments(tmp_path, *name, *sizes, "--search", "one_shot"))
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     images = normalised(trainer.data.val.images.float() / 255)  # type: ignore[union-attr]
-    with torch.no_grad(), trainer.growth.averaged():
+    with torch.no_grad(), trainer.averaged():
         torch.testing.assert_close(model(images), trainer.bare.eval()(images))
     assert len(model.blocks) == 4
 
 
 def test_an_error_ends_the_script_with_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"^error: there is no file .*nothing\.npz"):
-        main([*FLAGS, "--train_data", str(tmp_path / "nothing.npz"), "--output_dir", str(tmp_path / "out")])
+        main(
+            PRETRAINING, [*FLAGS, "--train_data", str(tmp_path / "nothing.npz"), "--output_dir", str(tmp_path / "out")]
+        )
 
 
 @pytest.mark.parametrize(
@@ -95,15 +99,16 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, flags: tuple[str, ...], me
     make_npz(tmp_path)
     data = ("--train_data", str(tmp_path / "tints.npz"), "--output_dir", str(tmp_path / "out"))
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
-        main([*FLAGS, *data, *flags])
+        main(PRETRAINING, [*FLAGS, *data, *flags])
 
 
 def test_resuming_under_another_preset_is_refused(tmp_path: Path) -> None:
-    run(tiny_arguments(tmp_path, "--checkpointing_steps", "6"))
-    with pytest.raises(StateError, match=r"another preset .*: --model_kwargs was .*--lr was 0.003, now 0.1"):
-        run(tiny_arguments(tmp_path, "--resume_from_checkpoint", "latest", "--lr", "0.1", "--model_kwargs",
-                           "num_hidden_layers", "8", "hidden_size", "16", "num_attention_heads", "2"))  # fmt: skip
-    again = run(tiny_arguments(tmp_path, "--resume_from_checkpoint", "latest", "--workers", "0"))
+    run(PRETRAINING, tiny_arguments(tmp_path, "--checkpointing_steps", "6"))
+    sizes = ("--model_kwargs", "num_hidden_layers", "8", "hidden_size", "16", "num_attention_heads", "2")
+    other = tiny_arguments(tmp_path, "--resume_from_checkpoint", "latest", "--lr", "0.1", *sizes)
+    with pytest.raises(StateError, match=r"had other settings: .*--lr was 0.003, now 0.1.*--model_kwargs was "):
+        run(PRETRAINING, other)
+    again = run(PRETRAINING, tiny_arguments(tmp_path, "--resume_from_checkpoint", "latest", "--workers", "0"))
     assert again.step == 12
 
 

@@ -33,8 +33,8 @@ def test_a_resumed_run_ends_bit_identical(tmp_path: Path, flags: tuple[str, ...]
         resumed.train()
         assert same(weights(whole), weights(resumed))
         assert same(averages(whole), averages(resumed))
-        for column in ("loss", "stage", "searching", "depth", "resolution", "flops"):
-            assert resumed.log.rows[column] == whole.log.rows[column]
+        for column in ("loss", "stage", "searching", "blocks", "resolution", "flops"):
+            assert resumed.metrics.rows[column] == whole.metrics.rows[column]
         assert resumed.growth.plan == whole.growth.plan
 
 

@@ -9,11 +9,10 @@ from typing import Annotated, Literal
 import tyro
 
 from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.training.arguments import OutputArguments
 
 from ..retokenize import PUBLISHED_BOUNDARIES
-from ..training.arguments import DataArguments, OutputArguments
-from ..training.arguments import TrainArguments as OptimisationArguments
-from ..training.augment_settings import AugmentSettings
+from ..training.arguments import DataArguments, SharedArguments, check_shared, output_arguments, split_preset
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class ScaleArguments:
 
 
 @dataclass(frozen=True)
-class TrainArguments:
+class TrainArguments(SharedArguments):
     """Train a network with progressive re-tokenization."""
 
     genotype: str = "small"
@@ -100,11 +99,8 @@ class TrainArguments:
     """Pixels from one token to the next in every stage; the last one is the network's own, 4."""
     boundaries: tuple[float, ...] = PUBLISHED_BOUNDARIES
     """First step of every stage but the first, as fractions of the run."""
-    data: tyro.conf.OmitArgPrefixes[DataArguments] = field(default_factory=DataArguments)
-    train: tyro.conf.OmitArgPrefixes[OptimisationArguments] = field(default_factory=OptimisationArguments)
-    augment: tyro.conf.OmitArgPrefixes[AugmentSettings] = field(default_factory=AugmentSettings)
     output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(
-        default_factory=lambda: OutputArguments(output_dir="asvit-trained")
+        default_factory=lambda: output_arguments("asvit-trained")
     )
 
 
@@ -132,19 +128,15 @@ def parse(argv: Sequence[str], description: str | None = None) -> SearchArgument
     Raises:
         ConfigError: There is no such preset, or a value is not allowed.
     """
-    words = list(argv)
-    preset = next((word.split("=", 1)[1] for word in words if word.startswith("--preset=")), None)
-    words = [word for word in words if not word.startswith("--preset=")]
-    if "--preset" in words:
-        at = words.index("--preset")
-        preset = " ".join(words[at + 1 : at + 2])
-        del words[at : at + 2]
+    preset, words = split_preset(argv)
     if preset is not None:
         if preset not in PRESETS:
             raise ConfigError(f"--preset {preset} is not known: use one of {sorted(PRESETS)}, or flags without one.")
         words = [words[0], *PRESETS[preset].get(words[0], "").split(), *words[1:]] if words else words
     args = tyro.cli(Command, args=words, description=description)  # type: ignore[call-overload]
-    if not isinstance(args, TrainArguments):
+    if isinstance(args, TrainArguments):
+        check_shared(args)
+    else:
         for name in ("repeats", "ntk_batch"):
             if getattr(args.score, name) < (2 if name == "ntk_batch" else 1):
                 raise ConfigError(f"--{name} {getattr(args.score, name)} is not allowed: use a larger number.")

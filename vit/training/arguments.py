@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import tyro
 
 from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.training.arguments import (
+    Derived,
+    OutputArguments,
+    check_output,
+    check_positive,
+    flag_value,
+    flat,
+)
 
+from ..autoprog_one.config import ViTGrowthConfig
 from .augment_settings import AugmentSettings
 
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "cpu"
+POSITIVE = (
+    "img_size", "batch_size", "epochs", "max_train_steps", "grad_accum_steps", "lr", "clip_grad", "search_samples",
+    "max_train_samples",
+)  # fmt: skip
+SHARES = ("hflip", "reprob", "mixup_prob", "mixup_switch_prob", "aa_scale", "drop_path_scale", "reprob_scale")
+RATES = ("val_fraction", "smoothing", "drop_path", "model_ema_decay")
+NOT_NEGATIVE = ("mixup", "cutmix", "weight_decay", "warmup_lr", "min_lr", "warmup_epochs", "workers")
 
 
 @dataclass(frozen=True)
@@ -106,73 +122,57 @@ class TrainArguments:
 
 
 @dataclass(frozen=True)
-class GrowthArguments:
+class ViTGrowthArguments(ViTGrowthConfig):
     """Progressive growth."""
 
     growth: Literal["on", "off"] = "on"
     """off is ordinary training in the same loop."""
-    num_stages: int = 4
-    """Number of stages; the last one is the whole model at full resolution."""
-    min_depth: float = 0.5
-    """Fraction of the blocks in the first stage."""
-    min_resolution: float = 0.5
-    """Side of the images in the first stage, as a fraction of --img_size; it rises linearly to it."""
-    resolutions: tuple[int, ...] | None = None
-    """Side of the images in every stage, in pixels, instead of --min_resolution."""
-    boundaries: tuple[float, ...] | None = None
-    """First step of every stage but the first, as fractions of the run [equal stages]."""
-    search: Literal["one_shot", "zero_shot", "random", "fixed"] = "one_shot"
-    """Who chooses depth and resolution of a stage: a supernet, scores at initialisation, chance, or nobody."""
-    search_steps: float = 0.1
-    """Supernet training at the start of a stage: a fraction of the stage below 1, or optimizer steps."""
-    evaluations: int = 5
-    """How often the candidates are evaluated during a search."""
     search_samples: int = 512
     """Training images that are set aside to evaluate candidates on."""
-    search_cost: Literal["flops", "measured"] = "flops"
-    """Time of a candidate: counted, the same in every run, or measured on this machine."""
-    operator: Literal["momentum", "interpolation", "stacking", "identity", "random"] = "momentum"
-    """How new blocks get their weights; momentum is the interpolation of the average."""
-    optimizer_state: Literal["copy", "average", "fresh"] = "copy"
-    """State of the optimizer for new blocks."""
+    ema_decay: Derived[float] = 0.998
+    strides: Derived[tuple[int | None, ...] | None] = None
+    seed: Derived[int] = 0
+
+    def __post_init__(self) -> None:
+        """Leave the checks to `growth_config`: an error while tyro parses would come in a frame of several lines."""
 
 
 @dataclass(frozen=True)
-class OutputArguments:
-    """Output, checkpoints and validation."""
+class SharedArguments:
+    """Groups of arguments of every script that trains a vision transformer."""
 
-    output_dir: str = "vit-pretrained"
-    """Folder of the trained model, the report and the checkpoints."""
-    overwrite_output_dir: bool = False
-    """Delete the run that the folder holds."""
-    checkpointing_steps: int = 500
-    """Optimizer steps between checkpoints."""
-    checkpoints_total_limit: int | None = 2
-    """Keep only so many checkpoints."""
-    resume_from_checkpoint: str | None = None
-    """A checkpoint folder, or latest for the newest complete one."""
-    validation_steps: int | None = None
-    """Optimizer steps between validations [at the end only]."""
-    log_interval: int = 1
-    """Optimizer steps between lines of the tracker."""
-    report_to: str = "none"
-    """none, tensorboard, wandb, comet_ml or all."""
-    tracker_project_name: str = "autoprog-vit"
-    """Project name for the tracker."""
-    logging_dir: str = "logs"
-    """Tracker files, inside the output folder."""
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """All groups of arguments."""
-
-    model: tyro.conf.OmitArgPrefixes[ModelArguments] = field(default_factory=ModelArguments)
     data: tyro.conf.OmitArgPrefixes[DataArguments] = field(default_factory=DataArguments)
     train: tyro.conf.OmitArgPrefixes[TrainArguments] = field(default_factory=TrainArguments)
     augment: tyro.conf.OmitArgPrefixes[AugmentSettings] = field(default_factory=AugmentSettings)
-    growth: tyro.conf.OmitArgPrefixes[GrowthArguments] = field(default_factory=GrowthArguments)
-    output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(default_factory=OutputArguments)
+    output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(default_factory=lambda: output_arguments("vit-output"))
+
+
+@dataclass(frozen=True)
+class Arguments(SharedArguments):
+    """All groups of arguments of `vit/pretrain.py`."""
+
+    model: tyro.conf.OmitArgPrefixes[ModelArguments] = field(default_factory=ModelArguments)
+    growth: tyro.conf.OmitArgPrefixes[ViTGrowthArguments] = field(default_factory=ViTGrowthArguments)
+    output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(
+        default_factory=lambda: output_arguments("vit-pretrained")
+    )
+
+
+def output_arguments(folder: str) -> OutputArguments:
+    """The defaults of output and checkpoints, in a folder."""
+    return OutputArguments(output_dir=folder, checkpoints_total_limit=2, tracker_project_name="autoprog-vit")
+
+
+def growth_config(args: Arguments) -> ViTGrowthConfig:
+    """Growth settings of the flags; `--growth off` is one stage of the whole model.
+
+    Raises:
+        ConfigError: A value is not allowed.
+    """
+    settings: dict[str, Any] = {item.name: getattr(args.growth, item.name) for item in fields(ViTGrowthConfig)}
+    if args.growth.growth == "off":
+        settings = {"num_stages": 1, "min_depth": 1.0, "search": "fixed"}
+    return ViTGrowthConfig(**{**settings, "ema_decay": args.train.model_ema_decay, "seed": args.train.seed})
 
 
 def parse(argv: Sequence[str], description: str | None = None) -> Arguments:
@@ -183,13 +183,13 @@ def parse(argv: Sequence[str], description: str | None = None) -> Arguments:
     Raises:
         ConfigError: There is no such preset, or a value is not allowed.
     """
-    preset, rest = _split_preset(argv)
-    named = any(flag.split("=")[0] == "--model" for flag in rest)
-    if preset is None and not named:
+    preset, rest = split_preset(argv)
+    if preset is None and flag_value(rest, "model") is None:
         preset = DEFAULT_PRESET
     words = preset_words(preset) if preset else []
     args = tyro.cli(Arguments, args=[*words, *rest], description=description)
-    check_arguments(args)
+    check_shared(args)
+    growth_config(args)
     return args
 
 
@@ -218,43 +218,38 @@ def _words(flag: str, value: Any) -> list[str]:
     return [f"--{flag}", *(str(word) for word in (value if isinstance(value, list) else [value]))]
 
 
-def _split_preset(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    words, preset, rest = iter(argv), None, []
+def split_preset(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Value of `--preset`, or None, and the other words of a command line."""
+    preset = None
+    rest = []
+    words = iter(argv)
     for word in words:
-        if word == "--preset":
-            preset = next(words, "")
-        elif word.startswith("--preset="):
-            preset = word.split("=", 1)[1]
-        else:
+        flag, equals, value = word.partition("=")
+        if flag != "--preset":
             rest.append(word)
+        else:
+            preset = value if equals else next(words, "")
     return preset, rest
 
 
-def check_arguments(args: Arguments) -> None:
-    """Refuse values that would only fail in the middle of a run.
+def check_shared(args: SharedArguments) -> None:
+    """Refuse values that would only fail in the middle of a run, of the groups and flags that the scripts share.
 
     Raises:
         ConfigError: The message names the flag, its value and what is allowed.
     """
-    groups = (args.model, args.data, args.train, args.augment, args.growth, args.output)
-    values = {name: value for group in groups for name, value in vars(group).items()}
-    positive = ("img_size", "batch_size", "epochs", "max_train_steps", "grad_accum_steps", "lr", "clip_grad")
-    positive += ("checkpointing_steps", "checkpoints_total_limit", "validation_steps", "log_interval")
-    positive += ("search_samples", "search_steps", "evaluations", "max_train_samples", "num_stages")
-    for name in positive:
-        if values[name] is not None and not values[name] > 0:
-            raise ConfigError(f"--{name} {values[name]} is not allowed: use a number above 0.")
-    shares = ("hflip", "reprob", "mixup_prob", "mixup_switch_prob", "aa_scale", "drop_path_scale", "reprob_scale")
-    for name in (*shares, "val_fraction", "smoothing", "drop_path", "model_ema_decay"):
-        if not 0 <= values[name] <= 1 or (values[name] == 1 and name not in shares):
-            allowed = "from 0 to 1" if name in shares else "from 0 to below 1"
-            raise ConfigError(f"--{name} {values[name]} is not allowed: use a number {allowed}.")
-    for name in ("mixup", "cutmix", "weight_decay", "warmup_lr", "min_lr", "warmup_epochs", "workers"):
+    values = flat(args)
+    check_output(args.output)
+    check_positive(values, POSITIVE)
+    for name in SHARES:
+        if not 0 <= values.get(name, 0) <= 1:
+            raise ConfigError(f"--{name} {values[name]} is not allowed: use a number from 0 to 1.")
+    for name in RATES:
+        if not 0 <= values.get(name, 0) < 1:
+            raise ConfigError(f"--{name} {values[name]} is not allowed: use a number from 0 to below 1.")
+    for name in NOT_NEGATIVE:
         if not values[name] >= 0:
             raise ConfigError(f"--{name} {values[name]} is not allowed: use 0 or more.")
     low, high = args.augment.scale
     if not 0 < low <= high <= 1:
         raise ConfigError(f"--scale {low} {high} is not allowed: use two fractions of the area, the smaller first.")
-    trackers = ("none", "all", "tensorboard", "wandb", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab")
-    if args.output.report_to not in trackers:
-        raise ConfigError(f"--report_to {args.output.report_to} is not allowed: use one of {trackers}.")

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from kornia.augmentation import RandomCrop, RandomResizedCrop
 from torch import Tensor
 
+from autoprog_diffusion.data.images import between
+
 from .augment_settings import AugmentSettings
 from .randaugment import parse_randaugment, rand_augment
 from .regularisation import Strength
@@ -25,7 +27,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 # timm's defaults for random erasing.
 _ERASED_AREA = (0.02, 1 / 3)
-_ERASED_RATIO = (0.3, 1 / 0.3)
+_ERASED_LOG_RATIO = (math.log(0.3), math.log(1 / 0.3))
 
 
 class Augment:
@@ -87,29 +89,31 @@ def erased(images: Tensor, probability: float) -> Tensor:
     """
     if not probability:
         return images
-    count, _, height, width = images.shape
-    draw = torch.rand(count, 5)
-    least, most = _ERASED_AREA
-    area = height * width * (least + draw[:, 0] * (most - least))
-    low, high = (math.log(value) for value in _ERASED_RATIO)
-    ratio = (low + draw[:, 1] * (high - low)).exp()
-    h = (area * ratio).sqrt().clamp(1, height)
-    w = (area / ratio).sqrt().clamp(1, width)
-    rows = _interval(height, draw[:, 2] * (height - h), h)
-    columns = _interval(width, draw[:, 3] * (width - w), w)
-    chosen = draw[:, 4] < probability
-    rectangles = rows.unsqueeze(2) & columns.unsqueeze(1)
-    inside = rectangles & chosen.view(-1, 1, 1)
+    height, width = images.shape[2:]
+    size, shape, y, x, chance = torch.rand(len(images), 5).unbind(1)
+    area = height * width * between(*_ERASED_AREA, size)
+    ratio = between(*_ERASED_LOG_RATIO, shape).exp()
+    rows = _interval(height, area * ratio, y)
+    columns = _interval(width, area / ratio, x)
+    chosen = (chance < probability).view(-1, 1, 1)
+    inside = rows.unsqueeze(2) & columns.unsqueeze(1) & chosen
     noise = torch.randn_like(images)
     return torch.where(inside.to(images.device).unsqueeze(1), noise, images)
 
 
-def _interval(length: int, start: Tensor, extent: Tensor) -> Tensor:
-    """(N, length) masks of intervals that begin at `start` (N,) and are `extent` (N,) long, in pixels."""
-    first = start.round().view(-1, 1)
-    last = first + extent.round().view(-1, 1)
-    place = torch.arange(length).view(1, -1)
-    return (place >= first) & (place < last)
+def _interval(length: int, square: Tensor, place: Tensor) -> Tensor:
+    """(N, length) masks of intervals, in pixels.
+
+    Args:
+        length: Of the side that an interval lies on.
+        square: (N,) squares of the intervals' lengths.
+        place: (N,) where an interval lies: 0 at the beginning of the side, 1 at its end.
+    """
+    extent = square.sqrt().clamp(1, length)
+    first = (place * (length - extent)).round()
+    last = first + extent.round()
+    pixels = torch.arange(length)
+    return (pixels >= first.unsqueeze(1)) & (pixels < last.unsqueeze(1))
 
 
 def one_hot(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
@@ -125,33 +129,40 @@ def mixed(images: Tensor, targets: Tensor, settings: AugmentSettings) -> tuple[T
     """
     mixup = settings.mixup
     cutmix = settings.cutmix
-    if not (mixup or cutmix) or float(torch.rand(())) >= settings.mixup_prob:
+    if not (mixup or cutmix) or not _happens(settings.mixup_prob):
         return images, targets
-    cut = bool(cutmix) and (not mixup or float(torch.rand(())) < settings.mixup_switch_prob)
+    cut = bool(cutmix) and (not mixup or _happens(settings.mixup_switch_prob))
     alpha = cutmix if cut else mixup
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     if cut:
         images, share = _cut_and_pasted(images, share)
     else:
-        images = images * share + images.flip(0) * (1 - share)
-    return images, targets * share + targets.flip(0) * (1 - share)
+        images = _blended(images, share)
+    return images, _blended(targets, share)
+
+
+def _happens(probability: float) -> bool:
+    return float(torch.rand(())) < probability
+
+
+def _blended(values: Tensor, share: float) -> Tensor:
+    """A share of every sample and the rest of its partner."""
+    return values * share + values.flip(0) * (1 - share)
 
 
 def _cut_and_pasted(images: Tensor, share: float) -> tuple[Tensor, float]:
-    """Images with a square of the mirrored batch in them, and the part of each image that was kept."""
+    """Images with a square of their partners in them, and the part of each image that was kept."""
     height, width = images.shape[2:]
-    side = math.sqrt(1 - share)  # as a fraction of the image's
+    half = math.sqrt(1 - share) / 2  # of the square's side, as a fraction of the image's
     y, x = torch.rand(2).tolist()
-    top, bottom = _clipped(y * height, side * height / 2, height)
-    left, right = _clipped(x * width, side * width / 2, width)
     images = images.clone()
-    images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].flip(0)
-    pasted = (bottom - top) * (right - left)
-    return images, 1 - pasted / (height * width)
+    square = images[:, :, _clipped(y, half, height), _clipped(x, half, width)]
+    square.copy_(square.flip(0))
+    return images, 1 - square[0, 0].numel() / (height * width)
 
 
-def _clipped(centre: float, half: float, length: int) -> tuple[int, int]:
-    """First and last place of an interval in an image of `length` pixels."""
-    first = round(centre - half)
-    last = round(centre + half)
-    return max(0, first), min(length, last)
+def _clipped(centre: float, half: float, length: int) -> slice:
+    """Pixels within `half` of `centre`, both as fractions of an image's side of `length` pixels."""
+    first = round(centre * length - half * length)
+    last = round(centre * length + half * length)
+    return slice(max(0, first), min(length, last))

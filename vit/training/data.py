@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -18,6 +20,7 @@ from autoprog_diffusion.data.images import (
     open_image,
     random_square,
     read_square,
+    seeded,
     shrink,
 )
 
@@ -61,27 +64,29 @@ class Decoded(Dataset):
             self.images = torch.cat([shrink(part, size) for part in self._full_size.split(1024)])
 
 
+@dataclass(eq=False)
 class Encoded(Dataset):
     """Images that are decoded, cropped and resized when they are asked for, in any worker.
 
-    Args:
+    Attributes:
         data: As `load_train_and_val` gives it.
         size: Side of the images in pixels.
         crop: Area and aspect ratio of random crops; None cuts the centre.
         corrupt: `skip` takes the next image instead of one that cannot be decoded, and names it; `refuse` raises.
         seed: Of the crops, which depend on it, the epoch and the row alone.
+        epoch: Which epoch.
     """
 
-    def __init__(
-        self, data: datasets.Dataset, *, size: int, crop: AugmentSettings | None, corrupt: str, seed: int
-    ) -> None:
-        self.data = data
-        self.labels = torch.as_tensor(data["label"][:])
-        self.size = size
-        self.epoch = 0
-        self._crop = crop
-        self._corrupt = corrupt
-        self._seed = seed
+    data: datasets.Dataset
+    _: KW_ONLY
+    size: int
+    crop: AugmentSettings | None
+    corrupt: str
+    seed: int
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.labels = _labels(self.data)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,17 +105,18 @@ class Encoded(Dataset):
             try:
                 return self._cut(row), self.labels[row]
             except UNREADABLE as error:
-                if self._corrupt == "refuse":
+                if self.corrupt == "refuse":
                     raise _unreadable(self.data, [row]) from error
                 logger.warning("%s cannot be decoded: the next image is taken instead.", _name(self.data, row))
         raise _unreadable(self.data, list(range(len(self))))
 
     def _cut(self, row: int) -> Tensor:
         image = open_image(self.data, row)
-        if self._crop is None:
+        crop = self.crop
+        if crop is None:
             return read_square(image, self.size)
-        generator = torch.Generator().manual_seed(hash((self._seed, self.epoch, row)) % 2**63)
-        return random_square(image, self.size, scale=self._crop.scale, ratio=self._crop.ratio, generator=generator)
+        generator = seeded(self.seed, self.epoch, row)
+        return random_square(image, self.size, scale=crop.scale, ratio=crop.ratio, generator=generator)
 
 
 class EpochBatches(Sampler):
@@ -132,8 +138,7 @@ class EpochBatches(Sampler):
     def __init__(
         self, count: int, *, batch: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
     ) -> None:
-        generator = torch.Generator().manual_seed(hash((seed, epoch)) % 2**63)
-        order = torch.randperm(count, generator=generator)
+        order = torch.randperm(count, generator=seeded(seed, epoch))
         complete = count // (batch * world) * batch * world
         steps = order[:complete].view(-1, world, batch)
         self._rows: list[list[int]] = steps[start:, rank].tolist()
@@ -170,22 +175,26 @@ def decode_all(data: datasets.Dataset, size: int, corrupt: str) -> Decoded:
         DataError: Some cannot be decoded and `corrupt` is `refuse`, or none can.
     """
     images = torch.empty(len(data), 3, size, size, dtype=torch.uint8)
-    labels = torch.as_tensor(data["label"][:])
-    good = torch.ones(len(data), dtype=torch.bool)
+    labels = _labels(data)
+    bad: list[int] = []
     for row in tqdm(range(len(data)), desc="decoding", leave=False, delay=5):
         try:
             images[row] = read_square(open_image(data, row), size)
         except UNREADABLE:
-            good[row] = False
-    if not good.all():
-        bad = (~good).nonzero().flatten().tolist()
+            bad.append(row)
+    if bad:
         if corrupt == "refuse" or len(bad) == len(data):
             raise _unreadable(data, bad)
         names = _names(data, bad)
         logger.warning("%d of %d images cannot be decoded and are left out: %s", len(bad), len(data), names)
+        good = np.setdiff1d(np.arange(len(data)), bad)
         images = images[good]
         labels = labels[good]
     return Decoded(images, labels)
+
+
+def _labels(data: datasets.Dataset) -> Tensor:
+    return torch.as_tensor(data["label"][:])
 
 
 def _unreadable(data: datasets.Dataset, rows: list[int]) -> DataError:
@@ -195,10 +204,8 @@ def _unreadable(data: datasets.Dataset, rows: list[int]) -> DataError:
 
 
 def _names(data: datasets.Dataset, rows: list[int], most: int = 5) -> str:
-    names = [_name(data, row) for row in rows[:most]]
-    if len(rows) > most:
-        return f"{', '.join(names)} and {len(rows) - most} more"
-    return ", ".join(names)
+    names = ", ".join(_name(data, row) for row in rows[:most])
+    return f"{names} and {len(rows) - most} more" if len(rows) > most else names
 
 
 def _name(data: datasets.Dataset, row: int) -> str:

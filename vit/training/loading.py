@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,15 +10,16 @@ import numpy as np
 
 from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.data.labelled import class_names, load_train_and_val
+from autoprog_diffusion.data.sources import split_by
 from autoprog_diffusion.growth.errors import ConfigError
 
-from .arguments import Arguments, DataArguments
+from .arguments import DataArguments, SharedArguments
 from .augment_settings import AugmentSettings
 from .data import Decoded, Encoded, decode_all
 
 
 if TYPE_CHECKING:
-    import datasets
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -37,36 +39,32 @@ class Data:
     classes: tuple[str, ...]
 
 
-def load_data(args: Arguments, *, multiple: int, hold_out: bool) -> Data:
+def load_data(args: SharedArguments, *, size: int, held_out: int = 0) -> Data:
     """Load the data that the arguments name; in memory where it fits.
 
     Args:
-        args: All arguments.
-        multiple: Image sides must be multiples of this.
-        hold_out: Set `--search_samples` training images aside.
+        args: Arguments of any script.
+        size: Side of the images in pixels.
+        held_out: Number of training images to set aside for a search.
 
     Raises:
-        ConfigError: The model's patch does not divide a size.
         DataError: As `load_train_and_val`, or an image cannot be decoded and `--corrupt refuse`.
     """
-    size = args.model.img_size
     seed = args.train.seed
-    check_sizes(args, multiple)
     train, val = load_rows(args.data, size, seed)
-    held_out = None
-    if hold_out:
-        train, aside = _set_aside(train, args.growth.search_samples, seed)
-        held_out = decode_all(aside, size, args.data.corrupt)
+    aside = None
+    if held_out:
+        train, aside = _set_aside(train, held_out, seed)
     crop = args.augment if args.augment.crop == "resized" else None
     return Data(
-        train=_decoded_if_small(train, args, crop),
-        val=_decoded_if_small(val, args, None),
-        held_out=held_out,
+        train=_decoded_if_small(train, args, size, crop),
+        val=_decoded_if_small(val, args, size),
+        held_out=decode_all(aside, size, args.data.corrupt) if aside else None,
         classes=tuple(class_names(train)),
     )
 
 
-def load_rows(data: DataArguments, size: int, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def load_rows(data: DataArguments, size: int, seed: int) -> tuple[Dataset, Dataset]:
     """Training and validation set of the arguments, as `load_train_and_val` gives them."""
     return load_train_and_val(
         train_data=data.train_data,
@@ -80,36 +78,41 @@ def load_rows(data: DataArguments, size: int, seed: int) -> tuple[datasets.Datas
     )
 
 
-def check_sizes(args: Arguments, multiple: int) -> None:
+def check_sizes(size: int, resolutions: Sequence[int], multiple: int) -> None:
     """Refuse image sides that patches do not divide, or that are larger than the last stage's.
+
+    Args:
+        size: Side of the images in the last stage, in pixels.
+        resolutions: Sides in the stages, if they are given.
+        multiple: Image sides must be multiples of this.
 
     Raises:
         ConfigError: The message names the flag, the size and the nearest that is allowed.
     """
-    largest = args.model.img_size
-    named = [("img_size", largest), *(("resolutions", size) for size in args.growth.resolutions or ())]
-    for flag, size in named:
-        if size % multiple or not 0 < size <= largest:
-            near = max(multiple, min(size, largest) // multiple * multiple)
+    for flag, side in [("img_size", size), *(("resolutions", side) for side in resolutions)]:
+        if side % multiple or not 0 < side <= size:
+            near = max(multiple, min(side, size) // multiple * multiple)
             raise ConfigError(
-                f"--{flag} {size} is not a multiple of the model's patch ({multiple} pixels), or larger than "
-                f"--img_size {largest}: use for example {near}."
+                f"--{flag} {side} is not a multiple of the model's patch ({multiple} pixels), or larger than "
+                f"--img_size {size}: use for example {near}."
             )
 
 
-def _decoded_if_small(data: datasets.Dataset, args: Arguments, crop: AugmentSettings | None) -> Decoded | Encoded:
-    size = args.model.img_size
+def _decoded_if_small(
+    data: Dataset, args: SharedArguments, size: int, crop: AugmentSettings | None = None
+) -> Decoded | Encoded:
     if len(data) * 3 * size**2 <= args.data.memory * 2**20:
         return decode_all(data, size, args.data.corrupt)
     return Encoded(data, size=size, crop=crop, corrupt=args.data.corrupt, seed=args.train.seed)
 
 
-def _set_aside(data: datasets.Dataset, count: int, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+def _set_aside(data: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
     """The data without `count` random rows, and those."""
     if count > len(data) // 2:
         raise DataError(
             f"--search_samples {count} is more than half of the {len(data)} training images: use fewer, or "
             "--search fixed."
         )
-    order = np.random.default_rng(seed).permutation(len(data))
-    return data.select(np.sort(order[count:])), data.select(np.sort(order[:count]))
+    aside = np.zeros(len(data), dtype=bool)
+    aside[np.random.default_rng(seed).permutation(len(data))[:count]] = True
+    return split_by(data, aside)

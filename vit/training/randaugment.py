@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from kornia import enhance
@@ -46,19 +47,19 @@ def parse_randaugment(text: str) -> RandAugment:
         ConfigError: A part is not one of these; the message names it.
     """
     first, *parts = text.split("-")
-    found: dict[str, float] = {}
+    found = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 1.0}
     for part in parts:
         match = re.fullmatch(r"(mstd|m|n|inc)(\d+(?:\.\d+)?)", part)
         if match is None:
             raise ConfigError(f"--aa {text}: {part!r} is not known; use rand-m9-n2-mstd0.5-inc1 with other numbers.")
         found[match[1]] = float(match[2])
-    layers = found.get("n", 2.0)
-    magnitude = found.get("m", 10.0)
-    if first != "rand" or found.get("inc", 1.0) != 1.0:
+    layers = found["n"]
+    magnitude = found["m"]
+    if first != "rand" or found["inc"] != 1.0:
         raise ConfigError(f"--aa {text}: only RandAugment with increasing strength is known, rand-...-inc1.")
     if layers < 1 or layers % 1 or magnitude > 10:
         raise ConfigError(f"--aa {text}: n is a whole number above 0 and m at most 10.")
-    return RandAugment(magnitude, found.get("mstd", 0.0), int(layers))
+    return RandAugment(magnitude, found["mstd"], int(layers))
 
 
 def rand_augment(images: Tensor, settings: RandAugment) -> Tensor:
@@ -72,18 +73,24 @@ def rand_augment(images: Tensor, settings: RandAugment) -> Tensor:
         if settings.deviation:
             level += settings.deviation * torch.randn(count)
         sign = torch.randint(2, (count,)) * 2.0 - 1
-        strengths = sign * level.clamp(0, 10) / 10
+        strengths = (sign * level.clamp(0, 10) / 10).to(images.device)
         for index, operation in enumerate(_OPERATIONS.values()):
             rows = (chosen == index).nonzero().flatten()
             if len(rows):
-                strength = strengths[rows].to(images.device)
-                rows = rows.to(images.device)
-                images[rows] = operation(images[rows], strength).clamp(0, 1)
+                images[rows] = operation(images[rows], strengths[rows]).clamp(0, 1)
     return images
 
 
-def _affine(images: Tensor, matrix: Tensor) -> Tensor:
-    """Warps (n, 3, H, W) images about their centres by (n, 2, 3) matrices; the last column shifts, in pixels."""
+def _affine(images: Tensor, entries: dict[tuple[int, int], Tensor]) -> Tensor:
+    """Warps (n, 3, H, W) images about their centres by matrices that differ from the identity in some entries.
+
+    Args:
+        images: The images.
+        entries: Row and column of a (2, 3) matrix -> (n,) values; the last column shifts, in pixels.
+    """
+    matrix = torch.eye(2, 3, device=images.device).repeat(len(images), 1, 1)
+    for (row, column), values in entries.items():
+        matrix[:, row, column] = values
     height, width = images.shape[2:]
     centre = images.new_tensor([[(width - 1) / 2], [(height - 1) / 2]])
     linear = matrix[..., :2]
@@ -93,54 +100,27 @@ def _affine(images: Tensor, matrix: Tensor) -> Tensor:
     return warp_affine(images, about_centre, (height, width), padding_mode="fill", fill_value=fill)
 
 
-def _identity(strength: Tensor) -> Tensor:
-    """(n, 2, 3) matrices that change nothing."""
-    return torch.eye(2, 3, device=strength.device).repeat(len(strength), 1, 1)
-
-
 def _rotate(images: Tensor, strength: Tensor) -> Tensor:
     angle = strength * math.radians(30)
-    matrix = _identity(strength)
-    matrix[:, 0, 0] = angle.cos()
-    matrix[:, 0, 1] = -angle.sin()
-    matrix[:, 1, 0] = angle.sin()
-    matrix[:, 1, 1] = angle.cos()
-    return _affine(images, matrix)
+    cos = angle.cos()
+    sin = angle.sin()
+    return _affine(images, {(0, 0): cos, (0, 1): -sin, (1, 0): sin, (1, 1): cos})
 
 
-def _shear(axis: int) -> Operation:
+def _shear(images: Tensor, strength: Tensor, axis: int) -> Tensor:
     """Shear along an axis: 0 is x, 1 is y."""
-
-    def shear(images: Tensor, strength: Tensor) -> Tensor:
-        matrix = _identity(strength)
-        matrix[:, axis, 1 - axis] = 0.3 * strength
-        return _affine(images, matrix)
-
-    return shear
+    return _affine(images, {(axis, 1 - axis): 0.3 * strength})
 
 
-def _translate(axis: int) -> Operation:
+def _translate(images: Tensor, strength: Tensor, axis: int) -> Tensor:
     """Shift along an axis: 0 is x, 1 is y."""
-
-    def translate(images: Tensor, strength: Tensor) -> Tensor:
-        side = images.shape[3 - axis]
-        matrix = _identity(strength)
-        matrix[:, axis, 2] = 0.45 * side * strength
-        return _affine(images, matrix)
-
-    return translate
+    side = images.shape[3 - axis]
+    return _affine(images, {(axis, 2): 0.45 * side * strength})
 
 
-def _auto_contrast(images: Tensor, strength: Tensor) -> Tensor:
-    return enhance.normalize_min_max(images)
-
-
-def _equalize(images: Tensor, strength: Tensor) -> Tensor:
-    return enhance.equalize(images)
-
-
-def _invert(images: Tensor, strength: Tensor) -> Tensor:
-    return 1 - images
+def _always(change: Callable[[Tensor], Tensor]) -> Operation:
+    """A change that has no strength."""
+    return lambda images, strength: change(images)
 
 
 def _posterize(images: Tensor, strength: Tensor) -> Tensor:
@@ -162,19 +142,14 @@ def _solarize_add(images: Tensor, strength: Tensor) -> Tensor:
 
 def _by_factor(enhanced: Operation) -> Operation:
     """An enhancement by a factor: 1 changes nothing, both less and more are stronger."""
-
-    def operation(images: Tensor, strength: Tensor) -> Tensor:
-        factor = (1 + 0.9 * strength).clamp(min=0.1)
-        return enhanced(images, factor)
-
-    return operation
+    return lambda images, strength: enhanced(images, (1 + 0.9 * strength).clamp(min=0.1))
 
 
 # timm's increasing transforms; each takes (n, 3, H, W) images in [0, 1] and n signed strengths in [-1, 1].
 _OPERATIONS: dict[str, Operation] = {
-    "auto_contrast": _auto_contrast,
-    "equalize": _equalize,
-    "invert": _invert,
+    "auto_contrast": _always(enhance.normalize_min_max),
+    "equalize": _always(enhance.equalize),
+    "invert": _always(lambda images: 1 - images),
     "rotate": _rotate,
     "posterize": _posterize,
     "solarize": _solarize,
@@ -183,8 +158,8 @@ _OPERATIONS: dict[str, Operation] = {
     "contrast": _by_factor(enhance.adjust_contrast_with_mean_subtraction),
     "brightness": _by_factor(enhance.adjust_brightness_accumulative),
     "sharpness": _by_factor(enhance.sharpness),
-    "shear_x": _shear(axis=0),
-    "shear_y": _shear(axis=1),
-    "translate_x": _translate(axis=0),
-    "translate_y": _translate(axis=1),
+    "shear_x": partial(_shear, axis=0),
+    "shear_y": partial(_shear, axis=1),
+    "translate_x": partial(_translate, axis=0),
+    "translate_y": partial(_translate, axis=1),
 }

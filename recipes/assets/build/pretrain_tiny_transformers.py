@@ -57,7 +57,7 @@ class Task:
         if self.scheduler is not None:
             return dit_loss(model, latents, self.data.conditions[0][index], len(self.data.names), self.scheduler)
         rows, tokens, pooled = self.data.conditions
-        return flow_loss(model, latents, rows[index], tokens, pooled, fill)
+        return flow_loss(model, latents, rows[index], tokens, pooled, fill=fill)
 
     def sheet(self, model: Any, path: Path, columns: int) -> None:
         if self.name == "dit":

@@ -11,9 +11,11 @@ from PIL import Image
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, GrowthScheduler
 from autoprog_diffusion.training.measure import counted_flops, peak_memory
-from autoprog_diffusion.training.metrics import RunLog
-from autoprog_diffusion.training.report import draw_timeline, print_summary, write_report
+from autoprog_diffusion.training.metrics import Metrics
+from autoprog_diffusion.training.report import draw_timeline, print_decision, print_summary, write_report
 from autoprog_diffusion.training.samples import load_images, save_grid, save_images
+
+from .rows import metrics_of
 
 
 SECONDS = {"training": 3.25, "saving": 1.0}
@@ -33,16 +35,22 @@ def growth() -> GrowthScheduler:
 
 
 @pytest.fixture
-def log() -> RunLog:
-    log = RunLog()
-    for index in range(4):
-        stage = index // 2
-        log.add(
-            loss=2.0 - 0.25 * index, seconds=0.010 * (stage + 1), stage=stage, resolution=32 * (stage + 1),
-            trainable=0.5 * (stage + 1), memory=2**20 * (index + 1),
-        )  # fmt: skip
-    log.flops = {0: 300, 1: 1200}
-    return log
+def metrics() -> Metrics:
+    return metrics_of(
+        *(
+            {
+                "loss": 2.0 - 0.25 * step, "seconds": 0.010 * (step // 2 + 1), "stage": step // 2,
+                "resolution": 32 * (step // 2 + 1), "blocks": 2 * (step // 2 + 1), "trainable": 0.5 * (step // 2 + 1),
+                "memory": 2**20 * (step + 1), "flops": (300, 1200)[step // 2],
+            }
+            for step in range(4)
+        )
+    )  # fmt: skip
+
+
+def lines(text: str) -> list[list[str]]:
+    """The cells of a printed table."""
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
 
 
 def is_drawn(path: Path) -> bool:
@@ -51,9 +59,9 @@ def is_drawn(path: Path) -> bool:
 
 
 def test_growth_json_holds_plan_history_and_measurements(
-    growth: GrowthScheduler, log: RunLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    growth: GrowthScheduler, metrics: Metrics, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_report(tmp_path, growth, log, SECONDS)
+    write_report(tmp_path, growth, metrics, SECONDS)
     values = json.loads((tmp_path / "growth.json").read_text())
     assert GrowthPlan.load(tmp_path / "growth.json") == growth.plan
     assert GrowthConfig.from_dict(values["config"]) == growth.config
@@ -68,30 +76,53 @@ def test_growth_json_holds_plan_history_and_measurements(
     assert "stage by stage" in capsys.readouterr().out
 
 
-def test_the_table_has_a_row_per_stage(log: RunLog, capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(log.summaries([2, 4]), 4, SECONDS)
+def test_the_table_has_a_row_per_stage_and_says_what_was_saved(
+    metrics: Metrics, capsys: pytest.CaptureFixture[str]
+) -> None:
+    print_summary(metrics, 4, SECONDS)
     text = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if "│" in line]
-    assert rows == [
+    assert lines(text) == [
         ["1", "2", "2/4", "50%", "32", "1.7500", "10.0 ms", "50%", "25%", "2 MiB"],
         ["2", "2", "4/4", "100%", "64", "1.2500", "20.0 ms", "100%", "100%", "4 MiB"],
     ]
-    assert "training time 1.33x less" in text
-    assert "by FLOPs alone 1.60x" in text
+    assert "38% fewer FLOPs and 25% less time than as many steps of full training (stage 2)." in text
     assert "training 3.2 s, saving 1.0 s" in text
+    assert "accuracy" not in text
 
 
-def test_flops_that_were_not_counted_are_left_out(log: RunLog, capsys: pytest.CaptureFixture[str]) -> None:
-    log.flops = {1: 1200}
-    print_summary(log.summaries([2, 4]), 4, SECONDS)
-    assert "FLOPs alone" not in capsys.readouterr().out
+def test_searches_have_a_row_and_a_run_that_saved_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = metrics_of({"searching": True, "seconds": 3.0}, {}, {"stage": 1, "flops": 100, "blocks": 4})
+    metrics.validations.append({"step": 3.0, "accuracy": 0.25, "ema_accuracy": 0.5})
+    print_summary(metrics, 4, SECONDS)
+    text = capsys.readouterr().out
+    assert [row[0] for row in lines(text)] == ["1 search", "1", "2"]
+    assert "0% fewer FLOPs and 67% more time" in text
+    assert "accuracy 25.0%, of the average 50.0%" in text
 
 
-def test_a_run_of_one_step_is_drawn(tmp_path: Path) -> None:
-    log = RunLog()
-    log.add(loss=1.0, seconds=0.1, stage=0, resolution=8, trainable=1.0, memory=1)
-    draw_timeline(tmp_path / "timeline.png", log, log.summaries([1]))
-    assert is_drawn(tmp_path / "timeline.png")
+@pytest.mark.parametrize(
+    "candidates",
+    [[{"depth": depth, "resolution": 16, "loss": 2.0, "cost": 10.0 * depth, "score": 1.5} for depth in (2, 4)],
+     [{"blocks": [0] * depth, "resolution": 16, "cost": 1.0, "kappa": "inf", "gain": 3.0} for depth in (2, 4)],
+     [{"name": f"suffix {depth}", "blocks": [0] * depth, "cost": 1.0, "kappa": "inf", "value": -depth / 8}
+      for depth in (2, 4)]],
+    ids=["one shot", "zero shot", "diffusion"],
+)  # fmt: skip
+def test_a_decision_is_printed_with_its_choice(candidates: list[dict], capsys: pytest.CaptureFixture[str]) -> None:
+    choice = "suffix 2" if "name" in candidates[0] else {"depth": 2, "resolution": 16}
+    print_decision({"stage": 0, "search": "x", "seconds": 1.0, "choice": choice, "candidates": candidates})
+    rows = lines(capsys.readouterr().out)
+    assert [row[1] for row in rows if "chosen" in row] == ["2"]
+    assert len(rows) == 2
+    assert ("50%" in rows[0]) == ("loss" in candidates[0])  # of the most expensive candidate's cost
+
+
+def test_a_run_of_one_step_is_drawn_with_and_without_validations(tmp_path: Path) -> None:
+    metrics = metrics_of({})
+    for validations in ([], [{"step": 1.0, "accuracy": 0.25, "ema_accuracy": 0.5}]):
+        metrics.validations = validations
+        draw_timeline(tmp_path / "timeline.png", metrics)
+        assert is_drawn(tmp_path / "timeline.png")
 
 
 def test_pictures_are_saved_in_order_and_read_back(tmp_path: Path) -> None:

@@ -1,0 +1,181 @@
+"""`DiffusionTrainer`: the training loop with a task of diffusion, Diffusers' schedules and its `EMAModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
+from autoprog_diffusion.growth.resize import stage_size
+
+from .arguments import Arguments
+from .build import make_optimizer
+from .checkpoints import keep_only
+from .samples import Pictures
+from .trainer import Trainer
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Task(Protocol):
+    """One kind of diffusion training: batches in, loss out."""
+
+    resolution: int
+
+    def enter_stage(self, growth: GrowthScheduler) -> None:
+        """Get ready for the resolution of the stage that begins."""
+        ...
+
+    def loss(self, denoiser: Any, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of one batch, a scalar."""
+        ...
+
+
+class DiffusionTrainer(Trainer):
+    """Fine-tunes a denoiser.
+
+    Args:
+        denoiser: The bare model that is fine-tuned.
+        growth: Its scheduler, not yet prepared.
+        plan: Stages to follow instead of the fixed schedule.
+        task: Batches to losses.
+        loader: Batches of rows, not yet prepared.
+        args: The recipe's arguments.
+        accelerator: The run's accelerator.
+
+    Attributes:
+        pictures: Drawn every `--validation_steps`, if it is set.
+
+    Raises:
+        GrowthError: The run is too short, the plan does not fit, or an object is in the wrong state.
+    """
+
+    growth: GrowthScheduler
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        growth: GrowthScheduler,
+        *,
+        plan: GrowthPlan | None,
+        task: Task,
+        loader: DataLoader,
+        args: Arguments,
+        accelerator: Accelerator,
+    ) -> None:
+        train = args.train
+        super().__init__(
+            denoiser,
+            growth,
+            accelerator,
+            output=args.output,
+            resolution=task.resolution,
+            accumulation=train.gradient_accumulation_steps,
+            max_norm=train.max_grad_norm,
+        )
+        self.task = task
+        self.pictures: Pictures | None = None
+        self._train = train
+        self._rows: Any = loader.dataset
+        # Taken now: growth freezes parameters, but what does not train from the start never will.
+        trained = {name: value for name, value in denoiser.named_parameters() if value.requires_grad}
+        self._trained = list(trained.values())
+        self._complete = len(trained) == len(list(denoiser.parameters()))
+        if not self._complete:
+            keep_only(accelerator, denoiser, list(trained))
+        self.ema = self._make_ema()
+        self.max_steps = self._number_of_steps(len(loader))
+        images = train.train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
+        optimizer = make_optimizer(growth.parameters(), train, images)
+        # Accelerate advances a prepared schedule once per process and step.
+        scale = accelerator.num_processes
+        lr_scheduler = get_scheduler(
+            train.lr_scheduler,
+            optimizer,
+            num_warmup_steps=train.lr_warmup_steps * scale,
+            num_training_steps=self.max_steps * scale,
+        )
+        prepared = accelerator.prepare(denoiser, optimizer, loader, lr_scheduler)
+        self.model, self.optimizer, self._loader, self.lr_scheduler = prepared
+        growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
+        self._check_resolutions()
+        accelerator.register_for_checkpointing(self.metrics)
+        if self.ema is not None:
+            accelerator.register_for_checkpointing(self.ema)
+
+    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return self.task.loss(model, batch)
+
+    def batches(self) -> Iterator[Any]:
+        per_epoch = len(self._loader)
+        done = self.step * self._accumulation
+        while True:
+            epoch, offset = divmod(done, per_epoch)
+            self._loader.set_epoch(epoch)
+            self._rows.epoch = epoch
+            loader = self.accelerator.skip_first_batches(self._loader, offset) if offset else self._loader
+            for batch in loader:
+                yield batch
+                done += 1
+
+    def enter_stage(self) -> None:
+        self.task.enter_stage(self.growth)
+
+    def average(self) -> None:
+        if self.ema is not None:
+            self.ema.step(self.growth.ema_parameters(self._trained))
+
+    def validate(self) -> None:
+        if self.pictures is not None:
+            self.pictures.save_step(self.step)
+
+    def resume(self, wanted: str) -> bool:
+        found = super().resume(wanted)
+        if found and self.ema is not None:
+            # Loading replaced its tensors.
+            self.ema.to(self._ema_device())
+        return found
+
+    def finish(self) -> None:
+        """Put the averaged weights in place, if there are any, and fold the stage embedding into them."""
+        if self.ema is not None:
+            self.ema.copy_to(self._trained)
+        embedded = self.growth.state_dict()["embedding"] is not None
+        if embedded and (self.growth.config.stage_dropout or not self._complete):
+            # A fold cannot express the null row, and LoRA's file holds no bias: the rows travel beside the weights.
+            self.growth.save_stage_embedding(self._output.output_dir)
+        super().finish()
+        if self.accelerator.num_processes > 1:
+            self.accelerator.print(f"{self.accelerator.num_processes} ranks end with bit-identical weights.")
+
+    def _number_of_steps(self, batches: int) -> int:
+        train = self._train
+        per_epoch = batches // self.accelerator.num_processes // train.gradient_accumulation_steps
+        return train.max_train_steps or train.num_train_epochs * max(1, per_epoch)
+
+    def _check_resolutions(self) -> None:
+        """Refuse a later stage's resolution now, before the first one trains."""
+        side = self.task.resolution
+        planned = [stage.resolution for stage in self.growth.plan.stages]
+        for resolution in (*planned, *(self.growth.config.resolutions or ())):
+            stage_size((side, side), resolution, self.growth.config.resolution_multiple)
+
+    def _ema_device(self) -> torch.device:
+        return torch.device("cpu") if self._train.offload_ema else self.accelerator.device
+
+    def _make_ema(self) -> EMAModel | None:
+        if not self._train.use_ema:
+            return None
+        ema = EMAModel(self._trained, decay=self._train.ema_decay, foreach=self._train.foreach_ema)
+        ema.to(self._ema_device())
+        if self._train.offload_ema and torch.cuda.is_available():
+            ema.pin_memory()
+        return ema

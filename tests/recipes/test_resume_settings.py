@@ -1,0 +1,161 @@
+"""One rule in every script: a resume under other settings is refused with the flags named, and changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autoprog_diffusion.growth import GrowthConfig, StateError
+from autoprog_diffusion.training.arguments import growth_config
+from autoprog_diffusion.training.run import Script, check_same_run, ready, run
+from autoprog_diffusion.vit.training.finetuning import Finetuning, growth_of
+from autoprog_diffusion.vit.training.pretraining import Pretraining
+
+from .conftest import Script as Launched
+from .conftest import load_recipe
+
+
+NAMES = {
+    "finetune_sd": "FinetuneSD", "finetune_sdxl": "FinetuneSDXL", "finetune_dit": "FinetuneDiT",
+    "finetune_flow": "FinetuneFlow", "finetune_lora": "FinetuneLora", "dreambooth_sd": "DreamboothSD",
+}  # fmt: skip
+RECIPES: dict[str, Any] = {name: getattr(load_recipe(name), kind)() for name, kind in NAMES.items()}
+VIT: dict[str, Script[Any, Any]] = {"pretrain": Pretraining(), "finetune": Finetuning()}
+SCRIPTS = {**RECIPES, **VIT}
+# One flag of every kind: what is drawn, in which order, by which model, at which rate and with which growth.
+REFUSED = {
+    "--seed": ("5", 0, 5),
+    "--train_batch_size": ("9", None, 9),
+    "--gradient_accumulation_steps": ("2", 1, 2),
+    "--learning_rate": ("0.5", None, 0.5),
+    "--lr_scheduler": ("linear", None, "linear"),
+    "--max_train_steps": ("7", None, 7),
+    "--snr_gamma": ("5", None, 5.0),
+    "--mixed_precision": ("bf16", None, "bf16"),
+    "--max_train_samples": ("64", None, 64),
+    "--resolution": ("32", None, 32),
+    "--random_flip": (None, False, True),
+    "--no-cache_latents": (None, True, False),
+    "--use_ema": (None, False, True),
+    "--growth": ("off", "on", "off"),
+    "--direction": ("unfreeze", None, "unfreeze"),
+    "--num_stages": ("3", 4, 3),
+    "--boundaries": ("0.2 0.4 0.6", None, [0.2, 0.4, 0.6]),
+    "--train_data_dir": ("elsewhere", None, "elsewhere"),
+    "--pretrained_model_name_or_path": ("other", "model", "other"),
+}
+OWN_FLAGS = {
+    "finetune_sd": (), "finetune_sdxl": ("--proportion_empty_prompts", "0.5"), "finetune_dit": ("--no-variance_loss",),
+    "finetune_flow": ("--weighting_scheme", "none"), "finetune_lora": ("--rank", "7"),
+    "dreambooth_sd": ("--prior_loss_weight", "2"), "pretrain": ("--operator", "stacking"),
+    "finetune": ("--order", "prefix"),
+}  # fmt: skip
+FREE = "--output_dir other --overwrite_output_dir --checkpointing_steps 3 --checkpoints_total_limit 1 --report_to all "
+FREE += "--validation_steps 3 --log_interval 2 --resume_from_checkpoint latest --logging_dir other"
+FREE_OF_RECIPES = "--validation_prompts a b --num_inference_steps 3 --guidance_scale 1 --dataloader_num_workers 2 "
+FREE_OF_RECIPES += "--gradient_checkpointing --cache_dir other"
+
+
+def first_flags(name: str) -> list[str]:
+    return ["--pretrained_model_name_or_path", "model"] if name in RECIPES else []
+
+
+def noted(name: str, folder: Path) -> Path:
+    """The settings of a run, as it notes them."""
+    file = folder / "run.json"
+    file.write_text(json.dumps(dataclasses.asdict(SCRIPTS[name].parse(first_flags(name)))))
+    return file
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_flag_that_changes_what_is_trained_is_refused_with_both_values(tmp_path: Path, name: str, flag: str) -> None:
+    words, before, now = REFUSED[flag]
+    file = noted(name, tmp_path)
+    args = SCRIPTS[name].parse([*first_flags(name), flag, *(words or "").split()])
+    with pytest.raises(StateError) as caught:
+        check_same_run(file, args)
+    field = flag.replace("--no-", "--")
+    assert f"{field} was {'' if before is None else repr(before)}" in str(caught.value)
+    assert f"now {now!r}" in str(caught.value)
+    assert "Resume with its own flags, or choose another --output_dir" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", OWN_FLAGS)
+def test_all_flags_that_differ_are_named_a_script_s_own_too(tmp_path: Path, name: str) -> None:
+    file = noted(name, tmp_path)
+    own = OWN_FLAGS[name]
+    args = SCRIPTS[name].parse([*first_flags(name), "--seed", "3", *own])
+    with pytest.raises(StateError) as caught:
+        check_same_run(file, args)
+    named = {words.split()[0] for words in str(caught.value).split(": ", 1)[1].split("; ")}
+    assert named == {"--seed", *(word.replace("--no-", "--") for word in own[:1])}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_where_a_run_is_written_and_how_fast_it_is_read_may_change(tmp_path: Path, name: str) -> None:
+    own = FREE_OF_RECIPES if name in RECIPES else "--workers 2"
+    args = SCRIPTS[name].parse([*first_flags(name), *FREE.split(), *own.split()])
+    check_same_run(noted(name, tmp_path), args)
+    check_same_run(tmp_path / "no run.json", SCRIPTS[name].parse(["--seed", "7"]))
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_refused_resume_leaves_the_run_as_it_was(script: Launched, tmp_path: Path) -> None:
+    recipe = RECIPES["finetune_sd"]
+    flags = [*script.flags(tmp_path / "out"), "--cache_dir", str(tmp_path / "hub"), "--checkpointing_steps", "2"]
+    flags += ["--train_batch_size", "4", "--max_train_steps", "4", "--validation_prompts", "a"]
+    run(recipe, recipe.parse(flags))
+    file = tmp_path / "out" / "run.json"
+    settings = file.read_bytes()
+    newest = ["--resume_from_checkpoint", "latest"]
+    with pytest.raises(StateError, match=r"--train_batch_size was 4, now 8; --seed was 0, now 5\."):
+        ready(recipe, recipe.parse([*flags, *newest, "--seed", "5", "--train_batch_size", "8"]))
+    assert file.read_bytes() == settings
+    # From another folder: the run of the checkpoint decides.
+    elsewhere = ["--output_dir", str(tmp_path / "new"), "--resume_from_checkpoint"]
+    elsewhere.append(str(tmp_path / "out" / "checkpoints" / "checkpoint-2"))
+    with pytest.raises(StateError, match=r"--seed was 0, now 5\."):
+        ready(recipe, recipe.parse([*flags, *elsewhere, "--seed", "5"]))
+    trainer = ready(recipe, recipe.parse([*flags, *newest, "--checkpointing_steps", "3"]))
+    assert trainer.step == 4
+    assert file.read_bytes() == settings
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_settings_may_change_before_the_first_checkpoint(script: Launched, tmp_path: Path) -> None:
+    recipe = RECIPES["finetune_sd"]
+    flags = [*script.flags(tmp_path / "out"), "--cache_dir", str(tmp_path / "hub"), "--train_batch_size", "4"]
+    flags += ["--max_train_steps", "4", "--validation_prompts", "a", "--resume_from_checkpoint", "latest"]
+    ready(recipe, recipe.parse(flags))
+    assert ready(recipe, recipe.parse([*flags, "--seed", "5"])).step == 0
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["train"]["seed"] == 5
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_the_paper_as_one_flag_and_other_flags_win(name: str) -> None:
+    def config(*flags: str) -> GrowthConfig:
+        args = RECIPES[name].parse(["--growth", "autoprog_zero", *flags])
+        return growth_config(args.growth, multiple=8, ema_decay=None, seed=0)[0]
+
+    assert config() == GrowthConfig.autoprog_zero()
+    assert config("--stage_dropout", "0.2") == GrowthConfig.autoprog_zero(stage_dropout=0.2)
+    other = config("--search", "none", "--order", "prefix")
+    assert other == GrowthConfig.autoprog_zero(search="none", order="prefix")
+
+
+def test_every_script_has_the_one_default() -> None:
+    for name, recipe in RECIPES.items():
+        config, _ = growth_config(recipe.parse([]).growth, multiple=8, ema_decay=None, seed=0)
+        assert config == GrowthConfig(stage_embedding=name != "finetune_lora")
+    config, _ = growth_of(VIT["finetune"].parse([]), multiple=8)
+    assert config == GrowthConfig(stage_embedding=False, search_batches=8)
+
+
+def test_the_paper_on_a_classifier_has_no_stage_embedding_and_full_resolution() -> None:
+    config, _ = growth_of(VIT["finetune"].parse(["--growth", "autoprog_zero"]), multiple=8)
+    assert config == GrowthConfig.autoprog_zero(stage_embedding=False, stage_dropout=0.0, resolutions=None)

@@ -1,0 +1,197 @@
+"""`ViTTrainer`: the training loop with labelled images, augmentation that follows the stages, and validation."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.growth.protocol import Growth
+from autoprog_diffusion.training.trainer import Trainer
+
+from ..drop_path import set_drop_path
+from ..models import logits
+from .arguments import SharedArguments
+from .augment import Augment, normalised
+from .data import Batch, Decoded, EpochBatches, make_loader
+from .loading import Data
+from .regularisation import Strength, strengths
+from .schedule import make_optimizer, make_schedule
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class ViTTrainer(Trainer):
+    """Trains an image classifier; subclasses prepare its growth.
+
+    Args:
+        model: The bare model of full depth.
+        growth: Its growth object, not yet prepared.
+        data: Images and labels.
+        args: Arguments of the script.
+        accelerator: The run's accelerator.
+        image_size: Side of the images in the last stage, in pixels.
+        drop_path: Rate of stochastic depth of the last block, in the last stage.
+
+    Raises:
+        GrowthError: There are fewer images than a batch, the run is too short, or an object is in the wrong state.
+    """
+
+    lr_flag = "--lr"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        growth: Growth,
+        data: Data,
+        args: SharedArguments,
+        accelerator: Accelerator,
+        *,
+        image_size: int,
+        drop_path: float = 0.0,
+    ) -> None:
+        train = args.train
+        super().__init__(
+            model,
+            growth,
+            accelerator,
+            output=args.output,
+            resolution=image_size,
+            accumulation=train.grad_accum_steps,
+            max_norm=train.clip_grad,
+        )
+        self.data = data
+        self.args = args
+        self._epoch_batches = len(data.train) // (train.batch_size * accelerator.num_processes)
+        if not self._epoch_batches:
+            raise DataError(
+                f"--batch_size {train.batch_size} on {accelerator.num_processes} processes is more than the "
+                f"{len(data.train)} training images: use a smaller one."
+            )
+        epoch_steps = max(1, self._epoch_batches // train.grad_accum_steps)
+        self.max_steps = train.max_train_steps or train.epochs * epoch_steps
+        optimizer = make_optimizer(model, train)
+        self.lr_scheduler = make_schedule(optimizer, train, self.max_steps, epoch_steps)
+        if train.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        # Images that do not fit into memory are cropped where they are decoded.
+        crop = isinstance(data.train, Decoded)
+        self._augment = Augment(args.augment, len(data.classes), train.smoothing, crop=crop)
+        self.prepare_growth()
+        self._strengths = strengths(args.augment, drop_path, len(growth.plan.stages))
+        accelerator.register_for_checkpointing(self.lr_scheduler)
+        accelerator.register_for_checkpointing(self.metrics)
+
+    @abstractmethod
+    def prepare_growth(self) -> None:
+        """Call `growth.prepare`, with the arguments that it needs."""
+
+    @abstractmethod
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the model hold its averaged weights inside a `with` block."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        images, labels = batch
+        images = self.growth.resize(self._floats(images))
+        images, targets = self._augment(images, labels.to(images.device), self._strength)
+        if self.args.train.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return F.cross_entropy(logits(model, images), targets)
+
+    def batches(self) -> Iterator[Batch]:
+        train = self.args.train
+        rows = self.data.train
+        done = self.step * train.grad_accum_steps
+        while True:
+            epoch, offset = divmod(done, self._epoch_batches)
+            rows.epoch = epoch
+            sampler = EpochBatches(
+                len(rows),
+                batch=train.batch_size,
+                seed=train.seed,
+                epoch=epoch,
+                start=offset,
+                rank=self.accelerator.process_index,
+                world=self.accelerator.num_processes,
+            )
+            yield from make_loader(rows, sampler, self.args.data.workers)
+            done += len(sampler)
+
+    def enter_stage(self) -> None:
+        """Set stochastic depth and the size of the decoded images."""
+        set_drop_path(self.bare, self._strength.drop_path)
+        # A supernet draws another resolution in every step, so its images come at full size.
+        size = self._resolution if self.growth.searching else self.pixels
+        if self.data.train.size != size:
+            self.data.train.resize(size)
+        self._batches = self.batches()  # those that a loader has fetched ahead have the old size
+
+    def average(self) -> None:
+        """Do nothing: the growth object averages."""
+
+    def validate(self) -> dict[str, float]:
+        """Evaluate raw and averaged weights, once per step, and keep the result with the cost of training so far."""
+        done = self.metrics.validations
+        if done and done[-1]["step"] == self.step:
+            return done[-1]
+        raw = self.evaluate(averaged=False)
+        average = self.evaluate(averaged=True)
+        row = {"step": float(self.step), **raw}
+        row |= {f"ema_{name}": value for name, value in average.items()}
+        row |= {"blocks": float(self.blocks)}
+        row |= {name: self.metrics.total(name) for name in ("seconds", "cpu_seconds", "flops")}
+        done.append(row)
+        self.accelerator.log({f"validation/{name}": row[name] for name in row if name != "step"}, step=self.step)
+        return row
+
+    def evaluate(self, *, averaged: bool) -> dict[str, float]:
+        """Loss and accuracy of the model as it is on all validation images, at the resolution of the stage.
+
+        Args:
+            averaged: Whether to evaluate the averaged weights.
+
+        Returns:
+            `loss` and `accuracy`, in [0, 1], over all processes.
+        """
+        val = self.data.val
+        rank = self.accelerator.process_index
+        size = self.args.train.batch_size
+        rows = [list(range(start, min(start + size, len(val)))) for start in range(0, len(val), size)]
+        loader = make_loader(val, rows[rank :: self.accelerator.num_processes], self.args.data.workers)
+        sums = torch.zeros(3, dtype=torch.float64)
+        was_training = self.bare.training
+        with torch.no_grad(), self.averaged() if averaged else nullcontext():
+            self.bare.eval()
+            for images, labels in loader:
+                pixels = self.growth.resize(self._floats(images))
+                output = logits(self.bare, normalised(pixels)).float()
+                labels = labels.to(output.device)
+                loss = F.cross_entropy(output, labels, reduction="sum")
+                right = (output.argmax(1) == labels).sum()
+                sums += torch.tensor([len(labels), float(loss), right])
+        self.bare.train(was_training)
+        total = self.accelerator.reduce(sums.float().to(self.accelerator.device), reduction="sum")
+        count, loss, right = total.tolist()  # type: ignore[union-attr]
+        return {"loss": loss / count, "accuracy": right / count}
+
+    def finish(self) -> None:
+        """Validate, and leave a plain model of full depth."""
+        self.validate()
+        super().finish()
+
+    @property
+    def _strength(self) -> Strength:
+        """How much to regularise now; a search runs at full strength."""
+        return self._strengths[-1 if self.growth.searching else self.growth.stage]
+
+    def _floats(self, images: Tensor) -> Tensor:
+        return images.to(self.accelerator.device, non_blocking=True).float() / 255
