@@ -188,18 +188,16 @@ def read_training_set(
     """
     if folder and name:
         raise DataError("--train_data_dir and --dataset_name are both given: give one.")
-    if folder:
-        path = Path(folder)
-        if not path.is_dir() or not any(file.is_file() for file in path.rglob("*")):
-            raise DataError(f"--train_data_dir {folder} is not a folder with files in it.")
+    source = folder or name
+    if not source:
+        return default_data(default)
+    if not folder:
+        splits = load_by_name(source, config_name, cache_dir)
+    elif any(file.is_file() for file in Path(folder).rglob("*")):
         splits = read_splits(folder, label_column=columns.get("label_column"), cache_dir=cache_dir)
-        data = choose_columns(choose_split(splits, ("train",), folder), **columns)
-    elif name:
-        splits = load_by_name(name, config_name, cache_dir)
-        data = choose_columns(choose_split(splits, ("train",), name), **columns)
     else:
-        data = default_data(default)
-    return data
+        raise DataError(f"--train_data_dir {folder} is not a folder with files in it.")
+    return choose_columns(choose_split(splits, ("train",), source), **columns)
 
 
 def choose_columns(data: Dataset, **columns: str) -> Dataset:
