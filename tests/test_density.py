@@ -15,7 +15,7 @@ MAX_TUPLE_ASSIGNMENTS = 5  # per 1,000 code lines
 MAX_LINES = 17_800  # in total; 17,004 before the packed code was unpacked
 MAX_FILE = 350
 MAX_FUNCTION = 50
-STARTS_WITH_WHAT = 7  # module docstrings whose first word is "What"
+STARTS_WITH_WHAT = 0  # module docstrings whose first word is "What"
 LONG_FUNCTIONS = {"topology_scores", "prepare"}
 
 every_source = pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -158,7 +158,7 @@ def check_freezing(plan: GrowthPlan, optimizers: Iterable[Any], accelerator: Any
     """
     if plan.freezes and accelerator is None and not list(optimizers):
         raise OrderError(
-            'a plan that freezes blocks (direction="freeze") lets go of their optimizer state: pass the optimizer, '
+            'a plan that freezes blocks (direction="freeze") frees their optimizer state: pass the optimizer, '
             "growth.prepare(model, num_training_steps=..., optimizer=optimizer)."
         )
 
