@@ -10,13 +10,12 @@ import pytest
 from .density import ROOT, Density, is_tuple_assignment, measure, measure_tree, sources
 
 
-MAX_NODES_PER_LINE = 7.9
-MAX_TUPLE_ASSIGNMENTS = 5  # per 1,000 code lines
-MAX_LINES = 17_800  # in total; 17,004 before the packed code was unpacked
+MAX_NODES_PER_LINE = 7.5
+MAX_TUPLE_ASSIGNMENTS = 3  # per 1,000 code lines
+MAX_LINES = 17_500  # in total; 17,004 before the packed code was unpacked
 MAX_FILE = 350
 MAX_FUNCTION = 50
 STARTS_WITH_WHAT = 0  # module docstrings whose first word is "What"
-LONG_FUNCTIONS = {"topology_scores", "prepare"}
 
 every_source = pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -50,7 +49,7 @@ def test_a_function_is_short(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
     long = {node.name for node in functions if node.end_lineno - node.lineno >= MAX_FUNCTION}
-    assert long <= LONG_FUNCTIONS
+    assert not long
 
 
 def test_a_module_says_what_it_is_without_beginning_with_what() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.errors import ConfigError, UnitError
@@ -20,8 +19,7 @@ class DropPath(nn.Module):
         if not self.training or not self.rate:
             return branch
         kept = 1 - self.rate
-        one_per_sample = [len(branch), *[1] * (branch.ndim - 1)]
-        mask = torch.empty(one_per_sample, dtype=branch.dtype, device=branch.device)
+        mask = branch.new_empty(len(branch), *[1] * (branch.ndim - 1))  # one number per sample
         return branch * mask.bernoulli_(kept).div_(kept)
 
 
@@ -37,11 +35,10 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
     if not 0 <= rate < 1:
         raise ConfigError(f"drop_path={rate} is not in [0, 1): use for example 0.1, or 0 for none.")
     blocks = [module for module in model.modules() if _branches(module)]
-    if not blocks:
-        if rate:
-            raise UnitError(f"drop_path={rate}, but no block of {type(model).__name__} has branches to drop: use 0.")
-        return
-    if type(model).__name__ == "VOLO" and model.post_network:
+    kind = type(model).__name__
+    if rate and not blocks:
+        raise UnitError(f"drop_path={rate}, but no block of {kind} has branches to drop: use 0.")
+    if kind == "VOLO" and model.post_network:
         blocks = blocks[: -len(model.post_network)]  # type: ignore[arg-type]
     last = max(len(blocks) - 1, 1)
     for index, block in enumerate(blocks):
@@ -54,8 +51,9 @@ def _branches(block: nn.Module) -> list[str]:
     """Names of the children that a block sends its residual branches through."""
     children = dict(block.named_children())
     names = [name for name in ("drop_path", "drop_path1", "drop_path2") if name in children]
-    # transformers' layers have one dropout for both branches.
-    return names or (["dropout"] if {"dropout", "attention", "mlp"} <= set(children) else [])
+    if not names and {"dropout", "attention", "mlp"} <= children.keys():
+        return ["dropout"]  # transformers' layers have one for both branches
+    return names
 
 
 def _place(block: nn.Module, name: str, rate: float) -> None:

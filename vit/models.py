@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ TRANSFORMERS = {
     "vit": ("ViTConfig", "ViTForImageClassification"),
 }
 WEIGHTS = "model.safetensors"
+Sizes = dict[str, Any]  # in the library's words
 
 
 class ModelError(GrowthError):
@@ -76,14 +78,18 @@ def save_model(model: nn.Module, folder: str | Path, *, labels: Sequence[str] | 
         model: The bare model.
         folder: Created where it does not exist.
         labels: Names of the classes, for the configuration.
+
+    Raises:
+        ModelError: The model is of neither library.
     """
     if is_transformers(model):
+        hf: Any = model
         if labels is not None:
-            model.config.id2label = dict(enumerate(labels))  # type: ignore[union-attr]
-            model.config.label2id = {label: index for index, label in enumerate(labels)}  # type: ignore[union-attr]
-        model.save_pretrained(folder)  # type: ignore[operator]
+            hf.config.id2label = dict(enumerate(labels))
+            hf.config.label2id = {label: index for index, label in enumerate(labels)}
+        hf.save_pretrained(folder)
     elif is_timm(model):
-        config = {"label_names": list(labels)} if labels is not None else None
+        config = None if labels is None else {"label_names": list(labels)}
         _timm().models.save_for_hf(model, folder, model_config=config, safe_serialization=True)
     else:
         raise ModelError(f"{type(model).__name__} is a model of neither timm nor transformers: save its state_dict.")
@@ -110,14 +116,14 @@ def load_model(folder: str | Path) -> nn.Module:
     return getattr(importlib.import_module("transformers"), found).from_pretrained(path)
 
 
-def reset_head(model: nn.Module, num_classes: int) -> None:
+def reset_head(model: Any, num_classes: int) -> None:
     """Give a model a new, random classifier of `num_classes`."""
     if is_timm(model):
-        model.reset_classifier(num_classes)  # type: ignore[operator]
+        model.reset_classifier(num_classes)
         return
-    model.config.num_labels = model.num_labels = num_classes  # type: ignore[union-attr,assignment]
-    model.classifier = nn.Linear(model.config.hidden_size, num_classes)  # type: ignore[union-attr,arg-type]
-    model._init_weights(model.classifier)  # type: ignore[operator]
+    model.config.num_labels = model.num_labels = num_classes
+    model.classifier = nn.Linear(model.config.hidden_size, num_classes)
+    model._init_weights(model.classifier)
 
 
 def logits(model: nn.Module, images: Tensor) -> Tensor:
@@ -128,10 +134,10 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
     return model(images)
 
 
-def size_multiple(model: nn.Module) -> int:
-    """What image sides must be multiples of: the strides in front of the first block, for VOLO also its pooling."""
-    embedder = model.patch_embed if is_timm(model) else model
-    strides = [module.stride[0] for module in embedder.modules() if isinstance(module, nn.Conv2d)]  # type: ignore
+def size_multiple(model: Any) -> int:
+    """The number image sides are multiples of: the strides before the first block, for VOLO also its pooling."""
+    embedder: nn.Module = model.patch_embed if is_timm(model) else model
+    strides = [module.stride[0] for module in embedder.modules() if isinstance(module, nn.Conv2d)]
     return math.prod(strides) * getattr(model, "pooling_scale", 1)
 
 
@@ -155,35 +161,35 @@ def is_timm(model: nn.Module) -> bool:
     return hasattr(model, "pretrained_cfg") and hasattr(model, "group_matcher")
 
 
-def _build_timm(name: str, num_classes: int, image_size: int, overrides: dict[str, Any]) -> nn.Module:
+def _build_timm(name: str, num_classes: int, image_size: int, overrides: Sizes) -> nn.Module:
     timm = _timm()
-    if not timm.models.is_model_in_modules(name, TIMM_MODULES):
+    in_modules = timm.models.is_model_in_modules
+    if not in_modules(name, TIMM_MODULES):
         known = [model for module in TIMM_MODULES for model in timm.list_models(module=module)]
         close = difflib.get_close_matches(name, known, n=5) or known[:5]
         raise ModelError(
             f"model='timm:{name}' is not a vision transformer of timm {timm.__version__}'s modules {TIMM_MODULES}: "
             f"did you mean one of {close}?"
         )
+    sizes = {"num_classes": num_classes, "img_size": image_size}
     # VOLO adds its position embeddings at one size only; `vit/resolution.py` has the others.
-    sizes = {"img_size": image_size}
-    if not timm.models.is_model_in_modules(name, ("volo",)):
+    if not in_modules(name, ("volo",)):
         sizes["dynamic_img_size"] = True
     try:
-        return timm.create_model(name, num_classes=num_classes, **{**sizes, **overrides})
+        return timm.create_model(name, **(sizes | overrides))
     except (AssertionError, TypeError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in overrides.items()) or "its own sizes"
         raise ModelError(f"timm:{name} cannot be built with {given}: {error}; change that size.") from error
 
 
-def _build_transformers(name: str, num_classes: int, image_size: int, overrides: dict[str, Any]) -> nn.Module:
+def _build_transformers(name: str, num_classes: int, image_size: int, overrides: Sizes) -> nn.Module:
     if name not in TRANSFORMERS:
         close = difflib.get_close_matches(name, TRANSFORMERS, n=1) or list(TRANSFORMERS)
         raise ModelError(
             f"model='transformers:{name}' is not known: use transformers:{' or transformers:'.join(close)}."
         )
-    transformers = importlib.import_module("transformers")
-    config_class, model_class = (getattr(transformers, cls) for cls in TRANSFORMERS[name])
-    unknown = sorted(set(overrides) - set(vars(config_class())))
+    config_class, model_class = attrgetter(*TRANSFORMERS[name])(importlib.import_module("transformers"))
+    unknown = sorted(overrides.keys() - vars(config_class()))
     if unknown:
         raise ModelError(
             f"{config_class.__name__} has no {unknown}: its sizes are hidden_size, num_hidden_layers, "
@@ -192,21 +198,19 @@ def _build_transformers(name: str, num_classes: int, image_size: int, overrides:
     if "hidden_size" in overrides:
         overrides = {"intermediate_size": 4 * overrides["hidden_size"], **overrides}
     config = config_class(num_labels=num_classes, image_size=image_size, **overrides)
-    if config.hidden_size % config.num_attention_heads:
-        raise ModelError(
-            f"num_attention_heads={config.num_attention_heads} does not divide hidden_size={config.hidden_size}: "
-            "change one of them."
-        )
+    heads, width = config.num_attention_heads, config.hidden_size
+    if width % heads:
+        raise ModelError(f"num_attention_heads={heads} does not divide hidden_size={width}: change one of them.")
     return model_class(config)
 
 
-def _adapted(model: nn.Module, name: str, num_classes: int, overrides: dict[str, Any]) -> nn.Module:
+def _adapted(model: Any, name: str, num_classes: int, overrides: Sizes) -> nn.Module:
     """A loaded model with a head of `num_classes`: its own where that fits, else a new one."""
     if overrides:
         raise ModelError(
             f"{sorted(overrides)} cannot change the saved model in {name!r}: build a new one by its name."
         )
-    if num_classes != (model.num_classes if is_timm(model) else model.config.num_labels):  # type: ignore[union-attr]
+    if num_classes != (model.num_classes if is_timm(model) else model.config.num_labels):
         reset_head(model, num_classes)
     return model
 

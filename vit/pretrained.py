@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ def load_pretrained(name: str) -> nn.Module:
     if Path(name).is_dir():
         return load_model(name)
     if library == "timm":
-        return _download(name, lambda timm: timm.create_model(rest, pretrained=True), "timm")
+        return _download(name, library, lambda timm: timm.create_model(rest, pretrained=True))
     if library == "transformers":
-        return _download(name, lambda host: host.AutoModelForImageClassification.from_pretrained(rest), library)
+        return _download(name, library, lambda host: host.AutoModelForImageClassification.from_pretrained(rest))
     raise ModelError(f"--model {name} is no folder: give one, timm:<architecture> or transformers:<Hub name>.")
 
 
@@ -44,16 +44,15 @@ def fit_head(model: nn.Module, classes: Sequence[str]) -> None:
         reset_head(model, len(classes))
 
 
-def trained_classes(model: nn.Module) -> list[str] | None:
+def trained_classes(model: Any) -> list[str] | None:
     """Names of the classes a model's head was trained on, where its configuration says so."""
     if is_timm(model):
-        names = model.pretrained_cfg.get("label_names")  # type: ignore[union-attr,operator]
-        return list(names) if names else None  # type: ignore[arg-type]
-    labels: dict[int, str] = model.config.id2label  # type: ignore[union-attr,assignment]
+        return list(model.pretrained_cfg.get("label_names") or ()) or None
+    labels: dict[int, str] = model.config.id2label
     return [labels[index] for index in sorted(labels)]
 
 
-def _download(name: str, load: Any, library: str) -> nn.Module:
+def _download(name: str, library: str, load: Callable[[Any], nn.Module]) -> nn.Module:
     try:
         host = importlib.import_module(library)
     except ImportError as error:

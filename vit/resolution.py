@@ -7,6 +7,8 @@ differentiable) where an image is smaller.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from operator import attrgetter
 from typing import Any
 
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.growth.resize import stage_size
 
 from .models import is_transformers, size_multiple
+from .retokenize import resample_grid
 
 
 def enable_dynamic_resolution(model: nn.Module) -> Callable[[], None]:
@@ -26,24 +29,27 @@ def enable_dynamic_resolution(model: nn.Module) -> Callable[[], None]:
     the full size the function of the model is unchanged.
 
     Returns:
-        What undoes it.
+        A function that undoes it.
     """
+    undo = ExitStack()
     if is_transformers(model):
-        return model.register_forward_pre_hook(_interpolate, with_kwargs=True).remove
-    if hasattr(model, "post_network"):
-        handles = [
-            model.register_forward_pre_hook(_resample),
-            model.register_forward_hook(_restore, always_call=True),
-        ]
+        undo.callback(model.register_forward_pre_hook(_interpolate, with_kwargs=True).remove)
+    elif hasattr(model, "post_network"):
+        undo.callback(model.register_forward_pre_hook(_resample).remove)
+        undo.callback(model.register_forward_hook(_restore, always_call=True).remove)
+    elif not getattr(model, "dynamic_img_size", True):
+        embed: Any = model.patch_embed
+        nhwc = type(embed.output_fmt)("NHWC")
+        _set(undo, embed, flatten=False, output_fmt=nhwc, strict_img_size=False)
+        _set(undo, model, dynamic_img_size=True)
+    return undo.close
 
-        def remove() -> None:
-            for handle in handles:
-                handle.remove()
 
-        return remove
-    if getattr(model, "dynamic_img_size", True):
-        return lambda: None
-    return _switch_timm(model)
+def _set(undo: ExitStack, module: nn.Module, **values: Any) -> None:
+    """Set attributes, and let `undo` set them back."""
+    for name, value in values.items():
+        undo.callback(setattr, module, name, getattr(module, name))
+        setattr(module, name, value)
 
 
 def resize_images(images: Tensor, resolution: int, multiple: int) -> Tensor:
@@ -63,9 +69,12 @@ def image_size(model: nn.Module) -> int | None:
     """Side in pixels of the (square) images a model was built for; None where it does not say."""
     if hasattr(model, "post_network"):
         return model.pos_embed.shape[1] * size_multiple(model)  # type: ignore[union-attr,operator,index]
-    size: Any = getattr(model, "image_size", None)
-    for part, name in (("config", "image_size"), ("patch_embed", "img_size")):
-        size = getattr(getattr(model, part, None), name, None) if size is None else size
+    size: Any = None
+    for name in ("image_size", "config.image_size", "patch_embed.img_size"):
+        try:
+            size = size or attrgetter(name)(model)
+        except AttributeError:
+            continue
     return size if size is None or isinstance(size, int) else int(size[0])
 
 
@@ -75,32 +84,13 @@ def _interpolate(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[
 
 def _resample(module: nn.Module, args: tuple[Any, ...]) -> None:
     """Shadow VOLO's parameter by its resampled values: an attribute of the instance is found before a parameter."""
-    images, embedding = args[0], module._parameters["pos_embed"]
+    embedding: Any = module._parameters["pos_embed"]
     side = size_multiple(module)
-    target = (images.shape[2] // side, images.shape[3] // side)
-    if embedding is not None and target != tuple(embedding.shape[1:3]):
+    height, width = args[0].shape[2:]
+    target = (height // side, width // side)
+    if target != embedding.shape[1:3]:
         module.__dict__["pos_embed"] = resample_grid(embedding, target)
 
 
 def _restore(module: nn.Module, args: Any, output: Any) -> None:
     module.__dict__.pop("pos_embed", None)
-
-
-def resample_grid(embedding: Tensor, size: tuple[int, int]) -> Tensor:
-    """(1, H, W, C) position embeddings -> (1, h, w, C), bicubic with antialiasing as in timm; differentiable."""
-    grid = embedding.float().permute(0, 3, 1, 2)
-    resampled = F.interpolate(grid, size=size, mode="bicubic", antialias=True)
-    return resampled.permute(0, 2, 3, 1).to(embedding.dtype)
-
-
-def _switch_timm(model: nn.Module) -> Callable[[], None]:
-    embed: Any = model.patch_embed
-    fixed = (embed.flatten, embed.output_fmt, embed.strict_img_size)
-    embed.flatten, embed.output_fmt, embed.strict_img_size = False, type(embed.output_fmt)("NHWC"), False
-    model.dynamic_img_size = True  # type: ignore[assignment]
-
-    def restore() -> None:
-        embed.flatten, embed.output_fmt, embed.strict_img_size = fixed
-        model.dynamic_img_size = False  # type: ignore[assignment]
-
-    return restore

@@ -7,11 +7,13 @@ nothing of As-ViT, so it serves every vision transformer whose patch projection 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from autoprog_diffusion.growth.errors import GrowthError
 
@@ -23,6 +25,9 @@ POSITIONS = ("pos_embed", "position_embeddings")
 AFTER_POSITIONS = ("pos_drop", "dropout")
 # Fractions of the run at which the strides of the As-ViT paper change, read off its figure.
 PUBLISHED_BOUNDARIES = (80 / 300, 132 / 300)
+
+
+Grid = tuple[int, ...]  # rows and columns of tokens
 
 
 class RetokenError(GrowthError):
@@ -61,18 +66,19 @@ def find_projection(model: nn.Module) -> str:
     Raises:
         RetokenError: There is none, or more than one; the message lists the model's convolutions.
     """
-    found = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and f".{name}".endswith(tuple(f".{end}" for end in PROJECTIONS))
-    ]
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    found = [name for name in convolutions if _ends_with(name, *PROJECTIONS)]
     if len(found) != 1:
-        convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
         raise RetokenError(
             f"{type(model).__name__} has {len(found)} patch projections ({' or '.join(PROJECTIONS)}), not one: name "
             f"it with projection=...; its convolutions are {convolutions[:8]}."
         )
     return found[0]
+
+
+def _ends_with(name: str, *ends: str) -> bool:
+    """Whether the last parts of a module's dotted name are one of `ends`."""
+    return f".{name}".endswith(tuple(f".{end}" for end in ends))
 
 
 class Retokenizer:
@@ -109,11 +115,13 @@ class Retokenizer:
         self.kernel = self.convolution.kernel_size[0]
         self.native = self.convolution.stride[0]
         self._own = {key: getattr(self.convolution, key) for key in ("stride", "dilation", "padding")}
-        self._embed = model.get_submodule(name.rpartition(".")[0])
-        self._holder = model.get_submodule(".".join(name.split(".")[:-2]))
-        self._pads_itself = f".{name}".endswith(f".{PADS_ITSELF}")
-        self._positions = next((key for key in POSITIONS if self._holder._parameters.get(key) is not None), None)
-        self._handles: list[Any] = []
+        embedder = name.rpartition(".")[0]
+        self._embed = model.get_submodule(embedder)
+        self._holder = model.get_submodule(embedder.rpartition(".")[0])
+        self._pads_itself = _ends_with(name, PADS_ITSELF)
+        present = [key for key in POSITIONS if self._holder._parameters.get(key) is not None]
+        self._positions = present[0] if present else None
+        self._handles: list[RemovableHandle] = []
         self._grid()  # refuses now what would fail in the middle of a run
 
     @property
@@ -155,8 +163,8 @@ class Retokenizer:
             self._handles.append(self.convolution.register_forward_hook(self._shadow))
             # The dropout after the sum also runs where a caller enters by `forward_features`. The hook on the holder
             # is for a forward pass that fails before it.
-            for module in (getattr(self._holder, name, None) for name in AFTER_POSITIONS):
-                if isinstance(module, nn.Module):
+            for name, module in self._holder.named_children():
+                if name in AFTER_POSITIONS:
                     self._handles.append(module.register_forward_pre_hook(self._unshadow))
             self._handles.append(self._holder.register_forward_hook(self._unshadow, always_call=True))
 
@@ -168,58 +176,64 @@ class Retokenizer:
         for key, value in self._own.items():
             setattr(self.convolution, key, value)
 
-    def _pad(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor] | None:
+    def _pad(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor | None:
         if self._pads_itself:
             return None
         images = inputs[0]
-        if images.shape[-2] % self.stride or images.shape[-1] % self.stride:
+        height, width = images.shape[-2:]
+        if height % self.stride or width % self.stride:
             raise RetokenError(
-                f"images of {tuple(images.shape[-2:])} pixels cannot be cut into tokens {self.stride} pixels apart: "
+                f"images of {(height, width)} pixels cannot be cut into tokens {self.stride} pixels apart: "
                 "both sides must be multiples of the stride; resize them or use a smaller one."
             )
-        before, after = padding_for(self.stride, self.kernel)
-        return (F.pad(images, (before, after, before, after)),)
+        padding = padding_for(self.stride, self.kernel)
+        return F.pad(images, (*padding, *padding))
 
     def _shadow(self, module: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> None:
         """Let interpolated position embeddings be found in place of the parameter until they have been added."""
-        rows, columns = tokens.shape[-2:]
-        old = self._grid()
-        if old is None or old == (rows, columns) or getattr(self._holder, "dynamic_img_size", False):
+        old, new = self._grid(), tuple(tokens.shape[-2:])
+        if old == new or getattr(self._holder, "dynamic_img_size", False):
             return  # timm's dynamic models resample by themselves
         positions: Tensor = self._holder._parameters[self._positions]  # type: ignore[index,assignment]
-        moved = interpolate_positions(positions, old, (rows, columns), positions.shape[1] - old[0] * old[1])
+        moved = interpolate_positions(positions, old, new, prefix=positions.shape[1] - math.prod(old))
         # An attribute of the instance is found before a parameter; parameters and state dict stay as they are.
         self._holder.__dict__[str(self._positions)] = moved
 
     def _unshadow(self, module: nn.Module, inputs: Any, output: Any = None) -> None:
         self._holder.__dict__.pop(str(self._positions), None)
 
-    def _grid(self) -> tuple[int, int] | None:
-        """Rows and columns of tokens that the position embeddings are for."""
+    def _grid(self) -> Grid:
+        """Rows and columns of tokens that the position embeddings are for; none where there are no embeddings."""
         if self._positions is None:
-            return None
+            return ()
         shape = self._holder._parameters[self._positions].shape  # type: ignore[union-attr]
-        grid = getattr(self._embed, "grid_size", None)
-        if grid is None and (size := getattr(self._embed, "image_size", None)) is not None:
-            grid = [side // self.native for side in ((size, size) if isinstance(size, int) else size)]
-        if grid is None or len(shape) != 3 or shape[1] < grid[0] * grid[1]:
+        grid: Any = getattr(self._embed, "grid_size", None)
+        size = getattr(self._embed, "image_size", None)
+        if grid is None and size is not None:
+            height, width = (size, size) if isinstance(size, int) else size
+            grid = (height // self.native, width // self.native)
+        if grid is None or len(shape) != 3 or shape[1] < math.prod(grid):
             raise RetokenError(
                 f"position embeddings of shape {tuple(shape)} do not match the projection's tokens, {grid}: only "
                 "models that add one embedding to every token of the first projection can be re-tokenized."
             )
-        return int(grid[0]), int(grid[1])
+        return tuple(grid)
 
 
-def interpolate_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int], prefix: int) -> Tensor:
+def interpolate_positions(positions: Tensor, old: Grid, new: Grid, prefix: int) -> Tensor:
     """Position embeddings (1, prefix + h * w, d) of an `old` grid -> of a `new` one; differentiable.
 
     The `prefix` rows (class and distillation token) stay. Bicubic with antialiasing, as timm resamples them.
     """
-    head = positions[:, :prefix]
-    grid = positions[:, prefix:].unflatten(1, old).permute(0, 3, 1, 2)
-    moved = F.interpolate(grid.float(), size=new, mode="bicubic", antialias=True, align_corners=False)
-    tail = moved.to(positions.dtype).permute(0, 2, 3, 1).flatten(1, 2)
-    return tail if prefix == 0 else torch.cat([head, tail], dim=1)
+    head, grid = positions[:, :prefix], positions[:, prefix:].unflatten(1, old)
+    return torch.cat([head, resample_grid(grid, new).flatten(1, 2)], dim=1)
+
+
+def resample_grid(grid: Tensor, size: Grid) -> Tensor:
+    """(1, H, W, C) position embeddings -> (1, h, w, C), bicubic with antialiasing as in timm; differentiable."""
+    channels_first = grid.float().permute(0, 3, 1, 2)
+    resampled = F.interpolate(channels_first, size=size, mode="bicubic", antialias=True)
+    return resampled.permute(0, 2, 3, 1).to(grid.dtype)
 
 
 def _square_convolution(model: nn.Module, name: str) -> nn.Conv2d:
@@ -229,10 +243,11 @@ def _square_convolution(model: nn.Module, name: str) -> nn.Conv2d:
         raise RetokenError(f"{type(model).__name__} has no module {name!r}: {error}.") from error
     if not isinstance(module, nn.Conv2d):
         raise RetokenError(f"{name!r} is a {type(module).__name__}, not a Conv2d: only convolutions have a stride.")
-    hooks = [*module._forward_pre_hooks.values()]
-    if any(isinstance(getattr(hook, "__self__", None), Retokenizer) for hook in hooks):
+    owners = [getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values()]
+    if any(isinstance(owner, Retokenizer) for owner in owners):
         raise RetokenError(f"{name!r} is re-tokenized already: use that Retokenizer, or call its restore() first.")
-    if len(set(module.kernel_size)) > 1 or len(set(module.stride)) > 1 or set(module.dilation) != {1}:
+    sides = {module.kernel_size, module.stride, module.dilation}
+    if any(height != width for height, width in sides) or module.dilation != (1, 1):
         raise RetokenError(
             f"{name!r} has kernel {module.kernel_size}, stride {module.stride} and dilation {module.dilation}: only "
             "square kernels and strides without dilation can be re-tokenized."

@@ -98,8 +98,8 @@ def test_merging_gathers_the_neighbourhood_of_every_second_token(kernel: int, si
 def test_any_stride_and_dilation_gives_a_whole_grid(kernel: int, stride: int, dilation: int) -> None:
     model = tiny(f"{kernel},2,3|4,1,2|4,1,4|4,1,6|16,8", size=64)
     names = list(model.state_dict())
-    model.embed.stride, model.embed.dilation = stride, dilation
-    assert (model.embed.kernel, model.embed.stride, model.embed.dilation) == (kernel, stride, dilation)
+    model.embed.proj.stride, model.embed.proj.dilation = (stride, stride), (dilation, dilation)
+    assert model.embed.kernel == kernel
     assert model.embed(torch.randn(1, 3, 64, 64)).shape == (1, 64 // stride, 64 // stride, 8)
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
     assert list(model.state_dict()) == names
@@ -108,7 +108,7 @@ def test_any_stride_and_dilation_gives_a_whole_grid(kernel: int, stride: int, di
 def test_a_dilated_projection_samples_the_same_weights_further_apart() -> None:
     """Stride 16, dilation 5 and K = 4 cover one token exactly: no padding, taps 5 pixels apart."""
     model = tiny("4,2,3|4,1,2|4,1,4|4,1,6|16,8", size=64)
-    model.embed.stride, model.embed.dilation = 16, 5
+    model.embed.proj.stride, model.embed.proj.dilation = (16, 16), (5, 5)
     images = torch.randn(1, 3, 64, 64)
     token = (images[0, :, 16:32:5, 32:48:5] * model.embed.proj.weight).sum((1, 2, 3)) + model.embed.proj.bias
     torch.testing.assert_close(model.embed(images)[0, 1, 2], model.embed.norm(token), rtol=1e-4, atol=1e-5)
@@ -116,7 +116,7 @@ def test_a_dilated_projection_samples_the_same_weights_further_apart() -> None:
 
 def test_a_stride_that_does_not_divide_the_image_is_an_error() -> None:
     model = tiny(size=64)
-    model.embed.stride = 12
+    model.embed.proj.stride = (12, 12)
     with pytest.raises(GenotypeError, match="stride 12 does not divide images of 64 x 64"):
         model(torch.randn(1, 3, 64, 64))
     with pytest.raises(GenotypeError, match="image size 48 is not a multiple of 32"):

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,10 @@ def run_search(args: SearchArguments) -> Found:
         SearchError: All networks are degenerate.
         StateError: The folder holds another search.
     """
+    seed = args.score.seed
     space = SearchSpace(parse_space(args.space)).at(args.score.img_size, width=SEED_WIDTH)
-    folder = _folder(args.output_dir)
-    cache = make_cache(folder, args.score, args.data, args.resume)
-    started = time.perf_counter(), time.process_time()
+    job = Job(args)
+    cache = job.cache
 
     def progress(steps: Iterable[int]) -> Iterable[int]:
         with tqdm(steps, desc=args.method) as bar:
@@ -73,18 +73,25 @@ def run_search(args: SearchArguments) -> Found:
                 bar.set_postfix(networks=len(cache), degenerate=sum(e.degenerate for e in cache.evaluations))
 
     if args.method == "reinforce":
-        found = reinforce(space, cache, ReinforceSettings(args.steps, seed=args.score.seed), progress)
+        found = reinforce(space, cache, ReinforceSettings(args.steps, seed=seed), progress)
     else:
-        settings = EvolutionSettings(args.steps, args.population, args.tournament, args.score.seed)
+        settings = EvolutionSettings(args.steps, args.population, args.tournament, seed=seed)
         found = evolve(space, cache, settings, progress)
-    seen = [cache[genotype] for genotype in dict.fromkeys((*found.trace, found.genotype))]
-    values: dict[str, Any] = {"genotype": found.genotype, "scores": cache[found.genotype].to_dict()}
-    values |= {"space": {name: list(options) for name, options in space.choices.items()}, "space_size": space.size}
-    values |= {"trace": found.trace, "rewards": found.rewards, "evaluations": [item.to_dict() for item in seen]}
-    _write(folder / SEARCH_FILE, args, values, started, cache)
-    draw_search(folder / "search.png", found, seen)
+    chosen = cache[found.genotype]
+    seen = list(dict.fromkeys(cache[genotype] for genotype in [*found.trace, found.genotype]))
+    job.write(
+        SEARCH_FILE,
+        genotype=found.genotype,
+        scores=chosen.to_dict(),
+        space=dict(space.choices),
+        space_size=space.size,
+        trace=found.trace,
+        rewards=found.rewards,
+        evaluations=[item.to_dict() for item in seen],
+    )
+    draw_search(job.folder / "search.png", found, seen)
     print_best(found, seen, args.score.img_size)
-    print(f"topology {found.genotype}: search.json and search.png are in {folder}/")
+    print(f"topology {found.genotype}: search.json and search.png are in {job.folder}/")
     return found
 
 
@@ -98,44 +105,73 @@ def run_scaling(args: ScaleArguments) -> list[Member]:
         StateError: The folder holds another scaling.
     """
     topology = read_genotype(args.genotype)
-    settings = ScalingSettings(
-        budget_params=args.budget_params, budget_flops=args.budget_flops, image_size=args.score.img_size,
-        num_classes=args.num_classes, shrink=args.shrink, width_multiple=args.width_multiple,
-        head_dim_multiple=args.head_dim_multiple, min_head_dim=args.min_head_dim,
-    )  # fmt: skip
-    folder = _folder(args.output_dir)
-    cache = make_cache(folder, args.score, args.data, args.resume)
-    started = time.perf_counter(), time.process_time()
+    # Equal names of the command line and of the settings mean the same.
+    shared = {field.name for field in fields(ScalingSettings)} & set(vars(args))
+    settings = ScalingSettings(image_size=args.score.img_size, **{name: getattr(args, name) for name in shared})
+    job = Job(args)
     with tqdm(desc="networks of the family") as bar:
 
         def accepted(member: Member) -> None:
             bar.update(1)
-            bar.set_postfix(genotype=member.genotype, params=f"{member.params / 1e6:.1f}M", evaluated=len(cache))
+            params = f"{member.params / 1e6:.1f}M"
+            bar.set_postfix(genotype=member.genotype, params=params, evaluated=len(job.cache))
 
-        family = scale(topology, cache, settings, accepted)
-    values = {"genotype": family[-1].genotype, "family": [asdict(member) for member in family]}
-    values["evaluations"] = [item.to_dict() for item in cache.evaluations]
-    _write(folder / FAMILY_FILE, args, values, started, cache)
-    draw_family(folder / "family.png", family)
+        family = scale(topology, job.cache, settings, accepted)
+    job.write(
+        FAMILY_FILE,
+        genotype=family[-1].genotype,
+        family=[asdict(member) for member in family],
+        evaluations=[item.to_dict() for item in job.cache.evaluations],
+    )
+    draw_family(job.folder / "family.png", family)
     print_family(family)
-    print(f"{len(family)} networks: family.json and family.png are in {folder}/")
+    print(f"{len(family)} networks: family.json and family.png are in {job.folder}/")
     return family
 
 
-def make_cache(folder: Path, score: ScoreArguments, data: DataArguments, resume: bool) -> ScoreCache:
+class Job:
+    """A sub-command at work: its folder, the scores that are kept there, and its clocks.
+
+    Raises:
+        GrowthError: The folder cannot be made, or holds the scores of another run.
+    """
+
+    def __init__(self, args: SearchArguments | ScaleArguments) -> None:
+        self.args = args
+        self.folder = _folder(args.output_dir)
+        self.cache = make_cache(self.folder, args.score, args.data, resume=args.resume)
+        self._started = time.perf_counter()
+        self._cpu_started = time.process_time()
+
+    def write(self, name: str, **values: Any) -> None:
+        """Write `values` and a record of the run as JSON into a file of the folder."""
+        values |= {
+            "arguments": asdict(self.args),
+            "seconds": time.perf_counter() - self._started,
+            "cpu_seconds": time.process_time() - self._cpu_started,
+            "evaluated_now": self.cache.fresh,
+            "command": sys.argv,
+            "versions": {"autoprog_diffusion": autoprog_diffusion.__version__, "torch": torch.__version__},
+        }
+        write_text_atomically(self.folder / name, json.dumps(values, indent=1) + "\n")
+
+
+def make_cache(folder: Path, score: ScoreArguments, data: DataArguments, *, resume: bool) -> ScoreCache:
     """Scores of networks by the arguments, kept in the folder."""
-    images = None if score.images == "noise" else ntk_images(score, data)
-    digest = "noise" if images is None else hashlib.sha256(images.numpy().tobytes()).hexdigest()
-    settings = {**asdict(score), "images": digest}
+    size = score.img_size
+    if score.images == "noise":
+        digest = "noise"
+        images = torch.randn(score.ntk_batch, 3, size, size, generator=torch.Generator().manual_seed(score.seed))
+    else:
+        images = ntk_images(score, data)
+        digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
 
     def evaluate(genotype: str) -> Evaluation:
         parsed = Genotype.parse(genotype, {})
-        shared: dict[str, Any] = {"image_size": score.img_size, "repeats": score.repeats, "seed": score.seed}
-        noise = _noise(score) if images is None else images
-        found = topology_scores(parsed, images=noise, **shared)
+        found = topology_scores(parsed, image_size=size, images=images, repeats=score.repeats, seed=score.seed)
         return Evaluation(genotype, found.ntk, found.length_distortion, found.degenerate)
 
-    return ScoreCache(evaluate, folder / CACHE_FILE, settings, resume=resume)
+    return ScoreCache(evaluate, folder / CACHE_FILE, {**asdict(score), "images": digest}, resume=resume)
 
 
 def ntk_images(score: ScoreArguments, data: DataArguments) -> Tensor:
@@ -158,32 +194,28 @@ def read_genotype(name: str, member: int = -1) -> Genotype:
     Raises:
         GenotypeError: It is malformed, or the folder or file holds none.
     """
-    if name in ZOO:
-        return Genotype.parse(ZOO[name])
     path = Path(name)
-    if "|" in name or not path.exists():
-        return Genotype.parse(name)
-    files = [path / FAMILY_FILE, path / SEARCH_FILE] if path.is_dir() else [path]
-    file = next((file for file in files if file.exists()), None)
-    if file is None:
-        raise GenotypeError(f"the folder {path} holds neither {FAMILY_FILE} nor {SEARCH_FILE}: name one that does.")
+    if name in ZOO or "|" in name or not path.exists():
+        return Genotype.parse(ZOO.get(name, name))
+    if path.is_dir():
+        found = [path / file for file in (FAMILY_FILE, SEARCH_FILE) if (path / file).exists()]
+        if not found:
+            raise GenotypeError(
+                f"the folder {path} holds neither {FAMILY_FILE} nor {SEARCH_FILE}: name one that does."
+            )
+        path = found[0]
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
         names = [row["genotype"] for row in values.get("family", [])] or [values["genotype"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GenotypeError(
-            f"{file} holds no genotype ({error!r}): name the result of a search or scaling."
+            f"{path} holds no genotype ({error!r}): name the result of a search or scaling."
         ) from error
     if not -len(names) <= member < len(names):
         raise GenotypeError(
-            f"member {member} does not exist: {file} holds {len(names)} networks, 0 to {len(names) - 1}."
+            f"member {member} does not exist: {path} holds {len(names)} networks, 0 to {len(names) - 1}."
         )
     return Genotype.parse(names[member])
-
-
-def _noise(score: ScoreArguments) -> Tensor:
-    generator = torch.Generator().manual_seed(score.seed)
-    return torch.randn(score.ntk_batch, 3, score.img_size, score.img_size, generator=generator)
 
 
 def _folder(name: str) -> Path:
@@ -195,10 +227,3 @@ def _folder(name: str) -> Path:
             f"the output folder {folder} cannot be made: {error}. Choose another --output_dir."
         ) from error
     return folder
-
-
-def _write(path: Path, args: Any, values: dict[str, Any], started: tuple[float, float], cache: ScoreCache) -> None:
-    spent = {"seconds": time.perf_counter() - started[0], "cpu_seconds": time.process_time() - started[1]}
-    about = {"arguments": asdict(args), **spent, "evaluated_now": cache.fresh, "command": sys.argv}
-    about["versions"] = {"autoprog_diffusion": autoprog_diffusion.__version__, "torch": torch.__version__}
-    write_text_atomically(path, json.dumps({**values, **about}, indent=1) + "\n")

@@ -8,16 +8,16 @@ before, and every step evaluates a network that is new.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from random import Random
 
 from autoprog_diffusion.growth.errors import ConfigError, SearchError
 
 from .genotype import Genotype
-from .ranking import best, rank_sums
-from .reinforce import Found
-from .score_cache import ScoreCache
+from .ranking import Evaluations, best, rank_sums
+from .reinforce import Found, Progress
+from .score_cache import Evaluation, ScoreCache
 from .space import SearchSpace
 
 
@@ -52,7 +52,7 @@ def evolve(
     space: SearchSpace,
     cache: ScoreCache,
     settings: EvolutionSettings,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    progress: Progress = iter,
 ) -> Found:
     """Search by mutation of one choice at a time; the winner has the best rank sum of all that were evaluated.
 
@@ -67,37 +67,37 @@ def evolve(
     """
     rng = Random(settings.seed)
     alive: deque[str] = deque(maxlen=settings.population)
+    seen: dict[str, Evaluation] = {}
     trace: list[str] = []
     for step in progress(range(settings.steps)):
         if step < settings.population:
-            child = _new(space.sample(rng), lambda _: space.sample(rng), trace)
+            child = _new(space.sample(rng), lambda _: space.sample(rng), seen)
         else:
-            parent = Genotype.parse(_parent(alive, cache, trace, rng, settings.tournament))
+            parent = _parent(alive, list(seen.values()), rng, settings.tournament)
             # A neighbour; where it is known, a neighbour's neighbour, and so on.
-            child = _new(space.mutate(parent, rng), lambda genotype: space.mutate(genotype, rng), trace)
+            child = _new(space.mutate(parent, rng), lambda genotype: space.mutate(genotype, rng), seen)
+        seen[child] = cache[child]
         trace.append(child)
         alive.append(child)
-        cache[child]
-    evaluations = [cache[genotype] for genotype in dict.fromkeys(trace)]
+    evaluations = list(seen.values())
     winner = best(evaluations)
     if winner is None:
         raise SearchError(
             f"all {len(evaluations)} networks evaluated are degenerate (singular kernel, nan or constant features): "
             "check the images and the space, or use more steps."
         )
-    return Found(evaluations[winner].genotype, tuple(trace))
+    return Found(evaluations[winner].genotype, trace)
 
 
-def _parent(alive: deque[str], cache: ScoreCache, trace: list[str], rng: Random, tournament: int) -> str:
+def _parent(alive: deque[str], seen: Evaluations, rng: Random, tournament: int) -> Genotype:
     """The best of a random tournament, by rank sum among all networks evaluated so far; ties go to the first drawn."""
-    seen = list(dict.fromkeys(trace))
-    fitness = dict(zip(seen, rank_sums([cache[genotype] for genotype in seen])))
-    return min(rng.sample(list(alive), min(tournament, len(alive))), key=fitness.__getitem__)
+    fitness = {item.genotype: total for item, total in zip(seen, rank_sums(seen))}
+    drawn = rng.sample(list(alive), min(tournament, len(alive)))
+    return Genotype.parse(min(drawn, key=fitness.__getitem__))
 
 
-def _new(genotype: Genotype, move: Callable[[Genotype], Genotype], trace: list[str]) -> str:
+def _new(genotype: Genotype, move: Callable[[Genotype], Genotype], seen: Container[str]) -> str:
     """A network that was not drawn before; in a space that is used up, one that was."""
-    seen = set(trace)
     for _ in range(_TRIES):
         if str(genotype) not in seen:
             break

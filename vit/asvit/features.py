@@ -1,4 +1,4 @@
-"""Any model as the map from images to features that the scores without training look at."""
+"""The map from images to features of any model, of which the training-free scores are taken."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from autoprog_diffusion.search.probe import leaving_no_trace
 from autoprog_diffusion.search.recorded_calls import RecordedCall
 
 
+State = dict[str, Tensor]  # parameters and buffers of a module, by name
 Features = Callable[[Any, Tensor], Tensor]  # (model, images (N, ...)) -> (N, C); must not mix samples
 
 
@@ -36,22 +37,20 @@ class FeatureModel(nn.Module):
 @contextmanager
 def without_norms(model: nn.Module) -> Iterator[None]:
     """Every LayerNorm inside the model is the identity in this block, as As-ViT measures its curves."""
-    swapped: list[tuple[nn.Module, str, nn.Module]] = []
+    swapped = []
     try:
         for parent in list(model.modules()):
-            for name, child in list(parent._modules.items()):
+            for name, child in list(parent.named_children()):
                 if isinstance(child, nn.LayerNorm):
                     swapped.append((parent, name, child))
-                    parent._modules[name] = nn.Identity()
+                    setattr(parent, name, nn.Identity())
         yield
     finally:
         for parent, name, child in swapped:
-            parent._modules[name] = child
+            setattr(parent, name, child)
 
 
-def initial_states(
-    model: nn.Module, initialise: Callable[[], object], repeats: int, seed: int
-) -> list[dict[str, Tensor]]:
+def initial_states(model: nn.Module, initialise: Callable[[], object], repeats: int, seed: int) -> list[State]:
     """Parameters and buffers of `repeats` fresh initialisations; the model and the random state are left as they were.
 
     Args:
@@ -60,24 +59,21 @@ def initial_states(
         repeats: Initialisations.
         seed: The r-th one is drawn after `torch.manual_seed(seed + r)`, so all ranks have the same.
     """
-
-    def copied() -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-    before, states = copied(), []
+    before = copied_state(model)
+    states = []
     with torch.random.fork_rng():
         try:
             for repeat in range(repeats):
                 torch.manual_seed(seed + repeat)
                 initialise()
-                states.append(copied())
+                states.append(copied_state(model))
         finally:
             model.load_state_dict(before)
     return states
 
 
 def feature_condition_numbers(
-    model: nn.Module, features: Features, images: Tensor, states: Sequence[dict[str, Tensor]] | None = None
+    model: nn.Module, features: Features, images: Tensor, states: Sequence[State] | None = None
 ) -> list[float]:
     """NTK condition number of the summed features for every initialisation: inf where singular, nan where broken.
 
@@ -90,14 +86,15 @@ def feature_condition_numbers(
         images: One batch, (N, ...); the paper takes 16.
         states: From `initial_states`; None for the model as it is.
     """
-    wrapped, call = FeatureModel(model, features), RecordedCall((images,), {}, images.new_zeros(len(images)))
-    before = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    wrapped = FeatureModel(model, features)
+    call = RecordedCall((images,), {}, images.new_zeros(len(images)))
+    before = copied_state(model)
     kappas = []
     try:
-        for state in [before] if states is None else states:
+        for state in states or [before]:
             model.load_state_dict(state)
             with leaving_no_trace(wrapped):
-                _freeze_what_is_not_reached(wrapped, images[:1])
+                _freeze_unreached(wrapped, images[:1])
                 grams = [gram for name, gram in parameter_grams(wrapped, call).items() if "weight" in name]
             kappas.append(condition_number(torch.stack(grams).sum(0)))
     finally:
@@ -105,8 +102,14 @@ def feature_condition_numbers(
     return kappas
 
 
-def _freeze_what_is_not_reached(model: nn.Module, image: Tensor) -> None:
+def copied_state(model: nn.Module) -> State:
+    """Parameters and buffers by name, copied."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _freeze_unreached(model: nn.Module, image: Tensor) -> None:
     """Parameters without influence, such as a classifier's, would each cost the core a pass per sample."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter, found in zip(parameters, torch.autograd.grad(model(image).sum(), parameters, allow_unused=True)):
-        parameter.requires_grad_(found is not None)
+    gradients = torch.autograd.grad(model(image).sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients):
+        parameter.requires_grad_(gradient is not None)

@@ -9,8 +9,11 @@ Source: As-ViT, section 3; the format is that of the released code.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 
 from autoprog_diffusion.growth.errors import GrowthError
 
@@ -18,27 +21,20 @@ from autoprog_diffusion.growth.errors import GrowthError
 STAGES = 4
 SEED_WIDTH = 32
 MAX_WIDTH = 1024  # of any stage
+SEED_DEPTHS = (1,) * STAGES
 STRIDE = 4  # of the first projection; every later stage halves the side of the token grid
 EXAMPLE = "8,2,3|4,1,2|4,1,4|4,1,6|32"
 
-# Values of the published space, by part.
-PUBLISHED: dict[str, tuple[int, ...]] = {
-    "K1": (4, 5, 6, 7, 8), "S1": (2, 4, 8), "E1": (2, 3, 4, 5, 6),
-    "K2": (2, 3, 4), "S2": (1, 2, 4), "E2": (2, 3, 4, 5, 6),
-    "K3": (2, 3, 4), "S3": (1, 2), "E3": (2, 3, 4, 5, 6),
-    "K4": (2, 3, 4), "S4": (1,), "E4": (2, 3, 4, 5, 6),
-    "H": (16, 32, 64),
-}  # fmt: skip
+Allowed = Mapping[str, Sequence[int]]  # part of a genotype -> the values it may take
 
-# The published family; depths and widths of Small and Base are the ones that give the published sizes.
-ZOO = {
-    "seed": "8,2,3|4,1,2|4,1,4|4,1,6|32",
-    "small": "8,2,3,3|4,1,2,1|4,1,4,4|4,1,6,2|32,88",
-    "base": "8,2,3,3|4,1,2,1|4,1,4,5|4,1,6,2|32,116",
-    "large": "8,2,3,5|4,1,2,2|4,1,4,5|4,1,6,2|32,180",
-}
+# PUBLISHED: the values of the published space, by part, in the order of the string. ZOO: the published family; depths
+# and widths of Small and Base are the ones that give the published sizes.
+_TABLES = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
+PUBLISHED: dict[str, tuple[int, ...]] = {name: tuple(values) for name, values in _TABLES["space"].items()}
+ZOO: dict[str, str] = _TABLES["zoo"]
 
 _MEANINGS = {"K": "kernel", "S": "attention splits", "E": "MLP expansion", "H": "heads", "L": "depth", "C": "width"}
+_OPTIONAL = {"L": 1, "C": SEED_WIDTH}
 
 
 class GenotypeError(GrowthError):
@@ -62,7 +58,7 @@ class Genotype:
     splits: tuple[int, ...]
     expansions: tuple[int, ...]
     heads: int
-    depths: tuple[int, ...] = (1,) * STAGES
+    depths: tuple[int, ...] = SEED_DEPTHS
     width: int = SEED_WIDTH
 
     def __post_init__(self) -> None:
@@ -78,7 +74,7 @@ class Genotype:
             raise GenotypeError(f"H: {self.heads} heads cannot be divided by 8 for the first stage; use 16, 32 or 64.")
 
     @classmethod
-    def parse(cls, text: str, allowed: Mapping[str, Sequence[int]] = PUBLISHED) -> Genotype:
+    def parse(cls, text: str, allowed: Allowed = PUBLISHED) -> Genotype:
         """Read "K1,S1,E1|K2,S2,E2|K3,S3,E3|K4,1,E4|H", with ",L" in any stage and ",C" at the end.
 
         Args:
@@ -94,26 +90,26 @@ class Genotype:
                 f"genotype {text!r} has {len(pieces)} parts between bars, 5 are needed (four stages, then the heads), "
                 f"as in {EXAMPLE!r}."
             )
-        stages = []
-        for stage, piece in enumerate(pieces[:-1], 1):
-            names = [f"{letter}{stage}" for letter in "KSEL"]
-            stages.append([*_numbers(text, piece, names, 3, allowed), 1][:4])
-        head = [*_numbers(text, pieces[-1], ["H", "C"], 1, allowed), SEED_WIDTH][:2]
-        kernels, splits, expansions, depths = (tuple(column) for column in zip(*stages))
-        return cls(kernels, splits, expansions, head[0], depths, head[1])
+        names = [f"K{stage} S{stage} E{stage} L{stage}".split() for stage in range(1, STAGES + 1)]
+        names.append(["H", "C"])
+        *stages, (heads, width) = [_numbers(text, piece, part, allowed) for piece, part in zip(pieces, names)]
+        kernels, splits, expansions, depths = zip(*stages)
+        return cls(kernels, splits, expansions, heads, depths=depths, width=width)
 
     def __str__(self) -> str:
-        short = self.depths == (1,) * STAGES and self.width == SEED_WIDTH
-        columns = [self.kernels, self.splits, self.expansions, *([] if short else [self.depths])]
+        columns = [self.kernels, self.splits, self.expansions]
+        last = str(self.heads)
+        if self.depths != SEED_DEPTHS or self.width != SEED_WIDTH:
+            columns.append(self.depths)
+            last += f",{self.width}"
         stages = [",".join(map(str, row)) for row in zip(*columns)]
-        return "|".join([*stages, str(self.heads) if short else f"{self.heads},{self.width}"])
+        return "|".join([*stages, last])
 
     @property
     def choices(self) -> dict[str, int]:
         """What the search chooses, by part: K1, S1, E1, ..., E4, H."""
-        rows = zip(self.kernels, self.splits, self.expansions)
-        values = {f"{letter}{i}": v for i, row in enumerate(rows, 1) for letter, v in zip("KSE", row)}
-        return {**values, "H": self.heads}
+        stages = zip(self.kernels, self.splits, self.expansions)
+        return dict(zip(PUBLISHED, [*chain.from_iterable(stages), self.heads]))
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -157,28 +153,30 @@ class Genotype:
                 )
 
 
-def _numbers(text: str, piece: str, names: list[str], needed: int, allowed: Mapping[str, Sequence[int]]) -> list[int]:
-    """The integers of one part between bars, each checked against what its name may hold."""
+def _numbers(text: str, piece: str, names: list[str], allowed: Allowed) -> list[int]:
+    """The integers of one part between bars; the last of the names may be left out."""
     words = piece.split(",")
-    if not needed <= len(words) <= len(names):
-        form = ",".join(names[:needed]) + "".join(f"[,{name}]" for name in names[needed:])
+    missing = len(names) - len(words)
+    if missing not in (0, 1):
+        form = f"{','.join(names[:-1])}[,{names[-1]}]"
         raise GenotypeError(f"genotype {text!r}: part {piece!r} should be {form}, as in {EXAMPLE!r}.")
-    values = []
-    for name, word in zip(names, words):
-        digits = word.strip()
-        if not (digits.isascii() and digits.isdecimal()):
-            raise GenotypeError(
-                f"genotype {text!r}: {name} ({_MEANINGS[name[0]]}) is {word!r}, not a whole number; it may be "
-                f"{_listed(allowed.get(name))}."
-            )
-        value = int(digits)
-        _check_positive(name, value)
-        if name in allowed and value not in allowed[name]:
-            raise GenotypeError(
-                f"genotype {text!r}: {name} ({_MEANINGS[name[0]]}) is {value}; it may be {_listed(allowed[name])}."
-            )
-        values.append(value)
+    values = [_number(text, name, word, allowed) for name, word in zip(names, words)]
+    if missing:
+        values.append(_OPTIONAL[names[-1][0]])
     return values
+
+
+def _number(text: str, name: str, word: str, allowed: Allowed) -> int:
+    """One integer, checked against what its name may hold."""
+    start = f"genotype {text!r}: {name} ({_MEANINGS[name[0]]}) is"
+    digits = word.strip()
+    if not (digits.isascii() and digits.isdecimal()):
+        raise GenotypeError(f"{start} {word!r}, not a whole number; it may be {_listed(allowed.get(name))}.")
+    value = int(digits)
+    _check_positive(name, value)
+    if value not in allowed.get(name, (value,)):
+        raise GenotypeError(f"{start} {value}; it may be {_listed(allowed[name])}.")
+    return value
 
 
 def _check_positive(name: str, value: int) -> None:
@@ -189,4 +187,5 @@ def _check_positive(name: str, value: int) -> None:
 def _listed(values: Sequence[int] | None) -> str:
     if values is None:
         return "any whole number of at least 1"
-    return ", ".join(map(str, values[:-1])) + " or " * (len(values) > 1) + str(values[-1])
+    *others, last = map(str, values)
+    return f"{', '.join(others)} or {last}" if others else last

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.search.probe import leaving_no_trace
 
-from .features import FeatureModel, Features, without_norms
+from .features import FeatureModel, Features, State, without_norms
 
 
 POINTS = 10  # on the circle, both ends of [0, 2 pi] included, as published
@@ -66,7 +66,7 @@ def curve_scores(
     model: nn.Module,
     features: Features,
     shape: Sequence[int],
-    states: Sequence[dict[str, Tensor]] | None = None,
+    states: Sequence[State] | None = None,
     *,
     seed: int = 0,
     points: int = POINTS,
@@ -88,28 +88,29 @@ def curve_scores(
     """
     if points < 2:
         raise SearchError(f"{points} points do not make a curve; take at least 2 (the paper: {POINTS}).")
-    states = [dict(model.state_dict())] if states is None else states
+    states = states or [model.state_dict()]
     some = next(model.parameters())
+    theta = angles(points).to(some)
     planes = [random_plane(shape, seed + index).to(some) for index in range(len(states))]
+    wrapped = FeatureModel(model, features)
     together = max(1, BATCHED_NUMBERS // (points * math.prod(shape)))
     scores: list[CurveScore] = []
     with leaving_no_trace(model), without_norms(model), torch.no_grad():
         for start in range(0, len(states), together):
             part = slice(start, start + together)
-            found = _derivatives(FeatureModel(model, features), states[part], planes[part], points, second_order)
-            scores += [_score(*(each.double() for each in of_one)) for of_one in zip(*found)]
+            found = _derivatives(wrapped, states[part], planes[part], theta, second=second_order)
+            scores += map(_score, *(derivative.double() for derivative in found))
     return scores
 
 
 def _derivatives(
-    wrapped: FeatureModel, states: Sequence[dict[str, Tensor]], planes: Sequence[Tensor], points: int, second: bool
+    wrapped: FeatureModel, states: Sequence[State], planes: Sequence[Tensor], theta: Tensor, second: bool
 ) -> tuple[Tensor, ...]:
-    """First (and second) derivative of the features along the circles: (states, points, C) each."""
-    kept = {name.removeprefix("model."): name for name in wrapped.state_dict()}  # norms are not there
-    theta = angles(points).to(planes[0])
+    """First (and second) derivative of the features along the circles at angles theta: (states, points, C) each."""
+    kept = [name.removeprefix("model.") for name in wrapped.state_dict()]  # norms are not there
     ones = torch.ones_like(theta)
 
-    def of_one(state: dict[str, Tensor], plane: Tensor) -> tuple[Tensor, ...]:
+    def of_one(state: State, plane: Tensor) -> tuple[Tensor, ...]:
         def curve(at: Tensor) -> Tensor:
             return functional_call(wrapped, state, (on_circle(plane, at),))
 
@@ -119,11 +120,13 @@ def _derivatives(
         # A point's features depend on its own angle only, so one tangent of ones serves all points.
         return jvp(velocity, (theta,), (ones,))[:2] if second else (velocity(theta),)
 
-    own = [{kept[name]: x.to(theta.device) for name, x in state.items() if name in kept} for state in states]
+    stacked = {}
+    for name in kept:
+        stacked[f"model.{name}"] = torch.stack([state[name].to(theta.device) for state in states])
     with sdpa_kernel(SDPBackend.MATH):  # the only one with forward mode
-        if len(own) == 1:  # large images: batching gains nothing there
-            return tuple(derivative[None] for derivative in of_one(own[0], planes[0]))
-        stacked = {name: torch.stack([state[name] for state in own]) for name in own[0]}
+        if len(states) == 1:  # large images: batching gains nothing there
+            only = {name: tensor[0] for name, tensor in stacked.items()}
+            return tuple(derivative[None] for derivative in of_one(only, planes[0]))
         return vmap(of_one)(stacked, torch.stack(list(planes)))
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
-from ..drop_path import DropPath
-from .genotype import STAGES, STRIDE, Genotype, GenotypeError
+from ..drop_path import DropPath, set_drop_path
+from .genotype import STRIDE, Genotype, GenotypeError
 
 
 class PatchEmbed(nn.Module):
     """First projection: K x K pixels every `stride` pixels, then LayerNorm.
 
-    The weight is one (C, in, K, K) tensor; its stride and dilation may be changed between steps (progressive
+    The weight is one (C, in, K, K) tensor; `proj.stride` and `proj.dilation` may be changed between steps (progressive
     re-tokenization). The padding follows: the windows' reach minus the stride, so that any stride that divides the
     image gives image_size / stride tokens a side.
 
@@ -35,31 +35,14 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(channels, width, kernel, stride=STRIDE)
         self.norm = nn.LayerNorm(width)
 
-    @property
-    def stride(self) -> int:
-        """Pixels between neighbouring tokens."""
-        return self.proj.stride[0]
-
-    @stride.setter
-    def stride(self, value: int) -> None:
-        self.proj.stride = (value, value)
-
-    @property
-    def dilation(self) -> int:
-        """Pixels between neighbouring taps of the kernel."""
-        return self.proj.dilation[0]
-
-    @dilation.setter
-    def dilation(self, value: int) -> None:
-        self.proj.dilation = (value, value)
-
     def forward(self, images: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, H / stride, W / stride, C)."""
-        if images.shape[-1] % self.stride or images.shape[-2] % self.stride:
-            height, width = images.shape[-2:]
-            raise GenotypeError(f"the stride {self.stride} does not divide images of {height} x {width} pixels.")
+        height, width = images.shape[-2:]
+        stride = self.proj.stride[0]
+        if height % stride or width % stride:
+            raise GenotypeError(f"the stride {stride} does not divide images of {height} x {width} pixels.")
         # Negative where the stride outruns the kernel's reach: the uncovered margin is then shared by both sides.
-        missing = self.dilation * (self.kernel - 1) + 1 - self.stride
+        missing = self.proj.dilation[0] * (self.kernel - 1) + 1 - stride
         before, after = missing // 2, missing - missing // 2
         tokens = self.proj(F.pad(images, (before, after, before, after)))
         return self.norm(tokens.permute(0, 2, 3, 1))
@@ -76,12 +59,11 @@ class Merging(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, h, w, C) -> (N, ceil(h / 2), ceil(w / 2), 2C); odd grids appear with coarse first strides only."""
-        height, width = (math.ceil(side / 2) for side in tokens.shape[1:3])
+        height, width = tokens.shape[1:3]
         before, after = (self.kernel - 2) // 2, (self.kernel - 1) // 2
-        odd_h, odd_w = tokens.shape[1] % 2, tokens.shape[2] % 2
-        grid = F.pad(tokens.permute(0, 3, 1, 2), (before, after + odd_w, before, after + odd_h))
+        grid = F.pad(tokens.permute(0, 3, 1, 2), (before, after + width % 2, before, after + height % 2))
         windows = F.unfold(grid, self.kernel, stride=2).transpose(1, 2)  # (N, L, C K K)
-        return self.reduction(self.norm(windows)).unflatten(1, (height, width))
+        return self.reduction(self.norm(windows)).unflatten(1, (math.ceil(height / 2), -1))
 
 
 class WindowAttention(nn.Module):
@@ -99,23 +81,24 @@ class WindowAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, h, w, C) -> (N, h, w, C)."""
-        count, height, width, channels = tokens.shape
+        height, width, channels = tokens.shape[1:]
         rows, columns = math.gcd(height, self.splits), math.gcd(width, self.splits)
+        window = (height // rows, width // columns)
         # The layers see whole images, one row a sample: windows are cut between them only.
-        x = self.qkv(tokens)
-        x = x.view(count, rows, height // rows, columns, width // columns, 3, self.heads, channels // self.heads)
+        x = self.qkv(tokens).unflatten(3, (3, self.heads, -1))
+        x = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # (N, rows, y, columns, x, 3, heads, C / heads)
         x = x.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(1, 3).flatten(3, 4)  # (3, N windows, heads, tokens, C / heads)
-        x = F.scaled_dot_product_attention(x[0], x[1], x[2])
-        x = x.view(count, rows, columns, self.heads, height // rows, width // columns, channels // self.heads)
-        return self.proj(x.permute(0, 1, 4, 2, 5, 3, 6).reshape(count, height, width, channels))
+        x = F.scaled_dot_product_attention(*x)
+        x = x.unflatten(2, window).unflatten(0, (-1, rows, columns))  # (N, rows, columns, heads, y, x, C / heads)
+        return self.proj(x.permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, height, width, channels))
 
 
 class Block(nn.Module):
     """Pre-norm attention and MLP, each with a residual connection that training drops for some samples."""
 
-    def __init__(self, width: int, heads: int, splits: int, expansion: int, drop_path: float) -> None:
+    def __init__(self, width: int, heads: int, splits: int, expansion: int) -> None:
         super().__init__()
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = DropPath()
         self.norm1 = nn.LayerNorm(width)
         self.attn = WindowAttention(width, heads, splits)
         self.norm2 = nn.LayerNorm(width)
@@ -139,6 +122,7 @@ class AsViT(nn.Module):
 
     Raises:
         GenotypeError: The network does not exist at this image size.
+        ConfigError: `drop_path` is not in [0, 1).
     """
 
     def __init__(
@@ -155,20 +139,16 @@ class AsViT(nn.Module):
             "in_channels": in_channels,
             "drop_path": drop_path,
         }
-        widths = genotype.widths
-        total = sum(genotype.depths)
-        rates = iter(drop_path * index / max(1, total - 1) for index in range(total))
+        widths, last = genotype.widths, genotype.widths[-1]
         self.embed = PatchEmbed(genotype.kernels[0], in_channels, widths[0])
-        self.merges = nn.ModuleList(
-            Merging(genotype.kernels[stage], widths[stage - 1], widths[stage]) for stage in range(1, STAGES)
-        )
-        shape = zip(widths, genotype.stage_heads, genotype.splits, genotype.expansions, genotype.depths)
-        self.stages = nn.ModuleList(
-            nn.ModuleList(Block(width, heads, splits, expansion, next(rates)) for _ in range(depth))
-            for width, heads, splits, expansion, depth in shape
-        )
-        self.norm = nn.LayerNorm(widths[-1])
-        self.head = nn.Sequential(nn.Linear(widths[-1], widths[-1]), nn.Tanh(), nn.Linear(widths[-1], num_classes))
+        self.merges = nn.ModuleList(map(Merging, genotype.kernels[1:], widths, widths[1:]))
+        self.stages = nn.ModuleList()
+        shapes = zip(widths, genotype.stage_heads, genotype.splits, genotype.expansions)
+        for shape, depth in zip(shapes, genotype.depths):
+            self.stages.append(nn.ModuleList(Block(*shape) for _ in range(depth)))
+        self.norm = nn.LayerNorm(last)
+        self.head = nn.Sequential(nn.Linear(last, last), nn.Tanh(), nn.Linear(last, num_classes))
+        set_drop_path(self, drop_path)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -188,9 +168,9 @@ class AsViT(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """Tokens of the last stage before the final norm: (N, in, H, W) -> (N, h, w, 8C)."""
         x = self.embed(images)
-        for index, blocks in enumerate(self.stages):
-            x = self.merges[index - 1](x) if index else x
-            for block in blocks:  # type: ignore[union-attr]
+        for merge, blocks in zip([nn.Identity(), *self.merges], self.stages):
+            x = merge(x)
+            for block in blocks:  # type: ignore[attr-defined]
                 x = block(x)
         return x
 
@@ -211,9 +191,11 @@ class AsViT(nn.Module):
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
-        config = {"architecture": "AsViT", **self._config, **({} if labels is None else {"label_names": list(labels)})}
+        config = {"architecture": "AsViT", **self._config}
+        if labels is not None:
+            config["label_names"] = list(labels)
         (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, path / "model.safetensors")
+        save_model(self, str(path / "model.safetensors"))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> AsViT:
@@ -225,8 +207,8 @@ class AsViT(nn.Module):
         path = Path(folder)
         try:
             config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-            names = ("num_classes", "image_size", "in_channels", "drop_path")
-            model = cls(Genotype.parse(config["genotype"], {}), **{name: config[name] for name in names})
+            sizes = (config[name] for name in ("num_classes", "image_size", "in_channels", "drop_path"))
+            model = cls(Genotype.parse(config["genotype"], {}), *sizes)
             model.load_state_dict(load_file(path / "model.safetensors"))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise GenotypeError(f"{str(path)!r} holds no complete As-ViT checkpoint: {error}.") from error

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -14,84 +16,94 @@ from autoprog_diffusion.training.report import smooth
 
 from .cost import multiply_adds, parameter_count
 from .genotype import STAGES, Genotype
-from .ranking import order, rank_sums
+from .ranking import Evaluations, order, rank_sums
 from .reinforce import Found
 from .scaling import Member
-from .score_cache import Evaluation
 
 
-def print_best(found: Found, evaluations: Sequence[Evaluation], image_size: int, rows: int = 10) -> None:
+# Column of a table -> the format of its numbers.
+FORMATS = {"NTK": ".3f", "length distortion": ".4f", "rank sum": ".0f", "params (M)": ".2f", "MACs (G)": ".3f"}
+Row = dict[str, object]
+
+
+def print_best(found: Found, evaluations: Evaluations, image_size: int, rows: int = 10) -> None:
     """Print the networks with the best rank sums among all that were evaluated, and the one that was chosen."""
     sums = rank_sums(evaluations)
     first = _first_steps(found)
-    rows_shown = []
+    table: list[Row] = []
     for rank, index in enumerate(order(evaluations), 1):
         item = evaluations[index]
         chosen = item.genotype == found.genotype
         if rank > rows and not chosen:
             continue
         genotype = Genotype.parse(item.genotype)
-        rows_shown.append(
+        table.append(
             {
-                "": "chosen" if chosen else str(rank),
+                "": "chosen" if chosen else rank,
                 "genotype": item.genotype,
-                "NTK": f"{item.ntk:.3f}",
-                "length distortion": f"{item.length:.4f}",
-                "rank sum": f"{sums[index]:.0f}",
-                "params (M)": f"{parameter_count(genotype, 1000) / 1e6:.2f}",
-                "MACs (G)": f"{multiply_adds(genotype, image_size, 1000) / 1e9:.3f}",
-                "first at step": str(first.get(item.genotype, "never")),
+                "NTK": item.ntk,
+                "length distortion": item.length,
+                "rank sum": sums[index],
+                "params (M)": parameter_count(genotype, 1000) / 1e6,
+                "MACs (G)": multiply_adds(genotype, image_size, 1000) / 1e9,
+                "first at step": first.get(item.genotype, "never"),
             }
         )
     degenerate = sum(item.degenerate for item in evaluations)
-    _print_table(f"best of {len(evaluations)} networks, {degenerate} degenerate", rows_shown)
+    _print_table(f"best of {len(evaluations)} networks, {degenerate} degenerate", table)
 
 
-def draw_search(path: Path, found: Found, evaluations: Sequence[Evaluation]) -> None:
+def draw_search(path: Path, found: Found, evaluations: Evaluations) -> None:
     """Draw the two scores of all networks, and how the best one found improved with the evaluations."""
-    sound = [item for item in evaluations if not item.degenerate]
-    figure = Figure(figsize=(11, 4.5), dpi=110)
-    left, right = figure.subplots(1, 2)
-    first = _first_steps(found)
-    steps = [first.get(item.genotype, len(found.trace)) for item in sound]
-    dots = left.scatter([item.length for item in sound], [item.ntk for item in sound], c=steps, s=14)
-    figure.colorbar(dots, ax=left, label="step")
-    chosen = next(item for item in evaluations if item.genotype == found.genotype)
-    left.plot(chosen.length, chosen.ntk, "*", color="C3", markersize=16, label=found.genotype)
-    left.set(xlabel="length distortion (higher is better)", ylabel="NTK condition number (lower is better)")
-    left.set_yscale("log")
-    left.legend(loc="upper left", fontsize=8)
-    sums = dict(zip([item.genotype for item in evaluations], rank_sums(evaluations)))
-    last = [sums[genotype] for genotype in found.trace]
-    best = [min(last[: index + 1]) for index in range(len(last))]
-    right.plot(range(1, len(last) + 1), last, ".", color="0.75", markersize=4, label="network of the step")
-    right.step(range(1, len(best) + 1), best, color="C0", where="post", label="best so far")
-    right.set(xlabel="step", ylabel="rank sum among all networks (lower is better)")
+    figure = Figure(figsize=(11, 4.5), dpi=110, layout="tight")
+    scores, progress = figure.subplots(1, 2)
+    _draw_scores(figure, scores, found, evaluations)
+    sums = {item.genotype: total for item, total in zip(evaluations, rank_sums(evaluations))}
+    drawn = [sums[genotype] for genotype in found.trace]
+    steps = range(1, len(drawn) + 1)
+    progress.plot(steps, drawn, ".", color="0.75", markersize=4, label="network of the step")
+    progress.step(steps, np.minimum.accumulate(drawn), color="C0", where="post", label="best so far")
+    progress.set(xlabel="step", ylabel="rank sum among all networks (lower is better)")
     if found.rewards:
-        rewards = right.twinx()
-        rewards.plot(range(1, len(found.rewards) + 1), smooth(found.rewards), color="C1", linewidth=1)
+        rewards = progress.twinx()
+        rewards.plot(steps, smooth(found.rewards), color="C1", linewidth=1)
         rewards.set_ylabel("reward, smoothed", color="C1")
-    right.legend(loc="upper right", fontsize=8)
-    figure.tight_layout()
+    progress.legend(loc="upper right", fontsize=8)
     figure.savefig(path)
+
+
+def _draw_scores(figure: Figure, axes: Axes, found: Found, evaluations: Evaluations) -> None:
+    """A dot for every network that is not degenerate, coloured by the step that drew it first, and a star."""
+    first = _first_steps(found)
+    last = len(found.trace)
+    sound = [item for item in evaluations if not item.degenerate]
+    rows = [(item.length, item.ntk, first.get(item.genotype, last)) for item in sound]
+    lengths, ntks, steps = zip(*rows)
+    dots = axes.scatter(lengths, ntks, c=steps, s=14)
+    figure.colorbar(dots, ax=axes, label="step")
+    chosen = next(item for item in sound if item.genotype == found.genotype)
+    axes.plot(chosen.length, chosen.ntk, "*", color="C3", markersize=16, label=found.genotype)
+    axes.set(xlabel="length distortion (higher is better)", ylabel="NTK condition number (lower is better)")
+    axes.set_yscale("log")
+    axes.legend(loc="upper left", fontsize=8)
 
 
 def print_family(family: Sequence[Member]) -> None:
     """Print one row per network."""
-    rows = []
+    rows: list[Row] = []
     for index, member in enumerate(family):
         genotype = Genotype.parse(member.genotype, {})
         rows.append(
             {
-                "": str(index),
+                "": index,
                 "genotype": member.genotype,
-                "depth": str(sum(genotype.depths)),
-                "width": str(genotype.width),
-                "params (M)": f"{member.params / 1e6:.2f}",
-                "MACs (G)": f"{member.flops / 1e9:.3f}",
-                "NTK": f"{member.ntk:.3f}",
-                "length distortion": f"{member.length:.4f}",
-                "chosen from": str(member.candidates - member.rejected),
+                "depth": sum(genotype.depths),
+                "width": genotype.width,
+                "params (M)": member.params / 1e6,
+                "MACs (G)": member.flops / 1e9,
+                "NTK": member.ntk,
+                "length distortion": member.length,
+                "chosen from": member.candidates - member.rejected,
             }
         )
     _print_table(f"family of {len(family)} networks", rows)
@@ -99,45 +111,52 @@ def print_family(family: Sequence[Member]) -> None:
 
 def draw_family(path: Path, family: Sequence[Member]) -> None:
     """Draw depths and width, size and cost, and the two scores along the family."""
-    figure = Figure(figsize=(12, 4), dpi=110)
+    figure = Figure(figsize=(12, 4), dpi=110, layout="tight")
     shape, size, scores = figure.subplots(1, 3)
-    genotypes = [Genotype.parse(member.genotype, {}) for member in family]
-    steps, below = list(range(len(family))), [0] * len(family)
-    for stage in range(STAGES):
-        depths = [genotype.depths[stage] for genotype in genotypes]
-        shape.bar(steps, depths, bottom=below, color=f"C{stage}", label=f"stage {stage + 1}")
-        below = [low + depth for low, depth in zip(below, depths)]
-    shape.set(xlabel="network of the family", ylabel="blocks")
-    shape.legend(loc="upper left", fontsize=8)
-    width = shape.twinx()
-    width.plot(steps, [genotype.width for genotype in genotypes], "k.-")
-    width.set_ylabel("width C (line)")
-    width.set_ylim(0, None)
-    size.plot(steps, [member.params / 1e6 for member in family], ".-", label="parameters (M)")
-    size.plot(steps, [member.flops / 1e9 for member in family], ".-", label="multiply-adds (G)")
+    _draw_shapes(shape, [Genotype.parse(member.genotype, {}) for member in family])
+    rows = [(member.params / 1e6, member.flops / 1e9, member.ntk, member.length) for member in family]
+    params, flops, ntk, length = zip(*rows)
+    size.plot(params, ".-", label="parameters (M)")
+    size.plot(flops, ".-", label="multiply-adds (G)")
     size.set(xlabel="network of the family", yscale="log")
     size.legend(loc="upper left", fontsize=8)
-    params = [member.params / 1e6 for member in family]
-    scores.plot(params, [member.ntk for member in family], ".-", color="C0")
-    scores.set(xlabel="parameters (M)")
+    scores.set_xlabel("parameters (M)")
+    scores.plot(params, ntk, ".-", color="C0")
     scores.set_ylabel("NTK condition number", color="C0")
-    other = scores.twinx()
-    other.plot(params, [member.length for member in family], ".-", color="C1")
-    other.set_ylabel("length distortion", color="C1")
-    figure.tight_layout()
+    lengths = scores.twinx()
+    lengths.plot(params, length, ".-", color="C1")
+    lengths.set_ylabel("length distortion", color="C1")
     figure.savefig(path)
+
+
+def _draw_shapes(axes: Axes, genotypes: Sequence[Genotype]) -> None:
+    """Bars of the blocks of every stage, one on the other, and a line of the widths."""
+    depths = np.array([genotype.depths for genotype in genotypes])  # (networks, stages)
+    tops = depths.cumsum(1)
+    steps = range(len(depths))
+    for stage in range(STAGES):
+        depth = depths[:, stage]
+        axes.bar(steps, depth, bottom=tops[:, stage] - depth, color=f"C{stage}", label=f"stage {stage + 1}")
+    axes.set(xlabel="network of the family", ylabel="blocks")
+    axes.legend(loc="upper left", fontsize=8)
+    widths = axes.twinx()
+    widths.plot([genotype.width for genotype in genotypes], "k.-")
+    widths.set(ylabel="width C (line)", ylim=(0, None))
 
 
 def _first_steps(found: Found) -> dict[str, int]:
     """Genotype -> the step, from 1, that drew it first; REINFORCE may end in a network that it never drew."""
-    return {genotype: step for step, genotype in reversed(list(enumerate(found.trace, 1)))}
+    first: dict[str, int] = {}
+    for step, genotype in enumerate(found.trace, 1):
+        first.setdefault(genotype, step)
+    return first
 
 
-def _print_table(title: str, rows: Sequence[dict[str, str]]) -> None:
+def _print_table(title: str, rows: Sequence[Row]) -> None:
     """Print rows of equal keys; the keys are the titles of the columns."""
     table = Table(title=title)
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "genotype" else "right")
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(format(value, FORMATS.get(name, "")) for name, value in row.items()))
     Console(width=130 if not sys.stdout.isatty() else None).print(table)

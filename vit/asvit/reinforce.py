@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from autoprog_diffusion.growth.errors import ConfigError, SearchError
 
 from .genotype import Genotype
-from .ranking import SIGNS, order
+from .ranking import SIGNS, Evaluations, order
 from .score_cache import Evaluation, ScoreCache
 from .space import SearchSpace
+
+
+Progress = Callable[[Iterable[int]], Iterable[int]]  # wraps the steps of a search, for a progress bar
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,15 @@ class Found:
     """
 
     genotype: str
-    trace: tuple[str, ...]
-    rewards: tuple[float, ...] = ()
+    trace: Sequence[str]
+    rewards: Sequence[float] = ()
 
 
 def reinforce(
     space: SearchSpace,
     cache: ScoreCache,
     settings: ReinforceSettings,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    progress: Progress = iter,
 ) -> Found:
     """Search with an independent categorical distribution per choice; the winner is the most probable network.
 
@@ -80,28 +82,33 @@ def reinforce(
     with a bias-corrected moving average of the rewards, the current one included, as the baseline.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    logits = [(1e-3 * torch.randn(len(v), generator=generator)).requires_grad_() for v in space.choices.values()]
+    logits = []
+    for values in space.choices.values():
+        start = 1e-3 * torch.randn(len(values), generator=generator)
+        logits.append(start.requires_grad_())
     optimizer = torch.optim.Adam(logits, lr=settings.learning_rate)
-    history: list[Evaluation] = []
-    trace: list[str] = []
-    rewards: list[float] = []
+    decay = settings.baseline_decay
     baseline = weight = 0.0
+    history: list[Evaluation] = []
+    rewards: list[float] = []
     for _ in progress(range(settings.steps)):
-        probabilities = [torch.softmax(row.detach(), 0) for row in logits]
-        picks = [int(torch.multinomial(row, 1, generator=generator)) for row in probabilities]
-        trace.append(str(genotype_at(space, picks)))
-        history.append(cache[trace[-1]])
-        rewards.append(reward(history, settings.window))
-        baseline = settings.baseline_decay * baseline + (1 - settings.baseline_decay) * rewards[-1]
-        weight = settings.baseline_decay * weight + (1 - settings.baseline_decay)
-        log_probability = torch.stack([torch.log_softmax(row, 0)[pick] for row, pick in zip(logits, picks)]).sum()
+        picks = [int(torch.multinomial(row.detach().softmax(0), 1, generator=generator)) for row in logits]
+        history.append(cache[str(genotype_at(space, picks))])
+        gained = reward(history, settings.window)
+        rewards.append(gained)
+        baseline = decay * baseline + (1 - decay) * gained
+        weight = decay * weight + (1 - decay)
+        log_probabilities = [torch.log_softmax(row, 0)[pick] for row, pick in zip(logits, picks)]
+        loss = -(gained - baseline / weight) * torch.stack(log_probabilities).sum()
         optimizer.zero_grad()
-        (-(rewards[-1] - baseline / weight) * log_probability).backward()
+        loss.backward()
         optimizer.step()
-    return Found(_most_probable(space, cache, logits, trace), tuple(trace), tuple(rewards))
+    trace = [item.genotype for item in history]
+    most_probable = cache[str(genotype_at(space, [int(row.argmax()) for row in logits]))]
+    return Found(_sound_one(most_probable, history).genotype, trace, rewards)
 
 
-def reward(history: Sequence[Evaluation], window: int) -> float:
+def reward(history: Evaluations, window: int) -> float:
     """Reward of the last network of `history`: the sum over its scores of their change in the better direction.
 
     A change is relative to the range of the score over the last `window` networks, so it lies in (-1, 1). The first
@@ -125,16 +132,15 @@ def genotype_at(space: SearchSpace, picks: Sequence[int]) -> Genotype:
     return space.build({name: values[pick] for pick, (name, values) in zip(picks, space.choices.items())})
 
 
-def _most_probable(space: SearchSpace, cache: ScoreCache, logits: Sequence[Tensor], trace: Sequence[str]) -> str:
-    """The argmax of every distribution; where that is degenerate, the soundest network drawn by rank sum."""
-    chosen = str(genotype_at(space, [int(row.argmax()) for row in logits]))
-    if not cache[chosen].degenerate:
-        return chosen
-    drawn = [cache[genotype] for genotype in dict.fromkeys(trace)]
+def _sound_one(most_probable: Evaluation, history: Evaluations) -> Evaluation:
+    """The most probable network; where that is degenerate, the soundest network drawn by rank sum."""
+    if not most_probable.degenerate:
+        return most_probable
+    drawn = list(dict.fromkeys(history))
     first = drawn[order(drawn)[0]]
     if first.degenerate:
         raise SearchError(
             f"all {len(drawn)} networks drawn are degenerate (singular kernel, nan or constant features): check the "
             "images and the space, or draw more."
         )
-    return first.genotype
+    return first

@@ -6,6 +6,7 @@ out (the released code keeps them in its first step); a budget is a hard limit.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError, SearchError
 
 from .cost import multiply_adds, parameter_count
-from .genotype import MAX_WIDTH, SEED_WIDTH, STAGES, Genotype
+from .genotype import MAX_WIDTH, SEED_DEPTHS, SEED_WIDTH, STAGES, Genotype
 from .ranking import best
 from .score_cache import ScoreCache
 
@@ -55,9 +56,10 @@ class ScalingSettings:
         if self.budget_params is None and self.budget_flops is None:
             raise ConfigError("scaling needs an end: set budget_params (such as 30e6) or budget_flops (such as 5e9).")
         for name in ("shrink", "width_multiple", "head_dim_multiple", "min_head_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} is not allowed: use a whole number of at least 1.")
-        if not self.factors or min(self.factors) <= 1:
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigError(f"{name}={value} is not allowed: use a whole number of at least 1.")
+        if min(self.factors, default=0) <= 1:
             raise ConfigError(f"factors={self.factors}: depth and width grow together, give factors above 1.")
 
 
@@ -88,7 +90,7 @@ def scale(
     topology: Genotype,
     cache: ScoreCache,
     settings: ScalingSettings,
-    accepted: Callable[[Member], object] | None = None,
+    accepted: Callable[[Member], object] = lambda member: None,
 ) -> list[Member]:
     """Grow a topology step by step until no candidate fits the budget; every step is a member of the family.
 
@@ -104,30 +106,28 @@ def scale(
         SearchError: All candidates of a step are degenerate.
         GenotypeError: The network does not exist at this image size.
     """
-    current = smallest(topology, settings)
-    current.check(settings.image_size)
-    params, flops = cost(current, settings)
+    first = smallest(topology, settings)
+    first.check(settings.image_size)
+    params, flops = cost(first, settings)
     if over(params, flops, settings):
         raise BudgetError(
-            f"the smallest network, {current}, has {params:,} parameters and {flops:,} multiply-adds at "
+            f"the smallest network, {first}, has {params:,} parameters and {flops:,} multiply-adds at "
             f"{settings.image_size} pixels, over the budget ({_budget(settings)}): raise the budget, or lower the "
             "image size, the number of classes or the constraints on the width."
         )
-    family = [_member(current, cache, settings)]
-    while True:
-        if accepted is not None:
-            accepted(family[-1])
-        step = _next(current, cache, settings)
-        if step is None:
-            return family
-        current, member = step
+    family = []
+    member: Member | None = _member(first, cache, settings)
+    while member is not None:
         family.append(member)
+        accepted(member)
+        member = _next(Genotype.parse(member.genotype, {}), cache, settings)
+    return family
 
 
-def _next(current: Genotype, cache: ScoreCache, settings: ScalingSettings) -> tuple[Genotype, Member] | None:
+def _next(current: Genotype, cache: ScoreCache, settings: ScalingSettings) -> Member | None:
     """The best candidate within the budget; None where there is none."""
     every = candidates(current, settings)
-    fitting = [g for g in every if not over(*cost(g, settings), settings)]
+    fitting = [genotype for genotype in every if not over(*cost(genotype, settings), settings)]
     if not fitting:
         return None
     winner = best([cache[str(proxy(genotype, settings.shrink))] for genotype in fitting])
@@ -136,9 +136,8 @@ def _next(current: Genotype, cache: ScoreCache, settings: ScalingSettings) -> tu
             f"all {len(fitting)} networks one step above {current} are degenerate (singular kernel, nan or constant "
             "features): the topology cannot be scaled by these scores; choose another, or other images."
         )
-    chosen = fitting[winner]
-    counts = {"candidates": len(every), "rejected": len(every) - len(fitting)}
-    return chosen, replace(_member(chosen, cache, settings), **counts)
+    member = _member(fitting[winner], cache, settings)
+    return replace(member, candidates=len(every), rejected=len(every) - len(fitting))
 
 
 def smallest(topology: Genotype, settings: ScalingSettings) -> Genotype:
@@ -149,7 +148,7 @@ def smallest(topology: Genotype, settings: ScalingSettings) -> Genotype:
     """
     step = width_step(topology, settings)
     least = max(SEED_WIDTH, settings.min_head_dim * topology.heads // 8)
-    genotype = replace(topology, depths=(1,) * STAGES, width=math.ceil(least / step) * step)
+    genotype = replace(topology, depths=SEED_DEPTHS, width=math.ceil(least / step) * step)
     if not fits_hardware(genotype, settings):
         raise ConfigError(
             f"min_head_dim={settings.min_head_dim} and head_dim_multiple={settings.head_dim_multiple} leave none: "
@@ -178,11 +177,14 @@ def candidates(current: Genotype, settings: ScalingSettings) -> list[Genotype]:
     Widths are rounded to the nearest multiple that is allowed; where all round to no growth, the next one is taken.
     """
     step = width_step(current, settings)
-    rounded = [math.floor(current.width * factor / step + 0.5) * step for factor in settings.factors]
-    widths = sorted({width for width in rounded if width > current.width}) or [current.width + step]
-    grown = [tuple(d + (stage == more) for stage, d in enumerate(current.depths)) for more in range(STAGES)]
-    every = [replace(current, depths=depths, width=width) for depths in grown for width in widths]
-    return [genotype for genotype in every if fits_hardware(genotype, settings)]
+    rounded = {math.floor(current.width * factor / step + 0.5) * step for factor in settings.factors}
+    widths = sorted(width for width in rounded if width > current.width) or [current.width + step]
+    found = []
+    for stage, width in itertools.product(range(STAGES), widths):
+        depths = list(current.depths)
+        depths[stage] += 1
+        found.append(replace(current, depths=tuple(depths), width=width))
+    return [genotype for genotype in found if fits_hardware(genotype, settings)]
 
 
 def proxy(genotype: Genotype, shrink: int) -> Genotype:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -42,7 +43,6 @@ def topology_scores(
     *,
     image_size: int = 224,
     images: Tensor | None = None,
-    in_channels: int = 3,
     repeats: int = REPEATS,
     seed: int = 0,
     second_order: bool = False,
@@ -55,9 +55,8 @@ def topology_scores(
     Args:
         genotype: The network; its depths and width count.
         image_size: Side of the images, in pixels.
-        images: One batch for the NTK, (N, in_channels, image_size, image_size), normalised as for training; N = 16 in
-            the paper. None: normal noise.
-        in_channels: Channels of the images.
+        images: One batch for the NTK, (N, 3, image_size, image_size), normalised as for training; N = 16 in the paper.
+            None: normal noise.
         repeats: Initialisations (and circles).
         seed: Of initialisations, circles and noise.
         second_order: Also curvature and Gauss-map length.
@@ -66,32 +65,25 @@ def topology_scores(
     Raises:
         GenotypeError: The network does not exist at this image size.
     """
-    shape = (in_channels, image_size, image_size)
+    shape = (3, image_size, image_size)
     with torch.random.fork_rng():
         # Drawn on the CPU, so that every device scores the same networks.
         torch.manual_seed(seed)
-        model = AsViT(genotype, num_classes=1, image_size=image_size, in_channels=in_channels)
+        model = AsViT(genotype, num_classes=1, image_size=image_size)
         batch = torch.randn(NTK_BATCH, *shape) if images is None else images
         states = initial_states(model, model.reset_parameters, repeats, seed)
     model.to(device)
     kappas = feature_condition_numbers(model, AsViT.features, batch.to(device), states)
     curves = curve_scores(model, AsViT.features, shape, states, seed=seed, second_order=second_order)
     ntk = _mean(kappas)
-    length = _mean([curve.length for curve in curves])
-    curvature = _mean([curve.curvature for curve in curves])
-    gauss_length = _mean([curve.gauss_length for curve in curves])
-    wanted = [ntk, length, *([curvature, gauss_length] if second_order else [])]
-    return Scores(
-        ntk=ntk,
-        length_distortion=length,
-        curvature=curvature,
-        gauss_length=gauss_length,
-        degenerate=length <= 0 or not all(math.isfinite(value) for value in wanted),
-    )
+    length, curvature, gauss_length = (_mean(column) for column in zip(*map(astuple, curves)))
+    wanted = (ntk, length, curvature, gauss_length) if second_order else (ntk, length)
+    degenerate = length <= 0 or not all(map(math.isfinite, wanted))
+    return Scores(ntk, length, curvature, gauss_length, degenerate)
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values: Sequence[float]) -> float:
     """The mean of finite values; else nan if there is one, or inf."""
-    if all(math.isfinite(value) for value in values):
+    if all(map(math.isfinite, values)):
         return math.fsum(values) / len(values)
-    return math.nan if any(math.isnan(value) for value in values) else math.inf
+    return math.nan if any(map(math.isnan, values)) else math.inf

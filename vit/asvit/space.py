@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from .genotype import PUBLISHED, SEED_WIDTH, STAGES, Genotype, GenotypeError
+from .genotype import PUBLISHED, SEED_DEPTHS, SEED_WIDTH, Genotype, GenotypeError
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ class SearchSpace:
             if unknown:
                 raise GenotypeError(f"{name}: {unknown} is not in the space; it may be {list(PUBLISHED[name])}.")
         # Each value once, in a fixed order, so that a seed gives the same samples however the space was written.
-        full = {
-            name: tuple(v for v in values if v in self.choices.get(name, values)) for name, values in PUBLISHED.items()
-        }
+        full = {}
+        for name, values in PUBLISHED.items():
+            wanted = self.choices.get(name, values)
+            full[name] = tuple(value for value in values if value in wanted)
         object.__setattr__(self, "choices", full)
 
     @property
@@ -67,11 +68,12 @@ class SearchSpace:
         return space
 
     def build(
-        self, values: Mapping[str, int], depths: tuple[int, ...] = (1,) * STAGES, width: int = SEED_WIDTH
+        self, values: Mapping[str, int], depths: tuple[int, ...] = SEED_DEPTHS, width: int = SEED_WIDTH
     ) -> Genotype:
         """The genotype with these choices."""
-        kernels, splits, expansions = (tuple(values[f"{x}{i}"] for i in range(1, STAGES + 1)) for x in "KSE")
-        return Genotype(kernels, splits, expansions, values["H"], depths, width)
+        flat = [values[name] for name in PUBLISHED]  # three for every stage, then the heads
+        kernels, splits, expansions = (tuple(flat[letter:-1:3]) for letter in range(3))
+        return Genotype(kernels, splits, expansions, flat[-1], depths=depths, width=width)
 
     def sample(self, rng: Random) -> Genotype:
         """A network drawn uniformly."""
@@ -84,11 +86,14 @@ class SearchSpace:
             GenotypeError: The space has one network only.
         """
         values = genotype.choices
-        free = [name for name, allowed in self.choices.items() if set(allowed) - {values[name]}]
+        others = {}
+        for name, allowed in self.choices.items():
+            others[name] = [value for value in allowed if value != values[name]]
+        free = [name for name, left in others.items() if left]
         if not free:
             raise GenotypeError("the space holds one network only: nothing can be mutated; allow more values.")
         name = rng.choice(free)
-        values[name] = rng.choice([value for value in self.choices[name] if value != values[name]])
+        values[name] = rng.choice(others[name])
         return self.build(values, genotype.depths, genotype.width)
 
     def __contains__(self, genotype: object) -> bool:

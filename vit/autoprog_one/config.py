@@ -115,7 +115,7 @@ class ViTGrowthConfig:
 
 
 def _check_numbers(config: ViTGrowthConfig) -> None:
-    for name, least in (("num_stages", 1), ("evaluations", 1), ("seed", 0)):
+    for name, least in {"num_stages": 1, "evaluations": 1, "seed": 0}.items():
         value = getattr(config, name)
         if not _is_whole(value) or value < least:
             raise ConfigError(f"{name}={value!r} is not allowed: use a whole number of at least {least}.")
@@ -123,12 +123,11 @@ def _check_numbers(config: ViTGrowthConfig) -> None:
         value = getattr(config, name)
         if not _is_number(value) or not 0 < value <= 1:
             raise ConfigError(f"{name}={value!r} is not allowed: use a fraction in (0, 1].")
-    if not _is_number(config.ema_decay) or not 0 <= config.ema_decay < 1:
-        raise ConfigError(f"ema_decay={config.ema_decay!r} is not allowed: use a decay in [0, 1).")
-    steps = config.search_steps
-    counted = _is_whole(steps) and steps >= 1
-    share = isinstance(steps, float) and 0 < steps < 1
-    if not counted and not share:
+    decay, steps = config.ema_decay, config.search_steps
+    if not _is_number(decay) or not 0 <= decay < 1:
+        raise ConfigError(f"ema_decay={decay!r} is not allowed: use a decay in [0, 1).")
+    allowed = steps >= 1 if _is_whole(steps) else isinstance(steps, float) and 0 < steps < 1
+    if not allowed:
         raise ConfigError(f"search_steps={steps!r} is not allowed: use steps (from 1), or a fraction in (0, 1).")
 
 

@@ -17,6 +17,7 @@ from .operators import GrowthMap, all_tensors, growth_map, initialise, move_stat
 
 
 Positions = tuple[tuple[int, ...], ...]
+Optimizers = Iterable[torch.optim.Optimizer]
 
 
 def skip(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
@@ -40,7 +41,7 @@ class ElasticModel:
     def __init__(self, model: nn.Module, groups: Sequence[BlockGroup]) -> None:
         self.model = model
         self.groups = tuple(groups)
-        self.depths: tuple[int, ...] = tuple(len(group) for group in groups)
+        self.depths: tuple[int, ...] = tuple(map(len, groups))
         self._positions = prefix(self.depths)
         # Parameters that the user froze stay frozen.
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -85,7 +86,7 @@ class ElasticModel:
 
     def restore(self) -> None:
         """Let every block run, and everything train that did when this was built."""
-        self.set_depths([len(group) for group in self.groups])
+        self.set_depths(list(map(len, self.groups)))
 
     def maps(self, operator: Operator, depths: Sequence[int]) -> list[GrowthMap]:
         """The origin of the blocks of a prefix of `depths`, if it grew from the current one."""
@@ -97,7 +98,7 @@ class ElasticModel:
         operator: Operator,
         policy: OptimizerState,
         average: WeightAverage,
-        optimizers: Iterable[torch.optim.Optimizer],
+        optimizers: Optimizers,
         *,
         seed: int,
     ) -> None:
@@ -117,17 +118,17 @@ class ElasticModel:
                         average.values[name].copy_(self.model.get_parameter(name).detach())
         self.set_depths(depths)
 
-    def extract(
-        self, positions: Positions, average: WeightAverage, optimizers: Iterable[torch.optim.Optimizer]
-    ) -> None:
+    def extract(self, positions: Positions, average: WeightAverage, optimizers: Optimizers) -> None:
         """Keep the blocks at `positions` as the new prefix: weights, average and optimizer state move together."""
         self._move([GrowthMap(kept, ()) for kept in positions], "copy", average, optimizers)
-        self.set_depths([len(kept) for kept in positions])
+        self.set_depths(list(map(len, positions)))
 
     def _names(self, depths: Sequence[int]) -> set[str]:
         """Names of the tensors in a prefix of `depths`."""
-        blocks = [block for group, depth in zip(self.groups, depths) for block in group.tensors[:depth]]
-        return {name for block in blocks for name in block}
+        names: set[str] = set()
+        for group, depth in zip(self.groups, depths):
+            names.update(*group.tensors[:depth])
+        return names
 
     def _refill(self, group: BlockGroup, position: int, operator: Operator, seed: int) -> Sequence[str]:
         """Give an inserted block the weights of its operator; returns the names of the tensors that were changed."""
@@ -141,11 +142,7 @@ class ElasticModel:
         return ()
 
     def _move(
-        self,
-        maps: Sequence[GrowthMap],
-        policy: OptimizerState,
-        average: WeightAverage,
-        optimizers: Iterable[torch.optim.Optimizer],
+        self, maps: Sequence[GrowthMap], policy: OptimizerState, average: WeightAverage, optimizers: Optimizers
     ) -> None:
         parameters = dict(self.model.named_parameters())
         tensors = all_tensors(self.model)

@@ -15,6 +15,7 @@ from autoprog_diffusion.growth.errors import ConfigError, PlanError, UnitError
 from autoprog_diffusion.growth.units import layout_from_patterns
 
 from .config import ViTGrowthConfig
+from .operators import all_tensors
 
 
 OUTLOOKER_SHARE = 0.23  # of VOLO's depth, rounded to an even number (released code of arXiv 2203.14509)
@@ -47,6 +48,7 @@ def find_groups(model: nn.Module, patterns: Sequence[str] | None = None) -> tupl
     Raises:
         UnitError: No blocks are found, or blocks of a group differ in shape.
     """
+    found: list[list[str]]
     if patterns is not None:
         found = [[unit.name for unit in layout_from_patterns(model, patterns).blocks]]
     elif hasattr(model, "block_groups"):
@@ -81,15 +83,14 @@ def split_depths(depths: Iterable[int], sizes: Sequence[int]) -> list[tuple[int,
         return [tuple(sizes)]
     if len(sizes) > 2:
         raise PlanError(f"a model with {len(sizes)} groups of blocks cannot grow in depth: use min_depth=1.")
+    first = second = 1  # each group holds a block, fits its full size, and never shrinks
     result: list[tuple[int, ...]] = []
     for depth in depths:
-        # Each group holds a block, fits its full size, and is as deep as in the network before.
-        low, high = max(1, depth - sizes[1]), min(sizes[0], depth - 1)
-        if result:
-            first, second = result[-1]
-            low, high = max(low, first), min(high, depth - second)
+        low = max(first, depth - sizes[1])
+        high = min(sizes[0], depth - second)
         first = min(max(make_divisible(OUTLOOKER_SHARE * depth, 2), low), high)
-        result.append((first, depth - first))
+        second = depth - first
+        result.append((first, second))
     return result
 
 
@@ -105,11 +106,11 @@ def depth_grid(config: ViTGrowthConfig, sizes: Sequence[int]) -> list[int]:
     Raises:
         PlanError: There are fewer blocks than stages.
     """
-    full, count = sum(sizes), config.num_stages
+    full, last = sum(sizes), config.num_stages - 1
     low = max(len(sizes), round(config.min_depth * full))
-    if low < full < count:
-        raise PlanError(f"the model has {full} blocks for num_stages={count}: use at most {full} stages.")
-    return [full if k == count - 1 else low + (full - low) * k // max(count - 1, 1) for k in range(count)]
+    if low < full <= last:
+        raise PlanError(f"the model has {full} blocks for num_stages={last + 1}: use at most {full} stages.")
+    return [*(low + (full - low) * stage // last for stage in range(last)), full]
 
 
 def resolution_grid(config: ViTGrowthConfig, image_size: int | None, multiple: int) -> list[int]:
@@ -123,12 +124,11 @@ def resolution_grid(config: ViTGrowthConfig, image_size: int | None, multiple: i
     Raises:
         ConfigError: A side is no multiple, the last one is not the model's, or neither says how large images are.
     """
-    count = config.num_stages
     if config.resolutions is None:
         if image_size is None:
             raise ConfigError("the model does not say how large its images are: give resolutions=(...), in pixels.")
-        low = config.min_resolution
-        shares = [1.0 if k == count - 1 else low + (1 - low) * k / max(count - 1, 1) for k in range(count)]
+        low, last = config.min_resolution, config.num_stages - 1
+        shares = [*(low + (1 - low) * stage / last for stage in range(last)), 1.0]
         return [min(image_size, make_divisible(share * image_size, multiple)) for share in shares]
     for size in config.resolutions:
         if size % multiple:
@@ -147,36 +147,37 @@ def resolution_grid(config: ViTGrowthConfig, image_size: int | None, multiple: i
 
 def _volo(model: nn.Module) -> list[list[str]]:
     """The outlookers of stage 1, and the transformer blocks of all later stages; class attention never grows."""
-    stages = [
-        [f"network.{index}.{inner}" for inner in range(len(stage))]
-        for index, stage in enumerate(model.network)  # type: ignore[arg-type]
-        if isinstance(stage, nn.Sequential)
-    ]
-    return [stages[0], [name for stage in stages[1:] for name in stage]]
+    stages = []
+    for index, stage in enumerate(model.network):  # type: ignore[arg-type]
+        if isinstance(stage, nn.Sequential):
+            stages.append([f"network.{index}.{inner}" for inner in range(len(stage))])
+    return [stages[0], sum(stages[1:], [])]
 
 
 def _listed(model: nn.Module) -> list[str]:
     """Members of the one list of repeated blocks: timm's `blocks`, or what transformers declares it never splits."""
     declared = set(getattr(model, "_no_split_modules", None) or ())
     for name, module in model.named_modules():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or not len(module):
-            continue
-        if name == "blocks" or (declared and all(type(block).__name__ in declared for block in module)):
-            return [f"{name}.{index}" for index in range(len(module))]
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module):
+            kinds = {type(block).__name__ for block in module}
+            if name == "blocks" or kinds <= declared:
+                return [f"{name}.{index}" for index in range(len(module))]
     raise UnitError(f"{type(model).__name__} declares no list of blocks. {how_to_name_blocks(model)}")
 
 
-def _group(model: nn.Module, names: list[str]) -> BlockGroup:
-    shapes = []
+def _group(model: nn.Module, names: Sequence[str]) -> BlockGroup:
+    first = _shapes(model, names[0])
     for name in names:
-        block = model.get_submodule(name)
-        tensors = [*block.named_parameters(), *block.named_buffers()]
-        shapes.append({inner: tuple(tensor.shape) for inner, tensor in tensors})
-    for name, shape in zip(names, shapes):
-        if shape != shapes[0]:
-            keys = [key for key in sorted({*shape, *shapes[0]}) if shape.get(key) != shapes[0].get(key)]
+        shapes = _shapes(model, name)
+        if shapes != first:
+            key = min(key for key in {*shapes, *first} if shapes.get(key) != first.get(key))
             raise UnitError(
-                f"block {name!r} differs from {names[0]!r} in {keys[0]!r}: {shape.get(keys[0])} instead of "
-                f"{shapes[0].get(keys[0])}. Weights of one can only grow into the other where blocks have one shape."
+                f"block {name!r} differs from {names[0]!r} in {key!r}: {shapes.get(key)} instead of "
+                f"{first.get(key)}. Weights of one can only grow into the other where blocks have one shape."
             )
-    return BlockGroup(tuple(names), tuple(tuple(f"{name}.{inner}" for inner in shapes[0]) for name in names))
+    return BlockGroup(tuple(names), tuple(tuple(f"{name}.{inner}" for inner in first) for name in names))
+
+
+def _shapes(model: nn.Module, block: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of a block's parameters and buffers, by their names within it."""
+    return {name: tuple(tensor.shape) for name, tensor in all_tensors(model.get_submodule(block)).items()}

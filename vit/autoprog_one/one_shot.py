@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from .shapes import Shape
 
 
 LossFn = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Batches = Sequence[tuple[Tensor, Tensor]]  # images (N, C, H, W) and targets
+Values = Sequence[float]  # one for every candidate
 
 
 @dataclass(frozen=True)
@@ -39,16 +43,13 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as plain JSON types."""
-        return {
-            "depth": self.shape.depth,
-            "resolution": self.shape.resolution,
-            "loss": self.loss,
-            "cost": self.cost,
-            "score": self.score if math.isfinite(self.score) else str(self.score),
-        }
+        values = asdict(self)
+        if math.isinf(self.score):
+            values["score"] = str(self.score)
+        return {**values.pop("shape"), **values}
 
 
-def fit_exponent(losses: Sequence[float], costs: Sequence[float]) -> float:
+def fit_exponent(losses: Values, costs: Values) -> float:
     """Exponent w = max(-a1, 0) of the power law loss = a2 cost^a1.
 
     The least-squares line of log loss over log cost, in closed form. The released code fits loss itself with
@@ -59,17 +60,14 @@ def fit_exponent(losses: Sequence[float], costs: Sequence[float]) -> float:
         >>> round(fit_exponent([4.0, 2.0, 1.0], [1.0, 4.0, 16.0]), 6)
         0.5
     """
-    x, y = [math.log(cost) for cost in costs], [math.log(loss) for loss in losses]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    spread = sum((a - mean_x) ** 2 for a in x)
-    if spread < 1e-12:  # one cost: nothing to trade
+    x = [math.log(cost) for cost in costs]
+    if statistics.pvariance(x) * len(x) < 1e-12:  # one cost: nothing to trade
         return 0.0
-    return max(-sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / spread, 0.0)
+    line = statistics.linear_regression(x, [math.log(loss) for loss in losses])
+    return max(-line.slope, 0.0)
 
 
-def choose(
-    shapes: Sequence[Shape], losses: Sequence[float], costs: Sequence[float]
-) -> tuple[int, float, list[Verdict]]:
+def choose(shapes: Sequence[Shape], losses: Values, costs: Values) -> tuple[int, float, list[Verdict]]:
     """The candidate furthest below the trend of loss over cost.
 
     A loss that is not a positive number is left out of the fit and never wins while another is sound. Ties (within
@@ -78,19 +76,16 @@ def choose(
     Returns:
         Index of the choice, w, and a verdict per candidate.
     """
-    sound = [(loss, cost) for loss, cost in zip(losses, costs) if math.isfinite(loss) and loss > 0]
-    w = fit_exponent([loss for loss, _ in sound], [cost for _, cost in sound]) if sound else 0.0
+    sound = [math.isfinite(loss) and loss > 0 for loss in losses]
+    w = fit_exponent(list(compress(losses, sound)), list(compress(costs, sound))) if any(sound) else 0.0
     most_expensive = max(costs)
     verdicts = []
-    for shape, loss, cost in zip(shapes, losses, costs, strict=True):
-        score = math.inf
-        if (loss, cost) in sound:
-            score = loss * (cost / most_expensive) ** w
+    for shape, loss, cost, usable in zip(shapes, losses, costs, sound, strict=True):
+        score = loss * (cost / most_expensive) ** w if usable else math.inf
         verdicts.append(Verdict(shape, loss, cost, score))
     best = min(verdict.score for verdict in verdicts)
-    # Equal up to rounding; an infinite best equals itself only.
-    tied = [i for i, each in enumerate(verdicts) if each.score <= best * (1 + 1e-12) or each.score == best]
-    return min(tied, key=lambda index: (costs[index], index)), w, verdicts
+    tied = [index for index, verdict in enumerate(verdicts) if verdict.score <= best * (1 + 1e-12)]
+    return min(tied, key=costs.__getitem__), w, verdicts
 
 
 @contextmanager
@@ -106,31 +101,34 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def mean_loss(
-    model: nn.Module, loss_fn: LossFn, batches: Sequence[tuple[Tensor, Tensor]], resize: Callable[[Tensor], Tensor]
-) -> float:
+def mean_loss(model: nn.Module, loss_fn: LossFn, batches: Batches, resize: Callable[[Tensor], Tensor]) -> float:
     """Mean of the loss over batches (images (N, C, H, W), targets), resized first; batches count by their size."""
     total, count = 0.0, 0
     device = next(model.parameters()).device
     for images, targets in batches:
         loss = loss_fn(model, resize(images.to(device)), targets.to(device))
-        total, count = total + float(loss) * len(images), count + len(images)
+        total += float(loss) * len(images)
+        count += len(images)
     return total / count
 
 
 def step_flops(model: nn.Module, loss_fn: LossFn, images: Tensor, targets: Tensor) -> float:
     """FLOPs of a forward and backward pass, per image; counted by torch, so the same in every run."""
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    device = next(model.parameters()).device
-    with leaving_no_trace(model, names=names), flop_counter() as counter:
+    with _probing(model) as device, flop_counter() as counter:
         loss_fn(model, images[:1].to(device), targets[:1].to(device)).backward()
         return float(counter.get_total_flops())
 
 
 def step_seconds(model: nn.Module, loss_fn: LossFn, images: Tensor, targets: Tensor, repeats: int = 5) -> float:
     """Seconds of a forward and backward pass on a batch: the median of `repeats`, after one that is not counted."""
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    device = next(model.parameters()).device
-    images, targets = images.to(device), targets.to(device)
-    with leaving_no_trace(model, names=names):
+    with _probing(model) as device:
+        images, targets = images.to(device), targets.to(device)
         return median_seconds(lambda: loss_fn(model, images, targets).backward(), device, repeats)
+
+
+@contextmanager
+def _probing(model: nn.Module) -> Iterator[torch.device]:
+    """Passes of the trainable parameters that leave no trace; gives the model's device."""
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with leaving_no_trace(model, names=names):
+        yield next(model.parameters()).device

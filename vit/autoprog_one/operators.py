@@ -5,7 +5,8 @@ Source: AutoProg (arXiv 2203.14509), its released code for the exact maps; stack
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from autoprog_diffusion.growth.errors import UnitError
 
 from .config import Operator, OptimizerState
 
+
+Names = Sequence[Sequence[str]]  # of the tensors of every block, in the same order for all
+State = dict[str, Any]  # of an optimizer, for one parameter
 
 # Last projections of a block's residual branches, in the words of timm, VOLO and transformers (new and old).
 BRANCH_ENDS = ("attn.proj", "mlp.fc2", "attention.o_proj", "attention.output.dense", "output.dense")
@@ -68,11 +72,12 @@ def kept_positions(growth: GrowthMap, depth: int) -> tuple[int, ...]:
 
     So the deepest duplicates are kept longest, and sub-networks are nested.
     """
-    dropped = set(growth.inserted[: len(growth.sources) - depth])
-    return tuple(position for position in range(len(growth.sources)) if position not in dropped)
+    count = len(growth.sources)
+    dropped = growth.inserted[: count - depth]
+    return tuple(position for position in range(count) if position not in dropped)
 
 
-def move_tensors(tensors: Mapping[str, Tensor], names: Sequence[Sequence[str]], sources: Sequence[int | None]) -> None:
+def move_tensors(tensors: Mapping[str, Tensor], names: Names, sources: Sequence[int | None]) -> None:
     """Copy the tensors of block `sources[i]` into block i, all at once.
 
     Args:
@@ -80,21 +85,23 @@ def move_tensors(tensors: Mapping[str, Tensor], names: Sequence[Sequence[str]], 
         names: For every block the names of its tensors, in the same order.
         sources: None leaves a block as it is.
     """
-    moves = [(position, source) for position, source in enumerate(sources) if source not in (None, position)]
-    # Copies first: a block that is read may be written before its turn.
-    read = {name for _, source in moves if source is not None for name in names[source] if name in tensors}
-    copies = {name: tensors[name].detach().clone() for name in read}
+    copies = []
+    for position, source in enumerate(sources):
+        if source is None or source == position:
+            continue
+        for target, origin in zip(names[position], names[source]):
+            if origin in tensors:
+                # A copy: a block that is read may be written before its turn.
+                copies.append((tensors[target], tensors[origin].detach().clone()))
     with torch.no_grad():
-        for position, source in moves:
-            for target, origin in zip(names[position], names[source]):  # type: ignore[index]
-                if origin in copies:
-                    tensors[target].copy_(copies[origin])
+        for target, values in copies:
+            target.copy_(values)
 
 
 def move_state(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
-    names: Sequence[Sequence[str]],
+    names: Names,
     growth: GrowthMap,
     policy: OptimizerState,
 ) -> None:
@@ -106,24 +113,23 @@ def move_state(
     states = {}
     for name, parameter in parameters.items():
         if parameter in optimizer.state:
-            states[name] = _cloned(optimizer.state[parameter])
+            states[name] = copy.deepcopy(optimizer.state[parameter])
     last = max(source for source in growth.sources if source is not None)
     for position, block in enumerate(names):
-        source = growth.sources[position] if position < len(growth.sources) else None
         inserted = position in growth.inserted
+        source = growth.sources[position] if position < len(growth.sources) else None
         if inserted and policy == "fresh":
             source = None
         for offset, name in enumerate(block):
             if name not in parameters:  # a buffer
                 continue
             state = None if source is None else states.get(names[source][offset])
-            if inserted and policy == "average" and source is not None:
-                behind = names[min(source + 1, last)][offset]
-                state = _mean(state, states.get(behind))
             if state is None:
                 optimizer.state.pop(parameters[name], None)
-            else:
-                optimizer.state[parameters[name]] = _cloned(state)
+                continue
+            if inserted and policy == "average" and source is not None:
+                state = _mean(state, states.get(names[min(source + 1, last)][offset], {}))
+            optimizer.state[parameters[name]] = copy.deepcopy(state)
 
 
 def zero_branches(block: nn.Module, name: str) -> list[str]:
@@ -151,7 +157,7 @@ def zero_branches(block: nn.Module, name: str) -> list[str]:
 
 def initialise(model: nn.Module, block: nn.Module, seed: int) -> None:
     """Give a block new weights by the model's own initialisation; the random state of the run does not move."""
-    own: Callable[[nn.Module], Any] | None = getattr(model, "_init_weights", None)
+    own = getattr(model, "_init_weights", lambda module: None)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         for module in block.modules():
@@ -161,25 +167,18 @@ def initialise(model: nn.Module, block: nn.Module, seed: int) -> None:
             for reset in ("reset_parameters", "_reset_parameters"):  # the latter of nn.MultiheadAttention
                 if hasattr(module, reset):
                     getattr(module, reset)()
-            if own is not None:
-                own(module)
+            own(module)
 
 
-def _cloned(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()}
-
-
-def _mean(state: Any, other: Any) -> Any:
+def _mean(state: State, other: State) -> State:
     """The mean of two states; step counters, which are no moments, are the first one's."""
-    if state is None or other is None:
-        return state
     mean = dict(state)
     for key, value in state.items():
-        if isinstance(value, Tensor) and value.dim() and key in other:
+        if key in other and isinstance(value, Tensor) and value.dim():
             mean[key] = (value + other[key]) / 2
     return mean
 
 
-def all_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of a model by name."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+def all_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a module by name."""
+    return dict([*module.named_parameters(), *module.named_buffers()])

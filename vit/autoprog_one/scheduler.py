@@ -17,14 +17,13 @@ from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
 from autoprog_diffusion.growth.units import build_layout, count_trainable
 
-from ..ema import WeightAverage
 from ..models import size_multiple
 from ..resolution import enable_dynamic_resolution, resize_images
 from .checks import check_backend, check_supernet, find_optimizers, make_retokenizer
 from .config import ViTGrowthConfig
 from .elastic import ElasticModel
 from .groups import find_groups
-from .one_shot import LossFn
+from .one_shot import Batches, LossFn
 from .search import ShapeSearch
 from .shapes import first_plan, make_grid
 from .stage_runner import ShapeRecord, StageRunner
@@ -77,7 +76,7 @@ class ViTGrowth:
         *,
         num_training_steps: int,
         optimizer: torch.optim.Optimizer | None = None,
-        held_out: Sequence[tuple[Tensor, Tensor]] | None = None,
+        held_out: Batches | None = None,
         loss_fn: LossFn | None = None,
     ) -> None:
         """Enter stage 0, and register for checkpointing with the accelerator.
@@ -110,22 +109,11 @@ class ViTGrowth:
             elastic=self._elastic,
             layout=self.layout,
             resize=self._resized,
-            batches=list(held_out or ()),
+            batches=held_out or (),
             loss_fn=loss_fn,
         )
-        self._runner = StageRunner(
-            config=self.config,
-            grid=self._grid,
-            plan=first_plan(self.config, self._grid, num_training_steps),
-            layout=self.layout,
-            elastic=self._elastic,
-            average=WeightAverage(self._model, self.config.ema_decay),
-            optimizers=optimizers,
-            search=search,
-            wrapped=model,
-            ddp=ddp,
-            tokens=self._tokens,
-        )
+        plan = first_plan(self.config, self._grid, num_training_steps)
+        self._runner = StageRunner(search, plan, optimizers, wrapped=model, ddp=ddp, tokens=self._tokens)
         self._disable_resolutions = enable_dynamic_resolution(self._model)
         self._running = True
         self._runner.enter(0)

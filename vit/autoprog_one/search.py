@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
-
-from torch import Tensor
 
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.growth.plan import GrowthPlan
@@ -20,11 +17,11 @@ from autoprog_diffusion.search.consensus import agree, decide_once, gather
 from ..ema import WeightAverage
 from .config import ViTGrowthConfig
 from .elastic import ElasticModel, prefix
-from .one_shot import choose, evaluating, mean_loss, step_flops, step_seconds
+from .one_shot import Batches, choose, evaluating, mean_loss, step_flops, step_seconds
 from .operators import growth_map
-from .shapes import Grid, Shape, list_candidates, search_length
+from .shapes import Grid, Shape, list_candidates, search_length, shape_of
 from .supernet import Supernet
-from .zero_shot import SubNetworkScores
+from .zero_shot import Resize, SubNetworkScores
 
 
 class FlopTable:
@@ -42,13 +39,13 @@ class FlopTable:
         ones = [1] * len(elastic.depths)
         elastic.show(prefix(ones))
         self._base = count()
-        self._block: list[float] = []
+        self._block = [0.0] * len(ones)
         for group, depth in enumerate(elastic.depths):
-            flops = 0.0
             if depth > 1:
-                elastic.show(prefix([*ones[:group], 2, *ones[group + 1 :]]))
-                flops = count() - self._base
-            self._block.append(flops)
+                two = ones.copy()
+                two[group] = 2
+                elastic.show(prefix(two))
+                self._block[group] = count() - self._base
 
     def of(self, depths: Sequence[int]) -> float:
         """FLOPs with `depths` blocks in the groups."""
@@ -77,8 +74,8 @@ class ShapeSearch:
     grid: Grid
     elastic: ElasticModel
     layout: Layout
-    resize: Callable[[Tensor, int], Tensor]
-    batches: Sequence[tuple[Tensor, Tensor]]
+    resize: Resize
+    batches: Batches
     loss_fn: Any
     supernet: Supernet | None = field(default=None, init=False)
     _seconds: float = field(default=0.0, init=False)
@@ -99,20 +96,20 @@ class ShapeSearch:
             return [self.grid.shape(stage)]
         found = list_candidates(self.grid, stage, current)
         if self.config.search == "random":
-            return [random.Random(1000 * self.config.seed + stage).choice(found)]
+            found = [random.Random(1000 * self.config.seed + stage).choice(found)]
         return found
 
     def open(self, stage: int, plan: GrowthPlan, current: Shape | None) -> Supernet:
         """The supernet of a stage's candidates; the model has the depth of the largest."""
         config, splits = self.config, self.grid.splits
         candidates = self.candidates(stage, current)
-        smallest = candidates[0] if current is None else current
-        old, new = splits[smallest.depth], splits[candidates[-1].depth]
+        smallest = current or candidates[0]
+        depths = zip(splits[smallest.depth], splits[candidates[-1].depth])
         self.supernet = Supernet(
             start=plan.stages[stage].start,
             length=search_length(config, plan, stage) if config.search == "one_shot" else 0,
             candidates=candidates,
-            maps=[growth_map(config.operator, before, after) for before, after in zip(old, new)],
+            maps=[growth_map(config.operator, old, new) for old, new in depths],
             grid=self.grid,
             evaluations=config.evaluations,
             seed=config.seed,
@@ -143,15 +140,14 @@ class ShapeSearch:
             SearchError: On every rank, where scoring failed on one.
         """
         started = time.perf_counter()
-        decide = self._one_shot if self.config.search == "one_shot" else self._zero_shot
-        index, details = decide(net)
+        index, details = self._one_shot(net) if self.config.search == "one_shot" else self._zero_shot(net)
         chosen = net.candidates[index]
         record = {
             "stage": stage,
             "step": net.start + net.length,
             "search": self.config.search,
             "cost_unit": "FLOPs" if self.config.search_cost == "flops" else "seconds",
-            "choice": {"depth": chosen.depth, "resolution": chosen.resolution},
+            "choice": asdict(chosen),
             **details,
             "seconds": self._seconds + time.perf_counter() - started,
         }
@@ -165,15 +161,10 @@ class ShapeSearch:
     def load_state_dict(self, state: dict[str, Any] | None, stage: int, plan: GrowthPlan) -> None:
         """Continue the phase that `state_dict` was taken in."""
         self.supernet = None
-        if state is None:
-            return
-        current = None
-        if stage:
-            before = plan.stages[stage - 1]
-            current = Shape(len(before.blocks), int(before.resolution))
-        net = self.open(stage, plan, current)
-        net.losses = state["losses"]
-        self._seconds = state["seconds"]
+        if state is not None:
+            net = self.open(stage, plan, shape_of(plan.stages[stage - 1]) if stage else None)
+            net.losses = state["losses"]
+            self._seconds = state["seconds"]
 
     def _one_shot(self, net: Supernet) -> tuple[int, dict[str, Any]]:
         losses = _column_means(net.losses)
@@ -183,25 +174,26 @@ class ShapeSearch:
         return index, {"w": exponent, "candidates": rows, "evaluations": net.losses}
 
     def _zero_shot(self, net: Supernet) -> tuple[int, dict[str, Any]]:
-        def score() -> list[objective.Score]:
-            scores = SubNetworkScores(
-                model=self.elastic.model,
-                layout=self.layout,
-                loss_fn=self.loss_fn,
-                batches=self.batches,
-                resize=self.resize,
-                full=self.grid.full.resolution,
-            )
-            found = []
-            for shape in net.candidates:
-                cost = self._cost(net, shape)
-                self.elastic.show(net.positions(shape.depth))
-                found.append(scores.score(self.elastic.running, shape.resolution, cost))
-            return found
-
         goal = self.config.search_objective
-        index, scores = agree(score, lambda found: objective.choose(goal, found, self.config.seed))
+        index, scores = agree(lambda: self._scores(net), lambda found: objective.choose(goal, found, self.config.seed))
         return index, {"objective": goal, "candidates": [score.to_dict() for score in scores]}
+
+    def _scores(self, net: Supernet) -> list[objective.Score]:
+        """Training-free scores of every candidate, on this rank."""
+        scores = SubNetworkScores(
+            model=self.elastic.model,
+            layout=self.layout,
+            loss_fn=self.loss_fn,
+            batches=self.batches,
+            resize=self.resize,
+            full=self.grid.full.resolution,
+        )
+        found = []
+        for shape in net.candidates:
+            cost = self._cost(net, shape)
+            self.elastic.show(net.positions(shape.depth))
+            found.append(scores.score(self.elastic.running, shape.resolution, cost))
+        return found
 
     def _loss(self, net: Supernet, shape: Shape) -> float:
         self.elastic.show(net.positions(shape.depth))
@@ -214,16 +206,16 @@ class ShapeSearch:
 
     def _cost(self, net: Supernet, shape: Shape) -> float:
         """FLOPs of a training step of an image, or seconds of a batch."""
+        model, side = self.elastic.model, shape.resolution
         images, targets = self.batches[0]
-        images = self.resize(images, shape.resolution)
+        images = self.resize(images, side)
         if self.config.search_cost == "measured":
             self.elastic.show(net.positions(shape.depth))
-            return step_seconds(self.elastic.model, self.loss_fn, images, targets)
-        if shape.resolution not in self._flops:
-            count = functools.partial(step_flops, self.elastic.model, self.loss_fn, images, targets)
-            self._flops[shape.resolution] = FlopTable(self.elastic, count)
-        return self._flops[shape.resolution].of(self.grid.splits[shape.depth])
+            return step_seconds(model, self.loss_fn, images, targets)
+        if side not in self._flops:
+            self._flops[side] = FlopTable(self.elastic, lambda: step_flops(model, self.loss_fn, images, targets))
+        return self._flops[side].of(self.grid.splits[shape.depth])
 
 
-def _column_means(rows: Sequence[Sequence[float]]) -> list[float]:
+def _column_means(rows: Iterable[Sequence[float]]) -> list[float]:
     return [sum(column) / len(column) for column in zip(*rows)]

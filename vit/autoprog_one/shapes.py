@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import nn
 
@@ -93,15 +93,15 @@ def list_candidates(grid: Grid, stage: int, current: Shape | None) -> list[Shape
     if stage == count - 1:
         return [grid.full]
     if current is None:
-        picks = (0, count // 2, count - 1)
-        depths = {grid.depths[index] for index in picks}
-        resolutions = {grid.resolutions[index] for index in picks}
+        smallest, middle, largest = (grid.shape(index) for index in (0, count // 2, count - 1))
+        depths = {smallest.depth, middle.depth, largest.depth}
+        resolutions = {smallest.resolution, middle.resolution, largest.resolution}
     else:
         deeper = sorted(depth for depth in set(grid.depths) if depth > current.depth)
-        larger = sorted(size for size in set(grid.resolutions) if size > current.resolution)
-        depths = set(deeper[:3]) or {current.depth}
+        larger = [size for size in grid.resolutions if size > current.resolution]
+        depths = deeper[:3] or [current.depth]
         resolutions = {current.resolution, *larger[:1]}
-    return sorted(Shape(depth, resolution) for depth in depths for resolution in resolutions)
+    return sorted(Shape(*pair) for pair in itertools.product(depths, resolutions))
 
 
 def first_plan(config: ViTGrowthConfig, grid: Grid, num_training_steps: int) -> GrowthPlan:
@@ -110,28 +110,33 @@ def first_plan(config: ViTGrowthConfig, grid: Grid, num_training_steps: int) -> 
     Raises:
         PlanError: The run is too short for its stages or supernet phases, or two stages of a fixed schedule are equal.
     """
-    count = config.num_stages
-    starts = stage_starts(count, config.boundaries, num_training_steps)
-    shapes = [grid.shape(stage) for stage in range(count)]
-    strides = config.strides or (None,) * count
-    for index, (early, late) in enumerate(pairwise(zip(shapes, strides))):
-        if early == late:
+    last = config.num_stages - 1
+    shapes = [grid.shape(stage) for stage in range(last + 1)]
+    strides = config.strides or (None,) * len(shapes)
+    kinds = list(zip(shapes, strides))
+    for stage in range(last):
+        if kinds[stage] == kinds[stage + 1]:
             raise PlanError(
-                f"stages {index} and {index + 1} would both train {shapes[index].depth} blocks at "
-                f"{shapes[index].resolution} pixels: use fewer stages, or a smaller min_depth (now "
+                f"stages {stage} and {stage + 1} would both train {shapes[stage].depth} blocks at "
+                f"{shapes[stage].resolution} pixels: use fewer stages, or a smaller min_depth (now "
                 f"{config.min_depth}) or first resolution."
             )
     if config.search != "fixed":
-        shapes[:-1] = [shapes[0]] * (count - 1)
-    stages = tuple(
-        Stage(start, grid.blocks(shape.depth), shape.resolution, stride)
-        for start, shape, stride in zip(starts, shapes, strides, strict=True)
-    )
-    plan = GrowthPlan(sum(grid.sizes), num_training_steps, stages)
+        shapes[:-1] = [shapes[0]] * last
+    starts = stage_starts(last + 1, config.boundaries, num_training_steps)
+    stages = []
+    for start, shape, stride in zip(starts, shapes, strides, strict=True):
+        stages.append(Stage(start, grid.blocks(shape.depth), shape.resolution, stride))
+    plan = GrowthPlan(sum(grid.sizes), num_training_steps, tuple(stages))
     if config.search == "one_shot":
-        for stage in range(count - 1):
+        for stage in range(last):
             search_length(config, plan, stage)
     return plan
+
+
+def shape_of(stage: Stage) -> Shape:
+    """The shape that a stage of a plan trains."""
+    return Shape(len(stage.blocks), int(stage.resolution))
 
 
 def search_length(config: ViTGrowthConfig, plan: GrowthPlan, stage: int) -> int:

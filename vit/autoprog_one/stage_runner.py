@@ -17,14 +17,13 @@ from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.search_session import with_choice
 from autoprog_diffusion.growth.state import STATE_VERSION, check_state, fingerprint
-from autoprog_diffusion.growth.units import Layout, count_trainable
+from autoprog_diffusion.growth.units import count_trainable
 
 from ..ema import WeightAverage
 from ..retokenize import Retokenizer
 from .config import ViTGrowthConfig
-from .elastic import ElasticModel
 from .search import ShapeSearch
-from .shapes import Grid, Shape
+from .shapes import Shape, shape_of
 from .supernet import Supernet
 
 
@@ -65,27 +64,17 @@ class StageRunner:
     """Leads a model through its stages, searched or not.
 
     Attributes:
-        config: How it grows.
-        grid: The shapes it can go through.
-        plan: Its stages.
-        layout: The model's units.
-        elastic: The model.
-        average: The average of its weights.
+        search: The search, with the configuration, the grid of shapes and the model.
+        plan: The stages.
         optimizers: Optimizers whose state grows too.
-        search: The search.
         wrapped: The module that the training loop calls.
         ddp: Its DistributedDataParallel wrapper, if there is one.
         tokens: Changes the stride of the first projection, if the plan does.
     """
 
-    config: ViTGrowthConfig
-    grid: Grid
-    plan: GrowthPlan
-    layout: Layout
-    elastic: ElasticModel
-    average: WeightAverage
-    optimizers: list[torch.optim.Optimizer]
     search: ShapeSearch
+    plan: GrowthPlan
+    optimizers: list[torch.optim.Optimizer]
     wrapped: nn.Module
     ddp: DistributedDataParallel | None
     tokens: Retokenizer | None
@@ -94,6 +83,10 @@ class StageRunner:
     decisions: list[dict[str, Any]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
+        self.config = self.search.config
+        self.grid = self.search.grid
+        self.elastic = self.search.elastic
+        self.average = WeightAverage(self.elastic.model, self.config.ema_decay)
         self.shape = self.grid.shape(0)
         self._find_unused = self.ddp is not None and self.ddp.find_unused_parameters
 
@@ -152,7 +145,7 @@ class StageRunner:
         return {
             "version": STATE_VERSION,
             "config": self.config.to_dict(),
-            "model": fingerprint(self.elastic.model, self.layout),
+            "model": self._fingerprint(),
             "step": self.step,
             "plan": self.plan.to_dict(),
             "depths": list(self.elastic.depths),
@@ -170,9 +163,8 @@ class StageRunner:
             SyncError: The ranks' weights differ after loading.
         """
         _check_settings(state_dict, self.config)
-        model = fingerprint(self.elastic.model, self.layout)
         # The settings agree, so only a search can have made another plan.
-        check_state(state_dict, self.plan, model, embedding=None, searched=True)
+        check_state(state_dict, self.plan, self._fingerprint(), embedding=None, searched=True)
         self.step = state_dict["step"]
         self.plan = GrowthPlan.from_dict(state_dict["plan"])
         self.average.load_state_dict(state_dict["average"], self.step)
@@ -182,11 +174,13 @@ class StageRunner:
         self.elastic.set_depths(state_dict["depths"])
         self._retokenize()
         self.search.load_state_dict(state_dict["search"], self.stage, self.plan)
-        entry = self.plan.stages[self.stage]
-        self.shape = Shape(len(entry.blocks), int(entry.resolution))
+        self.shape = shape_of(self.plan.stages[self.stage])
         if self.search.supernet is not None:
             self._draw(self.search.supernet)
         self._rebuild_reducer()
+
+    def _fingerprint(self) -> dict[str, Any]:
+        return fingerprint(self.elastic.model, self.search.layout)
 
     def _retokenize(self) -> None:
         if self.tokens is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from torch import Tensor, nn
 
@@ -12,9 +13,10 @@ from autoprog_diffusion.search.objective import Candidate, Score
 from autoprog_diffusion.search.probe import leaving_no_trace, score_units
 from autoprog_diffusion.search.recorded_calls import RecordedCall, calls_from_loss, take_gradients
 
-from .one_shot import LossFn
+from .one_shot import Batches, LossFn
 
 
+Resize = Callable[[Tensor, int], Tensor]  # images (N, C, H, W), pixels -> images
 BATCHES = 2  # batches of a score: the fewest that tell signal from noise, as in the core
 
 
@@ -37,10 +39,10 @@ class SubNetworkScores:
     model: nn.Module
     layout: Layout
     loss_fn: LossFn
-    batches: Sequence[tuple[Tensor, Tensor]]
-    resize: Callable[[Tensor, int], Tensor]
+    batches: Batches
+    resize: Resize
     full: int
-    _reference: tuple[tuple[int, ...], dict[str, Tensor]] | None = field(default=None, init=False)
+    _reference: dict[tuple[int, ...], dict[str, Tensor]] = field(default_factory=dict, init=False)
 
     def score(self, running: tuple[int, ...], resolution: int, cost: float) -> Score:
         """NTK condition number, ZiCo and expected gain of the sub-network that runs now.
@@ -52,15 +54,14 @@ class SubNetworkScores:
         """
         layout = self.layout
         units = [layout.inputs, *(layout.blocks[index] for index in running), layout.outputs]
-        in_units = {name for unit in units for name in unit.parameters}
-        named = self.model.named_parameters()
-        trainable = {name for name, parameter in named if parameter.requires_grad and name in in_units}
+        growing = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        trainable = growing.intersection(chain.from_iterable(unit.parameters for unit in units))
         with leaving_no_trace(self.model, names=trainable):
             reference = None if resolution == self.full else self._full_gradients(running)
             calls = self._calls(resolution)
             scores = score_units(self.model, layout, calls, trainable, reference)
         candidate = Candidate(f"{len(running)} blocks at {resolution}", running, resolution)
-        return scores.score(candidate, [unit.name for unit in units], cost)
+        return scores.score(candidate, units, cost)
 
     def _calls(self, resolution: int) -> list[RecordedCall]:
         batches = [self._sized(batch, resolution) for batch in self.batches[:BATCHES]]
@@ -68,11 +69,10 @@ class SubNetworkScores:
 
     def _full_gradients(self, running: tuple[int, ...]) -> dict[str, Tensor]:
         """Gradient of the first batch at full resolution; kept for the next candidate of the same blocks."""
-        if self._reference is None or self._reference[0] != running:
-            images, targets = self._sized(self.batches[0], self.full)
-            self.loss_fn(self.model, images, targets).backward()
-            self._reference = (running, take_gradients(self.model))
-        return self._reference[1]
+        if running not in self._reference:
+            self.loss_fn(self.model, *self._sized(self.batches[0], self.full)).backward()
+            self._reference = {running: take_gradients(self.model)}
+        return self._reference[running]
 
     def _sized(self, batch: tuple[Tensor, Tensor], resolution: int) -> tuple[Tensor, Tensor]:
         device = next(self.model.parameters()).device
