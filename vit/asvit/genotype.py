@@ -25,6 +25,7 @@ SEED_DEPTHS = (1,) * STAGES
 STRIDE = 4  # of the first projection; every later stage halves the side of the token grid
 EXAMPLE = "8,2,3|4,1,2|4,1,4|4,1,6|32"
 
+PerStage = tuple[int, ...]  # one value for each stage
 Allowed = Mapping[str, Sequence[int]]  # part of a genotype -> the values it may take
 
 # PUBLISHED: the values of the published space, by part, in the order of the string. ZOO: the published family; depths
@@ -54,11 +55,11 @@ class Genotype:
         width: C, channels of the first stage; the others have 2C, 4C and 8C, at most 1024.
     """
 
-    kernels: tuple[int, ...]
-    splits: tuple[int, ...]
-    expansions: tuple[int, ...]
+    kernels: PerStage
+    splits: PerStage
+    expansions: PerStage
     heads: int
-    depths: tuple[int, ...] = SEED_DEPTHS
+    depths: PerStage = SEED_DEPTHS
     width: int = SEED_WIDTH
 
     def __post_init__(self) -> None:
@@ -112,16 +113,16 @@ class Genotype:
         return dict(zip(PUBLISHED, [*chain.from_iterable(stages), self.heads]))
 
     @property
-    def widths(self) -> tuple[int, ...]:
+    def widths(self) -> PerStage:
         """Channels of the four stages."""
         return tuple(min(MAX_WIDTH, self.width * 2**stage) for stage in range(STAGES))
 
     @property
-    def stage_heads(self) -> tuple[int, ...]:
+    def stage_heads(self) -> PerStage:
         """Attention heads of the four stages."""
         return tuple(self.heads // 2 ** (STAGES - 1 - stage) for stage in range(STAGES))
 
-    def grids(self, image_size: int) -> tuple[int, ...]:
+    def grids(self, image_size: int) -> PerStage:
         """Sides of the four token grids at the full stride."""
         return tuple(image_size // (STRIDE * 2**stage) for stage in range(STAGES))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from .genotype import PUBLISHED, SEED_DEPTHS, SEED_WIDTH, Genotype, GenotypeError
+from .genotype import PUBLISHED, SEED_DEPTHS, SEED_WIDTH, Genotype, GenotypeError, PerStage
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,7 @@ class SearchSpace:
         space.build(some, width=width).check(image_size)
         return space
 
-    def build(
-        self, values: Mapping[str, int], depths: tuple[int, ...] = SEED_DEPTHS, width: int = SEED_WIDTH
-    ) -> Genotype:
+    def build(self, values: Mapping[str, int], depths: PerStage = SEED_DEPTHS, width: int = SEED_WIDTH) -> Genotype:
         """The genotype with these choices."""
         flat = [values[name] for name in PUBLISHED]  # three for every stage, then the heads
         kernels, splits, expansions = (tuple(flat[letter:-1:3]) for letter in range(3))

@@ -20,6 +20,8 @@ Operator = Literal["momentum", "interpolation", "stacking", "identity", "random"
 OptimizerState = Literal["copy", "average", "fresh"]
 Cost = Literal["flops", "measured"]
 Objective = Literal["gain_per_cost", "rank_vote"]
+JsonDict = dict[str, Any]  # of plain JSON types
+Ints = tuple[int, ...]
 
 _CHOICES = {
     "search": Search,
@@ -71,7 +73,7 @@ class ViTGrowthConfig:
 
     num_stages: int = 4
     min_depth: float = 0.5
-    resolutions: tuple[int, ...] | None = None
+    resolutions: Ints | None = None
     min_resolution: float = 0.5
     search: Search = "one_shot"
     operator: Operator = "momentum"
@@ -99,12 +101,12 @@ class ViTGrowthConfig:
         check_boundaries(self.boundaries, self.num_stages)
         _check_strides(self)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonDict:
         """The configuration as plain JSON types."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ViTGrowthConfig:
+    def from_dict(cls, values: JsonDict) -> ViTGrowthConfig:
         """The configuration that `to_dict` wrote.
 
         Raises:

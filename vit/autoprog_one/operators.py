@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth.errors import UnitError
 
-from .config import Operator, OptimizerState
+from .config import Ints, Operator, OptimizerState
 
 
 Names = Sequence[Sequence[str]]  # of the tensors of every block, in the same order for all
@@ -35,7 +35,7 @@ class GrowthMap:
     """
 
     sources: tuple[int | None, ...]
-    inserted: tuple[int, ...]
+    inserted: Ints
 
 
 def growth_map(operator: Operator, old: int, new: int) -> GrowthMap:
@@ -67,7 +67,7 @@ def _interpolated(index: int, old: int, new: int) -> int:
     return source if source < old - rest else (index + old - rest) // (times + 1)
 
 
-def kept_positions(growth: GrowthMap, depth: int) -> tuple[int, ...]:
+def kept_positions(growth: GrowthMap, depth: int) -> Ints:
     """Positions of the sub-network of `depth` in the grown one: the first inserted blocks are left out.
 
     So the deepest duplicates are kept longest, and sub-networks are nested.

@@ -13,7 +13,7 @@ from autoprog_diffusion.growth.plan import GrowthPlan, Stage, stage_starts
 
 from ..models import size_multiple
 from ..resolution import image_size
-from .config import ViTGrowthConfig
+from .config import Ints, ViTGrowthConfig
 from .groups import BlockGroup, depth_grid, resolution_grid, split_depths
 
 
@@ -41,10 +41,10 @@ class Grid:
         sizes: Blocks of every full group.
     """
 
-    depths: tuple[int, ...]
-    resolutions: tuple[int, ...]
-    splits: dict[int, tuple[int, ...]]
-    sizes: tuple[int, ...]
+    depths: Ints
+    resolutions: Ints
+    splits: dict[int, Ints]
+    sizes: Ints
 
     @property
     def full(self) -> Shape:
@@ -55,7 +55,7 @@ class Grid:
         """The shape of a stage in the linear schedule."""
         return Shape(self.depths[stage], self.resolutions[stage])
 
-    def blocks(self, depth: int) -> tuple[int, ...]:
+    def blocks(self, depth: int) -> Ints:
         """Indices, in forward order over all groups, of the blocks of a sub-network of total `depth`."""
         blocks: list[int] = []
         start = 0
