@@ -31,7 +31,7 @@ Allowed = Mapping[str, Sequence[int]]  # part of a genotype -> the values it may
 # PUBLISHED: the values of the published space, by part, in the order of the string. ZOO: the published family; depths
 # and widths of Small and Base are the ones that give the published sizes.
 _TABLES = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
-PUBLISHED: dict[str, tuple[int, ...]] = {name: tuple(values) for name, values in _TABLES["space"].items()}
+PUBLISHED: dict[str, list[int]] = _TABLES["space"]
 ZOO: dict[str, str] = _TABLES["zoo"]
 
 _MEANINGS = {"K": "kernel", "S": "attention splits", "E": "MLP expansion", "H": "heads", "L": "depth", "C": "width"}
@@ -91,9 +91,11 @@ class Genotype:
                 f"genotype {text!r} has {len(pieces)} parts between bars, 5 are needed (four stages, then the heads), "
                 f"as in {EXAMPLE!r}."
             )
-        names = [f"K{stage} S{stage} E{stage} L{stage}".split() for stage in range(1, STAGES + 1)]
-        names.append(["H", "C"])
-        *stages, (heads, width) = [_numbers(text, piece, part, allowed) for piece, part in zip(pieces, names)]
+        stages = []
+        for stage, piece in enumerate(pieces[:-1], 1):
+            names = [f"{letter}{stage}" for letter in "KSEL"]
+            stages.append(_numbers(text, piece, names, allowed))
+        heads, width = _numbers(text, pieces[-1], ["H", "C"], allowed)
         kernels, splits, expansions, depths = zip(*stages)
         return cls(kernels, splits, expansions, heads, depths=depths, width=width)
 

@@ -30,10 +30,10 @@ class SearchSpace:
             if name not in PUBLISHED:
                 raise GenotypeError(f"the space has no part {name!r}; its parts are {', '.join(PUBLISHED)}.")
             if not values:
-                raise GenotypeError(f"{name}: no value is left; give at least one of {list(PUBLISHED[name])}.")
+                raise GenotypeError(f"{name}: no value is left; give at least one of {PUBLISHED[name]}.")
             unknown = [value for value in values if value not in PUBLISHED[name]]
             if unknown:
-                raise GenotypeError(f"{name}: {unknown} is not in the space; it may be {list(PUBLISHED[name])}.")
+                raise GenotypeError(f"{name}: {unknown} is not in the space; it may be {PUBLISHED[name]}.")
         # Each value once, in a fixed order, so that a seed gives the same samples however the space was written.
         full = {}
         for name, values in PUBLISHED.items():

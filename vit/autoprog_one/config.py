@@ -128,8 +128,9 @@ def _check_numbers(config: ViTGrowthConfig) -> None:
     decay, steps = config.ema_decay, config.search_steps
     if not _is_number(decay) or not 0 <= decay < 1:
         raise ConfigError(f"ema_decay={decay!r} is not allowed: use a decay in [0, 1).")
-    allowed = steps >= 1 if _is_whole(steps) else isinstance(steps, float) and 0 < steps < 1
-    if not allowed:
+    counted = _is_whole(steps) and steps >= 1
+    share = isinstance(steps, float) and 0 < steps < 1
+    if not counted and not share:
         raise ConfigError(f"search_steps={steps!r} is not allowed: use steps (from 1), or a fraction in (0, 1).")
 
 

@@ -93,13 +93,13 @@ def list_candidates(grid: Grid, stage: int, current: Shape | None) -> list[Shape
     if stage == count - 1:
         return [grid.full]
     if current is None:
-        smallest, middle, largest = (grid.shape(index) for index in (0, count // 2, count - 1))
-        depths = {smallest.depth, middle.depth, largest.depth}
-        resolutions = {smallest.resolution, middle.resolution, largest.resolution}
+        picked = [grid.shape(0), grid.shape(count // 2), grid.full]
+        depths = {shape.depth for shape in picked}
+        resolutions = {shape.resolution for shape in picked}
     else:
         deeper = sorted(depth for depth in set(grid.depths) if depth > current.depth)
         larger = [size for size in grid.resolutions if size > current.resolution]
-        depths = deeper[:3] or [current.depth]
+        depths = set(deeper[:3]) or {current.depth}
         resolutions = {current.resolution, *larger[:1]}
     return sorted(Shape(*pair) for pair in itertools.product(depths, resolutions))
 
