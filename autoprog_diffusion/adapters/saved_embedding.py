@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import StateError
+from autoprog_diffusion.growth.state import NamedTensors
 
 from .timestep import linear
 
@@ -22,7 +24,7 @@ LATENTS = ("hidden_states", "sample", "x")  # what denoisers call them
 UNCONDITIONAL_LAST = ("DiTPipeline", "ZImagePipeline", "StableCascadePriorPipeline", "LuminaPipeline")
 
 
-def write_embedding(folder: str | Path, rows: dict[str, Tensor], about: dict[str, Any]) -> None:
+def write_embedding(folder: str | Path, rows: NamedTensors, about: JSON) -> None:
     """Write the final stage's row, the null row if there is one, and what they belong to.
 
     Args:
@@ -70,17 +72,15 @@ def use_stage_embedding(pipeline: Any, folder: str | Path, unconditional: str | 
     def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
         return output + half.select(output, stage - held, null - held)
 
-    handles = [layer.register_forward_hook(add) for layer in layers]
-    handles.append(denoiser.register_forward_pre_hook(half.begin, with_kwargs=True))
-    try:
-        with half.watching(denoiser):
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_hook(add))
+        hooks.enter_context(denoiser.register_forward_pre_hook(half.begin, with_kwargs=True))
+        hooks.enter_context(half.watching(denoiser))
+        yield
 
 
-def read_embedding(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_embedding(folder: str | Path) -> tuple[NamedTensors, JSON]:
     """Read what `write_embedding` wrote: rows by name, and what they belong to.
 
     Raises:
@@ -92,19 +92,18 @@ def read_embedding(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
     if not path.is_file():
         raise StateError(f"{folder} holds no {FILE_NAME}: give the folder that growth.save_stage_embedding wrote to.")
     with safe_open(path, "pt") as file:
-        header = file.metadata() or {}
-        about = json.loads(header.get("stage_embedding", "null"))
+        about = json.loads((file.metadata() or {}).get("stage_embedding", "null"))
         rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if about is None:
         raise StateError(f"{path} is not a stage embedding of this library: its header says nothing about one.")
     return rows, about
 
 
-def find_latents(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def find_latents(args: Any, kwargs: Any) -> Any:
     """The latents in a denoiser's call: a tensor (N, ...), or a list with one tensor per sample."""
-    named = [kwargs[name] for name in LATENTS if name in kwargs]
+    named = map(kwargs.get, LATENTS)
     for value in (*named, *args, *kwargs.values()):
-        if not isinstance(value, Tensor) or value.dim() > 0:
+        if value is not None and (not isinstance(value, Tensor) or value.dim() > 0):
             return value
     raise StateError("the denoiser was called without latents.")
 
@@ -125,7 +124,7 @@ class _Halves:
     def __init__(self, pipeline: Any, last: bool) -> None:
         self._pipeline = pipeline
         self._last = last
-        self._context: str | None = None  # name of the current call
+        self._context = ""  # name of the current call
         self._doubled = False
 
     @contextlib.contextmanager
@@ -143,7 +142,7 @@ class _Halves:
                 with original(name, *args, **kwargs):
                     yield
             finally:
-                self._context = None
+                self._context = ""
 
         denoiser.cache_context = cache_context
         try:
@@ -151,20 +150,19 @@ class _Halves:
         finally:
             del denoiser.cache_context
 
-    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """Find out whether the batch is doubled: it then holds the same latents twice."""
         latents = find_latents(args, kwargs)
         half = len(latents) // 2
+        first, second = latents[:half], latents[half:]
         guided = getattr(self._pipeline, "do_classifier_free_guidance", True)
-        self._doubled = False
-        if guided and half and len(latents) == 2 * half:
-            self._doubled = all(torch.equal(a, b) for a, b in zip(latents[:half], latents[half:]))
+        self._doubled = guided and 0 < len(first) == len(second) and all(map(torch.equal, first, second))
 
     def select(self, output: Tensor, stage: Tensor, null: Tensor) -> Tensor:
         """The row for every sample of (N, ..., D): (D,), or (N, 1, ..., D)."""
         stage = stage.to(output)
         null = null.to(output)
-        if self._context is not None and self._context.startswith("uncond"):
+        if self._context.startswith("uncond"):
             return null
         if self._context == "cond" or not self._doubled:
             return stage

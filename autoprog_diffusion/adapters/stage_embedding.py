@@ -105,9 +105,8 @@ class StageEmbedding(nn.Module):
     def enter(self, stage: int, fresh: bool = True) -> None:
         """Use the row of `stage` from now on; with `init="carry"` a fresh stage starts from the row before it."""
         if fresh and self.init == "carry" and stage > 0:
-            self.table[stage] = self.table[stage - 1]
-            if self.average is not None:
-                self.average[stage] = self.average[stage - 1]
+            for table in (self.table, self._final_table()):
+                table[stage] = table[stage - 1]
         self.stage = stage
 
     def update_average(self, step: int) -> None:

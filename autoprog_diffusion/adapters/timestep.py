@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 from torch import nn
@@ -87,24 +88,15 @@ def _embedders(model: nn.Module) -> list[str]:
 
 def _last_linear(model: nn.Module, embedder: str) -> str | None:
     """`linear_2` of Diffusers' `TimestepEmbedding`, else the last linear layer inside."""
-    module = model.get_submodule(embedder)
-    if _is_linear(getattr(module, "linear_2", None)):
-        return f"{embedder}.linear_2"
-    names = [name for name, child in module.named_modules() if _is_linear(child) and not _inside_peft(module, name)]
-    if not names:
-        return None
-    return f"{embedder}.{names[-1]}" if names[-1] else embedder
+    names = list(_linear_layers(model.get_submodule(embedder), embedder))
+    second = f"{embedder}.linear_2"
+    return second if second in names else next(reversed(names), None)
 
 
-def _is_linear(module: Any) -> bool:
-    return isinstance(getattr(module, "base_layer", module), nn.Linear)
-
-
-def _inside_peft(module: nn.Module, name: str) -> bool:
-    """Whether a parent is a PEFT layer: its adapters and its base are no layers of the model's own."""
-    parent = name.rpartition(".")[0]
-    while parent:
-        if hasattr(module.get_submodule(parent), "base_layer"):
-            return True
-        parent = parent.rpartition(".")[0]
-    return False
+def _linear_layers(module: Any, name: str) -> Iterator[str]:
+    """Names of the linear layers in the module called `name`; inside a PEFT layer are none of the model's own."""
+    if isinstance(getattr(module, "base_layer", module), nn.Linear):
+        yield name
+    elif not hasattr(module, "base_layer"):
+        for child, inner in module.named_children():
+            yield from _linear_layers(inner, f"{name}.{child}")

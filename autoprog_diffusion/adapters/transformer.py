@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from torch import nn
 
-from autoprog_diffusion.growth.adapter import Adapter, by_class, how_to_name_blocks, register_adapter
+from autoprog_diffusion.growth.adapter import Adapter, by_class, class_names, how_to_name_blocks, register_adapter
 from autoprog_diffusion.growth.errors import UnitError
 from autoprog_diffusion.growth.units import Layout, build_layout
 
 from .stage_embedding import build_stage_embedding
 
 
+Names = tuple[str, ...]
+
 # Model class -> the lists of its repeated blocks in forward order, where registration order is another one, or where
 # the class declares other modules, or none, as its blocks.
-BLOCK_LISTS: dict[str, tuple[str, ...]] = {
+BLOCK_LISTS: dict[str, Names] = {
     "Lumina2Transformer2DModel": ("context_refiner", "noise_refiner", "layers"),
     "WanVACETransformer3DModel": ("vace_blocks", "blocks"),
     "Flux3Transformer2DModel": (
@@ -33,17 +34,17 @@ BLOCK_LISTS: dict[str, tuple[str, ...]] = {
 }
 
 # Model classes whose lists run in turns: the first block of every list, then the second of every list, ...
-IN_TURNS = {"LatteTransformer3DModel": True}
+IN_TURNS = {"LatteTransformer3DModel"}
 
 # Model class -> modules that run before the blocks although they are registered inside one of them.
-EMBEDDERS: dict[str, tuple[str, ...]] = {
+EMBEDDERS: dict[str, Names] = {
     # DiT has no embedder of its own at the top: its forward calls block 0's for the output head as well.
     "DiTTransformer2DModel": ("transformer_blocks.0.norm1.emb",),
 }
 
 # A child is an output if its name contains one of OUTPUT_WORDS; OUTPUTS lists the exceptions by class.
 OUTPUT_WORDS = {"out", "final", "head", "heads", "postprocess", "readout"}
-OUTPUTS: dict[str, tuple[str, ...]] = {
+OUTPUTS: dict[str, Names] = {
     "Cosmos3OmniTransformer": ("norm", "norm_moe_gen"),
     "PriorTransformer": ("proj_to_clip_embeddings", "clip_mean", "clip_std"),
     "RFD4ProteinaTransformer": ("local_latents_linear", "ca_linear", "insertion_q_proj", "insertion_k_proj"),
@@ -65,11 +66,10 @@ def declared_layout(model: nn.Module) -> Layout:
     names = by_class(model, BLOCK_LISTS) or block_lists(model)
     lists = [name for name in names if name in modules]
     blocks = members_of(model, lists)
-    if by_class(model, IN_TURNS):
+    if not IN_TURNS.isdisjoint(class_names(model)):
         blocks.sort(key=lambda name: int(name.rpartition(".")[2]))  # stable: equal numbers keep the lists' order
     holders = {name.split(".")[0] for name in lists}
-    own = [name for name, _ in model.named_children()]
-    own += [name for name, _ in model.named_parameters(recurse=False)]
+    own = [*dict(model.named_children()), *dict(model.named_parameters(recurse=False))]
     inputs = [name for name in own if name not in holders and not _is_output(model, name)]
     inputs += by_class(model, EMBEDDERS) or ()
     return build_layout(model, [(name, [name]) for name in blocks], inputs)
@@ -82,29 +82,26 @@ def block_lists(model: nn.Module) -> list[str]:
         UnitError: There is none.
     """
     declared = {*_declared(model, "_repeated_blocks"), *_declared(model, "_no_split_modules")}
-    found = lists_where(lambda block: type(block).__name__ in declared, model.named_children())
-    found = found or lists_where(_is_called_a_block, model.named_children())
+    found = lists_where(declared.__contains__, model.named_children())
+    found = found or lists_where(lambda name: "Block" in name or "Layer" in name, model.named_children())
     if not found:
         raise UnitError(f"no list of repeated blocks was found in {type(model).__name__}. {how_to_name_blocks(model)}")
     return found
 
 
-def lists_where(is_block: Callable[[nn.Module], bool], modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
-    """Names of the module lists, among some named modules, that hold nothing but blocks."""
+def lists_where(is_block: Callable[[str], bool], modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
+    """Names of those of the named `modules` that are lists of blocks only, by the names of the blocks' classes."""
     found = []
     for name, module in modules:
-        if isinstance(module, nn.ModuleList) and len(module) and all(is_block(member) for member in module):
+        classes = [type(member).__name__ for member in module] if isinstance(module, nn.ModuleList) else []
+        if classes and all(map(is_block, classes)):
             found.append(name)
     return found
 
 
 def members_of(model: nn.Module, lists: Iterable[str]) -> list[str]:
     """Names of the modules in the lists called `lists`, one list after the other."""
-    names = []
-    for name in lists:
-        members: Any = model.get_submodule(name)
-        names += [f"{name}.{index}" for index in range(len(members))]
-    return names
+    return [f"{name}.{member}" for name in lists for member in model.get_submodule(name)._modules]
 
 
 def is_diffusers_model(model: nn.Module) -> bool:
@@ -119,11 +116,6 @@ def _is_output(model: nn.Module, name: str) -> bool:
 
 def _declared(model: nn.Module, attribute: str) -> Iterable[str]:
     return getattr(type(model), attribute, None) or ()
-
-
-def _is_called_a_block(module: nn.Module) -> bool:
-    name = type(module).__name__
-    return "Block" in name or "Layer" in name
 
 
 register_adapter(Adapter("transformer", (), declared_layout, build_stage_embedding), matches=is_diffusers_model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from autoprog_diffusion.growth.adapter import Adapter, by_class, register_adapter
+from autoprog_diffusion.growth.adapter import Adapter, class_names, register_adapter
 from autoprog_diffusion.growth.units import Layout, build_layout
 
 from .stage_embedding import build_stage_embedding
@@ -32,6 +32,9 @@ STAGE_LISTS = {
 }
 
 
+Units = dict[str, list[str]]  # name of a unit -> names of its modules, in forward order
+
+
 def unet_layout(model: nn.Module) -> Layout:
     """Units of a Diffusers UNet: every resnet and its attention in the down and up blocks, and the whole middle block.
 
@@ -41,19 +44,19 @@ def unet_layout(model: nn.Module) -> Layout:
     Raises:
         UnitError: Two units share parameters.
     """
-    whole_stages = by_class(model, dict.fromkeys(WHOLE_STAGES, True)) is not None
+    whole_stages = not set(WHOLE_STAGES).isdisjoint(class_names(model))
     blocks = _units(model, "down_blocks", whole_stages)
     if getattr(model, "mid_block", None) is not None:
         blocks["mid_block"] = ["mid_block"]
     blocks |= _units(model, "up_blocks", whole_stages)
     no_inputs = {*OUTPUTS, *STAGES, *STAGE_LISTS["down_blocks"], *STAGE_LISTS["up_blocks"]}
-    inputs = [name for name, _ in model.named_children() if name not in no_inputs]
+    inputs = [name for name in dict(model.named_children()) if name not in no_inputs]
     return build_layout(model, list(blocks.items()), inputs)
 
 
-def _units(model: nn.Module, stages: str, whole_stages: bool) -> dict[str, list[str]]:
+def _units(model: nn.Module, stages: str, whole_stages: bool) -> Units:
     """Units of the down or the up blocks: name -> names of its modules, in forward order."""
-    units: dict[str, list[str]] = {}
+    units: Units = {}
     for index, stage in enumerate(getattr(model, stages)):
         name = f"{stages}.{index}"
         if whole_stages or getattr(stage, "resnets", None) is None:
@@ -64,16 +67,16 @@ def _units(model: nn.Module, stages: str, whole_stages: bool) -> dict[str, list[
     return units
 
 
-def _resnet_units(stage: nn.Module, name: str) -> dict[str, list[str]]:
+def _resnet_units(stage: nn.Module, name: str) -> Units:
     """Units of the stage called `name`; the last one takes what comes once per stage, such as the sampler."""
-    modules = {member for member, _ in stage.named_modules()}
-    units: dict[str, list[str]] = {}
-    for index in range(len(stage.resnets)):  # type: ignore[arg-type]
+    modules = dict(stage.named_modules(prefix=name))
+    units: Units = {}
+    last: list[str] = []
+    for index, _ in enumerate(stage.get_submodule("resnets").children()):
         # Some block types keep None in their lists where a resnet has no attention: it is no module.
-        members = [f"{kind}.{index}" for kind in RESNET_LISTS if f"{kind}.{index}" in modules]
-        units[f"{name}.resnets.{index}"] = [f"{name}.{member}" for member in members]
-    last = list(units)[-1]
-    units[last] += [f"{name}.{child}" for child, _ in stage.named_children() if child not in RESNET_LISTS]
+        members = [f"{name}.{kind}.{index}" for kind in RESNET_LISTS]
+        last = units[members[0]] = [member for member in members if member in modules]
+    last += [f"{name}.{child}" for child in dict(stage.named_children()) if child not in RESNET_LISTS]
     return units
 
 

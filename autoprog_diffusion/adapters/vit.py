@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import chain, takewhile
 from typing import Any
 
 from torch import nn
@@ -21,26 +20,7 @@ from .transformer import lists_where, members_of
 AFTER = 99999
 
 
-@dataclass(frozen=True)
-class Pattern:
-    """One regular expression of timm's `group_matcher`.
-
-    Attributes:
-        group: Name of the group; `stem` holds what runs before the blocks.
-        place: Of the group in forward order.
-        regex: Matches the beginning of a parameter's name, up to the end of its module's.
-        suffix: Ends the position of the parameters it matches; often empty.
-    """
-
-    group: str
-    place: int
-    regex: re.Pattern[str]
-    suffix: tuple[int, ...]
-
-    def position(self, match: re.Match[str]) -> tuple[int, ...]:
-        """Place in the forward order of what was matched; positions compare as tuples do."""
-        numbers = [int(number) for number in match.groups() if number is not None]
-        return (self.place, *numbers, *self.suffix)
+Position = tuple[int, ...]  # in forward order; positions compare as tuples do
 
 
 def declared_by_timm(model: nn.Module) -> Layout:
@@ -51,23 +31,17 @@ def declared_by_timm(model: nn.Module) -> Layout:
     Raises:
         UnitError: It names no block, or something that is not a module.
     """
-    patterns = list(_patterns(model))
+    groups: Any = model.group_matcher()  # type: ignore[operator]
     inputs: list[str] = []
-    blocks: dict[tuple[int, ...], list[str]] = {}  # position -> names of the modules of one block
-    for name, _ in model.named_parameters():
-        found = _first_match(patterns, name)
-        if found is None:
-            continue
-        pattern, match = found
-        if pattern.group == "stem":
+    blocks: dict[Position, list[str]] = {}  # position -> names of the modules of one block
+    for name in dict(model.named_parameters()):
+        group, position, module = _place(groups, name)
+        if group == "stem":
             inputs.append(name)
-            continue
-        position = pattern.position(match)
-        module = match.group(0)
-        if position[-1] != AFTER and module not in blocks.setdefault(position, []):
+        elif position[-1] != AFTER and module not in blocks.setdefault(position, []):
             blocks[position].append(module)
-    in_order = [blocks[position] for position in sorted(blocks)]
-    strange = sorted({module for modules in in_order for module in modules} - dict(model.named_modules()).keys())
+    in_order = [modules for _, modules in sorted(blocks.items())]
+    strange = sorted(set(chain(*in_order)) - dict(model.named_modules()).keys())
     if strange:
         raise UnitError(
             f"{type(model).__name__}.group_matcher names {strange}, which are no modules: give blocks=[...]."
@@ -84,13 +58,13 @@ def declared_by_transformers(model: nn.Module) -> Layout:
         UnitError: It has no such list.
     """
     declared = set(getattr(model, "_no_split_modules", None) or ())
-    lists = lists_where(lambda block: type(block).__name__ in declared, model.named_modules())
+    lists = lists_where(declared.__contains__, model.named_modules())
     blocks = members_of(model, lists)
     if not blocks:
         raise UnitError(f"{type(model).__name__} has no list of the layers it declares, {sorted(declared)}.")
-    names = [name for name, _ in model.named_parameters()]
-    first = next(index for index, name in enumerate(names) if name.startswith(f"{blocks[0]}."))
-    return build_layout(model, [(name, [name]) for name in blocks], names[:first])
+    first_layer = f"{blocks[0]}."
+    inputs = takewhile(lambda name: not name.startswith(first_layer), dict(model.named_parameters()))
+    return build_layout(model, [(name, [name]) for name in blocks], list(inputs))
 
 
 def no_stage_embedding(model: nn.Module, config: GrowthConfig) -> None:
@@ -111,22 +85,23 @@ def is_timm_model(model: nn.Module) -> bool:
     return callable(getattr(model, "group_matcher", None)) and hasattr(model, "pretrained_cfg")
 
 
-def _patterns(model: nn.Module) -> Iterator[Pattern]:
-    """The patterns of a model's `group_matcher`, in the order in which timm tries them."""
-    groups: dict[str, Any] = model.group_matcher()  # type: ignore[operator]
+def _place(groups: dict[str, Any], name: str) -> tuple[str, Position, str]:
+    """Where a parameter belongs: its group, its position, and the name of its module.
+
+    Args:
+        groups: What a model's `group_matcher` returns: name of a group -> one regular expression, or a list of them
+            with the ends of the positions. `stem` holds what runs before the blocks.
+        name: Name of the parameter; the first expression that matches its beginning counts. Without one it is placed
+            behind all blocks.
+    """
     for place, (group, declared) in enumerate(groups.items()):
-        entries = [(declared, None)] if isinstance(declared, str) else declared
-        for regex, suffix in entries:
-            yield Pattern(group, place, re.compile(regex), suffix or ())
-
-
-def _first_match(patterns: list[Pattern], name: str) -> tuple[Pattern, re.Match[str]] | None:
-    """The pattern that a parameter belongs to, and its match."""
-    for pattern in patterns:
-        match = pattern.regex.match(name)
-        if match is not None:
-            return pattern, match
-    return None
+        expressions = [(declared, None)] if isinstance(declared, str) else declared
+        for expression, end in expressions:
+            match = re.match(expression, name)
+            if match is not None:
+                numbers = map(int, filter(None, match.groups()))
+                return group, (place, *numbers, *(end or ())), match.group()
+    return "", (AFTER,), ""
 
 
 register_adapter(Adapter("timm", (), declared_by_timm, no_stage_embedding), matches=is_timm_model)

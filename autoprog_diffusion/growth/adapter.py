@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,19 +20,38 @@ class StageEmbeddingLike(Protocol):
     """The members of a stage embedding that growth uses; ours is `adapters.stage_embedding.StageEmbedding`."""
 
     table: nn.Parameter
-    stage: int
 
-    def save(self, folder: str | Path) -> None: ...
+    def attach(self, model: nn.Module) -> None:
+        """Add the hooks to the model, and move the table to its device."""
+        ...
 
-    def attach(self, model: nn.Module) -> None: ...
-    def detach(self) -> None: ...
-    def enter(self, stage: int, fresh: bool = True) -> None: ...
-    def update_average(self, step: int) -> None: ...
-    def fold(self, model: nn.Module) -> None: ...
-    def folded(self, model: nn.Module) -> AbstractContextManager[None]: ...
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-    def state_dict(self) -> dict[str, Tensor]: ...
-    def load_state_dict(self, state_dict: dict[str, Tensor]) -> object: ...
+    def enter(self, stage: int, fresh: bool = True) -> None:
+        """Use the row of `stage` from now on; `fresh` says whether the stage begins now, or was loaded."""
+        ...
+
+    def update_average(self, step: int) -> None:
+        """Move the table's average, if one is kept, after optimizer step number `step` (counted from 1)."""
+        ...
+
+    def save(self, folder: str | Path) -> None:
+        """Write the current row beside a checkpoint."""
+        ...
+
+    def fold(self, model: nn.Module) -> None:
+        """Write the current row into the model's weights, and remove the hooks."""
+        ...
+
+    def folded(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Fold inside a `with` block only."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The state that a checkpoint keeps."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> object:
+        """Continue with a saved state."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -63,7 +83,7 @@ def register_adapter(adapter: Adapter, *, matches: Callable[[nn.Module], bool] |
     Raises:
         UnitError: One of its classes is registered already.
     """
-    taken = sorted(set(adapter.classes) & set(_ADAPTERS))
+    taken = sorted(_ADAPTERS.keys() & adapter.classes)
     if taken:
         raise UnitError(f"classes {taken} already have an adapter: register each class once.")
     _ADAPTERS.update(dict.fromkeys(adapter.classes, adapter))
@@ -84,13 +104,11 @@ def find_adapter(model: nn.Module, blocks: Sequence[str] | None = None) -> Adapt
     """
     if isinstance(blocks, str):
         raise UnitError(f"blocks={blocks!r} is one string: give a list of patterns, blocks=[{blocks!r}].")
-    known = by_class(model, _ADAPTERS)
-    if known is None:
-        known = next((adapter for matches, adapter in _GENERIC if matches(model)), None)
+    fitting = [adapter for matches, adapter in _GENERIC if matches(model)]
+    known = by_class(model, _ADAPTERS) or next(iter(fitting), None)
     if blocks is not None:
-        base = known or _GENERIC[0][1]
-        patterns = tuple(blocks)
-        return replace(base, classes=(), layout=lambda bare: layout_from_patterns(bare, patterns))
+        _, default = _GENERIC[0]
+        return replace(known or default, classes=(), layout=partial(layout_from_patterns, patterns=tuple(blocks)))
     if known is None:
         raise UnitError(
             f"{type(model).__name__} is not a known model class; known are {supported_classes()}, every denoiser of "
@@ -101,10 +119,12 @@ def find_adapter(model: nn.Module, blocks: Sequence[str] | None = None) -> Adapt
 
 def by_class(model: nn.Module, table: Mapping[str, Any]) -> Any:
     """The entry of `table` for the model's class or the nearest base class that it names, or None."""
-    for cls in type(model).__mro__:
-        if cls.__name__ in table:
-            return table[cls.__name__]
-    return None
+    return next((table[name] for name in class_names(model) if name in table), None)
+
+
+def class_names(thing: object) -> list[str]:
+    """Names of a thing's class and of its base classes, the nearest first."""
+    return [cls.__name__ for cls in type(thing).__mro__]
 
 
 def how_to_name_blocks(model: nn.Module) -> str:

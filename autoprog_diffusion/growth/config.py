@@ -19,6 +19,9 @@ Objective = Literal["rank_vote", "gain_per_cost", "random", "fixed"]
 Cost = Literal["flops", "measured"]
 EmbeddingInit = Literal["zero", "normal", "carry"]
 
+Resolution = float | int  # a fraction (float, at most 1.0) of the data's size, or pixels (int)
+JSON = dict[str, Any]  # an object of plain JSON types
+
 
 @dataclass(frozen=True)
 class GrowthConfig:
@@ -77,7 +80,7 @@ class GrowthConfig:
     stage_embedding_init: EmbeddingInit = "zero"
     stage_dropout: float = 0.0
     ema_decay: float | None = None
-    resolutions: tuple[float | int, ...] | None = None
+    resolutions: tuple[Resolution, ...] | None = None
     resolution_multiple: int = 8
     boundaries: tuple[float | int, ...] | None = None
     rewarm_steps: int = 0
@@ -91,18 +94,18 @@ class GrowthConfig:
 
     def __post_init__(self) -> None:
         # JSON gives lists; the dataclass stays hashable.
-        for name in ("resolutions", "boundaries", "search_orders"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, str) or not isinstance(value, Iterable)):
-                raise ConfigError(f"{name}={value!r} is not allowed: give a list of values.")
-            if value is not None:
-                object.__setattr__(self, name, tuple(value))
-        if self.search_candidates is not None:
-            object.__setattr__(self, "search_candidates", tuple(tuple(blocks) for blocks in self.search_candidates))
-        if self.resolutions is not None:
-            object.__setattr__(self, "resolutions", tuple(as_resolution(value) for value in self.resolutions))
-        for check in (_check_choices, _check_ranges, _check_direction, _check_resolutions):
-            check(self)
+        converters = {"resolutions": as_resolution, "search_candidates": tuple}
+        for name in ("resolutions", "boundaries", "search_orders", "search_candidates"):
+            values: Any = getattr(self, name)
+            if values is not None:
+                is_list = isinstance(values, Iterable) and not isinstance(values, str)
+                _require(self, name, is_list, "give a list of values")
+                convert: Any = converters.get(name)
+                object.__setattr__(self, name, tuple(map(convert, values) if convert else values))
+        _check_choices(self)
+        _check_ranges(self)
+        _check_direction(self)
+        _check_resolutions(self)
         check_boundaries(self.boundaries, self.num_stages)
 
     @classmethod
@@ -128,7 +131,7 @@ class GrowthConfig:
         Raises:
             ConfigError: An override is not allowed, or is not a field.
         """
-        settings: dict[str, Any] = {
+        settings: JSON = {
             "num_stages": 4,
             "order": "interleaved",
             "min_trainable": 0.25,
@@ -156,12 +159,12 @@ class GrowthConfig:
         """Stages of the plan: `num_stages`, and one more for the warm-up of a search."""
         return self.num_stages + (self.search != "none")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JSON:
         """The configuration as plain JSON types."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> GrowthConfig:
+    def from_dict(cls, values: JSON) -> GrowthConfig:
         """The configuration that `to_dict` wrote.
 
         Raises:
@@ -201,9 +204,8 @@ def check_fields(cls: Any, values: Any) -> None:
 def check_choices(config: Any, choices: dict[str, Any]) -> None:
     """Raise `ConfigError` where a field of `config` is none of its literals, `choices[name]`."""
     for name, kind in choices.items():
-        value, allowed = getattr(config, name), get_args(kind)
-        if value not in allowed:
-            raise ConfigError(f"{name}={value!r} is not allowed: use one of {allowed}.")
+        allowed = get_args(kind)
+        _require(config, name, getattr(config, name) in allowed, f"use one of {allowed}")
 
 
 def check_boundaries(boundaries: tuple[float | int, ...] | None, num_stages: int) -> None:
@@ -216,14 +218,14 @@ def check_boundaries(boundaries: tuple[float | int, ...] | None, num_stages: int
             f"of every stage but the first, {num_stages - 1} values."
         )
     fractions = all(isinstance(bound, float) and 0 < bound < 1 for bound in boundaries)
-    steps = all(isinstance(bound, int) and not isinstance(bound, bool) and bound > 0 for bound in boundaries)
+    steps = all(_is_number(bound, int) and bound > 0 for bound in boundaries)
     if not fractions and not steps:
         raise ConfigError(f"boundaries={boundaries}: use all steps (whole numbers from 1) or all fractions in (0, 1).")
-    if any(late <= early for early, late in zip(boundaries, boundaries[1:])):
+    if list(boundaries) != sorted(set(boundaries)):
         raise ConfigError(f"boundaries={boundaries} do not increase: a stage must begin after the one before it.")
 
 
-def as_resolution(value: float | int, error: type[ValueError] = ConfigError) -> float | int:
+def as_resolution(value: Resolution, error: type[ValueError] = ConfigError) -> Resolution:
     """A stage's resolution as a fraction (float, at most 1.0) or as pixels (int).
 
     Raises:
@@ -238,16 +240,22 @@ def as_resolution(value: float | int, error: type[ValueError] = ConfigError) -> 
     return int(value)
 
 
-def check_increasing_resolutions(values: tuple[float | int, ...], error: type[ValueError]) -> None:
+def check_increasing_resolutions(values: tuple[Resolution, ...], error: type[ValueError]) -> None:
     """Raise `error` where fractions and pixels are mixed or a later stage is smaller than an earlier one."""
-    if len({isinstance(value, float) for value in values}) > 1:
+    if len(set(map(type, values))) > 1:
         raise error(f"resolutions {values} mix fractions (up to 1) and pixels (above 1): use one kind for all stages.")
-    if any(late < early for early, late in zip(values, values[1:])):
+    if list(values) != sorted(values):
         raise error(f"resolutions {values} decrease: growth is monotone, give them in non-decreasing order.")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_number(value: object, kinds: Any = (int, float)) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _require(config: Any, name: str, allowed: bool, hint: str) -> None:
+    """Raise `ConfigError` about the value of a field unless it is `allowed`; `hint` says what is."""
+    if not allowed:
+        raise ConfigError(f"{name}={getattr(config, name)!r} is not allowed: {hint}.")
 
 
 def _check_choices(config: GrowthConfig) -> None:
@@ -256,9 +264,9 @@ def _check_choices(config: GrowthConfig) -> None:
     check_choices(config, choices)
     if config.direction is not None:
         check_choices(config, {"direction": Direction})
-    wrong = sorted(set(config.search_orders) - set(get_args(Order)))
-    if wrong or not config.search_orders:
-        raise ConfigError(f"search_orders={config.search_orders!r} is not allowed: name some of {get_args(Order)}.")
+    orders = get_args(Order)
+    some_known = bool(config.search_orders) and set(orders).issuperset(config.search_orders)
+    _require(config, "search_orders", some_known, f"name some of {orders}")
 
 
 def _check_direction(config: GrowthConfig) -> None:
@@ -274,38 +282,37 @@ def _check_direction(config: GrowthConfig) -> None:
 def _check_ranges(config: GrowthConfig) -> None:
     for name in ("min_trainable", "stage_dropout", "ema_decay", "resolution_multiple"):
         value = getattr(config, name)
-        if not _is_number(value) and not (name == "ema_decay" and value is None):
-            raise ConfigError(f"{name}={value!r} is not allowed: use a number.")
-    if isinstance(config.num_stages, bool) or not isinstance(config.num_stages, int) or config.num_stages < 1:
-        raise ConfigError(f"num_stages={config.num_stages!r} is not allowed: use a whole number of at least 1.")
-    if not 0 < config.min_trainable <= 1:
-        raise ConfigError(f"min_trainable={config.min_trainable!r} is not allowed: use a fraction in (0, 1].")
-    if not 0 <= config.stage_dropout < 1:
-        raise ConfigError(f"stage_dropout={config.stage_dropout!r} is not allowed: use a probability in [0, 1).")
+        no_average = name == "ema_decay" and value is None
+        _require(config, name, no_average or _is_number(value), "use a number")
+    # Field -> the smallest whole number that it may be.
+    for name, least, hint in (
+        ("num_stages", 1, "use a whole number of at least 1"),
+        ("search_batches", 2, "scores need at least 2 calls"),
+        ("rewarm_steps", 0, "use 0 or a number of steps"),
+        ("resolution_multiple", 1, "use at least 1 pixel"),
+    ):
+        value = getattr(config, name)
+        _require(config, name, _is_number(value, int) and value >= least, hint)
+    _require(config, "min_trainable", 0 < config.min_trainable <= 1, "use a fraction in (0, 1]")
+    _require(config, "stage_dropout", 0 <= config.stage_dropout < 1, "use a probability in [0, 1)")
     if config.stage_dropout and config.stage_embedding is False:
         raise ConfigError(f"stage_dropout={config.stage_dropout} needs a stage embedding, but stage_embedding=False.")
-    if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
-        raise ConfigError(f"ema_decay={config.ema_decay!r} is not allowed: use None or a decay in [0, 1).")
-    if not isinstance(config.search_batches, int) or config.search_batches < 2:
-        raise ConfigError(f"search_batches={config.search_batches!r} is not allowed: scores need at least 2 calls.")
-    if not isinstance(config.rewarm_steps, int) or config.rewarm_steps < 0:
-        raise ConfigError(f"rewarm_steps={config.rewarm_steps!r} is not allowed: use 0 or a number of steps.")
-    if not isinstance(config.resolution_multiple, int) or config.resolution_multiple < 1:
-        raise ConfigError(f"resolution_multiple={config.resolution_multiple!r} is not allowed: use at least 1 pixel.")
+    _require(config, "ema_decay", 0 <= (config.ema_decay or 0) < 1, "use None or a decay in [0, 1)")
 
 
 def _check_resolutions(config: GrowthConfig) -> None:
-    if config.resolutions is None:
+    resolutions, multiple = config.resolutions, config.resolution_multiple
+    if resolutions is None:
         return
-    if len(config.resolutions) != config.num_stages:
+    if len(resolutions) != config.num_stages:
         raise ConfigError(
-            f"resolutions={config.resolutions} has {len(config.resolutions)} values for num_stages="
+            f"resolutions={resolutions} has {len(resolutions)} values for num_stages="
             f"{config.num_stages}: give one per stage."
         )
-    check_increasing_resolutions(config.resolutions, ConfigError)
-    for size in config.resolutions:
-        if isinstance(size, int) and size % config.resolution_multiple:
+    check_increasing_resolutions(resolutions, ConfigError)
+    for size in resolutions:
+        if isinstance(size, int) and size % multiple:
             raise ConfigError(
-                f"resolution {size} is not a multiple of {config.resolution_multiple} (VAE factor times patch size): "
-                f"use {size // config.resolution_multiple * config.resolution_multiple or config.resolution_multiple}."
+                f"resolution {size} is not a multiple of {multiple} (VAE factor times patch size): "
+                f"use {max(multiple, size - size % multiple)}."
             )

@@ -25,13 +25,12 @@ class EMAParameters:
     """
 
     def __init__(self, model: nn.Module, growing: set[str]) -> None:
-        named = list(model.named_parameters())
-        every = [tuple(parameter.shape) for _, parameter in named]
-        trained = [tuple(parameter.shape) for name, parameter in named if name in growing]
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        trained = [shape for name, shape in shapes.items() if name in growing]
         # An average is built from all parameters, or from those that train.
-        self._shapes = (every, trained)
+        self._shapes = (list(shapes.values()), trained)
         self._asked = False
-        self._seen: list[tuple[weakref.ref[Any], int]] = []
+        self._seen: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def get(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
         """The same tensors in the same order, as parameters that all require gradient."""
@@ -41,7 +40,8 @@ class EMAParameters:
 
     def note(self) -> None:
         """Remember how often every average of this model was stepped so far, in an earlier run or a checkpoint."""
-        self._seen = [(weakref.ref(average), average.optimization_step) for average in self._averages()]
+        for average in self._averages():
+            self._seen[average] = average.optimization_step
 
     def check(self) -> None:
         """Refuse to go on where an average was stepped since `note` without `get`.
@@ -52,8 +52,7 @@ class EMAParameters:
         if self._asked:
             return
         for average in self._averages():
-            before = next((steps for known, steps in self._seen if known() is average), 0)
-            if average.optimization_step > before:
+            if average.optimization_step > self._seen.get(average, 0):
                 raise OrderError(
                     "an EMAModel of this model was stepped without growth.ema_parameters(), and would overwrite the "
                     "average of every block that freezes by its raw weights: write "
@@ -64,6 +63,6 @@ class EMAParameters:
     def _averages(self) -> Iterator[Any]:
         """All living objects that look like an `EMAModel` of this model; by name, since Diffusers is not imported."""
         for candidate in [thing for thing in gc.get_objects() if type(thing).__name__ == "EMAModel"]:
-            shapes = [tuple(tensor.shape) for tensor in getattr(candidate, "shadow_params", ())]
+            shapes = [tensor.shape for tensor in getattr(candidate, "shadow_params", ())]
             if shapes in self._shapes and hasattr(candidate, "optimization_step"):
                 yield candidate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ class FrozenFront:
     """Runs the frozen front of a model without gradient, by hooks that are exception-safe and removable."""
 
     def __init__(self) -> None:
-        self._handles: list[Any] = []
+        self._hooks = ExitStack()
         self._modes: list[bool] = []
-        self._names: dict[int, str] = {}
+        self._names: dict[nn.Module, str] = {}
         self._trained_ran = False
 
     def set(self, model: nn.Module, layout: Layout, blocks: Iterable[int]) -> None:
@@ -32,53 +33,52 @@ class FrozenFront:
         frozen = front(layout, trained)
         if not frozen:
             return
-        self._handles.append(model.register_forward_pre_hook(self._begin))
+        hook = self._hooks.enter_context
+        hook(model.register_forward_pre_hook(self._begin))
         for index in trained:
             for module in called_modules(model, layout.blocks[index].modules):
-                self._handles.append(module.register_forward_pre_hook(self._note_trained))
-        for name in [name for unit in frozen for name in unit.modules]:
-            for module in called_modules(model, (name,)):
-                self._names[id(module)] = name
+                hook(module.register_forward_pre_hook(self._note_trained))
+        for unit in frozen:
+            for module in called_modules(model, unit.modules):
+                self._names[module] = unit.name
                 # First of all hooks, and also where the module raises: what others compute belongs to the front.
-                self._handles.append(module.register_forward_pre_hook(self._enter, prepend=True))
-                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+                hook(module.register_forward_pre_hook(self._enter, prepend=True))
+                hook(module.register_forward_hook(self._leave, always_call=True))
         for module in model.modules():
             if isinstance(module, nn.GroupNorm):
-                self._handles.append(module.register_forward_pre_hook(_make_contiguous))
+                hook(module.register_forward_pre_hook(_make_contiguous))
 
     def clear(self) -> None:
         """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self._modes.clear()
         self._names.clear()
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
+    def _begin(self, *ignored: Any) -> None:
         self._trained_ran = False
 
-    def _note_trained(self, module: nn.Module, args: Any) -> None:
+    def _note_trained(self, *ignored: Any) -> None:
         self._trained_ran = True
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._modes.append(torch.is_grad_enabled())
         if self._trained_ran and torch.is_grad_enabled():
             raise UnitError(
-                f"block {self._names[id(module)]!r} ran after a block that trains, although it comes before it in the "
+                f"block {self._names[module]!r} ran after a block that trains, although it comes before it in the "
                 "layout: its gradient would be lost. Name the blocks in the order they run with blocks=[...]."
             )
         torch.set_grad_enabled(False)
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, *ignored: Any) -> None:
         torch.set_grad_enabled(self._modes.pop())
 
 
-def _make_contiguous(module: nn.Module, args: tuple[Any, ...]) -> Any:
+def _make_contiguous(module: nn.Module, args: Any) -> Any:
     """On the CPU, torch 2.13 crashes in GroupNorm's backward where a channels-last input needs no gradient."""
-    value = args[0]
+    value, *others = args
     if value.requires_grad or value.device.type != "cpu":
         return None
-    return (value.contiguous(), *args[1:])
+    return (value.contiguous(), *others)
 
 
 def called_modules(model: nn.Module, names: Iterable[str]) -> Iterator[nn.Module]:
@@ -86,6 +86,6 @@ def called_modules(model: nn.Module, names: Iterable[str]) -> Iterator[nn.Module
     for name in names:
         module = model.get_submodule(name)
         if isinstance(module, nn.ModuleList):
-            yield from called_modules(module, [child for child, _ in module.named_children()])
+            yield from called_modules(module, dict(module.named_children()))
         else:
             yield module

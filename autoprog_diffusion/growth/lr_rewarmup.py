@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
@@ -30,7 +31,7 @@ class LRRewarmup:
         self._groups: list[tuple[dict[str, Any], str]] = []
         self._rates: list[Any] = []
         self._step = 0
-        self._handles: list[Any] = []
+        self._hooks = ExitStack()
 
     def watch(self, optimizers: Iterable[Any], parameters: Mapping[str, nn.Parameter]) -> None:
         """Hook the optimizers.
@@ -44,33 +45,35 @@ class LRRewarmup:
         """
         if not self._steps:
             return
-        units = {id(parameters[name]): unit.name for unit in self._layout.units for name in unit.parameters}
-        bare = [getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers]
+        unit_names: dict[Any, str] = {}
+        for unit in self._layout.units:
+            for name in unit.parameters:
+                unit_names[parameters[name]] = unit.name
         self._groups = []
-        mixed: list[str] = []
-        for optimizer in bare:
-            for group in optimizer.param_groups:
-                names = sorted({units.get(id(parameter), "") for parameter in group["params"]})
-                self._groups.append((group, names[0] if names else ""))
-                if len(names) > 1 and not mixed:
-                    mixed = names
-        if mixed or not self._groups:
-            detail = f", but one group holds {mixed[:3]}" if mixed else ""
+        detail = ""
+        for optimizer in optimizers:
+            bare = getattr(optimizer, "optimizer", optimizer)
+            self._hooks.enter_context(bare.register_step_pre_hook(self._scale))
+            self._hooks.enter_context(bare.register_step_post_hook(self._restore))
+            for group in bare.param_groups:
+                # Parameters outside of the model, such as the stage embedding, belong to no unit.
+                names = sorted({unit_names.get(parameter, "") for parameter in group["params"]})
+                self._groups += [(group, name) for name in names]
+                if len(names) > 1:
+                    detail = detail or f", but one group holds {names[:3]}"
+        if detail or not self._groups:
+            self.stop()
             raise OrderError(
                 f"rewarm_steps={self._steps} needs an optimizer that holds every block in a group of its own{detail}: "
                 "build it from growth.parameter_groups()."
             )
-        for optimizer in bare:
-            self._handles.append(optimizer.register_step_pre_hook(self._scale))
-            self._handles.append(optimizer.register_step_post_hook(self._restore))
 
     def follow(self, history: Sequence[StageRecord], step: int) -> None:
         """Note when every unit was opened, and that `step` optimizer steps are done."""
         self._step = step
         opened: dict[str, int] = {}
-        for record in history:
-            for name in record.blocks:
-                opened.setdefault(name, record.step)
+        for record in reversed(history):  # the earliest record wins
+            opened.update(dict.fromkeys(record.blocks, record.step))
         # The inputs train together with the first block.
         first = self._layout.blocks[0].name
         if first in opened:
@@ -80,9 +83,7 @@ class LRRewarmup:
 
     def stop(self) -> None:
         """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
 
     def factor(self, unit: str) -> float:
         """Factor of a unit's learning rate in the next step, in (0, 1]."""
@@ -91,14 +92,15 @@ class LRRewarmup:
         done = self._step - self._opened[unit]
         return min(1.0, (done + 1) / self._steps)
 
-    def _scale(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        self._rates = [group["lr"] for group, _ in self._groups]
+    def _scale(self, *ignored: Any) -> None:
+        self._rates = []
         for group, unit in self._groups:
-            factor = self.factor(unit)
+            rate = group["lr"]
+            self._rates.append(rate)
             # A rate may be a tensor: leave it untouched where nothing changes.
-            if factor < 1.0:
-                group["lr"] = group["lr"] * factor
+            if self.factor(unit) < 1.0:
+                group["lr"] = rate * self.factor(unit)
 
-    def _restore(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _restore(self, *ignored: Any) -> None:
         for (group, _), rate in zip(self._groups, self._rates):
             group["lr"] = rate

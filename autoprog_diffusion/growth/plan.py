@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .config import GrowthConfig, Order, as_resolution, check_increasing_resolutions
+from .config import JSON, GrowthConfig, Order, Resolution, as_resolution, check_increasing_resolutions
 from .errors import PlanError
 
 
@@ -31,7 +31,7 @@ class Stage:
 
     start: int
     blocks: tuple[int, ...]
-    resolution: float | int = 1.0
+    resolution: Resolution = 1.0
     stride: int | None = None
 
     def __post_init__(self) -> None:
@@ -41,19 +41,15 @@ class Stage:
                 f"stride {self.stride} is not allowed: use a number of pixels, or None for the model's own."
             )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JSON:
         """The stage as plain JSON types, without a stride of None: plans older than strides have none."""
-        values: dict[str, Any] = {
-            "start": self.start,
-            "blocks": list(self.blocks),
-            "resolution": self.resolution,
-        }
-        if self.stride is not None:
-            values["stride"] = self.stride
+        values = {**asdict(self), "blocks": list(self.blocks)}
+        if self.stride is None:
+            del values["stride"]
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Stage:
+    def from_dict(cls, values: JSON) -> Stage:
         """The stage that `to_dict` wrote.
 
         Raises:
@@ -62,7 +58,7 @@ class Stage:
         """
         return cls(
             start=_as_int(values["start"]),
-            blocks=tuple(_as_int(index) for index in values["blocks"]),
+            blocks=tuple(map(_as_int, values["blocks"])),
             resolution=values.get("resolution", 1.0),
             stride=values.get("stride"),
         )
@@ -98,19 +94,15 @@ class GrowthPlan:
     @property
     def freezes(self) -> bool:
         """Whether some stage trains fewer blocks than the one before it."""
-        return any(set(early.blocks) - set(late.blocks) for early, late in pairwise(self.stages))
+        return any(_lost_blocks(self.stages))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JSON:
         """The plan as plain JSON types."""
-        return {
-            "plan_version": PLAN_VERSION,
-            "num_blocks": self.num_blocks,
-            "num_training_steps": self.num_training_steps,
-            "stages": [stage.to_dict() for stage in self.stages],
-        }
+        stages = [stage.to_dict() for stage in self.stages]
+        return {"plan_version": PLAN_VERSION, **asdict(self), "stages": stages}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> GrowthPlan:
+    def from_dict(cls, values: JSON) -> GrowthPlan:
         """The plan that `to_dict` wrote.
 
         Raises:
@@ -123,7 +115,7 @@ class GrowthPlan:
             return cls(
                 num_blocks=_as_int(values["num_blocks"]),
                 num_training_steps=_as_int(values["num_training_steps"]),
-                stages=tuple(Stage.from_dict(stage) for stage in values["stages"]),
+                stages=tuple(map(Stage.from_dict, values["stages"])),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"not a growth plan: missing or malformed {error}.") from error
@@ -165,7 +157,7 @@ class GrowthPlan:
         return GrowthPlan(self.num_blocks, num_training_steps, tuple(stages))
 
 
-def stage_starts(num_stages: int, boundaries: Sequence[float | int] | None, num_training_steps: int) -> list[int]:
+def stage_starts(num_stages: int, boundaries: Sequence[float] | None, num_training_steps: int) -> list[int]:
     """First optimizer step of every stage.
 
     Args:
@@ -186,8 +178,10 @@ def stage_starts(num_stages: int, boundaries: Sequence[float | int] | None, num_
         return [num_training_steps * k // num_stages for k in range(num_stages)]
     starts = [0]
     for bound in boundaries:
-        # The rounding error of 0.29 * 100 must not cost a step.
-        starts.append(math.floor(bound * num_training_steps + 1e-9) if isinstance(bound, float) else bound)
+        if isinstance(bound, float):
+            # The rounding error of 0.29 * 100 must not cost a step.
+            bound = math.floor(bound * num_training_steps + 1e-9)
+        starts.append(bound)
     return starts
 
 
@@ -201,27 +195,25 @@ def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -
         PlanError: The run has fewer steps than stages, a boundary lies beyond the last step, or two neighbouring
             stages would train the same blocks at the same resolution (fewer blocks than stages).
     """
-    starts = stage_starts(config.num_stages, config.boundaries, num_training_steps)
     count = config.num_stages
     low = config.min_trainable
+    starts = stage_starts(count, config.boundaries, num_training_steps)
     fractions = [low + (1 - low) * k / (count - 1) for k in range(count - 1)]
     # Exactly all: a rounded fraction might leave a block out.
     fractions.append(1.0)
     if config.freezes:
         fractions.reverse()
-    resolutions = config.resolutions or (1.0,) * count
-    stages = tuple(
-        Stage(start, select_blocks(config.order, num_blocks, fraction, low), resolution)
-        for start, fraction, resolution in zip(starts, fractions, resolutions, strict=True)
-    )
+    stages = []
+    for start, fraction, resolution in zip(starts, fractions, config.resolutions or (1.0,) * count):
+        stages.append(Stage(start, select_blocks(config.order, num_blocks, fraction, low), resolution))
     for index, (early, late) in enumerate(pairwise(stages)):
-        if (early.blocks, early.resolution) == (late.blocks, late.resolution):
+        if replace(early, start=late.start) == late:
             raise PlanError(
                 f"stages {index} and {index + 1} of num_stages={count} would both train {len(late.blocks)} of "
                 f"{num_blocks} blocks at resolution {late.resolution}: use fewer stages, a smaller min_trainable "
                 f"(now {low}), or let resolutions grow."
             )
-    return GrowthPlan(num_blocks, num_training_steps, stages)
+    return GrowthPlan(num_blocks, num_training_steps, tuple(stages))
 
 
 def select_blocks(order: Order, num_blocks: int, fraction: float, min_trainable: float = 0.25) -> tuple[int, ...]:
@@ -289,7 +281,7 @@ def _check_plan(plan: GrowthPlan) -> None:
     if not plan.stages:
         raise PlanError("a growth plan needs at least one stage.")
     starts = [stage.start for stage in plan.stages]
-    if starts[0] != 0 or any(late <= early for early, late in pairwise(starts)):
+    if starts[0] != 0 or starts != sorted(set(starts)):
         raise PlanError(f"stage starts {starts} must begin at 0 and increase.")
     if starts[-1] >= plan.num_training_steps:
         raise PlanError(
@@ -299,34 +291,33 @@ def _check_plan(plan: GrowthPlan) -> None:
     for index, stage in enumerate(plan.stages):
         if list(stage.blocks) != sorted(set(stage.blocks)):
             raise PlanError(f"stage {index} must name its blocks once each, in order: {stage.blocks}.")
-        if stage.blocks and (stage.blocks[0] < 0 or stage.blocks[-1] >= plan.num_blocks):
+        if not set(range(plan.num_blocks)).issuperset(stage.blocks):
             raise PlanError(
                 f"stage {index} trains blocks {stage.blocks}, but the model has blocks 0 to {plan.num_blocks - 1}."
             )
     _check_one_direction(plan.stages)
     check_increasing_resolutions(tuple(stage.resolution for stage in plan.stages), PlanError)
     strides = [stage.stride for stage in plan.stages]
-    for early, late in pairwise(strides):
-        if late is not None and (early is None or late > early):
-            raise PlanError(f"strides {strides} rise (None is the model's own, the smallest): growth is monotone.")
+    if strides != sorted(strides, key=lambda stride: stride or 0, reverse=True):
+        raise PlanError(f"strides {strides} rise (None is the model's own, the smallest): growth is monotone.")
 
 
 def _check_one_direction(stages: Sequence[Stage]) -> None:
-    closing: list[tuple[int, set[int]]] = []
-    opening: list[int] = []
-    for index, (early, late) in enumerate(pairwise(stages)):
-        before = set(early.blocks)
-        after = set(late.blocks)
-        if before - after:
-            closing.append((index, before - after))
-        if after - before:
-            opening.append(index)
-    if closing and opening:
-        index, blocks = closing[0]
+    closing = _lost_blocks(stages)
+    opening = _lost_blocks(stages[::-1])[::-1]
+    if any(closing) and any(opening):
+        closed = next(filter(None, closing))
+        index = closing.index(closed)
+        opener = opening.index(next(filter(None, opening))) + 1
         raise PlanError(
-            f"growth is monotone, but blocks {sorted(blocks)} train in stage {index} and not in stage {index + 1}, "
-            f"while stage {opening[0] + 1} opens blocks: add them to the later stage, or let no stage open any."
+            f"growth is monotone, but blocks {closed} train in stage {index} and not in stage {index + 1}, "
+            f"while stage {opener} opens blocks: add them to the later stage, or let no stage open any."
         )
+
+
+def _lost_blocks(stages: Sequence[Stage]) -> list[list[int]]:
+    """For every two neighbours the sorted blocks that the first stage trains and the second does not."""
+    return [sorted(set(early.blocks).difference(late.blocks)) for early, late in pairwise(stages)]
 
 
 def _as_int(value: Any) -> int:

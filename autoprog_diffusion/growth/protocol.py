@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
+from .config import JSON, Resolution
 from .plan import GrowthPlan
+from .state import State
 
 
 class Config(Protocol):
     """The settings of a growth object, for the report of a run."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JSON:
         """The settings as plain JSON types."""
         ...
 
@@ -21,7 +23,7 @@ class Config(Protocol):
 class Record(Protocol):
     """One entry of `Growth.history`: a stage that was entered."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JSON:
         """The entry as plain JSON types."""
         ...
 
@@ -50,7 +52,7 @@ class Growth(Protocol):
         ...
 
     @property
-    def resolution(self) -> float | int:
+    def resolution(self) -> Resolution:
         """Resolution of the next batch: a fraction of the data's (float) or pixels (int)."""
         ...
 
@@ -65,7 +67,7 @@ class Growth(Protocol):
         ...
 
     @property
-    def decisions(self) -> list[dict[str, Any]]:
+    def decisions(self) -> list[JSON]:
         """The decisions of a search so far: per stage the candidates with their scores, and the choice."""
         ...
 
@@ -90,10 +92,10 @@ class Growth(Protocol):
         """Leave a plain model: no hook, no override, no stage embedding. Called once, after training."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """The state that a checkpoint keeps."""
         ...
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Continue where `state_dict` was taken; weights and optimizer state are loaded by the host."""
         ...

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .config import Resolution
 from .errors import ConfigError
 
 
-def stage_size(size: tuple[int, int], resolution: float | int, multiple: int) -> tuple[int, int]:
+def stage_size(size: tuple[int, int], resolution: Resolution, multiple: int) -> tuple[int, int]:
     """Height and width in pixels of an image of `size` at a stage's resolution.
 
     Args:
@@ -36,7 +37,7 @@ def stage_size(size: tuple[int, int], resolution: float | int, multiple: int) ->
     return height, width
 
 
-def resize_images(images: Tensor, resolution: float | int, multiple: int) -> Tensor:
+def resize_images(images: Tensor, resolution: Resolution, multiple: int) -> Tensor:
     """(N, C, H, W) images -> (N, C, h, w) at a stage's resolution, by area averaging; the value range is kept.
 
     Raises:
@@ -46,6 +47,7 @@ def resize_images(images: Tensor, resolution: float | int, multiple: int) -> Ten
         raise ConfigError(f"resize takes a batch of shape (N, C, H, W), not {tuple(images.shape)}.")
     if isinstance(resolution, float) and resolution == 1.0:
         return images
-    size = (images.shape[2], images.shape[3])
+    height, width = images.shape[2:]
+    size = (height, width)
     target = stage_size(size, resolution, multiple)
     return images if target == size else F.interpolate(images, size=target, mode="area")

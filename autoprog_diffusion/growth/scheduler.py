@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from .adapter import StageEmbeddingLike, find_adapter
 from .backends import accelerate as host
-from .config import GrowthConfig
+from .config import JSON, GrowthConfig, Resolution
 from .ema import EMAParameters
 from .errors import OrderError
 from .lr_rewarmup import LRRewarmup
 from .plan import GrowthPlan, check_plan_fits
 from .resize import resize_images
-from .search_session import RunParts, SearchSession, check_arguments, first_plan, start_search
+from .search_session import LossFunction, RunParts, SearchSession, check_arguments, first_plan, start_search
 from .stage import StageApplier, check_freezing, release_state
-from .state import STATE_VERSION, StageRecord, check_state, describe, fingerprint, record_stage
-from .units import only_growing
+from .state import STATE_VERSION, NamedTensors, StageRecord, State, check_state, describe, fingerprint, record_stage
+from .units import count_trainable, only_growing
 
 
 class GrowthScheduler:
@@ -67,7 +67,7 @@ class GrowthScheduler:
         self.history: list[StageRecord] = []
         self._model = model
         self._accelerator = accelerator
-        self._names = [name for name, _ in model.named_parameters()]
+        self._names = list(dict(model.named_parameters()))
         self._embedding: StageEmbeddingLike | None = None
         # Accelerate's FSDP takes no optimizer with parameters outside of the model.
         if config.stage_embedding is not False and host.backend(accelerator) != "FSDP":
@@ -85,9 +85,7 @@ class GrowthScheduler:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The model's parameters, then the stage embedding's, to build the optimizer from."""
-        yield from self._model.parameters()
-        if self._embedding is not None:
-            yield from self._embedding.parameters()
+        return (parameter for _, parameter in self._applier.named())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One optimizer group per unit, which `rewarm_steps` needs, of all parameters that train in some stage."""
@@ -108,7 +106,7 @@ class GrowthScheduler:
         num_training_steps: int,
         plan: GrowthPlan | None = None,
         optimizer: torch.optim.Optimizer | None = None,
-        loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+        loss_fn: LossFunction | None = None,
         batches: Iterable[Any] | None = None,
     ) -> None:
         """Enter stage 0, and register for checkpointing with the accelerator.
@@ -141,8 +139,8 @@ class GrowthScheduler:
         self._wrapped = model
         self._plan = plan
         self._applier.prepare(model, ddp)
-        parts = RunParts(self._model, wrapped=model, layout=self.layout, embedding=self._embedding)
-        self._search = start_search(self.config, plan, self._accelerator, parts, loss_fn=loss_fn, batches=batches)
+        run = RunParts(self._model, model, self.layout, embedding=self._embedding, loss_fn=loss_fn, batches=batches)
+        self._search = start_search(self.config, plan, self._accelerator, run)
         if plan.freezes:
             self._averages.note()
         self._enter(0)
@@ -243,14 +241,14 @@ class GrowthScheduler:
         return self.plan.stage_at(self._step)
 
     @property
-    def resolution(self) -> float | int:
+    def resolution(self) -> Resolution:
         """Resolution of the current stage: fraction (float) or pixels (int)."""
         return self.plan.stages[self.stage].resolution
 
     @property
     def trainable_fraction(self) -> float:
         """Share of the model's parameters that train now, in [0, 1]."""
-        trainable, total = self._applier.trainable()
+        trainable, total = count_trainable(self._model)
         return trainable / total
 
     @property
@@ -264,30 +262,28 @@ class GrowthScheduler:
         return False
 
     @property
-    def decisions(self) -> list[dict[str, Any]]:
+    def decisions(self) -> list[JSON]:
         """The decisions of a search so far: per stage the candidates with their scores, and the choice."""
         return self._search.decisions
 
     def print_trainable_parameters(self) -> None:
         """Print how much of the model trains, in PEFT's words."""
-        print(describe(self.plan, self.stage, *self._applier.trainable()))
+        print(describe(self.plan, self.stage, *count_trainable(self._model)))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Step, plan, stage embedding and history; everything else is derived from them on load."""
-        table = {} if self._embedding is None else self._embedding.state_dict()
-        copied = {name: value.cpu().clone() for name, value in table.items()}
         return {
             "version": STATE_VERSION,
             "step": self._step,
             "plan": self.plan.to_dict(),
             "model": fingerprint(self._model, self.layout),
-            "embedding": copied or None,
+            "embedding": self._embedding_state(),
             "history": [record.to_dict() for record in self.history],
             "decisions": self.decisions,
         }
 
     @contextmanager
-    def loading(self, state_dict: dict[str, Any]) -> Iterator[None]:
+    def loading(self, state_dict: State) -> Iterator[None]:
         """Use it around loading a distributed checkpoint: inside, all parameters that have optimizer state train.
 
         torch restores optimizer state only for parameters that require gradient.
@@ -296,7 +292,7 @@ class GrowthScheduler:
         with self._applier.trained_before(state_dict):
             yield
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Continue where `state_dict` was taken; the model's own weights are loaded by the host.
 
         Raises:
@@ -319,10 +315,7 @@ class GrowthScheduler:
         self._applier.enter(stage, self.plan.stages[stage].blocks, fresh=fresh)
         release_state(self.plan, self._optimizers)
         if fresh:
-            trainable, total = self._applier.trainable()
-            self.history.append(
-                record_stage(self.plan, self.layout, step=self._step, trainable=trainable, total=total)
-            )
+            self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
 
     def _follow(self) -> None:
         """Tell re-warm-up and search that `_step` optimizer steps are done."""
@@ -337,7 +330,12 @@ class GrowthScheduler:
             # Sharding puts other parameters in place, so names are looked up now.
             self._rewarmup.watch(self._optimizers, dict(self._model.named_parameters()))
 
-    def _check_state(self, state_dict: dict[str, Any]) -> None:
-        table = None if self._embedding is None else self._embedding.state_dict()
+    def _embedding_state(self) -> NamedTensors | None:
+        if self._embedding is None:
+            return None
+        return {name: value.cpu().clone() for name, value in self._embedding.state_dict().items()}
+
+    def _check_state(self, state_dict: State) -> None:
         model = fingerprint(self._model, self.layout)
-        check_state(state_dict, self.plan, model, embedding=table, searched=self.config.search != "none")
+        searched = self.config.search != "none"
+        check_state(state_dict, self.plan, model, embedding=self._embedding_state(), searched=searched)

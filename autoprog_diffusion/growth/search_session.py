@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 from .adapter import StageEmbeddingLike
 from .backends.ranks import rank, world_size
-from .config import GrowthConfig
+from .config import JSON, GrowthConfig, Resolution
 from .errors import ConfigError, PlanError
 from .plan import GrowthPlan, Stage, fixed_plan, stage_starts
+from .state import State
 from .units import Layout
+
+
+LossFunction = Callable[[nn.Module, Any], Tensor]  # (model, batch) -> loss
 
 
 class Choice(Protocol):
@@ -28,7 +32,7 @@ class Choice(Protocol):
         ...
 
     @property
-    def resolution(self) -> float | int:
+    def resolution(self) -> Resolution:
         """Fraction (float) or pixels (int)."""
         ...
 
@@ -40,7 +44,7 @@ class SearchLike(Protocol):
         """Begin to watch the training calls, if a decision is near."""
         ...
 
-    def choose(self, stage: int, current: Stage, resolutions: Sequence[float | int]) -> tuple[Choice, dict[str, Any]]:
+    def choose(self, stage: int, current: Stage, resolutions: Sequence[Resolution]) -> tuple[Choice, JSON]:
         """The choice for plan stage `stage`, the same on every rank, and a record of it in plain JSON types."""
         ...
 
@@ -57,23 +61,34 @@ class SearchLike(Protocol):
         ...
 
 
-_SEARCHES: dict[str, Callable[..., SearchLike]] = {}
+@dataclass(frozen=True)
+class RunParts:
+    """The model of a run in the forms a search needs.
+
+    Attributes:
+        model: The bare model.
+        wrapped: What the training loop calls.
+        layout: The model's units.
+        embedding: Its stage embedding, if it has one.
+        loss_fn: `loss_fn(model, batch) -> loss`, to use instead of replaying what the training loop did.
+        batches: For `loss_fn`.
+    """
+
+    model: nn.Module
+    wrapped: nn.Module
+    layout: Layout
+    embedding: StageEmbeddingLike | None = None
+    loss_fn: LossFunction | None = None
+    batches: Iterable[Any] | None = None
 
 
-def register_search(name: str, factory: Callable[..., SearchLike]) -> None:
+SearchFactory = Callable[[GrowthConfig, RunParts], SearchLike]
+_SEARCHES: dict[str, SearchFactory] = {}
+
+
+def register_search(name: str, factory: SearchFactory) -> None:
     """Make a search known under the name that `GrowthConfig.search` gives."""
     _SEARCHES[name] = factory
-
-
-def make_search(name: str, *args: Any, **kwargs: Any) -> SearchLike:
-    """The search called `name`.
-
-    Raises:
-        ConfigError: It is not registered.
-    """
-    if name not in _SEARCHES:
-        raise ConfigError(f"search={name!r} is not registered; known are {sorted(_SEARCHES)}.")
-    return _SEARCHES[name](*args, **kwargs)
 
 
 def check_arguments(config: GrowthConfig, plan: Any, loss_fn: Any, batches: Any) -> None:
@@ -88,46 +103,17 @@ def check_arguments(config: GrowthConfig, plan: Any, loss_fn: Any, batches: Any)
         raise ConfigError('loss_fn and batches are for a search, but search="none": set search="zero_shot".')
 
 
-@dataclass(frozen=True)
-class RunParts:
-    """The model of a run in the forms a search needs.
+def start_search(config: GrowthConfig, plan: GrowthPlan, accelerator: Any, run: RunParts) -> SearchSession:
+    """Build the search named in `config`, if any, and have the accelerator checkpoint the calls it records.
 
-    Attributes:
-        model: The bare model.
-        wrapped: What the training loop calls.
-        layout: The model's units.
-        embedding: Its stage embedding, if it has one.
+    Raises:
+        ConfigError: It is not registered.
     """
-
-    model: nn.Module
-    wrapped: nn.Module
-    layout: Layout
-    embedding: StageEmbeddingLike | None = None
-
-
-def start_search(
-    config: GrowthConfig,
-    plan: GrowthPlan,
-    accelerator: Any,
-    parts: RunParts,
-    *,
-    loss_fn: Callable[[nn.Module, Any], Tensor] | None,
-    batches: Iterable[Any] | None,
-) -> SearchSession:
-    """Build the search named in `config`, if any, and have the accelerator checkpoint the calls it records."""
     if config.search == "none":
         return SearchSession(config)
-    chosen = make_search(
-        config.search,
-        config,
-        model=parts.model,
-        wrapped=parts.wrapped,
-        layout=parts.layout,
-        others=[] if parts.embedding is None else [parts.embedding],
-        loss_fn=loss_fn,
-        batches=batches,
-    )
-    session = SearchSession(config, chosen)
+    if config.search not in _SEARCHES:
+        raise ConfigError(f"search={config.search!r} is not registered; known are {sorted(_SEARCHES)}.")
+    session = SearchSession(config, _SEARCHES[config.search](config, run))
     session.observe(plan, 0)
     if accelerator is not None:
         accelerator.register_save_state_pre_hook(session.save_calls)
@@ -146,7 +132,7 @@ class SearchSession:
     def __init__(self, config: GrowthConfig, search: SearchLike | None = None) -> None:
         self._config = config
         self._search = search
-        self.decisions: list[dict[str, Any]] = []
+        self.decisions: list[JSON] = []
 
     def observe(self, plan: GrowthPlan, step: int) -> None:
         """Watch the training calls where the next searched stage is near; `step` optimizer steps are done."""
@@ -173,7 +159,7 @@ class SearchSession:
         if self._search is not None:
             self._search.stop()
 
-    def load(self, plan: GrowthPlan, state: dict[str, Any]) -> GrowthPlan:
+    def load(self, plan: GrowthPlan, state: State) -> GrowthPlan:
         """Take the decisions of a saved growth state; returns the plan they made of `plan`."""
         if self._search is None:
             return plan
@@ -182,13 +168,12 @@ class SearchSession:
 
     def save_calls(self, models: Any, weights: Any, folder: str) -> None:
         """Write this rank's recorded calls into a checkpoint; an `accelerator.register_save_state_pre_hook` hook."""
-        calls = [] if self._search is None else self._search.saved_calls()
-        torch.save(calls, Path(folder) / f"growth_calls_{rank()}.pt")
-        if rank() > 0:
+        if self._search is None:
             return
+        torch.save(self._search.saved_calls(), Path(folder) / f"growth_calls_{rank()}.pt")
         # An earlier run with more ranks may have left files here: delete those of ranks that no longer exist.
-        for number, path in _calls_files(folder).items():
-            if number >= world_size():
+        for number, path in _calls_files(folder):
+            if rank() == 0 and number >= world_size():
                 path.unlink()
 
     def load_calls(self, models: Any, folder: str) -> None:
@@ -197,17 +182,15 @@ class SearchSession:
         Under another number of ranks, or where the first one saved alone, ranks take the files in turn: the calls of
         a rank are samples of the same training, and scores are averaged over ranks.
         """
-        files = list(_calls_files(folder).values())
+        files = _calls_files(folder)
         if files and self._search is not None:
-            calls = torch.load(files[rank() % len(files)], weights_only=True, map_location="cpu")
-            self._search.restore_calls(calls)
+            _, path = files[rank() % len(files)]
+            self._search.restore_calls(torch.load(path, weights_only=True, map_location="cpu"))
 
 
 def warm_blocks(layout: Layout) -> tuple[int, ...]:
     """Blocks that train during the warm-up: none (the output head alone trains), or the last if the head is frozen."""
-    if layout.outputs.parameters:
-        return ()
-    return (len(layout.blocks) - 1,)
+    return () if layout.outputs.parameters else (len(layout.blocks) - 1,)
 
 
 def first_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> GrowthPlan:
@@ -253,19 +236,19 @@ def open_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> 
 
 def with_choice(plan: GrowthPlan, stage: int, choice: Choice) -> GrowthPlan:
     """The plan with a stage decided; later stages repeat the choice until they are decided too."""
-    before, undecided, last = plan.stages[:stage], plan.stages[stage:-1], plan.stages[-1]
-    decided = [replace(entry, blocks=choice.blocks, resolution=choice.resolution) for entry in undecided]
-    return replace(plan, stages=(*before, *decided, last))
+    stages = list(plan.stages)
+    for index in range(stage, len(stages) - 1):  # the last one always trains everything
+        stages[index] = replace(stages[index], blocks=choice.blocks, resolution=choice.resolution)
+    return replace(plan, stages=tuple(stages))
 
 
-def next_resolutions(config: GrowthConfig, current: float | int) -> list[float | int]:
+def next_resolutions(config: GrowthConfig, current: Resolution) -> list[Resolution]:
     """Resolutions a search may choose from: the current one and the next of the configuration."""
-    ladder = sorted(set(config.resolutions or (1.0,)))
-    later = [size for size in ladder if size > current][:1]
-    return [current, *later]
+    # Fractions and pixels are never mixed, and none is smaller than the one before it.
+    later = [size for size in config.resolutions or () if size > current]
+    return [current, *later[:1]]
 
 
-def _calls_files(folder: str) -> dict[int, Path]:
-    """The files of recorded calls in a checkpoint: rank -> path, sorted."""
-    files = {int(path.stem.rpartition("_")[2]): path for path in Path(folder).glob("growth_calls_*.pt")}
-    return dict(sorted(files.items()))
+def _calls_files(folder: str) -> list[tuple[int, Path]]:
+    """The files of recorded calls in a checkpoint, with their ranks, sorted."""
+    return sorted((int(path.stem.rpartition("_")[2]), path) for path in Path(folder).glob("growth_calls_*.pt"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .adapter import StageEmbeddingLike
@@ -18,7 +18,11 @@ from .backends.ranks import average_gradient, check_ranks_equal, world_size
 from .errors import OrderError
 from .frozen_front import FrozenFront
 from .plan import GrowthPlan
-from .units import Layout, count_trainable, set_trainable, trainable_names
+from .state import State
+from .units import Layout, set_trainable, trainable_names, trainable_now
+
+
+TABLE = "stage_embedding.table"  # name of the stage embedding's parameter beside the model's
 
 
 class StageApplier:
@@ -37,7 +41,7 @@ class StageApplier:
         self._embedding = embedding
         self._ddp: DistributedDataParallel | None = None
         self._front = FrozenFront()
-        self._embedding_reducer: Any = None
+        self._reducer = ExitStack()
 
     def prepare(self, wrapped: nn.Module, ddp: DistributedDataParallel | None) -> None:
         """Attach the stage embedding; `wrapped` is what the training loop calls, `ddp` its DDP wrapper."""
@@ -46,7 +50,7 @@ class StageApplier:
         if self._embedding is not None:
             self._embedding.attach(self._model)
 
-    def enter(self, stage: int, blocks: Iterable[int], *, fresh: bool) -> None:
+    def enter(self, stage: int, blocks: Collection[int], *, fresh: bool) -> None:
         """Let `blocks` train, after checking that the ranks have not drifted apart.
 
         Args:
@@ -57,7 +61,6 @@ class StageApplier:
         Raises:
             SyncError: The ranks' weights differ.
         """
-        blocks = tuple(blocks)
         self.check_ranks(f"on entering stage {stage}")
         self.leave()
         set_trainable(self._model, trainable_names(self._layout, blocks))
@@ -69,7 +72,7 @@ class StageApplier:
             rebuild_reducer(self._ddp)
         # The table lies outside the model, so neither DDP nor FSDP2 averages its gradient.
         if self._embedding is not None and world_size() > 1:
-            self._embedding_reducer = average_gradient(self._embedding.table, self._reduces_now)
+            self._reducer.enter_context(average_gradient(self._embedding.table, self._reduces_now))
         if is_compiled(self._wrapped):
             # Hooks are not guarded by default: a graph traced for the last stage would go on being used.
             torch.compiler.reset()
@@ -77,9 +80,7 @@ class StageApplier:
     def leave(self) -> None:
         """Take off the hooks of the current stage, before a search or the end."""
         self._front.clear()
-        if self._embedding_reducer is not None:
-            self._embedding_reducer.remove()
-            self._embedding_reducer = None
+        self._reducer.close()
 
     def finish(self) -> None:
         """Fold the stage embedding away, and let everything train that did before growth; without communication."""
@@ -94,17 +95,17 @@ class StageApplier:
         fsdp2.reshard(self._wrapped)
 
     @contextmanager
-    def trained_before(self, state: dict[str, Any]) -> Iterator[None]:
+    def trained_before(self, state: State) -> Iterator[None]:
         """Let require gradient, inside a `with` block, what the last step before a saved growth state trained."""
         self.reshard()
-        now = {name for name, parameter in self._model.named_parameters() if parameter.requires_grad}
+        now = trainable_now(self._model)
         set_trainable(self._model, fsdp2.trained_before(state, self._layout))
         try:
             yield
         finally:
             set_trainable(self._model, now)
 
-    def check_loaded(self, optimizers: Iterable[Any], state: dict[str, Any]) -> None:
+    def check_loaded(self, optimizers: Iterable[Any], state: State) -> None:
         """Raise `StateError` where a distributed checkpoint gave back the optimizer's state of some blocks only."""
         if fsdp2.is_sharded(self._model):
             trained = fsdp2.trained_before(state, self._layout)
@@ -113,41 +114,35 @@ class StageApplier:
     def check_ranks(self, when: str) -> None:
         """Raise `SyncError` where two ranks differ in a tensor that both hold whole."""
         self.reshard()
-        replicated = [(name, tensor) for name, tensor in self._tensors() if not fsdp2.is_sharded_tensor(tensor)]
+        replicated = [named for named in self.named() if not fsdp2.is_sharded_tensor(named[1])]
         if replicated:
             check_ranks_equal(replicated, when)
 
-    def trainable(self) -> tuple[int, int]:
-        """Number of the model's parameters that train now, and of all."""
-        return count_trainable(self._model)
-
     def groups(self) -> list[dict[str, Any]]:
         """One optimizer group per unit, of the parameters that train in some stage."""
-        named = dict(self._model.named_parameters())
-        groups: list[dict[str, Any]] = []
-        for unit in self._layout.units:
-            if unit.parameters:
-                groups.append({"name": unit.name, "params": [named[name] for name in unit.parameters]})
-        if self._embedding is not None:
-            groups.append({"name": "stage_embedding", "params": [self._embedding.table]})
-        return groups
+        named = dict(self.named())
+        names = {unit.name: unit.parameters for unit in self._layout.units if unit.parameters}
+        if TABLE in named:
+            names["stage_embedding"] = (TABLE,)
+        return [{"name": unit, "params": [named[name] for name in own]} for unit, own in names.items()]
 
-    def growing(self) -> list[tuple[str, Any]]:
+    def growing(self) -> list[tuple[str, nn.Parameter]]:
         """Every parameter that trains in some stage, with its name."""
         self.reshard()
-        names = self._layout.names | {"stage_embedding.table"}
-        return [(name, tensor) for name, tensor in self._tensors() if name in names]
+        names = {*self._layout.names, TABLE}
+        return [(name, parameter) for name, parameter in self.named() if name in names]
+
+    def named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The model's parameters, then the stage embedding's, with their names."""
+        yield from self._model.named_parameters()
+        if self._embedding is not None:
+            yield TABLE, self._embedding.table
 
     def _reduces_now(self) -> bool:
         """Whether the current backward pass is the last of its optimizer step."""
         if self._ddp is not None:
             return self._ddp.require_backward_grad_sync
         return fsdp2.reduces_gradients(self._wrapped)
-
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        yield from self._model.named_parameters()
-        if self._embedding is not None:
-            yield "stage_embedding.table", self._embedding.table
 
 
 def check_freezing(plan: GrowthPlan, optimizers: Iterable[Any], accelerator: Any) -> None:
@@ -158,7 +153,7 @@ def check_freezing(plan: GrowthPlan, optimizers: Iterable[Any], accelerator: Any
     """
     if plan.freezes and accelerator is None and not list(optimizers):
         raise OrderError(
-            'a plan that freezes blocks (direction="freeze") lets go of their optimizer state: pass the optimizer, '
+            'a plan that freezes blocks (direction="freeze") frees their optimizer state: pass the optimizer, '
             "growth.prepare(model, num_training_steps=..., optimizer=optimizer)."
         )
 
@@ -170,5 +165,6 @@ def release_state(plan: GrowthPlan, optimizers: Iterable[Any]) -> None:
     for optimizer in optimizers:
         # Accelerate wraps the user's optimizer.
         state = getattr(optimizer, "optimizer", optimizer).state
-        for parameter in [parameter for parameter in state if not parameter.requires_grad]:
-            del state[parameter]
+        for parameter in list(state):
+            if not parameter.requires_grad:
+                del state[parameter]

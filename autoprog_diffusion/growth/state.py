@@ -9,12 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .config import JSON, Resolution
 from .errors import StateError
 from .plan import GrowthPlan
-from .units import Layout
+from .units import Layout, count_trainable
 
 
 STATE_VERSION = 1
+State = dict[str, Any]  # what `GrowthScheduler.state_dict` returns
+NamedTensors = dict[str, Tensor]
 
 logger = logging.getLogger(__name__)
 
@@ -37,76 +40,69 @@ class StageRecord:
     blocks: tuple[str, ...]
     trainable_parameters: int
     trainable_fraction: float
-    resolution: float | int
+    resolution: Resolution
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JSON:
         """The record as plain JSON types."""
-        values = asdict(self)
-        values["blocks"] = list(self.blocks)
-        return values
+        return {**asdict(self), "blocks": list(self.blocks)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> StageRecord:
+    def from_dict(cls, values: JSON) -> StageRecord:
         """The record that `to_dict` wrote."""
         return cls(**{**values, "blocks": tuple(values["blocks"])})
 
 
-def record_stage(plan: GrowthPlan, layout: Layout, *, step: int, trainable: int, total: int) -> StageRecord:
-    """Log and return the record of a stage that begins after `step` optimizer steps.
+def record_stage(model: nn.Module, layout: Layout, plan: GrowthPlan, step: int) -> StageRecord:
+    """Log and return the record of the stage that `model` has just entered.
 
     Args:
+        model: The bare model.
+        layout: Its units.
         plan: The plan that is followed.
-        layout: The model's units.
         step: Number of optimizer steps done.
-        trainable: Number of parameters that train.
-        total: Number of all parameters.
     """
     stage = plan.stage_at(step)
     entry = plan.stages[stage]
-    names = tuple(layout.blocks[index].name for index in entry.blocks)
-    logger.info(
-        "stage %d of %d at step %d: %d of %d blocks, %.1f %% of the parameters, resolution %s",
-        stage + 1, len(plan.stages), step, len(names), plan.num_blocks, 100 * trainable / total, entry.resolution,
-    )  # fmt: skip
-    return StageRecord(
+    trainable, total = count_trainable(model)
+    record = StageRecord(
         stage=stage,
         step=step,
-        blocks=names,
+        blocks=tuple(layout.blocks[index].name for index in entry.blocks),
         trainable_parameters=trainable,
         trainable_fraction=trainable / total,
         resolution=entry.resolution,
     )
+    logger.info(
+        f"stage {stage + 1} of {len(plan.stages)} at step {step}: {len(entry.blocks)} of {plan.num_blocks} blocks, "
+        f"{100 * trainable / total:.1f} % of the parameters, resolution {entry.resolution}"
+    )
+    return record
 
 
 def describe(plan: GrowthPlan, stage: int, trainable: int, total: int) -> str:
     """One line on how much of the model trains, in PEFT's words."""
-    entry, share = plan.stages[stage], f"{100 * trainable / total:.4f}"
+    entry = plan.stages[stage]
     return (
-        f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share} || "
+        f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {100 * trainable / total:.4f} || "
         f"stage {stage + 1}/{len(plan.stages)}: {len(entry.blocks)}/{plan.num_blocks} blocks, "
         f"resolution {entry.resolution}"
     )
 
 
-def fingerprint(model: nn.Module, layout: Layout) -> dict[str, Any]:
+def fingerprint(model: nn.Module, layout: Layout) -> JSON:
     """Class, blocks and parameter shapes, which a model shares with the one that a checkpoint was written for."""
     lines = [f"{name} {tuple(parameter.shape)}" for name, parameter in model.named_parameters()]
     # `fully_shard` puts a subclass of its own in front of the model's class.
-    classes = [cls for cls in type(model).__mro__ if not hasattr(cls, "_get_fsdp_state")]
+    model_class = next(cls for cls in type(model).__mro__ if not hasattr(cls, "_get_fsdp_state"))
     return {
-        "model_class": classes[0].__name__,
+        "model_class": model_class.__name__,
         "blocks": [unit.name for unit in layout.blocks],
         "parameters": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
     }
 
 
 def check_state(
-    state: dict[str, Any],
-    plan: GrowthPlan,
-    model: dict[str, Any],
-    *,
-    embedding: dict[str, Tensor] | None,
-    searched: bool,
+    state: State, plan: GrowthPlan, model: JSON, *, embedding: NamedTensors | None, searched: bool
 ) -> None:
     """Refuse a state that was written under another version, model, plan or stage-embedding setting.
 
@@ -128,10 +124,9 @@ def check_state(
     for key, value in model.items():
         saved = state["model"].get(key)
         if saved != value:
-            # A hash says nothing to a reader.
-            theirs = "these shapes" if key == "parameters" else saved
-            ours = "other shapes" if key == "parameters" else value
-            raise StateError(f"the checkpoint is of another model: its {key} is {theirs!r}, this model's is {ours!r}.")
+            if key == "parameters":  # a hash says nothing to a reader
+                saved, value = "these shapes", "other shapes"
+            raise StateError(f"the checkpoint is of another model: its {key} is {saved!r}, this model's is {value!r}.")
     _check_plan(state["plan"], plan.to_dict(), searched)
     saved_shapes = _shapes(state.get("embedding"))
     shapes = _shapes(embedding)
@@ -142,18 +137,21 @@ def check_state(
         )
 
 
-def _check_plan(theirs: dict[str, Any], ours: dict[str, Any], searched: bool) -> None:
+def _check_plan(theirs: JSON, ours: JSON, searched: bool) -> None:
     if searched:
-        theirs = {**theirs, "stages": [stage["start"] for stage in theirs["stages"]]}
-        ours = {**ours, "stages": [stage["start"] for stage in ours["stages"]]}
+        theirs, ours = _starts_only(theirs), _starts_only(ours)
     if theirs != ours:
-        keys = [key for key, value in ours.items() if theirs.get(key) != value]
-        detail = "; ".join(f"{key} was {theirs.get(key)}, now {ours[key]}" for key in keys)
+        changes = [f"{key} was {theirs.get(key)}, now {ours[key]}" for key in ours if theirs.get(key) != ours[key]]
+        detail = "; ".join(changes)
         raise StateError(
             f"the checkpoint follows another growth plan ({detail}): resume with the same growth settings and number "
             "of training steps, or pass the old plan."
         )
 
 
-def _shapes(tensors: dict[str, Tensor] | None) -> dict[str, tuple[int, ...]] | None:
+def _starts_only(plan: JSON) -> JSON:
+    return {**plan, "stages": [stage["start"] for stage in plan["stages"]]}
+
+
+def _shapes(tensors: NamedTensors | None) -> dict[str, tuple[int, ...]] | None:
     return None if tensors is None else {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from operator import attrgetter
 
 from torch import nn
 
@@ -71,32 +73,27 @@ def build_layout(
     if not blocks:
         raise UnitError(f"{type(model).__name__} has no growable block: name some with blocks=[...].")
     # Shared parameters count once, under the name that `named_parameters` gives them.
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    # Parameter name -> index of its unit in `layout.units`, from 0 for the inputs.
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    parts = [("inputs", inputs), *blocks]
+    # Parameter name -> index of its part; the inputs come first, and win.
     owner: dict[str, int] = {}
-    for prefix in inputs:
-        owner.update(dict.fromkeys(_parameters_under(model, prefix, names), 0))
-    for index, (unit_name, modules) in enumerate(blocks, start=1):
-        holds_own = False
-        for name in [name for module in modules for name in _parameters_under(model, module, names)]:
+    for index, (unit_name, modules) in enumerate(parts):
+        for name in _parameters_under(model, modules, names):
             first = owner.setdefault(name, index)
             if first not in (0, index):
                 raise UnitError(
-                    f"parameter {name!r} is in two blocks, {blocks[first - 1][0]!r} and {unit_name!r}: blocks must "
+                    f"parameter {name!r} is in two blocks, {parts[first][0]!r} and {unit_name!r}: blocks must "
                     "not overlap or share parameters (tie them inside one block)."
                 )
-            holds_own = holds_own or first == index
-        if not holds_own:
+        if index > 0 and index not in owner.values():
             raise UnitError(f"block {unit_name!r} holds no parameter of its own: leave it out of blocks.")
-    members: list[list[str]] = [[] for _ in range(len(blocks) + 2)]
+    # What no part owns goes to the outputs, which come last.
+    parts.append(("outputs", ()))
+    members: list[list[str]] = [[] for _ in parts]
     for name in names.values():
         members[owner.get(name, -1)].append(name)
-    units = [Unit(name, tuple(modules), tuple(own)) for (name, modules), own in zip(blocks, members[1:-1])]
-    return Layout(
-        inputs=Unit("inputs", tuple(inputs), tuple(members[0])),
-        blocks=tuple(units),
-        outputs=Unit("outputs", (), tuple(members[-1])),
-    )
+    units = [Unit(name, tuple(modules), tuple(own)) for (name, modules), own in zip(parts, members)]
+    return Layout(inputs=units[0], blocks=tuple(units[1:-1]), outputs=units[-1])
 
 
 def layout_from_patterns(model: nn.Module, patterns: Sequence[str]) -> Layout:
@@ -109,22 +106,22 @@ def layout_from_patterns(model: nn.Module, patterns: Sequence[str]) -> Layout:
     """
     if not patterns:
         raise UnitError('blocks=[] names no block: give patterns of module names, for example blocks=["layers.*"].')
-    modules = [name for name, _ in model.named_modules() if name]
+    _, *modules = dict(model.named_modules())
     matched: list[str] = []
     for pattern in patterns:
         hits = [name for name in modules if _matches(name, pattern)]
         if not hits:
-            known = sorted({_as_pattern(name) for name in modules})
+            known = sorted({re.sub(r"\b\d+\b", "*", name) for name in modules})
             raise UnitError(f"blocks pattern {pattern!r} matches no module; patterns that would: {known[:20]}.")
-        twice = sorted(set(hits) & set(matched))
+        twice = sorted(set(hits).intersection(matched))
         if twice:
             raise UnitError(f"blocks pattern {pattern!r} names {twice} again: patterns must not overlap.")
         matched += hits
     for name in matched:
-        inner = [other for other in matched if other.startswith(name + ".")]
+        inner = [other for other in matched if other.startswith(f"{name}.")]
         if inner:
             raise UnitError(f"blocks {inner} lie inside block {name!r}: blocks must not overlap.")
-    children = [name for name, _ in model.named_children()]
+    children = list(dict(model.named_children()))
     first = min(children.index(name.split(".")[0]) for name in matched)
     # If a top-level child holds blocks and other modules, those other modules count as outputs.
     return build_layout(model, [(name, [name]) for name in matched], children[:first])
@@ -138,22 +135,20 @@ def only_growing(model: nn.Module, layout: Layout) -> Layout:
     Raises:
         UnitError: No block holds a parameter that requires gradient.
     """
-    growing = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if all(name in growing for unit in layout.units for name in unit.parameters):
+    growing = trainable_now(model)
+    if layout.names <= growing:
         return layout
-    blocks: list[Unit] = []
-    # Modules of blocks without parameters, before the first block that has some.
-    leading: tuple[str, ...] = ()
+    blocks = [Unit("", (), ())]
     for unit in layout.blocks:
+        last = blocks[-1]
         kept = _only(unit, growing)
-        if kept.parameters:
-            blocks.append(replace(kept, modules=leading + unit.modules))
-            leading = ()
-        elif blocks:
-            blocks[-1] = replace(blocks[-1], modules=blocks[-1].modules + unit.modules)
+        if last.parameters and kept.parameters:
+            blocks.append(kept)
         else:
-            leading += unit.modules
-    if not blocks:
+            # Blocks without parameters that come before all others join the block after them.
+            name = last.name if last.parameters else kept.name
+            blocks[-1] = Unit(name, last.modules + kept.modules, last.parameters + kept.parameters)
+    if not blocks[0].parameters:
         raise UnitError(
             f"no block of this {type(model).__name__} holds a parameter that requires gradient{_why_frozen(model)}: "
             "call requires_grad_(True), or model.add_adapter(LoraConfig(...)) before constructing GrowthScheduler."
@@ -166,10 +161,16 @@ def trainable_names(layout: Layout, blocks: Iterable[int]) -> set[str]:
 
     While block 0 is frozen, so are the inputs: nothing before the first trained block can receive a full gradient.
     """
-    trained = [layout.blocks[index] for index in set(blocks)]
-    if layout.blocks[0] in trained:
-        trained.append(layout.inputs)
-    return {name for unit in (*trained, layout.outputs) for name in unit.parameters}
+    return {name for unit in trained_units(layout, blocks) for name in unit.parameters}
+
+
+def trained_units(layout: Layout, blocks: Iterable[int]) -> list[Unit]:
+    """The units that train when `blocks` do, in forward order: the inputs only together with block 0."""
+    chosen = sorted(set(blocks))
+    units = [layout.blocks[index] for index in chosen]
+    if 0 in chosen:
+        units.insert(0, layout.inputs)
+    return [*units, layout.outputs]
 
 
 def front(layout: Layout, blocks: Iterable[int]) -> tuple[Unit, ...]:
@@ -179,27 +180,33 @@ def front(layout: Layout, blocks: Iterable[int]) -> tuple[Unit, ...]:
 
 def count_trainable(model: nn.Module) -> tuple[int, int]:
     """Number of the model's parameters that train now, and of all."""
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return trainable, sum(parameter.numel() for parameter in model.parameters())
+    trainable = total = 0
+    for parameter in model.parameters():
+        total += parameter.numel()
+        trainable += parameter.numel() * parameter.requires_grad
+    return trainable, total
+
+
+def trainable_now(model: nn.Module) -> set[str]:
+    """Names of the model's parameters that require gradient now."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def set_trainable(model: nn.Module, names: set[str]) -> None:
     """Let exactly the parameters in `names` train; a frozen one loses its gradient, so no optimizer moves it."""
     for name, parameter in model.named_parameters():
-        trains = name in names
-        parameter.requires_grad_(trains)
-        if not trains:
+        parameter.requires_grad_(name in names)
+        if name not in names:
             parameter.grad = None
 
 
-def _parameters_under(model: nn.Module, prefix: str, names: dict[int, str]) -> list[str]:
-    """Canonical names of the parameters in the module, or of the parameter, called `prefix`."""
-    parent, _, leaf = prefix.rpartition(".")
-    holder = model.get_submodule(parent)
-    if leaf in holder._parameters:
-        parameter = holder._parameters[leaf]
-        return [] if parameter is None else [names[id(parameter)]]
-    return [names[id(parameter)] for parameter in model.get_submodule(prefix).parameters()]
+def _parameters_under(model: nn.Module, prefixes: Iterable[str], names: dict[nn.Parameter, str]) -> Iterator[str]:
+    """Canonical names of the parameters in the modules, or of the parameters, called `prefixes`."""
+    for prefix in prefixes:
+        found = attrgetter(prefix)(model)
+        parameters = found.parameters() if isinstance(found, nn.Module) else [found]
+        for parameter in parameters:
+            yield names[parameter]
 
 
 def _only(unit: Unit, names: set[str]) -> Unit:
@@ -213,10 +220,4 @@ def _why_frozen(model: nn.Module) -> str:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    parts = name.split(".")
-    wanted = pattern.split(".")
-    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
-
-
-def _as_pattern(name: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+    return name.count(".") == pattern.count(".") and all(map(fnmatchcase, name.split("."), pattern.split(".")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -11,23 +11,13 @@ import torch.distributed as dist
 from autoprog_diffusion.growth.backends.ranks import rank, world_size
 from autoprog_diffusion.growth.errors import SearchError
 
-from .objective import MEASURES, Score
+from .objective import MEASURES, Decision, Score
 
 
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """One rank's message to the others: a value, or the text of an error."""
-
-    value: Any = None
-    error: str = ""
-
-
-def agree(
-    score: Callable[[], list[Score]], decide: Callable[[list[Score]], tuple[int, list[Score]]]
-) -> tuple[int, list[Score]]:
+def agree(score: Callable[[], list[Score]], decide: Callable[[list[Score]], Decision]) -> Decision:
     """Score on every rank's own data, average over ranks, decide on rank 0 and broadcast.
 
     Args:
@@ -37,8 +27,7 @@ def agree(
     Raises:
         SearchError: On every rank, if `score` or `decide` raised on one; the message names rank and error.
     """
-    of_ranks = gather(score)
-    averaged = [average(same_candidate) for same_candidate in zip(*of_ranks)]
+    averaged = list(map(average, zip(*gather(score))))
     return decide_once(lambda: decide(averaged))
 
 
@@ -51,17 +40,20 @@ def gather(compute: Callable[[], Result]) -> list[Result]:
     if world_size() == 1:
         return [compute()]
     failure: Exception | None = None
+    value = None
+    text = ""
     try:
-        outcome = _Outcome(value=compute())
+        value = compute()
     except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait for an answer
         failure = error
-        outcome = _Outcome(error=f"{type(error).__name__}: {error}")
+        text = f"rank {rank()}: {type(error).__name__}: {error}"
     outcomes: list[Any] = [None] * world_size()
-    dist.all_gather_object(outcomes, outcome)
-    errors = [f"rank {index}: {outcome.error}" for index, outcome in enumerate(outcomes) if outcome.error]
+    dist.all_gather_object(outcomes, (value, text))
+    values, texts = zip(*outcomes)
+    errors = list(filter(None, texts))
     if errors:
         raise SearchError("the schedule search failed on " + "; ".join(errors)) from failure
-    return [outcome.value for outcome in outcomes]
+    return list(values)
 
 
 def decide_once(decide: Callable[[], Result]) -> Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -12,13 +12,10 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth.flops import flop_counter
 from autoprog_diffusion.growth.frozen_front import FrozenFront
-from autoprog_diffusion.growth.units import Layout, set_trainable, trainable_names
+from autoprog_diffusion.growth.units import Layout, set_trainable, trainable_names, trained_units
 
 from .recorded_calls import RecordedCall
-from .unit_timer import Clock, median_seconds, time_units, wall_clock
-
-
-Costs = dict[str, float]  # name of a unit -> seconds, or FLOPs
+from .unit_timer import Clock, Costs, median_seconds, time_units, wall_clock
 
 
 @dataclass(frozen=True)
@@ -43,12 +40,9 @@ class UnitCosts:
     @property
     def weight_gradient(self) -> Costs:
         """Cost that training the unit's own parameters adds to its backward pass."""
-        added = {}
-        for name, total in self.backward[0].items():
-            added[name] = max(0.0, total - self.input_gradient[name])
-        return added
+        return {name: max(0.0, total - self.input_gradient[name]) for name, total in self.backward[0].items()}
 
-    def step(self, layout: Layout, blocks: Iterable[int]) -> float:
+    def step(self, layout: Layout, blocks: Collection[int]) -> float:
         """Cost of one step that trains `blocks`.
 
         All units run forward. The units from the first trained block on run backward, those that are frozen without
@@ -62,18 +56,9 @@ class UnitCosts:
         cost = sum(self.forward.values())
         for unit in live:
             cost += backward[unit.name]
-            if unit.name not in trained:
+            if unit not in trained:
                 cost -= min(backward[unit.name], weight_gradient[unit.name])
-        return cost + sum(self.update.get(name, 0.0) for name in trained)
-
-
-def trained_units(layout: Layout, blocks: Iterable[int]) -> list[str]:
-    """Names of the units that train when `blocks` do; the inputs only with block 0 (see `growth.units`)."""
-    chosen = sorted(blocks)
-    names = [layout.blocks[index].name for index in chosen]
-    if 0 in chosen:
-        names.insert(0, layout.inputs.name)
-    return [*names, layout.outputs.name]
+        return cost + sum(self.update.get(unit.name, 0.0) for unit in trained)
 
 
 def count_costs(model: nn.Module, layout: Layout, call: RecordedCall, firsts: Iterable[int] = ()) -> UnitCosts:
@@ -93,7 +78,7 @@ def measure_costs(
     model: nn.Module,
     layout: Layout,
     call: RecordedCall,
-    firsts: Sequence[int] = (),
+    firsts: Iterable[int] = (),
     *,
     repeats: int = 5,
     bandwidth: float | None = None,
@@ -110,21 +95,17 @@ def measure_costs(
     """
     device = call.gradient.device
     clock = wall_clock(device)
-    runs = [_unit_costs(model, layout, call, firsts, clock) for _ in range(repeats + 1)][1:]
-    backward = {}
-    for first in runs[0].backward:
-        backward[first] = _medians([run.backward[first] for run in runs])
-    parameters = dict(model.named_parameters())
+    _, *runs = [_unit_costs(model, layout, call, firsts, clock) for _ in range(repeats + 1)]
     update = {}
     for unit in layout.units:
-        own = [parameters[name] for name in unit.parameters]
+        own = [model.get_parameter(name) for name in unit.parameters]
         update[unit.name] = _update_seconds(own, device)
         if bandwidth is not None:
             update[unit.name] += sum(parameter.nbytes for parameter in own) / bandwidth
     return UnitCosts(
-        forward=_medians([run.forward for run in runs]),
-        input_gradient=_medians([run.input_gradient for run in runs]),
-        backward=backward,
+        forward=_medians(run.forward for run in runs),
+        input_gradient=_medians(run.input_gradient for run in runs),
+        backward={first: _medians(run.backward[first] for run in runs) for first in runs[0].backward},
         update=update,
     )
 
@@ -147,8 +128,7 @@ def _unit_costs(
     # If neither end trains (LoRA), the gradient with respect to the input makes it run all the way.
     through = time_units(model, layout, call if ends else call.differentiable(), clock).backward
     # They trained in both steps. Their share counts as weight gradient, since it comes and goes with them.
-    through[layout.inputs.name] = 0.0
-    through[layout.outputs.name] = 0.0
+    through |= {layout.inputs.name: 0.0, layout.outputs.name: 0.0}
     backward = {0: full.backward}
     front = FrozenFront()
     try:
@@ -178,5 +158,6 @@ def _stand_in(parameter: Tensor) -> nn.Parameter:
     return copy
 
 
-def _medians(rows: Sequence[Costs]) -> Costs:
+def _medians(runs: Iterable[Costs]) -> Costs:
+    rows = list(runs)
     return {name: median(row[name] for row in rows) for name in rows[0]}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 Grams = dict[str, Tensor]  # name of a parameter (here: inside its module) or of a unit -> (N, N) float64
-GramFunction = Callable[[Any, Tensor, Tensor], Grams]  # module, its inputs, gradients of its output
+GramFunction = Callable[[Any, Tensor, Tensor], Grams]  # of a module, its inputs, and the gradients of its output
 
 SPLIT = 2**14  # columns that are multiplied in float32 before they are summed in float64
 
@@ -31,9 +31,8 @@ def pair_gram(inputs: Tensor, gradients: Tensor) -> Tensor:
     """
     count, tokens, width = inputs.shape
     outputs = gradients.shape[2]
-    if_formed = count * tokens * width * outputs + count * count * width * outputs
-    if_paired = (count * tokens) ** 2 * (width + outputs)
-    if if_formed <= if_paired:
+    # Multiplications divided by N: N sums of T outer products and N^2 products of them, or N^2 T^2 pairs.
+    if (tokens + count) * width * outputs <= count * tokens**2 * (width + outputs):
         formed = torch.einsum("nto,nti->noi", gradients, inputs)
         return vector_gram(formed.flatten(1))
     all_inputs = inputs.flatten(0, 1).T  # (I, N T)
@@ -51,11 +50,8 @@ def vector_gram(vectors: Tensor) -> Tensor:
     Short stretches are multiplied as they are and summed in float64: kappa magnifies rounding, and a copy of the
     gradients in float64 would be the largest thing in memory.
     """
-    count = len(vectors)
-    gram = torch.zeros(count, count, dtype=torch.float64, device=vectors.device)
-    for part in vectors.split(SPLIT, dim=1):
-        gram += part @ part.T
-    return gram
+    products = [part @ part.T for part in vectors.split(SPLIT, dim=1)]
+    return torch.stack(products).sum(0, dtype=torch.float64)
 
 
 def linear_gram(module: Any, inputs: Tensor, gradients: Tensor) -> Grams:
@@ -70,25 +66,23 @@ def conv_gram(module: Any, inputs: Tensor, gradients: Tensor) -> Grams:
     windows = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)  # (N, C k k, L)
     outputs = gradients.flatten(2)  # (N, O, L)
     # Channels of different groups never meet in a gradient: the Gram matrices of the groups add up.
-    a = windows.transpose(1, 2).chunk(module.groups, dim=2)
-    b = outputs.transpose(1, 2).chunk(module.groups, dim=2)
-    weight = torch.stack([pair_gram(*group) for group in zip(a, b)])
+    a = windows.mT.chunk(module.groups, dim=2)
+    b = outputs.mT.chunk(module.groups, dim=2)
+    weight = torch.stack(list(map(pair_gram, a, b)))
     return _grams(module, weight.sum(0), outputs.sum(2))
 
 
 def group_norm_gram(module: Any, inputs: Tensor, gradients: Tensor) -> Grams:
     """GroupNorm, inputs and output gradients (N, C, ...): the scale's gradient is normalised input times output's."""
     normal = F.group_norm(inputs, module.num_groups, eps=module.eps)
-    products = (normal * gradients).flatten(2)
-    return _grams(module, vector_gram(products.sum(2)), gradients.flatten(2).sum(2))
+    products = normal * gradients
+    return _grams(module, vector_gram(products.flatten(2).sum(2)), gradients.flatten(2).sum(2))
 
 
 def norm_gram(module: Any, inputs: Tensor, gradients: Tensor) -> Grams:
     """LayerNorm and RMSNorm over the last axis: the scale's gradient is the normalised input times the output's."""
-    if isinstance(module, nn.LayerNorm):
-        normal = F.layer_norm(inputs, inputs.shape[-1:], eps=module.eps)
-    else:
-        normal = F.rms_norm(inputs, inputs.shape[-1:], eps=module.eps)
+    normalise = F.layer_norm if isinstance(module, nn.LayerNorm) else F.rms_norm
+    normal = normalise(inputs, inputs.shape[-1:], eps=module.eps)
     products = as_tokens(normal * gradients)
     return _grams(module, vector_gram(products.sum(1)), as_tokens(gradients).sum(1))
 
@@ -104,19 +98,19 @@ def embedding_gram(module: Any, inputs: Tensor, gradients: Tensor) -> Grams:
 
 def find_gram(module: nn.Module) -> GramFunction | None:
     """The function for a module's own parameters, or None where they need per-sample gradients."""
-    if isinstance(module, nn.Linear):
-        return linear_gram
-    if isinstance(module, nn.Conv2d):
-        plain = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return conv_gram if plain else None
-    if isinstance(module, nn.GroupNorm):
-        return group_norm_gram
-    if isinstance(module, nn.Embedding):
-        plain = module.max_norm is None and not module.scale_grad_by_freq
-        return embedding_gram if plain else None
-    if isinstance(module, nn.LayerNorm) or type(module).__name__ == "RMSNorm":  # torch's, Diffusers' and timm's
-        weight = getattr(module, "weight", None)
-        return norm_gram if isinstance(weight, Tensor) and weight.dim() == 1 else None
+    match module:
+        case nn.Linear():
+            return linear_gram
+        case nn.Conv2d(padding_mode="zeros", padding=tuple()):
+            return conv_gram
+        case nn.GroupNorm():
+            return group_norm_gram
+        case nn.Embedding(max_norm=None, scale_grad_by_freq=False):
+            return embedding_gram
+        case nn.LayerNorm(weight=Tensor(ndim=1)):
+            return norm_gram
+        case nn.Module(weight=Tensor(ndim=1)) if type(module).__name__ == "RMSNorm":  # torch's, Diffusers', timm's
+            return norm_gram
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoprog_diffusion.growth.units import Layout
+from autoprog_diffusion.growth.units import Layout, trainable_now
 
 from .gram import GramFunction, Grams, as_tokens, find_gram, vector_gram
 from .recorded_calls import RecordedCall
@@ -31,7 +32,7 @@ def parameter_grams(model: nn.Module, call: RecordedCall) -> Grams:
         model: The bare model.
         call: N samples; its loss gradient is not used.
     """
-    watched: dict[str, _Watched] = {}
+    grams: Grams = {}
     # A tied parameter's gradient is a sum over modules, which no single one of them sees.
     owners = Counter(dict(model.named_parameters(remove_duplicate=False)).values())
     with ExitStack() as hooks:
@@ -40,20 +41,13 @@ def parameter_grams(model: nn.Module, call: RecordedCall) -> Grams:
             gram = find_gram(module)
             tied = any(owners[parameter] > 1 for parameter in own)
             if gram is not None and not tied and any(parameter.requires_grad for parameter in own):
-                watched[name] = _Watched(gram, call.batch)
-                hooks.enter_context(module.register_forward_hook(watched[name].remember))
+                watched = _Watched(name, gram, call.batch, grams)
+                hooks.enter_context(module.register_forward_hook(watched.remember))
         output = call.run(model)
     # Without the hooks: gradient checkpointing runs modules again, and only the first runs count.
     output.sum().backward()
-    grams: Grams = {}
-    for name, module in watched.items():
-        for leaf, matrix in module.grams.items():
-            grams[f"{name}.{leaf}".removeprefix(".")] = matrix
-    rest = {}
-    for name, parameter in model.named_parameters():
-        parameter.grad = None
-        if parameter.requires_grad and name not in grams:
-            rest[name] = parameter
+    model.zero_grad()
+    rest = {name: model.get_parameter(name) for name in trainable_now(model) - grams.keys()}
     return {**grams, **_per_sample_grams(model, call, rest)}
 
 
@@ -64,9 +58,13 @@ def unit_grams(layout: Layout, grams: Grams) -> Grams:
     """
     sums = {}
     for unit in layout.units:
-        weights = [name for name in unit.parameters if "weight" in name and name in grams]
-        sums[unit.name] = sum((grams[name] for name in weights), start=torch.zeros(()))
+        sums[unit.name] = sum_grams(grams, [name for name in unit.parameters if "weight" in name and name in grams])
     return sums
+
+
+def sum_grams(grams: Grams, names: Iterable[str]) -> Tensor:
+    """Sum of the Gram matrices called `names`, (N, N); a scalar zero of none."""
+    return sum((grams[name] for name in names), start=torch.zeros(()))
 
 
 def condition_number(gram: Tensor) -> float:
@@ -77,9 +75,7 @@ def condition_number(gram: Tensor) -> float:
     """
     if gram.dim() != 2 or len(gram) < 2 or not gram.isfinite().all():
         return math.nan
-    eigenvalues = torch.linalg.eigvalsh(gram.double().cpu()).tolist()  # ascending
-    smallest = eigenvalues[0]
-    largest = eigenvalues[-1]
+    smallest, *_, largest = torch.linalg.eigvalsh(gram.double().cpu()).tolist()  # ascending
     rounding = len(gram) * torch.finfo(torch.float32).eps * largest
     return largest / smallest if smallest > rounding else math.inf
 
@@ -89,31 +85,33 @@ class _Watched:
     """One module in the probe: its activations, until they and the output gradients have become Gram matrices.
 
     Attributes:
+        name: Name of the module.
         gram: Computes the matrices.
         batch: Number of samples, N.
+        grams: Takes the matrices in: name of the parameter -> (N, N).
         inputs: First argument of every run of the module, (N, ...).
         gradients: Number of the run -> gradient of its output, (N, ...).
         separable: Whether the runs are per sample and can be joined; otherwise the slow way is left.
-        grams: Name of the parameter inside the module -> (N, N).
     """
 
+    name: str
     gram: GramFunction
     batch: int
+    grams: Grams
     inputs: list[Tensor] = field(default_factory=list)
     gradients: dict[int, Tensor] = field(default_factory=dict)
     separable: bool = True
-    grams: Grams = field(default_factory=dict)
 
     def remember(self, module: nn.Module, args: Any, output: Tensor) -> None:
         """Forward hook of the module."""
         if not output.requires_grad:
             return
         number = len(self.inputs)
-        inputs = args[0].detach()
-        self.inputs.append(inputs)
-        mixes_samples = len(inputs) != self.batch or len(output) != self.batch
+        inputs, *_ = args
+        self.inputs.append(inputs.detach())
         windows_differ = number > 0 and isinstance(module, (nn.Conv2d, nn.GroupNorm))
-        self.separable = self.separable and not mixes_samples and not windows_differ
+        if windows_differ or not len(inputs) == len(output) == self.batch:
+            self.separable = False
         output.register_hook(partial(self.receive, module, number))
 
     def receive(self, module: nn.Module, number: int, gradient: Tensor) -> None:
@@ -124,18 +122,20 @@ class _Watched:
         inputs = _joined(self.inputs)
         gradients = _joined([self.gradients[number] for number in sorted(self.gradients)])
         with torch.no_grad(), torch.autocast(gradients.device.type, enabled=False):
-            self.grams = self.gram(module, _precise(inputs), _precise(gradients))
+            for leaf, matrix in self.gram(module, _precise(inputs), _precise(gradients)).items():
+                self.grams[f"{self.name}.{leaf}".removeprefix(".")] = matrix
         self.inputs.clear()  # frees the activations
         self.gradients.clear()
 
 
 def _joined(runs: list[Tensor]) -> Tensor:
     """A module that ran several times has the sum of the gradients: the runs' tokens stand side by side."""
-    if len(runs) == 1:
-        return runs[0]
-    if not runs[0].is_floating_point():  # indices of an embedding: every one is a token
+    first, *more = runs
+    if not more:
+        return first
+    if not first.is_floating_point():  # indices of an embedding: every one is a token
         return torch.cat([run.reshape(len(run), -1) for run in runs], dim=1)
-    return torch.cat([as_tokens(run) for run in runs], dim=1)
+    return torch.cat(list(map(as_tokens, runs)), dim=1)
 
 
 def _precise(x: Tensor) -> Tensor:
@@ -145,10 +145,12 @@ def _precise(x: Tensor) -> Tensor:
 
 def _per_sample_grams(model: nn.Module, call: RecordedCall, parameters: dict[str, nn.Parameter]) -> Grams:
     """The slow way: the gradients of every sample, one forward and one backward pass each."""
-    rows: dict[str, list[Tensor]] = {name: [] for name in parameters}
-    for index in range(call.batch if parameters else 0):
+    if not parameters:
+        return {}
+    samples = []
+    for index in range(call.batch):
         output = call.sample(index).run(model)
-        gradients = torch.autograd.grad(output.sum(), list(parameters.values()), materialize_grads=True)
-        for name, gradient in zip(parameters, gradients):
-            rows[name].append(gradient.flatten())
-    return {name: vector_gram(_precise(torch.stack(vectors))) for name, vectors in rows.items()}
+        samples.append(torch.autograd.grad(output.sum(), list(parameters.values()), materialize_grads=True))
+    # One tuple of gradients a sample -> the gradients of all samples, (N, ...), per parameter.
+    of_parameters = map(torch.stack, zip(*samples))
+    return {name: vector_gram(_precise(rows.reshape(call.batch, -1))) for name, rows in zip(parameters, of_parameters)}

@@ -7,9 +7,9 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
-from typing import Any
+from operator import attrgetter
 
-from autoprog_diffusion.growth.config import GrowthConfig
+from autoprog_diffusion.growth.config import JSON, GrowthConfig, Resolution
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.growth.plan import select_blocks
 
@@ -29,7 +29,7 @@ class Candidate:
 
     name: str = field(compare=False)
     blocks: tuple[int, ...]
-    resolution: float | int
+    resolution: Resolution
 
 
 @dataclass(frozen=True)
@@ -55,23 +55,25 @@ class Score:
     @property
     def degenerate(self) -> bool:
         """Whether a score is missing: a singular kernel, a nan, a batch of one."""
-        return not all(math.isfinite(getattr(self, name)) for name in MEASURES)
+        return not all(map(math.isfinite, attrgetter(*MEASURES)(self)))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JSON:
         """The score as plain JSON types, infinities and nans as text."""
-        values = asdict(self)
-        candidate = values.pop("candidate")
-        candidate["blocks"] = list(candidate["blocks"])
-        for name, value in values.items():
+        values = {**asdict(self.candidate), "blocks": list(self.candidate.blocks)}
+        for name in (*MEASURES, "value"):
+            value = getattr(self, name)
             values[name] = value if math.isfinite(value) else str(value)
-        return {**candidate, **values, "degenerate": self.degenerate}
+        return {**values, "degenerate": self.degenerate}
+
+
+Decision = tuple[int, list[Score]]  # index of the choice, and the scores with their values
 
 
 def list_candidates(
     config: GrowthConfig,
     num_blocks: int,
     current: Iterable[int],
-    resolutions: Sequence[float | int],
+    resolutions: Sequence[Resolution],
     always: Iterable[int] = (),
 ) -> list[Candidate]:
     """List every set of blocks that contains those of the current stage, at each of the resolutions.
@@ -90,36 +92,33 @@ def list_candidates(
         SearchError: No candidate contains the blocks that train already.
     """
     training = set(current)
-    found: list[Candidate] = []
-    for name, chosen in _named_sets(config, num_blocks).items():
+    found: dict[Candidate, None] = {}  # keeps the first of equal ones, in order
+    for (name, chosen), resolution in product(_named_sets(config, num_blocks).items(), resolutions):
         blocks = tuple(sorted({*chosen, *always}))
-        for resolution in resolutions:
-            label = name if list(resolutions) == [1.0] else f"{name} at {resolution}"
-            candidate = Candidate(label, blocks, resolution)
-            if training.issubset(blocks) and candidate not in found:
-                found.append(candidate)
+        label = name if list(resolutions) == [1.0] else f"{name} at {resolution}"
+        if training.issubset(blocks):
+            found.setdefault(Candidate(label, blocks, resolution))
     if not found:
         raise SearchError(
             f"no candidate holds the blocks {sorted(training)} that train already: growth is monotone, give nested "
             "search_candidates that end in the full model."
         )
-    return found
+    return list(found)
 
 
 def _named_sets(config: GrowthConfig, num_blocks: int) -> dict[str, Sequence[int]]:
     full = range(num_blocks)
     sets: dict[str, Sequence[int]] = {}
     if config.search_candidates is None:
-        levels = max(1, round(1 / config.min_trainable))
+        smallest = config.min_trainable
+        levels = max(1, round(1 / smallest))
         for order, level in product(config.search_orders, range(1, levels)):
-            share = level / levels
-            sets[f"{order} {level}/{levels}"] = select_blocks(order, num_blocks, share, config.min_trainable)
+            sets[f"{order} {level}/{levels}"] = select_blocks(order, num_blocks, level / levels, smallest)
     for index, blocks in enumerate(config.search_candidates or ()):
         if not set(full).issuperset(blocks):
             raise SearchError(f"search_candidates: {blocks} names blocks outside 0 to {num_blocks - 1}.")
         sets[f"candidate {index}"] = blocks
-    sets["full"] = full
-    return sets
+    return {**sets, "full": full}
 
 
 def ranks(values: Sequence[float]) -> list[float]:
@@ -128,19 +127,21 @@ def ranks(values: Sequence[float]) -> list[float]:
     In AutoProg-Zero's released code values are equal within an absolute 1e-6, which depends on the unit of time.
     """
     known = [math.inf if math.isnan(value) else value for value in values]
-
-    def beats(other: float, value: float) -> bool:
-        return other < value and not math.isclose(other, value, rel_tol=1e-6)
-
-    return [1.0 + sum(beats(other, value) for other in known) for value in known]
+    found = []
+    for value in known:
+        better = [other for other in known if other < value and not math.isclose(other, value, rel_tol=1e-6)]
+        found.append(1.0 + len(better))
+    return found
 
 
 def rank_vote(scores: Sequence[Score]) -> list[float]:
     """Vote by ranks (AutoProg-Zero): 1.0 rank(cost) + 0.5 rank(kappa) + 0.5 rank(ZiCo) of every candidate."""
-    by_cost = ranks([score.cost for score in scores])
-    by_kappa = ranks([score.kappa for score in scores])
-    by_zico = ranks([-score.zico for score in scores])  # higher is better
-    return [cost + 0.5 * kappa + 0.5 * zico for cost, kappa, zico in zip(by_cost, by_kappa, by_zico)]
+    votes = zip(
+        ranks([score.cost for score in scores]),
+        ranks([score.kappa for score in scores]),
+        ranks([-score.zico for score in scores]),  # higher is better
+    )
+    return [cost + 0.5 * (kappa + zico) for cost, kappa, zico in votes]
 
 
 def gain_per_cost(scores: Sequence[Score]) -> list[float]:
@@ -156,7 +157,7 @@ OBJECTIVES: dict[str, Callable[[Sequence[Score]], list[float]]] = {
 }
 
 
-def choose(objective: str, scores: Sequence[Score], seed: int) -> tuple[int, list[Score]]:
+def choose(objective: str, scores: Sequence[Score], seed: int) -> Decision:
     """Choose the candidate with the smallest value; returns its index, and the scores with their values.
 
     A degenerate candidate never wins while another is sound. Ties go to the cheaper one, then to the first. If all
@@ -173,12 +174,12 @@ def choose(objective: str, scores: Sequence[Score], seed: int) -> tuple[int, lis
         usable = [score for score in scores if _is_usable(objective, score)]
         values = dict(zip(usable, OBJECTIVES[objective](usable)))
     valued = [replace(score, value=values.get(score, math.inf)) for score in scores]
-    best = min(range(len(valued)), key=lambda index: (valued[index].value, valued[index].cost))
-    return best, valued
+    best = min(valued, key=lambda score: (score.value, score.cost))
+    return valued.index(best), valued
 
 
 def _is_usable(objective: str, score: Score) -> bool:
     if objective == "gain_per_cost":
         # A singular kernel says nothing about the gain, which does not use it.
-        return math.isfinite(score.gain) and math.isfinite(score.cost)
+        return math.isfinite(score.gain + score.cost)
     return not score.degenerate

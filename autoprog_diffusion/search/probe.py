@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autoprog_diffusion.growth.units import Layout, set_trainable
+from autoprog_diffusion.growth.units import Layout, Unit, set_trainable
 
-from .ntk import condition_number, parameter_grams, unit_grams
+from .ntk import condition_number, parameter_grams, sum_grams, unit_grams
 from .objective import Candidate, Score
 from .recorded_calls import NamedTensors, RecordedCall
 from .zico import parameter_scores, unit_gain, unit_zico
@@ -34,15 +34,15 @@ class UnitScores:
     zico: dict[str, float]
     gain: dict[str, float]
 
-    def score(self, candidate: Candidate, units: Sequence[str], cost: float) -> Score:
-        """Score a candidate that trains `units`, named, and whose step has this cost."""
-        gram = sum((self.grams[name] for name in units), start=torch.zeros(()))
+    def score(self, candidate: Candidate, units: Iterable[Unit], cost: float) -> Score:
+        """Score a candidate that trains `units`, and whose step has this cost."""
+        names = [unit.name for unit in units]
         return Score(
             candidate,
             cost=cost,
-            kappa=condition_number(gram),
-            zico=sum(self.zico[name] for name in units),
-            gain=sum(self.gain[name] for name in units),
+            kappa=condition_number(sum_grams(self.grams, names)),
+            zico=sum(map(self.zico.__getitem__, names)),
+            gain=sum(map(self.gain.__getitem__, names)),
         )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from itertools import islice
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -14,9 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
 from autoprog_diffusion.growth.errors import SearchError
-
-
-NamedTensors = dict[str, Tensor]
+from autoprog_diffusion.growth.search_session import LossFunction
+from autoprog_diffusion.growth.state import NamedTensors
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,14 @@ class RecordedCall:
     """One call of a model on a mini-batch.
 
     Attributes:
-        args: Positional inputs.
-        kwargs: Keyword inputs.
+        args: Positional inputs, a tuple.
+        kwargs: Keyword inputs, a dictionary.
         gradient: Gradient of the user's loss with respect to the output, same shape as the output (N, ...).
         listed: Whether the model takes and returns lists with one tensor per sample (Z-Image).
     """
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: Any
+    kwargs: Any
     gradient: Tensor
     listed: bool = False
 
@@ -58,13 +59,13 @@ class RecordedCall:
 
     def _part(self, part: slice) -> RecordedCall:
         def cut(value: Any) -> Any:
-            has_samples = isinstance(value, Tensor) and value.dim() > 0
-            has_samples = has_samples or (self.listed and isinstance(value, list))
-            if has_samples and len(value) == self.batch:
+            is_batch = isinstance(value, Tensor) and value.dim() > 0
+            is_list = self.listed and isinstance(value, list)
+            if (is_batch or is_list) and len(value) == self.batch:
                 return value[part]
             return map_members(value, cut)
 
-        return replace(self, args=cut(self.args), kwargs=cut(self.kwargs), gradient=self.gradient[part])
+        return self._changed(cut, gradient=self.gradient[part])
 
     def resized(self, ratio: float) -> RecordedCall:
         """The call at another resolution: every image-like tensor is resampled, the noise keeps its variance.
@@ -88,7 +89,7 @@ class RecordedCall:
             # Nearest keeps every value's distribution: averaging would shrink the noise the timestep promises.
             return F.interpolate(x, size=target, mode="nearest-exact")
 
-        return replace(self._mapped(resample), gradient=resample(self.gradient))
+        return self._changed(partial(map_tensors, function=resample), gradient=resample(self.gradient))
 
     def differentiable(self) -> RecordedCall:
         """The call whose largest floating-point input requires gradient."""
@@ -99,11 +100,11 @@ class RecordedCall:
                 return _copy(x).requires_grad_()
             return x
 
-        return self._mapped(require_gradient)
+        return self._changed(partial(map_tensors, function=require_gradient))
 
-    def _mapped(self, function: Callable[[Tensor], Tensor]) -> RecordedCall:
-        """The call with `function` applied to every input tensor."""
-        return replace(self, args=map_tensors(self.args, function), kwargs=map_tensors(self.kwargs, function))
+    def _changed(self, change: Callable[[Any], Any], **others: Any) -> RecordedCall:
+        """The call with `change` applied to its positional and to its keyword inputs."""
+        return replace(self, args=change(self.args), kwargs=change(self.kwargs), **others)
 
 
 class CallRecorder:
@@ -136,37 +137,35 @@ class CallRecorder:
             self._handle = None
         self._calls.clear()
 
-    def saved(self) -> list[tuple[Any, ...]]:
+    def saved(self) -> list[Any]:
         """The calls as plain containers of tensors."""
         return [(call.args, call.kwargs, call.gradient, call.listed) for call in self._calls]
 
     def restore(self, calls: Iterable[Any], device: torch.device) -> None:
         """Put back calls that `saved` gave, on `device`."""
         self._calls.clear()
-        for args, kwargs, gradient, listed in map_tensors(list(calls), lambda tensor: tensor.to(device)):
-            self._calls.append(RecordedCall(args, kwargs, gradient, listed))
+        for values in map_tensors(list(calls), methodcaller("to", device)):
+            self._calls.append(RecordedCall(*values))
 
-    def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _remember(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         value = output_value(output)
         listed = isinstance(value, list)
         outputs: list[Tensor] = value if listed else [value]
         if not torch.is_grad_enabled() or not all(output.requires_grad for output in outputs):
             return
-        inputs = map_tensors(args, _copy)
-        keywords = map_tensors(kwargs, _copy)
+        args, kwargs = map_tensors((args, kwargs), _copy)
 
-        def keep(gradients: Sequence[Tensor | None]) -> None:
-            found = [gradient for gradient in gradients if gradient is not None]
-            if len(found) == len(outputs):
-                gradient = torch.stack(found) if listed else _copy(found[0])
-                self._calls.append(RecordedCall(inputs, keywords, gradient, listed))
+        def keep(gradients: Sequence[Any]) -> None:
+            # A sample that the loss leaves out has no gradient: such a call cannot be replayed.
+            if all(isinstance(gradient, Tensor) for gradient in gradients):
+                first = gradients[0]
+                gradient = torch.stack(tuple(gradients)) if listed else _copy(first)
+                self._calls.append(RecordedCall(args, kwargs, gradient, listed))
 
         register_multi_grad_hook(outputs, keep)
 
 
-def calls_from_loss(
-    model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], batches: Iterable[Any], count: int
-) -> list[RecordedCall]:
+def calls_from_loss(model: nn.Module, loss_fn: LossFunction, batches: Iterable[Any], count: int) -> list[RecordedCall]:
     """The calls that a user's own loss makes on `count` batches; the model is left without gradients.
 
     Raises:
@@ -236,15 +235,15 @@ def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     """`value` with `function` applied to every tensor in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return function(value)
-    return map_members(value, lambda member: map_tensors(member, function))
+    return map_members(value, partial(map_tensors, function=function))
 
 
 def map_members(value: Any, function: Callable[[Any], Any]) -> Any:
     """A tuple, list or dict with `function` applied to its members; anything else as it is."""
     if isinstance(value, tuple):
-        return tuple(function(member) for member in value)
+        return tuple(map(function, value))
     if isinstance(value, list):
-        return [function(member) for member in value]
+        return list(map(function, value))
     if isinstance(value, dict):
         return {key: function(member) for key, member in value.items()}
     return value

@@ -20,14 +20,15 @@ from .recorded_calls import RecordedCall, take_gradients, tensors_in
 
 
 Clock = Callable[[], float]
+Costs = dict[str, float]  # name of a unit -> seconds, or FLOPs
 
 
 @dataclass(frozen=True)
 class UnitTimes:
     """Cost of every unit, by its name, in the clock's unit of measure."""
 
-    forward: dict[str, float]
-    backward: dict[str, float]
+    forward: Costs
+    backward: Costs
 
 
 def time_units(model: nn.Module, layout: Layout, call: RecordedCall, clock: Clock) -> UnitTimes:
@@ -48,8 +49,11 @@ def time_units(model: nn.Module, layout: Layout, call: RecordedCall, clock: Cloc
             for module in called_modules(model, unit.modules):
                 hooks.enter_context(module.register_forward_pre_hook(timer.enter, with_kwargs=True))
                 hooks.enter_context(module.register_forward_hook(partial(timer.leave, unit.name)))
-        output = timer.run_forward(partial(call.run, model))
-        timer.run_backward(partial(output.backward, call.gradient))
+        timer.begin()
+        output = call.run(model)
+        timer.end_forward()
+        output.backward(call.gradient)
+        timer.end_backward()
     take_gradients(model)
     return UnitTimes(timer.forward, timer.backward)
 
@@ -74,21 +78,21 @@ class _UnitTimer:
         self._entered = False
         self._owner = self._outputs  # of the backward pass that runs now
 
-    def run_forward(self, forward: Callable[[], Any]) -> Any:
-        """Call `forward`; what follows the last block belongs to the outputs."""
+    def begin(self) -> None:
+        """The forward pass begins."""
         self._last = self._clock()
         self._in_forward = True
-        output = forward()
+
+    def end_forward(self) -> None:
+        """The forward pass has ended: what followed the last block belongs to the outputs."""
         self._in_forward = False
         self._charge(self.forward, self._outputs)
-        return output
 
-    def run_backward(self, backward: Callable[[], Any]) -> None:
-        """Call `backward`; what precedes the first gradient of a block belongs to the outputs."""
-        backward()
+    def end_backward(self) -> None:
+        """The backward pass has ended: what preceded the first gradient of a block belongs to the outputs."""
         self._charge(self.backward, self._owner)
 
-    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def enter(self, _: nn.Module, *inputs: Any) -> None:
         """Forward pre-hook of every block's modules.
 
         The first block starts here. Everything before it, and the backward pass after its input gradient, belongs to
@@ -97,9 +101,9 @@ class _UnitTimer:
         if self._in_forward and not self._entered:
             self._entered = True
             self._charge(self.forward, self._inputs)
-            self._watch_gradients((args, kwargs), self._inputs)
+            self._watch_gradients(inputs, self._inputs)
 
-    def leave(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def leave(self, name: str, _: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the modules of the block called `name`."""
         if self._in_forward:
             self._charge(self.forward, name)
@@ -115,7 +119,7 @@ class _UnitTimer:
         self._charge(self.backward, self._owner)
         self._owner = name
 
-    def _charge(self, account: dict[str, float], name: str) -> None:
+    def _charge(self, account: Costs, name: str) -> None:
         now = self._clock()
         account[name] += now - self._last
         self._last = now

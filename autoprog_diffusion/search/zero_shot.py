@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from autoprog_diffusion.growth.backends.ranks import world_size
-from autoprog_diffusion.growth.config import GrowthConfig
+from autoprog_diffusion.growth.config import JSON, GrowthConfig, Resolution
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.growth.plan import Stage, fixed_plan
-from autoprog_diffusion.growth.search_session import warm_blocks
-from autoprog_diffusion.growth.units import Layout
+from autoprog_diffusion.growth.search_session import RunParts, warm_blocks
+from autoprog_diffusion.growth.units import trained_units
 
 from .consensus import agree
-from .cost import UnitCosts, all_reduce_bandwidth, count_costs, measure_costs, trained_units
+from .cost import UnitCosts, all_reduce_bandwidth, count_costs, measure_costs
 from .objective import Candidate, Score, choose, list_candidates
-from .probe import leaving_no_trace, score_units
+from .probe import UnitScores, leaving_no_trace, score_units
 from .recorded_calls import CallRecorder, RecordedCall, calls_from_loss
 from .zico import mean_gradients
 
@@ -34,51 +33,30 @@ class ZeroShotSearch:
 
     Args:
         config: Candidates, objective and cost.
-        model: The bare model.
-        wrapped: The model that the training loop calls.
-        layout: The model's units.
-        others: Further modules that take part in the forward pass, such as the stage embedding.
-        loss_fn: `loss_fn(model, batch) -> loss`, instead of replaying what the training loop did.
-        batches: For `loss_fn`.
+        run: The model, its units, and the user's own loss, if there is one.
 
     Raises:
         SearchError: Only one of `loss_fn` and `batches` is given.
     """
 
-    def __init__(
-        self,
-        config: GrowthConfig,
-        *,
-        model: nn.Module,
-        wrapped: nn.Module,
-        layout: Layout,
-        others: Sequence[nn.Module] = (),
-        loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
-        batches: Iterable[Any] | None = None,
-    ) -> None:
-        if (loss_fn is None) != (batches is None):
+    def __init__(self, config: GrowthConfig, run: RunParts) -> None:
+        if (run.loss_fn is None) != (run.batches is None):
             raise SearchError("loss_fn and batches go together: give both, or neither.")
         self._config = config
-        self._model = model
-        self._layout = layout
-        self._others = others
-        self._loss_fn = loss_fn
-        self._batches = batches
-        self._always = warm_blocks(layout)
+        self._run = run
+        self._always = warm_blocks(run.layout)
         # The baselines `fixed` and `random` look at no gradient.
         self._scores = config.search_objective not in ("fixed", "random")
-        self._recorder = CallRecorder(wrapped, config.search_batches)
+        self._recorder = CallRecorder(run.wrapped, config.search_batches)
         self._known_costs: dict[tuple[int, ...], UnitCosts] = {}
         self._bandwidth: float | None = None
 
     def observe(self, steps_left: int) -> None:
         """Keep calls while a search is at most `search_batches` optimizer steps away."""
-        if steps_left <= self._config.search_batches and self._loss_fn is None and self._scores:
+        if steps_left <= self._config.search_batches and self._run.loss_fn is None and self._scores:
             self._recorder.start()
 
-    def choose(
-        self, stage: int, current: Stage, resolutions: Sequence[float | int]
-    ) -> tuple[Candidate, dict[str, Any]]:
+    def choose(self, stage: int, current: Stage, resolutions: Sequence[Resolution]) -> tuple[Candidate, JSON]:
         """Score the candidates for plan stage `stage` and choose one, the same on every rank.
 
         Args:
@@ -129,11 +107,11 @@ class ZeroShotSearch:
 
     @property
     def _device(self) -> torch.device:
-        return next(self._model.parameters()).device
+        return next(self._run.model.parameters()).device
 
-    def _candidates(self, stage: int, current: Stage, resolutions: Sequence[float | int]) -> list[Candidate]:
+    def _candidates(self, stage: int, current: Stage, resolutions: Sequence[Resolution]) -> list[Candidate]:
         config = self._config
-        num_blocks = len(self._layout.blocks)
+        num_blocks = len(self._run.layout.blocks)
         if config.search_objective != "fixed":
             return list_candidates(config, num_blocks, current.blocks, resolutions, self._always)
         # A baseline: the only candidate is what the fixed schedule would train. Where its stages begin plays no part.
@@ -141,22 +119,30 @@ class ZeroShotSearch:
         fixed = schedule.stages[stage - 1]
         return [Candidate("fixed", tuple(sorted({*fixed.blocks, *self._always})), fixed.resolution)]
 
-    def _score(self, candidates: list[Candidate], now: float | int) -> list[Score]:
+    def _score(self, candidates: list[Candidate], now: Resolution) -> list[Score]:
         """Scores of all candidates from one probe per resolution, on this rank's data."""
         if not self._scores:
-            return [Score(candidate) for candidate in candidates]
-        scores: dict[Candidate, Score] = {}
-        with leaving_no_trace(self._model, *self._others, names=self._layout.names):
+            return list(map(Score, candidates))
+        run = self._run
+        others: list[Any] = [] if run.embedding is None else [run.embedding]
+        firsts = {min(candidate.blocks) for candidate in candidates if candidate.blocks}
+        probes: dict[Resolution, tuple[UnitScores, UnitCosts]] = {}
+        scores = []
+        with leaving_no_trace(run.model, *others, names=run.layout.names):
             calls = self._calls()
-            for resolution in dict.fromkeys(candidate.resolution for candidate in candidates):
-                group = [candidate for candidate in candidates if candidate.resolution == resolution]
-                for score in self._probe(calls, resolution / now, group):
-                    scores[score.candidate] = score
-        return [scores[candidate] for candidate in candidates]
+            for candidate in candidates:
+                resolution = candidate.resolution
+                if resolution not in probes:
+                    probes[resolution] = self._probe(calls, resolution / now, firsts)
+                units, costs = probes[resolution]
+                cost = costs.step(run.layout, candidate.blocks)
+                scores.append(units.score(candidate, trained_units(run.layout, candidate.blocks), cost))
+        return scores
 
     def _calls(self) -> list[RecordedCall]:
-        if self._loss_fn is not None and self._batches is not None:
-            return calls_from_loss(self._model, self._loss_fn, self._batches, self._config.search_batches)
+        run = self._run
+        if run.loss_fn is not None and run.batches is not None:
+            return calls_from_loss(run.model, run.loss_fn, run.batches, self._config.search_batches)
         calls = self._recorder.calls
         if len(calls) < 2:
             raise SearchError(
@@ -165,37 +151,32 @@ class ZeroShotSearch:
             )
         return calls
 
-    def _probe(self, calls: list[RecordedCall], ratio: float, candidates: list[Candidate]) -> list[Score]:
-        """Scores of the candidates at one resolution, `ratio` times that of the calls."""
-        layout = self._layout
+    def _probe(self, calls: list[RecordedCall], ratio: float, firsts: set[int]) -> tuple[UnitScores, UnitCosts]:
+        """Scores and costs of all units at one resolution, `ratio` times that of the calls."""
+        model, layout = self._run.model, self._run.layout
         resized = [call.resized(ratio) for call in calls]
-        reference = None if ratio == 1.0 else mean_gradients(self._model, calls[::2])
-        units = score_units(self._model, layout, resized, layout.names, reference)
-        costs = self._costs(resized[-1], [min(candidate.blocks) for candidate in candidates if candidate.blocks])
-        scores = []
-        for candidate in candidates:
-            cost = costs.step(layout, candidate.blocks)
-            scores.append(units.score(candidate, trained_units(layout, candidate.blocks), cost))
-        return scores
+        reference = None if ratio == 1.0 else mean_gradients(model, calls[::2])
+        units = score_units(model, layout, resized, layout.names, reference)
+        return units, self._costs(resized[-1], firsts)
 
-    def _costs(self, call: RecordedCall, firsts: list[int]) -> UnitCosts:
+    def _costs(self, call: RecordedCall, firsts: set[int]) -> UnitCosts:
         """Costs at the shape of `call`; determined once, since they do not change while the model trains."""
         shape = tuple(call.gradient.shape)
         if shape not in self._known_costs:
+            model, layout = self._run.model, self._run.layout
             if self._config.search_cost == "flops":
                 # Candidates are compared with each other, and FLOPs are proportional to the number of samples.
-                costs = count_costs(self._model, self._layout, call.first(1), firsts)
+                costs = count_costs(model, layout, call.first(1), firsts)
             else:
-                costs = measure_costs(self._model, self._layout, call, firsts, bandwidth=self._bandwidth)
+                costs = measure_costs(model, layout, call, firsts, bandwidth=self._bandwidth)
             self._known_costs[shape] = costs
         return self._known_costs[shape]
 
 
-def _announce(record: dict[str, Any], chosen: Score, scores: list[Score]) -> None:
+def _announce(record: JSON, chosen: Score, scores: list[Score]) -> None:
     degenerate = [score.candidate.name for score in scores if score.degenerate]
     if degenerate:
         logger.warning("degenerate scores (singular kernel, nan, or a batch of one), ranked last: %s", degenerate)
-    seconds = f"{record['seconds']:.2f} s"
-    logger.info("search for stage %d took %s: %s", record["stage"], seconds, chosen.candidate.name)
+    logger.info("search for stage %d took %.2f s: %s", record["stage"], record["seconds"], record["choice"])
     if chosen.cost and chosen.cost >= max(score.cost for score in scores):
         logger.info("the search chose the most expensive candidate: this stage saves nothing.")

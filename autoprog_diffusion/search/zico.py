@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.errors import SearchError
-from autoprog_diffusion.growth.units import Layout
+from autoprog_diffusion.growth.units import Layout, trainable_now
 
 from .recorded_calls import NamedTensors, RecordedCall, take_gradients
 
@@ -52,29 +54,26 @@ def parameter_scores(
     if len(calls) < 2:
         raise SearchError(f"scores need the gradients of at least 2 mini-batches, {len(calls)} were recorded.")
     reference = reference or {}
-    parameters = dict(model.named_parameters())
-    names: dict[Tensor, str] = {parameter: name for name, parameter in parameters.items()}
-    moments = {name: _Moments() for name in parameters}
+    moments: defaultdict[str, _Moments] = defaultdict(_Moments)
     scores: dict[str, ParameterScore] = {}
 
-    def score_and_free(parameter: Tensor) -> None:
-        name = names[parameter]
+    def score_and_free(name: str, parameter: Tensor) -> None:
         if parameter.grad is not None:
             moments[name].add(parameter.grad)
-            scores[name] = moments[name].score(reference.get(name))
-            moments[name] = _Moments()
+            scores[name] = moments.pop(name).score(reference.get(name))
         parameter.grad = None
 
-    for call in calls[:-1]:
+    *first_calls, last_call = calls
+    for call in first_calls:
         call.replay(model)
         for name, gradient in take_gradients(model).items():
             moments[name].add(gradient)
     # During the last backward pass every parameter is scored as soon as its gradient is there, and both are freed.
     with ExitStack() as hooks:
-        for parameter in parameters.values():
-            if parameter.requires_grad:
-                hooks.enter_context(parameter.register_post_accumulate_grad_hook(score_and_free))
-        calls[-1].replay(model)
+        for name in trainable_now(model):
+            hook = partial(score_and_free, name)
+            hooks.enter_context(model.get_parameter(name).register_post_accumulate_grad_hook(hook))
+        last_call.replay(model)
     return scores
 
 
@@ -92,10 +91,9 @@ def unit_zico(model: nn.Module, layout: Layout, scores: dict[str, ParameterScore
     """
     logs = {}
     for name, module in model.named_modules():
-        weight = f"{name}.weight" if name else "weight"
+        weight = f"{name}.weight".removeprefix(".")
         if isinstance(module, (nn.Linear, nn.Conv2d)) and weight in scores:
-            inner = scores[weight].inverse_noise
-            logs[weight] = math.log(inner) if inner > 0 else 0.0
+            logs[weight] = math.log(scores[weight].inverse_noise or 1.0)
     return _sum_units(layout, logs)
 
 
@@ -105,10 +103,7 @@ def unit_gain(layout: Layout, scores: dict[str, ParameterScore]) -> dict[str, fl
 
 
 def _sum_units(layout: Layout, values: dict[str, float]) -> dict[str, float]:
-    sums = {}
-    for unit in layout.units:
-        sums[unit.name] = sum(values.get(name, 0.0) for name in unit.parameters)
-    return sums
+    return {unit.name: sum(values.get(name, 0.0) for name in unit.parameters) for unit in layout.units}
 
 
 @dataclass
@@ -145,9 +140,10 @@ class _Moments:
         return ParameterScore(float(ratios[std > 0].sum()), float(gains[rms > 0].sum()))
 
     def _add_waiting(self) -> None:
-        if self.waiting is None:
+        gradient = self.waiting
+        if gradient is None:
             return
-        gradient, self.waiting = self.waiting, None
+        self.waiting = None
         if self.count % 2 == 0:
             self.even += gradient
         self.count += 1

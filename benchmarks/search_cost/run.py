@@ -31,8 +31,7 @@ from common import ROOT, facts, load_literal, print_rows, save
 from models import make_call, small_dit
 
 from autoprog_diffusion.growth import find_adapter, select_blocks
-from autoprog_diffusion.growth.units import Layout
-from autoprog_diffusion.search.cost import trained_units
+from autoprog_diffusion.growth.units import Layout, Unit, trained_units
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams, unit_grams
 from autoprog_diffusion.search.probe import leaving_no_trace
 from autoprog_diffusion.search.recorded_calls import RecordedCall
@@ -43,8 +42,8 @@ reference = load_literal("reference")
 BATCH, SEED = 16, 0
 
 
-def weights_of(layout: Layout, units: list[str]) -> list[str]:
-    return [name for unit in layout.units if unit.name in units for name in unit.parameters if "weight" in name]
+def weights_of(units: list[Unit]) -> list[str]:
+    return [name for unit in units for name in unit.parameters if "weight" in name]
 
 
 def literal(
@@ -53,7 +52,7 @@ def literal(
     layers = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     scores = []
     for blocks in candidates:
-        names = weights_of(layout, trained_units(layout, blocks))
+        names = weights_of(trained_units(layout, blocks))
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)
         kappa = reference.literal_condition_number(reference.literal_gram(model, calls[0], names))
@@ -82,7 +81,7 @@ def ours(
         grams = unit_grams(layout, parameter_grams(model, calls[0]))
     scores = []
     for blocks in candidates:
-        names = trained_units(layout, blocks)
+        names = [unit.name for unit in trained_units(layout, blocks)]
         gram = torch.stack([grams[name] for name in names if grams[name].dim()]).sum(0)
         scores.append((condition_number(gram), sum(zico[name] for name in names)))
     return scores

@@ -195,7 +195,7 @@ def test_calls_of_ranks_that_are_gone_are_removed(tmp_path: Path) -> None:
     layout = layout_from_patterns(chain(), ["*"])
     config = GrowthConfig(search="zero_shot")
     plan, model = open_plan(config, layout, 40), chain()
-    search = start_search(config, plan, None, RunParts(model, model, layout), loss_fn=None, batches=None)
+    search = start_search(config, plan, None, RunParts(model, model, layout))
     search.save_calls(None, None, str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["growth_calls_0.pt"]
     search.load_calls(None, str(tmp_path))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 from torch import nn
 
 from autoprog_diffusion.growth.errors import SearchError
-from autoprog_diffusion.search.cost import trained_units
+from autoprog_diffusion.growth.units import Unit, trained_units
 from autoprog_diffusion.search.ntk import condition_number, parameter_grams, unit_grams
 from autoprog_diffusion.search.objective import Candidate
 from autoprog_diffusion.search.probe import leaving_no_trace, score_units
@@ -21,9 +23,8 @@ from .reference import literal_condition_number, literal_gram, literal_zico
 families = pytest.mark.parametrize("family", SEARCHED, ids=lambda family: family.id)
 
 
-def weights_of(layout: object, names: list[str]) -> list[str]:
-    units = {unit.name: unit for unit in layout.units}  # type: ignore[attr-defined]
-    return [name for unit in names for name in units[unit].parameters if "weight" in name]
+def weights_of(units: Iterable[Unit]) -> list[str]:
+    return [name for unit in units for name in unit.parameters if "weight" in name]
 
 
 @families
@@ -36,9 +37,9 @@ def test_one_probe_scores_every_subset(family: Family, checkpointing: bool) -> N
         grams = unit_grams(layout, parameter_grams(model, calls[0]))
         last = len(layout.blocks) - 1
         for blocks in ([0], [0, last], [last], list(range(last + 1))):
-            names = trained_units(layout, blocks)
-            literal = literal_gram(model, calls[0], weights_of(layout, names))
-            ours = torch.stack([grams[name] for name in names if grams[name].dim()]).sum(0)
+            units = trained_units(layout, blocks)
+            literal = literal_gram(model, calls[0], weights_of(units))
+            ours = torch.stack([grams[unit.name] for unit in units if grams[unit.name].dim()]).sum(0)
             # Some host classes compute variances in float32 whatever the model's type.
             torch.testing.assert_close(ours, literal, rtol=1e-8, atol=1e-9 * float(literal.abs().max()))
             assert condition_number(ours) == pytest.approx(literal_condition_number(literal), rel=1e-7)
@@ -48,7 +49,7 @@ def test_the_scores_of_a_candidate_are_the_literal_ones_of_its_weights() -> None
     model, layout, calls = model_and_calls(BY_ID["dit"], batch=4)
     candidate = Candidate("first and last", (0, len(layout.blocks) - 1), 1.0)
     units = trained_units(layout, candidate.blocks)
-    weights = weights_of(layout, units)
+    weights = weights_of(units)
     layers = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     with leaving_no_trace(model):
         score = score_units(model, layout, calls, layout.names).score(candidate, units, cost=3.0)
@@ -63,7 +64,7 @@ def test_float32_agrees_within_1e_4(family: Family) -> None:
     model, layout, calls = model_and_calls(family, dtype=torch.float32)
     with leaving_no_trace(model):
         grams = unit_grams(layout, parameter_grams(model, calls[0]))
-        literal = literal_gram(model, calls[0], weights_of(layout, [unit.name for unit in layout.units]))
+        literal = literal_gram(model, calls[0], weights_of(layout.units))
     ours = sum(gram for gram in grams.values() if gram.dim())
     assert condition_number(ours) == pytest.approx(literal_condition_number(literal), rel=1e-4)  # type: ignore[arg-type]
 

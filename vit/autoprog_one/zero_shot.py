@@ -62,7 +62,7 @@ class SubNetworkScores:
             calls = self._calls(resolution)
             scores = score_units(self.model, layout, calls, trainable, reference)
         candidate = Candidate(f"{len(running)} blocks at {resolution}", running, resolution)
-        return scores.score(candidate, [unit.name for unit in units], cost)
+        return scores.score(candidate, units, cost)
 
     def _calls(self, resolution: int) -> list[RecordedCall]:
         batches = [self._sized(batch, resolution) for batch in self.batches[:BATCHES]]

@@ -19,7 +19,7 @@ from ..drop_path import set_drop_path
 from ..models import logits
 from .arguments import SharedArguments
 from .augment import Augment, normalised
-from .data import Batch, Decoded, EpochBatches, make_loader
+from .data import Batch, Decoded, epoch_batches, make_loader
 from .loading import Data
 from .regularisation import Strength, strengths
 from .schedule import make_optimizer, make_schedule
@@ -114,7 +114,7 @@ class ViTTrainer(Trainer):
         while True:
             epoch, offset = divmod(done, self._epoch_batches)
             rows.epoch = epoch
-            sampler = EpochBatches(
+            sampler = epoch_batches(
                 len(rows),
                 batch=train.batch_size,
                 seed=train.seed,

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..adapter import class_names
 from ..config import GrowthConfig
 from ..errors import OrderError
 from .fsdp2 import is_sharded
@@ -103,7 +104,7 @@ def check_bare(model: nn.Module) -> None:
     Raises:
         OrderError: The model is wrapped by DDP, DataParallel, torch.compile or PEFT.
     """
-    if any(cls.__name__ == "PeftModel" for cls in type(model).__mro__):
+    if "PeftModel" in class_names(model):
         raise OrderError(
             f"GrowthScheduler was given a {type(model).__name__} of PEFT: add the adapters to the Diffusers model "
             "itself, model.add_adapter(LoraConfig(...)), and construct GrowthScheduler with that model."
@@ -198,7 +199,7 @@ def check_same_parameters(model: nn.Module, known: Iterable[str]) -> None:
     Raises:
         OrderError: It has others, for example a LoRA adapter that was added in between.
     """
-    changed = sorted({name for name, _ in model.named_parameters()} ^ set(known))
+    changed = sorted(dict(model.named_parameters()).keys() ^ known)
     if changed:
         raise OrderError(
             f"the model's parameters changed after GrowthScheduler was constructed, first {changed[:3]}: add adapters "
@@ -215,8 +216,8 @@ def check_optimizers(optimizers: Iterable[Any], named: Iterable[tuple[str, nn.Pa
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     if not groups:
         return
-    held = {id(parameter) for group in groups for parameter in group["params"]}
-    missing = [name for name, parameter in named if id(parameter) not in held]
+    held = {parameter for group in groups for parameter in group["params"]}
+    missing = [name for name, parameter in named if parameter not in held]
     if missing:
         raise OrderError(
             f"the optimizer lacks {len(missing)} parameters that will train, first {missing[:3]}: build it from "
@@ -228,5 +229,5 @@ def is_compiled(model: nn.Module) -> bool:
     """Whether torch.compile has wrapped the model or one of its submodules."""
     inner = unwrap(model)
     # A compiled wrapper lists the bare model under `_orig_mod`, whether it is outside or inside of DDP.
-    wrapped = any(name.rpartition(".")[2] == "_orig_mod" for name, _ in model.named_modules())
+    wrapped = any(name.endswith("_orig_mod") for name, _ in model.named_modules())
     return wrapped or any(module._compiled_call_impl is not None for module in inner.modules())

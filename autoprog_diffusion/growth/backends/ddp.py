@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..adapter import class_names
 from ..errors import OrderError
 
 
@@ -24,6 +25,19 @@ _HOOK_DICTS = (
     "_forward_hooks_always_called",
 )
 _KEPT = ("training", "require_backward_grad_sync", "require_forward_param_sync")
+# Arguments that the wrapper keeps under their own names; the last two are missing from older versions of torch.
+_SETTINGS = (
+    "device_ids",
+    "output_device",
+    "dim",
+    "process_group",
+    "find_unused_parameters",
+    "gradient_as_bucket_view",
+    "static_graph",
+    "skip_all_reduce_unused_params",
+    "batched_grad_copy",
+)
+MIB = 2**20
 
 
 def rebuild_reducer(ddp: DistributedDataParallel) -> None:
@@ -56,26 +70,18 @@ def rebuild_reducer(ddp: DistributedDataParallel) -> None:
 
 def _settings(ddp: DistributedDataParallel) -> dict[str, Any]:
     """The arguments that the wrapper was built with, as this version of torch takes them."""
-    wanted = {
-        "device_ids": ddp.device_ids,
-        "output_device": ddp.output_device,
-        "dim": ddp.dim,
-        "process_group": ddp.process_group,
-        "bucket_cap_mb": None if ddp.bucket_bytes_cap_default else ddp.bucket_bytes_cap / (1024 * 1024),
-        "find_unused_parameters": ddp.find_unused_parameters,
-        "gradient_as_bucket_view": ddp.gradient_as_bucket_view,
-        "static_graph": ddp.static_graph,
-        "skip_all_reduce_unused_params": getattr(ddp, "skip_all_reduce_unused_params", False),
-        "batched_grad_copy": getattr(ddp, "batched_grad_copy", False),
-        "bucket_cap_mb_list": [cap / (1024 * 1024) for cap in getattr(ddp, "bucket_bytes_cap_list", ())] or None,
-        # Ranks were checked to be equal; a broadcast here would hide a drift instead of reporting it.
-        "init_sync": False,
-    }
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     # torch 2.13 renamed the flag, and warns about the old name.
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    wanted[buffers] = getattr(ddp, buffers)
-    return {key: value for key, value in wanted.items() if key in known}
+    settings = {name: getattr(ddp, name) for name in (*_SETTINGS, buffers) if name in known and hasattr(ddp, name)}
+    if not ddp.bucket_bytes_cap_default:
+        settings["bucket_cap_mb"] = ddp.bucket_bytes_cap / MIB
+    caps = getattr(ddp, "bucket_bytes_cap_list", None)
+    if caps:
+        settings["bucket_cap_mb_list"] = [cap / MIB for cap in caps]
+    # Ranks were checked to be equal; a broadcast here would hide a drift instead of reporting it.
+    settings["init_sync"] = False
+    return settings
 
 
 def _check_can_rebuild(ddp: DistributedDataParallel) -> None:
@@ -105,7 +111,7 @@ def _forget_buckets(hook: Any, state: Any) -> None:
     Raises:
         OrderError: It lets ranks differ between averages, or holds tensors that this library cannot reset.
     """
-    classes = {cls.__name__ for cls in type(state).__mro__}
+    classes = class_names(state)
     name = getattr(hook, "__name__", type(hook).__name__)
     if "PowerSGDState" in classes:
         for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
@@ -117,16 +123,19 @@ def _forget_buckets(hook: Any, state: Any) -> None:
             f"the communication hook {name} lets ranks differ between averages, and growth needs equal ranks: use "
             "plain all-reduce, fp16_compress_hook, bf16_compress_hook or powerSGD_hook."
         )
-    elif _holds_tensors(state) or (
-        not isinstance(state, nn.Module) and _holds_tensors(getattr(state, "__dict__", {}))
-    ):
+    elif _holds_tensors(state) or _has_tensors(state):
         raise OrderError(
             f"the state of the communication hook {name}, a {type(state).__name__}, holds tensors: growth changes the "
             "buckets they belong to. Use a hook without them, or powerSGD_hook, whose memory is reset at every stage."
         )
 
 
+def _has_tensors(state: object) -> bool:
+    # A module is not memory of the hook's own: it is what the hook works on.
+    return not isinstance(state, nn.Module) and _holds_tensors(getattr(state, "__dict__", ()))
+
+
 def _holds_tensors(value: Any) -> bool:
     if isinstance(value, Mapping):
         value = list(value.values())
-    return isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and any(_holds_tensors(v) for v in value))
+    return isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and any(map(_holds_tensors, value)))

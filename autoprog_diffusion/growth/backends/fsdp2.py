@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import StateError
 from ..plan import GrowthPlan
+from ..state import State
 from ..units import Layout, trainable_names
 
 
@@ -33,9 +34,8 @@ def reshard(model: nn.Module) -> None:
 
     The root's are, after sampling or validation: what is then changed in `model.named_parameters()` would be lost.
     """
-    for module in model.modules():
-        if hasattr(module, "_get_fsdp_state"):
-            module.reshard()  # type: ignore[operator]
+    for module in _fsdp_modules(model):
+        module.reshard()
 
 
 def follow_trainable(model: nn.Module) -> None:
@@ -59,7 +59,7 @@ def add_vector(parameter: Tensor, vector: Tensor) -> None:
     parameter.add_(vector)
 
 
-def trained_before(state: dict[str, Any], layout: Layout) -> set[str]:
+def trained_before(state: State, layout: Layout) -> set[str]:
     """Names of the parameters that the last optimizer step before a saved growth state trained.
 
     At a stage boundary these are the ones of the stage before that still train: what has just opened has no optimizer
@@ -67,9 +67,9 @@ def trained_before(state: dict[str, Any], layout: Layout) -> set[str]:
     """
     plan = GrowthPlan.from_dict(state["plan"])
     step = state["step"]
-    before = plan.stages[plan.stage_at(max(0, step - 1))].blocks
-    now = plan.stages[plan.stage_at(step)].blocks
-    return trainable_names(layout, set(before) & set(now))
+    before = plan.stages[plan.stage_at(max(0, step - 1))]
+    now = plan.stages[plan.stage_at(step)]
+    return trainable_names(layout, set(before.blocks).intersection(now.blocks))
 
 
 def check_optimizer_state(
@@ -82,12 +82,12 @@ def check_optimizer_state(
     Raises:
         StateError: The state of some blocks was dropped.
     """
-    held = {id(parameter) for optimizer in optimizers for parameter in optimizer.state}
-    present = {name for name, parameter in named if id(parameter) in held}
-    lost: list[str] = []
+    held = {parameter for optimizer in optimizers for parameter in optimizer.state}
+    present = {name for name, parameter in named if parameter in held}
+    lost = []
     for unit in layout.units:
-        expected = trained & set(unit.parameters)
-        if expected and not expected & present:
+        expected = trained.intersection(unit.parameters)
+        if expected and expected.isdisjoint(present):
             lost.append(unit.name)
     if present and lost:
         raise StateError(
@@ -100,10 +100,14 @@ def check_optimizer_state(
 def _groups(model: nn.Module) -> list[Any]:
     """The groups of parameters that FSDP2 gathers and reduces together, of all submodules."""
     found: list[Any] = []
-    for module in model.modules():
-        if hasattr(module, "_get_fsdp_state"):
-            state = module._get_fsdp_state()  # type: ignore[operator]
-            # Until torch 2.12 a module had one group.
-            found += getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    for module in _fsdp_modules(model):
+        state = module._get_fsdp_state()
+        # Until torch 2.12 a module had one group.
+        found += getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
     # A module without parameters of its own has none.
     return [group for group in found if group is not None]
+
+
+def _fsdp_modules(model: nn.Module) -> list[Any]:
+    """The submodules that `fully_shard` was called with."""
+    return [module for module in model.modules() if hasattr(module, "_get_fsdp_state")]

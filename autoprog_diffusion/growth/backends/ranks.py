@@ -84,15 +84,13 @@ def check_ranks_equal(named: Iterable[tuple[str, Tensor]], when: str) -> None:
     """
     if world_size() == 1:
         return
-    names, tensors = zip(*named)
-    local = checksums(tensors)
+    tensors = dict(named)
     gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, local.tolist())
-    rows = torch.tensor(gathered)
-    wrong = [name for name, column in zip(names, rows.T) if (column != column[0]).any()]
+    dist.all_gather_object(gathered, checksums(tensors.values()).tolist())
+    wrong = [name for name, of_ranks in zip(tensors, zip(*gathered)) if len(set(of_ranks)) > 1]
     if wrong:
         raise SyncError(
-            f"ranks differ {when} in {len(wrong)} of {len(names)} tensors, first {wrong[:5]}: a gradient was not "
+            f"ranks differ {when} in {len(wrong)} of {len(tensors)} tensors, first {wrong[:5]}: a gradient was not "
             "synchronised. Pass the model returned by accelerator.prepare to your forward pass, and do not change "
             "requires_grad outside GrowthScheduler."
         )
