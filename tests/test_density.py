@@ -10,12 +10,12 @@ import pytest
 from .density import ROOT, Density, is_tuple_assignment, measure, measure_tree, sources
 
 
-MAX_NODES_PER_LINE = 7.9
-MAX_TUPLE_ASSIGNMENTS = 5  # per 1,000 code lines
-MAX_LINES = 17_800  # in total; 17,004 before the packed code was unpacked
+MAX_NODES_PER_LINE = 7.5
+MAX_TUPLE_ASSIGNMENTS = 3  # per 1,000 code lines
+MAX_LINES = 17_500  # in total; 17,004 before the packed code was unpacked
 MAX_FILE = 350
 MAX_FUNCTION = 50
-STARTS_WITH_WHAT = 7  # module docstrings whose first word is "What"
+STARTS_WITH_WHAT = 0  # module docstrings whose first word is "What"
 
 every_source = pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +23,11 @@ Embeddings = tuple[Tensor, Tensor]  # (N, L, D) tokens and (N, P) pooled, P perh
 Encode = Callable[[list[str]], Embeddings]
 
 
+@dataclass(eq=False)
 class Captions:
     """Text embeddings of training batches.
 
-    Args:
+    Attributes:
         texts: Caption of every row of the data.
         encode: Captions -> their embeddings.
         encoders: The frozen text encoders; they are moved to the device.
@@ -36,46 +39,40 @@ class Captions:
         ConfigError: The probability is not in [0, 1].
     """
 
-    def __init__(
-        self,
-        texts: Sequence[str],
-        encode: Encode,
-        encoders: Sequence[nn.Module],
-        accelerator: Accelerator,
-        *,
-        folder: Path,
-        empty: float = 0.0,
-    ) -> None:
-        if not 0 <= empty <= 1:
-            raise ConfigError(f"--proportion_empty_prompts {empty} is not allowed: use a probability in [0, 1].")
-        for encoder in encoders:
-            encoder.requires_grad_(False).eval().to(accelerator.device)
-        self._encode = encode
-        self._encoders = encoders
-        self._accelerator = accelerator
-        self._path = folder / "text.npy"
-        self._empty = empty
+    texts: Sequence[str]
+    encode: Encode
+    encoders: Sequence[nn.Module]
+    accelerator: Accelerator
+    _: KW_ONLY
+    folder: Path
+    empty: float = 0.0
+    _cache: ArrayCache | None = None
+    _tokens: tuple[int, ...] = ()  # L and D of one caption
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.empty <= 1:
+            raise ConfigError(f"--proportion_empty_prompts {self.empty} is not allowed: use a probability in [0, 1].")
+        for encoder in self.encoders:
+            encoder.requires_grad_(False).eval().to(self.accelerator.device)
         # Every different caption once; the empty one is the first.
-        self._texts = [*([""] if empty else []), *sorted(set(texts))]
-        places = {text: place for place, text in enumerate(self._texts)}
-        self._places = torch.tensor([places[text] for text in texts])
-        self._cache: ArrayCache | None = None
-        self._tokens = torch.Size((0, 0))  # (L, D) of one caption
+        self._different = [*([""] if self.empty else []), *sorted(set(self.texts))]
+        places = {text: place for place, text in enumerate(self._different)}
+        self._places = torch.tensor([places[text] for text in self.texts])
 
     def ready(self) -> None:
         """Compute the embeddings, or find them on disk."""
         if self._cache is not None:
             return
         with torch.no_grad():
-            tokens, _ = self._encode(self._texts[:1])
+            tokens, _ = self.encode(self._different[:1])
         self._tokens = tokens.shape[1:]
-        encoders = map(module_fingerprint, self._encoders)
+        encoders = map(module_fingerprint, self.encoders)
         self._cache = build_cache(
-            self._path,
-            len(self._texts),
+            self.folder / "text.npy",
+            len(self._different),
             self._compute,
-            fingerprint=text_fingerprint("text", *self._tokens, *encoders, *self._texts),
-            accelerator=self._accelerator,
+            fingerprint=text_fingerprint("text", *self._tokens, *encoders, *self._different),
+            accelerator=self.accelerator,
             batch_size=64,
             title="encoding text",
         )
@@ -84,14 +81,14 @@ class Captions:
         """(N,) row numbers of the data -> (N, L, D) tokens and (N, P) pooled on the device, some of no caption."""
         assert self._cache is not None
         places = self._places[rows.cpu()]
-        if self._empty:
-            dropped = torch.rand(len(places)) < self._empty
+        if self.empty:
+            dropped = torch.rand(len(places)) < self.empty
             places = torch.where(dropped, 0, places)
-        row = self._cache[places].to(self._accelerator.device)
-        end = self._tokens.numel()  # the pooled text lies behind the tokens
+        row = self._cache[places].to(self.accelerator.device)
+        end = math.prod(self._tokens)  # the pooled text lies behind the tokens
         return row[:, :end].unflatten(1, self._tokens), row[:, end:]
 
     def _compute(self, places: Sequence[int]) -> Tensor:
         """Caption numbers -> (len, L * D + P)."""
-        tokens, pooled = self._encode([self._texts[place] for place in places])
+        tokens, pooled = self.encode([self._different[place] for place in places])
         return torch.cat([tokens.flatten(1), pooled.flatten(1)], dim=1)

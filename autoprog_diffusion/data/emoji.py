@@ -95,15 +95,13 @@ def emoji_dataset(style: Style, *, size: int = 64, split: Split = "all") -> Data
         if split not in (side, "all"):
             continue
         row = {
-            "image": {"bytes": _render(files[style][key], size), "path": None},
+            "image": {"bytes": _render(files[style][key], size)},
             "text": _caption(codepoints, emoji["name"]),
             "category": emoji["category"],
             "codepoints": codepoints,
         }
         rows.append(row)
-    text = datasets.Value("string")
-    columns = {"image": datasets.Image(), "text": text, "category": text, "codepoints": text}
-    return datasets.Dataset.from_list(rows, features=datasets.Features(columns))
+    return datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
 
 
 def group_names(group: Group) -> list[str]:

@@ -45,64 +45,43 @@ class ImageSettings:
     random_flip: bool = False
 
 
-@dataclass(frozen=True)
-class Window:
-    """The square that is cut from a resized image, in pixels.
-
-    Attributes:
-        width: Of the resized image.
-        height: Of the resized image.
-        left: Of the crop in the resized image.
-        top: Of the crop in the resized image.
-        mirrored: Whether the crop is mirrored.
-    """
-
-    width: int
-    height: int
-    left: int
-    top: int
-    mirrored: bool
-
-
-def crop_window(
-    size: tuple[int, int], side: int, settings: ImageSettings, generator: torch.Generator | None = None
-) -> Window:
-    """Place a square in an image whose shorter side is resized to fit.
+def cut_square(
+    image: Image.Image, size: int, settings: ImageSettings, generator: torch.Generator | None = None
+) -> tuple[Tensor, tuple[int, int]]:
+    """Cut a square from an image of any mode, resized so that the square takes its shorter side.
 
     Args:
-        size: Width and height of the image in pixels.
-        side: Of the square in pixels.
-        settings: Crop and flip.
+        image: The image; its transparent parts become white.
+        size: Side of the square in pixels.
+        settings: Filter, crop and flip.
         generator: Draws crop and flip; None crops the centre and does not flip.
+
+    Returns:
+        (3, size, size) float32 in [-1, 1], and top and left of the square in the resized and perhaps mirrored image.
     """
-    scale = side / min(size)
-    width, height = (max(side, round(length * scale)) for length in size)
+    scale = size / min(image.size)
+    width, height = (max(size, round(length * scale)) for length in image.size)
     place = None if settings.center_crop else generator
     # Drawn in this order since the first release: a resumed run must see the same crops.
-    left = _offset(width - side, place)
-    top = _offset(height - side, place)
+    left = _offset(width - size, place)
+    top = _offset(height - size, place)
     mirrored = generator is not None and settings.random_flip and bool(torch.rand((), generator=generator) < 0.5)
-    return Window(width=width, height=height, left=left, top=top, mirrored=mirrored)
-
-
-def cut(image: Image.Image, window: Window, size: int, interpolation: str) -> Tensor:
-    """The window of an image, (3, size, size) float32 in [-1, 1]; transparent parts are white."""
     image = to_rgb(image)
-    if image.size != (window.width, window.height):
-        image = image.resize((window.width, window.height), Image.Resampling[interpolation.upper()])
-    square = image.crop((window.left, window.top, window.left + size, window.top + size))
-    pixels = torch.from_numpy(np.asarray(square, dtype=np.float32))
-    if window.mirrored:
-        pixels = pixels.flip(1)
-    return pixels.permute(2, 0, 1) / 127.5 - 1.0
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling[settings.interpolation.upper()])
+    square = image.crop((left, top, left + size, top + size))
+    pixels = torch.from_numpy(np.asarray(square, dtype=np.float32)).permute(2, 0, 1)
+    if mirrored:
+        pixels = pixels.flip(2)
+        left = width - size - left
+    return pixels / 127.5 - 1.0, (top, left)
 
 
 def to_pixels(
     image: Image.Image, size: int, settings: ImageSettings, generator: torch.Generator | None = None
 ) -> Tensor:
-    """A PIL image of any mode -> (3, size, size) float32 in [-1, 1]; arguments as `crop_window` takes them."""
-    window = crop_window(image.size, size, settings, generator)
-    return cut(image, window, size, settings.interpolation)
+    """The square alone; arguments as `cut_square` takes them."""
+    return cut_square(image, size, settings, generator)[0]
 
 
 def read_image(data: Dataset, row: int) -> Image.Image:

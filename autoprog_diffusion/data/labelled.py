@@ -19,6 +19,7 @@ from .sources import (
     read_splits,
     read_training_set,
     split_by,
+    spread,
     with_labels,
 )
 
@@ -66,9 +67,8 @@ def load_labelled_images(
     )
     if not len(data):
         raise DataError("the training set is empty.")
-    most = max_train_samples
-    if most is not None and most < len(data):
-        data = data.select([row * len(data) // most for row in range(most)])
+    if max_train_samples is not None:
+        data = data.select(spread(len(data), max_train_samples))
     return _with_classes(data)
 
 

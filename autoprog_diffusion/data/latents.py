@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from autoprog_diffusion.growth.resize import resize_images, stage_size
@@ -77,10 +78,9 @@ class Latents:
         else:
             assert self._cache is not None
             moments = self._cache[self._cached_rows(batch["index"].cpu())].to(device)
-        mean, logvar = moments.chunk(2, dim=1)
-        # Bounds of Diffusers' DiagonalGaussianDistribution.
-        std = torch.exp(0.5 * logvar.clamp(-30.0, 20.0))
-        sample = mean + std * torch.randn_like(mean)
+        posterior = DiagonalGaussianDistribution(moments)
+        # Its own `sample()` draws in another memory format, so other numbers.
+        sample = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         return (sample - shift) * self.vae.config.scaling_factor
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from .images import DataError
 
@@ -143,8 +141,7 @@ def read_npz(path: Path) -> Splits:
         raise DataError(
             f"{path}: x is {x.dtype} {x.shape} and y {y.shape}; x must be uint8 (N, H, W) or (N, H, W, 3)."
         )
-    images = [{"bytes": _as_png(array), "path": f"{path.name}[{row}]"} for row, array in enumerate(x)]
-    data = _labelled(images, y.tolist(), [str(name) for name in arrays["classes"]])
+    data = _labelled(list(x), y.tolist(), arrays["classes"].tolist())
     if "test" not in arrays:
         return {WHOLE: data}
     train, test = split_by(data, arrays["test"].astype(bool))
@@ -252,6 +249,12 @@ def check_batch(count: int, per_step: int) -> None:
         )
 
 
+def spread(count: int, most: int) -> list[int]:
+    """`most` of `count` rows, evenly spread; all rows where there are fewer."""
+    most = min(most, count)
+    return [row * count // most for row in range(most)]
+
+
 def split_by(data: Dataset, held_out: np.ndarray) -> tuple[Dataset, Dataset]:
     """The rows of the data that are not held out, and those that are; `held_out` is (N,) bool."""
     return data.select(np.flatnonzero(~held_out)), data.select(np.flatnonzero(held_out))
@@ -288,7 +291,7 @@ def _class_folders(root: Path) -> Dataset:
             f"the class folders {empty[:5]} of {root} hold no image ({', '.join(EXTENSIONS)}): fill them or remove "
             "them."
         )
-    data = _labelled([{"bytes": None, "path": str(file)} for file in files], labels, names)
+    data = _labelled([str(file) for file in files], labels, names)
     return data.add_column("stamp", file_stamps(files))  # type: ignore[call-arg]
 
 
@@ -297,11 +300,6 @@ def _labelled(images: list[Any], labels: list[int], classes: list[str]) -> Datas
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
-
-
-def _as_png(array: np.ndarray) -> bytes:
-    Image.fromarray(array).save(buffer := io.BytesIO(), format="PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def _class_names(text: str) -> list[str]:

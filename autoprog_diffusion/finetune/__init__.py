@@ -5,28 +5,46 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-_MOVED = {
-    "data": {"cache": "cache", "captions": "captions", "emoji_classes": "emoji", "images": "images",
-             "labelled_images": "labelled", "latents": "latents"},
-    "tasks": {"bundled": "tiny_pipelines", "class_conditional": "class_conditional", "convert": "sd_to_sdxl",
-              "dreambooth": "dreambooth", "flow_families": "flow_families", "flow_matching": "flow_matching",
-              "labels": "dit_labels", "loading": "loading", "lora": "lora", "objective": "objective", "sdxl": "sdxl",
-              "stable_diffusion": "stable_diffusion", "text_to_image": "text_to_image_recipe",
-              "variance": "learned_variance"},
-    "training": {"arguments": "arguments", "loop": "diffusion", "recipe": "recipe", "report": "report", "run": "run",
-                 "runlog": "metrics", "samples": "samples", "setup": "build"},
-}  # fmt: skip
-_NEW = {old: f"autoprog_diffusion.{part}.{new}" for part, names in _MOVED.items() for old, new in names.items()}
+# Old module -> new one.
+_NEW = {
+    "cache": "autoprog_diffusion.data.cache",
+    "captions": "autoprog_diffusion.data.captions",
+    "emoji_classes": "autoprog_diffusion.data.emoji",
+    "images": "autoprog_diffusion.data.images",
+    "labelled_images": "autoprog_diffusion.data.labelled",
+    "latents": "autoprog_diffusion.data.latents",
+    "bundled": "autoprog_diffusion.tasks.tiny_pipelines",
+    "class_conditional": "autoprog_diffusion.tasks.class_conditional",
+    "convert": "autoprog_diffusion.tasks.sd_to_sdxl",
+    "dreambooth": "autoprog_diffusion.tasks.dreambooth",
+    "flow_families": "autoprog_diffusion.tasks.flow_families",
+    "flow_matching": "autoprog_diffusion.tasks.flow_matching",
+    "labels": "autoprog_diffusion.tasks.dit_labels",
+    "loading": "autoprog_diffusion.tasks.loading",
+    "lora": "autoprog_diffusion.tasks.lora",
+    "objective": "autoprog_diffusion.tasks.objective",
+    "sdxl": "autoprog_diffusion.tasks.sdxl",
+    "stable_diffusion": "autoprog_diffusion.tasks.stable_diffusion",
+    "text_to_image": "autoprog_diffusion.tasks.text_to_image_recipe",
+    "variance": "autoprog_diffusion.tasks.learned_variance",
+    "arguments": "autoprog_diffusion.training.arguments",
+    "loop": "autoprog_diffusion.training.diffusion",
+    "recipe": "autoprog_diffusion.training.recipe",
+    "report": "autoprog_diffusion.training.report",
+    "run": "autoprog_diffusion.training.run",
+    "runlog": "autoprog_diffusion.training.metrics",
+    "samples": "autoprog_diffusion.training.samples",
+    "setup": "autoprog_diffusion.training.build",
+}
 
 
 class _Moved(MetaPathFinder, Loader):
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
         parent, _, old = name.rpartition(".")
         return ModuleSpec(name, self) if parent == __name__ and old in _NEW else None
 

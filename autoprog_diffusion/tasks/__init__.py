@@ -1,4 +1,4 @@
-"""The loop the recipes share: data, caches, training, checkpoints, reports. Needs the extra `recipes`."""
+"""Kinds of diffusion training: text to image, classes, flow matching, LoRA, DreamBooth. Needs the extra `recipes`."""
 
 import os
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,22 +15,25 @@ from torch import Tensor
 from autoprog_diffusion.data.captions import Embeddings
 
 
-class SD3:
-    """Stable Diffusion 3 and 3.5. Its position embedding is cropped to the stage's resolution, as in the pipeline.
+@dataclass(frozen=True)
+class _Family:
+    """A pipeline, and the value of the guidance embedding of a guidance-distilled model (Flux.1 dev; SD3 has none)."""
 
-    Args:
-        pipeline: A `StableDiffusion3Pipeline`.
-        guidance: Unused: SD3 has no embedding of guidance.
-    """
+    pipeline: Any
+    guidance: float
+
+
+class SD3(_Family):
+    """Stable Diffusion 3 and 3.5. Its position embedding is cropped to the stage's resolution, as in the pipeline."""
 
     pipeline_class = StableDiffusion3Pipeline
     guidance_scale = 7.0  # the pipeline's own, for pictures
     most_text = 256  # T5 tokens, as the pipeline takes by itself
 
-    def __init__(self, pipeline: Any, guidance: float) -> None:
-        del guidance
-        self.pipeline = pipeline
-        self.patch = int(pipeline.transformer.config.patch_size)
+    @property
+    def patch(self) -> int:
+        """Latents per token and side."""
+        return self.pipeline.transformer.config.patch_size
 
     def resolution(self) -> int:
         """Side of the images the pipeline was made for, in pixels."""
@@ -53,22 +57,13 @@ class SD3:
         )[0]
 
 
-class Flux:
-    """Flux.1. Rotary positions count patches from the corner, at every resolution, as in the pipeline.
-
-    Args:
-        pipeline: A `FluxPipeline`.
-        guidance: Value of the guidance embedding of a guidance-distilled model (Flux.1 dev).
-    """
+class Flux(_Family):
+    """Flux.1. Rotary positions count patches from the corner, at every resolution, as in the pipeline."""
 
     pipeline_class = FluxPipeline
     guidance_scale = 3.5
     most_text = 512
     patch = 2  # latents are packed in twos
-
-    def __init__(self, pipeline: Any, guidance: float) -> None:
-        self.pipeline = pipeline
-        self.guidance = guidance
 
     def resolution(self) -> int:
         """Side of the images the pipeline was made for, in pixels."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -172,16 +173,13 @@ class FlowMatching:
     def _draw_times(self, count: int) -> Tensor:
         """(N,) times in (0, 1), 1 being noise: the density of Diffusers' script, shifted for the resolution."""
         flow = self.flow
-
-        def draw(n: int) -> Tensor:
-            return compute_density_for_timestep_sampling(
-                flow.weighting_scheme,
-                n,
-                logit_mean=flow.logit_mean,
-                logit_std=flow.logit_std,
-                mode_scale=flow.mode_scale,
-            )
-
+        draw = partial(
+            compute_density_for_timestep_sampling,
+            flow.weighting_scheme,
+            logit_mean=flow.logit_mean,
+            logit_std=flow.logit_std,
+            mode_scale=flow.mode_scale,
+        )
         density = sample_times(draw, count, self.noise.timestep_sampling)
         # The script takes the draw as a place in the scheduler's list of times, which begins with noise.
         least = 1 / self.pipeline.scheduler.config.num_train_timesteps

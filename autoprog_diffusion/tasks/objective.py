@@ -41,13 +41,11 @@ class NoisyBatch:
     Attributes:
         latents: (N, C, H, W) input of the model.
         timesteps: (N,) integers.
-        noise: (N, C, H, W) the noise without perturbation.
         target: (N, C, H, W) the output that the model should have.
     """
 
     latents: Tensor
     timesteps: Tensor
-    noise: Tensor
     target: Tensor
 
 
@@ -58,7 +56,6 @@ def add_noise(clean: Tensor, noise_scheduler: Any, settings: NoiseSettings) -> N
     return NoisyBatch(
         latents=noise_scheduler.add_noise(clean, perturbed, timesteps),
         timesteps=timesteps,
-        noise=noise,
         target=denoising_target(noise_scheduler, clean, noise, timesteps),
     )
 

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import nn
 
 from autoprog_diffusion.data.emoji import DEFAULT_STYLE, emoji_dataset
+from autoprog_diffusion.data.sources import spread
 from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.recipe import AnyArguments, Recipe
 from autoprog_diffusion.training.samples import Row, sample_images
@@ -62,8 +63,7 @@ def default_prompts(args: Arguments, data: datasets.Dataset) -> tuple[str, ...]:
         return tuple(data[: DEFAULT_PROMPTS // 2]["text"])
     held_out = emoji_dataset(DEFAULT_STYLE, size=8, split="held_out")
     by_category = sorted(zip(held_out["category"], held_out["text"]))
-    rows = [index * len(by_category) // DEFAULT_PROMPTS for index in range(DEFAULT_PROMPTS)]
-    return tuple(by_category[row][1] for row in rows)
+    return tuple(by_category[row][1] for row in spread(len(by_category), DEFAULT_PROMPTS))
 
 
 def reference_row(args: Arguments, prompts: Sequence[str], size: int) -> list[Row]:
@@ -72,6 +72,5 @@ def reference_row(args: Arguments, prompts: Sequence[str], size: int) -> list[Ro
         return []
     emoji = emoji_dataset(DEFAULT_STYLE, size=size)
     known = dict(zip(emoji["text"], emoji["image"]))
-    if not set(prompts) <= set(known):
-        return []
-    return [("real", [known[prompt] for prompt in prompts])]
+    images = [known[prompt] for prompt in prompts if prompt in known]
+    return [("real", images)] if len(images) == len(prompts) else []

@@ -1,1 +1,1 @@
-"""What every training loop here shares: checkpoints, output folder, memory and FLOPs of a step, the default data."""
+"""The training room of recipes and vit: trainer, run, arguments, metrics, report and checkpoints."""

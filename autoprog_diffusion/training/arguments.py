@@ -45,9 +45,8 @@ class GrowthArguments(GrowthConfig):
 
 def autoprog_zero(**overrides: Any) -> GrowthArguments:
     """The flags' defaults under `--growth autoprog_zero`; `overrides` are fields that a script cannot have."""
-    settings = field_values(GrowthConfig.autoprog_zero(**overrides))
-    settings["resolution_multiple"] = 1
-    return GrowthArguments(**settings, growth="autoprog_zero")
+    preset = GrowthConfig.autoprog_zero(resolution_multiple=1, **overrides)
+    return GrowthArguments(**vars(preset), growth="autoprog_zero")
 
 
 def growth_config(
@@ -69,7 +68,7 @@ def growth_config(
     """
     if growth.growth == "off":
         return GrowthConfig(num_stages=1, min_trainable=1.0, stage_embedding=False), None
-    settings = field_values(growth)
+    settings = {item.name: getattr(growth, item.name) for item in fields(GrowthConfig)}
     settings |= {"resolution_multiple": multiple, "ema_decay": ema_decay, "search_seed": seed}
     bounds = growth.boundaries
     # tyro reads "100" as 100.0.
@@ -80,11 +79,6 @@ def growth_config(
     plan = GrowthPlan.load(growth.growth_plan)
     settings |= {"num_stages": len(plan.stages), "search": "none", "resolutions": None, "boundaries": None}
     return GrowthConfig(**settings), plan
-
-
-def field_values(config: GrowthConfig) -> dict[str, Any]:
-    """The fields of `GrowthConfig`, without those of a subclass."""
-    return {item.name: getattr(config, item.name) for item in fields(GrowthConfig)}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from autoprog_diffusion.data.images import ImageSettings, crop_window, cut, read_image
+from autoprog_diffusion.data.images import ImageSettings, cut_square, read_image, seeded
 from autoprog_diffusion.growth import GrowthError
 
 from .arguments import Arguments, DataArguments, OutputArguments, TrainArguments
@@ -79,7 +79,7 @@ class RowDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         # Crop and flip depend on seed, epoch and item alone: the same in any worker, and after a resume.
-        generator = torch.Generator().manual_seed(hash((self._seed, self.epoch, index)) % 2**63)
+        generator = seeded(self._seed, self.epoch, index)
         if self._groups is None:
             return self._item(index, generator)
         return default_collate([self._item(row, generator) for row in self._groups[index]])
@@ -88,13 +88,8 @@ class RowDataset(Dataset):
         if self._resolution is None:
             return {"index": row}
         image = read_image(self._data, row)
-        window = crop_window(image.size, self._resolution, self._images, generator)
-        pixels = cut(image, window, self._resolution, self._images.interpolation)
-        left = window.left
-        if window.mirrored:
-            left = window.width - self._resolution - left
-        place = torch.tensor([image.height, image.width, window.top, left])
-        return {"index": row, "pixel_values": pixels, "window": place}
+        pixels, corner = cut_square(image, self._resolution, self._images, generator)
+        return {"index": row, "pixel_values": pixels, "window": torch.tensor([image.height, image.width, *corner])}
 
 
 def image_settings(data: DataArguments) -> ImageSettings:

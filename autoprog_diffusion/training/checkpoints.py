@@ -74,8 +74,8 @@ def keep_only(accelerator: Accelerator, model: nn.Module, names: Sequence[str]) 
     def save(models: list[Any], weights: list[dict[str, Tensor]], folder: str) -> None:
         weights.clear()
         if accelerator.is_main_process:
-            parameters = dict(model.named_parameters())
-            save_file({name: parameters[name].detach().contiguous() for name in names}, Path(folder) / TRAINED_FILE)
+            kept = {name: model.get_parameter(name).detach().contiguous() for name in names}
+            save_file(kept, Path(folder) / TRAINED_FILE)
 
     def load(models: list[Any], folder: str) -> None:
         models.clear()
@@ -123,8 +123,8 @@ def checkpoint_step(path: Path) -> int:
 
 def _complete_ones(root: Path) -> list[Path]:
     """Complete checkpoints in the order they were written."""
-    paths = root.iterdir() if root.is_dir() else ()
-    return sorted((p for p in paths if _NAME.match(p.name) and _is_complete(p)), key=lambda p: _marker(p)["written"])
+    found = [path for path in root.glob("checkpoint-*") if _NAME.match(path.name) and _is_complete(path)]
+    return sorted(found, key=lambda path: _marker(path)["written"])
 
 
 def _marker(path: Path) -> dict[str, Any]:
@@ -136,7 +136,8 @@ def _complete(temporary: Path, final: Path, step: int) -> None:
     for path in files:
         _sync(path)
     sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
-    write_text_atomically(temporary / MARKER, json.dumps({"step": step, "written": time.time_ns(), "files": sizes}))
+    marker = {"step": step, "written": time.time_ns(), "files": sizes}
+    write_text_atomically(temporary / MARKER, json.dumps(marker))
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
@@ -157,7 +158,8 @@ def _prune(root: Path, limit: int | None) -> None:
     for leftover in root.glob("checkpoint-*.tmp"):
         shutil.rmtree(leftover)
     complete = _complete_ones(root)
-    for path in complete[: max(0, len(complete) - limit)] if limit else []:
+    keep = limit or len(complete)
+    for path in complete[:-keep]:
         # Renamed first: a crash in the middle of the deletion leaves a leftover, not a broken checkpoint.
         doomed = path.with_name(path.name + ".tmp")
         os.replace(path, doomed)

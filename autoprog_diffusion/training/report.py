@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 import autoprog_diffusion
 from autoprog_diffusion.files import write_text_atomically
@@ -66,73 +66,80 @@ def print_summary(metrics: Metrics, num_blocks: int, seconds: dict[str, float]) 
     """Print one row per stage and search, the saving against full training, and the accuracy if it was measured."""
     summaries = metrics.summaries()
     full = fullest(summaries)
-    table = Table(title="progressive training, stage by stage")
-    titles = ("stage", "steps", "blocks", "trains", "pixels", "loss", "step", "of full", "FLOPs of full", "memory")
-    for title in titles:
-        table.add_column(title, justify="right")
-    for row in summaries:
-        table.add_row(
-            f"{row.stage + 1}{' search' if row.searching else ''}",
-            f"{row.steps}",
-            f"{row.blocks:.3g}/{num_blocks}",
-            f"{row.trainable:.0%}",
-            f"{row.resolution:.4g}",
-            f"{row.loss:.4f}",
-            f"{1000 * row.step_seconds:.1f} ms",
-            f"{row.step_seconds / full.step_seconds:.0%}",
-            f"{row.flops / full.flops:.0%}",
-            f"{row.memory / 2**20:,.0f} MiB",
-        )
-    console = _console()
-    console.print(table)
-    console.print(saving_sentence(summaries))
-    if metrics.validations:
-        result = metrics.validations[-1]
-        console.print(f"validation accuracy {result['accuracy']:.1%}, of the average {result['ema_accuracy']:.1%}.")
-    console.print("wall time: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
+    rows = [
+        {
+            "stage": f"{row.stage + 1}{' search' * row.searching}",
+            "steps": f"{row.steps}",
+            "blocks": f"{row.blocks:.3g}/{num_blocks}",
+            "trains": f"{row.trainable:.0%}",
+            "pixels": f"{row.resolution:.4g}",
+            "loss": f"{row.loss:.4f}",
+            "step": f"{1000 * row.step_seconds:.1f} ms",
+            "of full": f"{row.step_seconds / full.step_seconds:.0%}",
+            "FLOPs of full": f"{row.flops / full.flops:.0%}",
+            "memory": f"{row.memory / 2**20:,.0f} MiB",
+        }
+        for row in summaries
+    ]
+    print_table("progressive training, stage by stage", rows)
+    print(saving_sentence(summaries))
+    for result in metrics.validations[-1:]:
+        print(f"validation accuracy {result['accuracy']:.1%}, of the average {result['ema_accuracy']:.1%}.")
+    print("wall time: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, str]], caption: str | None = None) -> None:
+    """Print rows of cells by the titles of their columns."""
+    table = Table(*(Column(name, justify="right") for name in rows[0]), title=title, caption=caption)
+    for row in rows:
+        table.add_row(*row.values())
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
 def saving_sentence(summaries: list[StageSummary]) -> str:
     """What the run saved, in one sentence."""
     parts = []
     ratios = saving(summaries)
-    for cost, fewer in (("flops", "fewer FLOPs"), ("time", "less time")):
+    for cost, comparative, unit in (("flops", "fewer", "FLOPs"), ("time", "less", "time")):
         share = 1 - 1 / ratios[cost]
-        words = fewer if share >= 0 else f"more {fewer.split()[-1]}"
-        parts.append(f"{abs(share):.0%} {words}")
+        parts.append(f"{abs(share):.0%} {comparative if share >= 0 else 'more'} {unit}")
     return f"{' and '.join(parts)} than as many steps of full training (stage {fullest(summaries).stage + 1})."
 
 
 def print_decision(decision: dict[str, Any]) -> None:
     """Print the best candidates of one search: their scores, their cost, and which was chosen."""
-    rows = decision["candidates"]
-    if "value" in rows[0]:
-        rows = sorted(rows, key=lambda row: float(row["value"]))
-    most_expensive = max(float(row.get("cost", 0.0)) for row in rows) or 1.0
-    scores = [name for name in SCORES if name in rows[0]]
-    seconds = f"{decision['seconds']:.1f} s" if "seconds" in decision else ""
+    candidates = decision["candidates"]
+    if "value" in candidates[0]:
+        candidates = sorted(candidates, key=lambda candidate: float(candidate["value"]))
+    most_expensive = max(float(candidate.get("cost", 0.0)) for candidate in candidates) or 1.0
+    rows = []
+    for candidate in candidates[:MOST_CANDIDATES]:
+        row = {name: f"{float(candidate[name]):.4g}" for name in SCORES if name in candidate}
+        if "cost" in row:
+            row["cost"] = f"{float(candidate['cost']) / most_expensive:.0%}"
+        shape = {
+            "candidate": candidate.get("name", ""),
+            "blocks": f"{depth_of(candidate)}",
+            "pixels": f"{candidate.get('resolution', '')}",
+        }
+        rows.append({**shape, **row, "": "chosen" if is_chosen(decision, candidate) else ""})
     method = decision.get("objective") or decision.get("search", "")
-    table = Table(title=f"search for stage {decision['stage'] + 1} ({method}, {seconds})")
-    for name in ("candidate", "blocks", "pixels", *scores, ""):
-        table.add_column(name, justify="right")
-    for row in rows[:MOST_CANDIDATES]:
-        numbers = {name: f"{float(row[name]):.4g}" for name in scores}
-        if "cost" in numbers:
-            numbers["cost"] = f"{float(row['cost']) / most_expensive:.0%}"
-        blocks = row["depth"] if "depth" in row else len(row["blocks"])
-        mark = "chosen" if is_chosen(decision, row) else ""
-        table.add_row(str(row.get("name", "")), str(blocks), str(row.get("resolution", "")), *numbers.values(), mark)
-    if len(rows) > MOST_CANDIDATES:
-        table.caption = f"{len(rows) - MOST_CANDIDATES} more in growth.json"
-    _console().print(table)
+    seconds = f", {decision['seconds']:.1f} s" if "seconds" in decision else ""
+    more = len(candidates) - len(rows)
+    title = f"search for stage {decision['stage'] + 1} ({method}{seconds})"
+    print_table(title, rows, caption=f"{more} more in growth.json" if more else None)
 
 
 def is_chosen(decision: dict[str, Any], candidate: dict[str, Any]) -> bool:
     """Whether a search decided for this candidate, which it names, or tells by depth and resolution."""
     if "name" in candidate:
         return candidate["name"] == decision["choice"]
-    depth = candidate.get("depth", len(candidate.get("blocks", ())))
-    return {"depth": depth, "resolution": candidate["resolution"]} == decision["choice"]
+    return {"depth": depth_of(candidate), "resolution": candidate["resolution"]} == decision["choice"]
+
+
+def depth_of(candidate: dict[str, Any]) -> int:
+    """Number of blocks that a candidate trains."""
+    return candidate["depth"] if "depth" in candidate else len(candidate["blocks"])
 
 
 def draw_timeline(path: Path, metrics: Metrics) -> None:
@@ -142,34 +149,37 @@ def draw_timeline(path: Path, metrics: Metrics) -> None:
     """
     from matplotlib.figure import Figure
 
-    validated = bool(metrics.validations)
-    figure = Figure(figsize=(9, 7 + validated), dpi=110)
-    heights = [2, 1, 1, 1] + [1.5] * validated
-    axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     rows = metrics.rows
+    panels = {
+        "loss": rows["loss"],
+        "trains (%)": [100 * value for value in rows["trainable"]],
+        "pixels": rows["resolution"],
+        "step (ms)": [1000 * value for value in rows["seconds"]],
+    }
+    count = len(panels) + bool(metrics.validations)
+    figure = Figure(figsize=(9, 3 + count), dpi=110, layout="tight")
+    axes = figure.subplots(count, 1, sharex=True, height_ratios=[2] + [1] * (count - 1))
     steps = range(1, len(metrics) + 1)
-    axes[0].plot(steps, rows["loss"], color="0.8", linewidth=0.6, label="loss")
-    axes[0].plot(steps, smooth(rows["loss"]), color="C0", label="smoothed")
-    axes[0].set(ylabel="loss", yscale="log")
-    axes[0].legend(loc="upper right", fontsize=8)
-    axes[1].step(steps, [100 * value for value in rows["trainable"]], color="C2", where="mid")
-    axes[1].set(ylabel="trains (%)", ylim=(0, 105))
-    axes[2].step(steps, rows["resolution"], color="C4", where="mid")
-    axes[2].set(ylabel="pixels", ylim=(0, 1.15 * max(rows["resolution"])))
-    times = [1000 * value for value in rows["seconds"]]
-    # The slowest tenth, evaluations and first steps, may lie outside the picture.
-    axes[3].plot(steps, times, ".", color="0.8", markersize=2)
-    axes[3].set(ylabel="step (ms)", ylim=(0, 1.6 * sorted(times)[len(times) * 9 // 10]))
-    if validated:
-        _draw_accuracy(axes[4], metrics.validations)
-    start = 0
+    for axis, (label, values) in zip(axes, panels.items()):
+        axis.plot(steps, values, ".", color="0.7", markersize=2)
+        axis.set_ylabel(label)
+        if label != "loss":
+            # The slowest steps, which build kernels or evaluate candidates, may lie outside the picture.
+            axis.set_ylim(0, 1.6 * sorted(values)[len(values) * 9 // 10])
+    axes[0].plot(steps, smooth(rows["loss"]), color="C0")
+    axes[0].set_yscale("log")
+    if metrics.validations:
+        _draw_accuracy(axes[-1], metrics.validations)
+    end = 0
     for row in metrics.summaries():
-        end = start + row.steps
-        _shade(axes, row, start, end)
         start = end
-    axes[-1].set(xlabel="optimizer step", xlim=(0, start))
+        end += row.steps
+        for axis in axes:
+            axis.axvspan(start, end, color=f"C{row.stage}", alpha=0.07 * (1 + row.searching), linewidth=0)
+        axes[3].hlines(1000 * row.step_seconds, start, end, color="C3")
+        axes[0].text(start, 1.02, f" stage {row.stage + 1}", transform=axes[0].get_xaxis_transform(), fontsize=9)
+    axes[-1].set(xlabel="optimizer step", xlim=(0, end))
     figure.align_ylabels()
-    figure.tight_layout()
     figure.savefig(path)
 
 
@@ -196,18 +206,3 @@ def _draw_accuracy(axis: Any, validations: list[dict[str, float]]) -> None:
         axis.plot(steps, [100 * row[name] for row in validations], ".-", label=label)
     axis.set(ylabel="accuracy (%)", ylim=(0, None))
     axis.legend(loc="lower right", fontsize=8)
-
-
-def _shade(axes: Any, row: StageSummary, start: int, end: int) -> None:
-    for axis in axes:
-        alpha = 0.14 if row.searching else 0.07
-        axis.axvspan(start, end, color=f"C{row.stage % 10}", alpha=alpha, linewidth=0)
-    if row.searching:
-        return
-    axes[3].plot([start, end], [1000 * row.step_seconds] * 2, color="C3", linewidth=2)
-    middle = ((start + end) / 2, 1.02)
-    axes[0].annotate(f"stage {row.stage + 1}", middle, xycoords=("data", "axes fraction"), ha="center", fontsize=9)
-
-
-def _console() -> Console:
-    return Console(width=110 if not sys.stdout.isatty() else None)

@@ -30,7 +30,7 @@ class Clock:
 
     Attributes:
         cpu: Seconds of CPU time of the process (one thread), of training steps and searches.
-        wall: The same by the clock on the wall; the machine is shared.
+        wall: The same as wall time; the machine is shared.
         flops: Forward and backward passes, counted once per set of trained blocks and resolution; a search counts as
             many as the whole model trains in the CPU time that the search took.
         bytes: Float32 gradients that data parallelism would all-reduce.

@@ -13,8 +13,7 @@ from torch import Tensor
 from autoprog_diffusion.training.run import begin
 from autoprog_diffusion.vit.training.arguments import Arguments, parse
 from autoprog_diffusion.vit.training.pretraining import Pretraining
-from autoprog_diffusion.vit.training.script import ViTScript
-from autoprog_diffusion.vit.training.trainer import ViTTrainer
+from autoprog_diffusion.vit.training.trainer import ViTScript, ViTTrainer
 
 
 NewTrainer = Callable[..., ViTTrainer]

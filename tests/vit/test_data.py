@@ -14,7 +14,7 @@ from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.vit.training.arguments import Arguments, DataArguments, ModelArguments, TrainArguments
 from autoprog_diffusion.vit.training.augment_settings import AugmentSettings
-from autoprog_diffusion.vit.training.data import Decoded, Encoded, EpochBatches, make_loader
+from autoprog_diffusion.vit.training.data import Decoded, Encoded, epoch_batches, make_loader
 from autoprog_diffusion.vit.training.loading import check_sizes, load_data
 
 
@@ -84,7 +84,7 @@ def test_sizes_that_the_patch_does_not_divide_are_refused() -> None:
 def test_ranks_share_an_epoch_whose_order_depends_on_seed_and_epoch(world: int) -> None:
     def rows(epoch: int, seed: int = 5, start: int = 0) -> list[list[list[int]]]:
         return [
-            list(EpochBatches(50, batch=4, seed=seed, epoch=epoch, start=start, rank=rank, world=world))
+            list(epoch_batches(50, batch=4, seed=seed, epoch=epoch, start=start, rank=rank, world=world))
             for rank in range(world)
         ]
 

@@ -16,8 +16,7 @@ from ..autoprog_one.config import ViTGrowthConfig
 from ..autoprog_one.scheduler import ViTGrowth
 from ..training.loading import check_sizes, load_data
 from ..training.pretraining import PretrainTrainer
-from ..training.script import ViTScript
-from ..training.trainer import ViTTrainer
+from ..training.trainer import ViTScript, ViTTrainer
 from .arguments import TrainArguments, parse
 from .genotype import Genotype
 from .model import AsViT

@@ -1,1 +1,1 @@
-"""The pretraining loop: arguments, data, augmentation, checkpoints, report."""
+"""Training of vision transformers: a trainer, arguments, presets, batches and augmentation."""

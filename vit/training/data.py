@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from autoprog_diffusion.data.images import (
@@ -28,7 +28,7 @@ from .augment_settings import AugmentSettings
 
 
 if TYPE_CHECKING:
-    import datasets
+    from datasets import Dataset as Rows
 
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Encoded(Dataset):
         epoch: Which epoch.
     """
 
-    data: datasets.Dataset
+    data: Rows
     _: KW_ONLY
     size: int
     crop: AugmentSettings | None
@@ -107,7 +107,7 @@ class Encoded(Dataset):
             except UNREADABLE as error:
                 if self.corrupt == "refuse":
                     raise _unreadable(self.data, [row]) from error
-                logger.warning("%s cannot be decoded: the next image is taken instead.", _name(self.data, row))
+                logger.warning("%s cannot be decoded: the next image is taken instead.", _names(self.data, [row]))
         raise _unreadable(self.data, list(range(len(self))))
 
     def _cut(self, row: int) -> Tensor:
@@ -119,7 +119,9 @@ class Encoded(Dataset):
         return random_square(image, self.size, scale=crop.scale, ratio=crop.ratio, generator=generator)
 
 
-class EpochBatches(Sampler):
+def epoch_batches(
+    count: int, *, batch: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
+) -> list[list[int]]:
     """Rows of one rank's batches: an epoch's order depends on seed and epoch alone, so a resumed run sees the same.
 
     Accelerate's sharded loader is not used: where a stage begins, the loader starts again in the middle of an epoch
@@ -134,20 +136,10 @@ class EpochBatches(Sampler):
         rank: This process.
         world: Number of processes.
     """
-
-    def __init__(
-        self, count: int, *, batch: int, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
-    ) -> None:
-        order = torch.randperm(count, generator=seeded(seed, epoch))
-        complete = count // (batch * world) * batch * world
-        steps = order[:complete].view(-1, world, batch)
-        self._rows: list[list[int]] = steps[start:, rank].tolist()
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._rows)
+    order = torch.randperm(count, generator=seeded(seed, epoch))
+    complete = count // (batch * world) * batch * world
+    steps = order[:complete].view(-1, world, batch)
+    return steps[start:, rank].tolist()
 
 
 def make_loader(rows: Decoded | Encoded, batches: Iterable[list[int]], workers: int) -> DataLoader:
@@ -163,7 +155,7 @@ def make_loader(rows: Decoded | Encoded, batches: Iterable[list[int]], workers: 
     )
 
 
-def decode_all(data: datasets.Dataset, size: int, corrupt: str) -> Decoded:
+def decode_all(data: Rows, size: int, corrupt: str) -> Decoded:
     """Decode all images to squares, leaving out or refusing those that cannot be.
 
     Args:
@@ -193,20 +185,16 @@ def decode_all(data: datasets.Dataset, size: int, corrupt: str) -> Decoded:
     return Decoded(images, labels)
 
 
-def _labels(data: datasets.Dataset) -> Tensor:
+def _labels(data: Rows) -> Tensor:
     return torch.as_tensor(data["label"][:])
 
 
-def _unreadable(data: datasets.Dataset, rows: list[int]) -> DataError:
+def _unreadable(data: Rows, rows: list[int]) -> DataError:
     return DataError(
         f"{len(rows)} images cannot be decoded: {_names(data, rows)}. Repair or delete them, or use --corrupt skip."
     )
 
 
-def _names(data: datasets.Dataset, rows: list[int], most: int = 5) -> str:
-    names = ", ".join(_name(data, row) for row in rows[:most])
+def _names(data: Rows, rows: list[int], most: int = 5) -> str:
+    names = ", ".join(f"row {row}{file_of(data, row)}" for row in rows[:most])
     return f"{names} and {len(rows) - most} more" if len(rows) > most else names
-
-
-def _name(data: datasets.Dataset, row: int) -> str:
-    return f"row {row}{file_of(data, row)}"

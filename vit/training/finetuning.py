@@ -26,8 +26,7 @@ from ..resolution import enable_dynamic_resolution, image_size
 from .arguments import SharedArguments, TrainArguments, check_shared, output_arguments
 from .augment_settings import AugmentSettings
 from .loading import check_sizes, load_data
-from .script import ViTScript
-from .trainer import ViTTrainer
+from .trainer import ViTScript, ViTTrainer
 
 
 if TYPE_CHECKING:
@@ -67,18 +66,9 @@ class FinetuneArguments(SharedArguments):
 
 
 class FinetuneTrainer(ViTTrainer):
-    """Trains a pretrained model; its plan is `vit.finetune`'s flags or a file's.
-
-    Args:
-        settings: As `ViTTrainer` takes them.
-        plan: Stages to follow instead of the fixed schedule.
-    """
+    """Trains a pretrained model, and averages its weights."""
 
     growth: GrowthScheduler
-
-    def __init__(self, *settings: Any, plan: GrowthPlan | None = None, **named: Any) -> None:
-        self._plan = plan
-        super().__init__(*settings, **named)
 
     def prepare_growth(self) -> None:
         self.growth.prepare(self.model, num_training_steps=self.max_steps, plan=self._plan)

@@ -19,8 +19,7 @@ from .augment import Augment
 from .data import Batch
 from .loading import check_sizes, load_data
 from .regularisation import strengths
-from .script import ViTScript
-from .trainer import ViTTrainer
+from .trainer import ViTScript, ViTTrainer
 
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 from torch import nn
@@ -14,15 +13,15 @@ from .arguments import TrainArguments
 
 def make_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Optimizer:
     """AdamW over all that trains; norms, biases and position embeddings are not decayed."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    decayed = []
+    plain = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token", "position_embeddings"))
-            groups[not plain].append(parameter)
-    settings = [
-        {"params": groups[decayed], "weight_decay": args.weight_decay if decayed else 0.0} for decayed in (True, False)
-    ]
-    return torch.optim.AdamW([group for group in settings if group["params"]], args.lr, args.opt_betas, args.opt_eps)
+            exempt = parameter.ndim <= 1 or name.endswith(("pos_embed", "cls_token", "position_embeddings"))
+            (plain if exempt else decayed).append(parameter)
+    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    used = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(used, args.lr, args.opt_betas, args.opt_eps, args.weight_decay)
 
 
 def make_schedule(
@@ -36,8 +35,10 @@ def make_schedule(
         steps: Optimizer steps of the run.
         steps_per_epoch: Optimizer steps of an epoch.
     """
-    warmup = args.warmup_steps if args.warmup_steps is not None else round(args.warmup_epochs * steps_per_epoch)
-    return LambdaLR(optimizer, partial(_factor, args, warmup, steps))
+    warmup = args.warmup_steps
+    if warmup is None:
+        warmup = round(args.warmup_epochs * steps_per_epoch)
+    return LambdaLR(optimizer, lambda step: learning_rate(step, args, warmup, steps) / args.lr)
 
 
 def learning_rate(step: int, args: TrainArguments, warmup: int, steps: int) -> float:
@@ -54,8 +55,5 @@ def learning_rate(step: int, args: TrainArguments, warmup: int, steps: int) -> f
         return args.warmup_lr + (args.lr - args.warmup_lr) * step / warmup
     if args.sched == "constant":
         return args.lr
-    return args.min_lr + (args.lr - args.min_lr) * (1 + math.cos(math.pi * min(step / steps, 1.0))) / 2
-
-
-def _factor(args: TrainArguments, warmup: int, steps: int, step: int) -> float:
-    return learning_rate(step, args, warmup, steps) / args.lr
+    done = min(step / steps, 1.0)
+    return args.min_lr + (args.lr - args.min_lr) * (1 + math.cos(math.pi * done)) / 2

@@ -1,25 +1,29 @@
-"""`ViTTrainer`: the training loop with labelled images, augmentation that follows the stages, and validation."""
+"""`ViTTrainer` and `ViTScript`: training on labelled images, with staged augmentation and validation."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.growth import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
+from autoprog_diffusion.training.build import make_accelerator
+from autoprog_diffusion.training.run import Script
 from autoprog_diffusion.training.trainer import Trainer
 
 from ..drop_path import set_drop_path
-from ..models import logits
+from ..models import logits, save_model
 from .arguments import SharedArguments
 from .augment import Augment, normalised
-from .data import Batch, Decoded, EpochBatches, make_loader
+from .data import Batch, Decoded, epoch_batches, make_loader
 from .loading import Data
 from .regularisation import Strength, strengths
 from .schedule import make_optimizer, make_schedule
@@ -27,6 +31,8 @@ from .schedule import make_optimizer, make_schedule
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+AnyArguments = TypeVar("AnyArguments", bound=SharedArguments)
 
 
 class ViTTrainer(Trainer):
@@ -40,6 +46,7 @@ class ViTTrainer(Trainer):
         accelerator: The run's accelerator.
         image_size: Side of the images in the last stage, in pixels.
         drop_path: Rate of stochastic depth of the last block, in the last stage.
+        plan: Stages to follow, where the growth object takes a plan.
 
     Raises:
         GrowthError: There are fewer images than a batch, the run is too short, or an object is in the wrong state.
@@ -57,6 +64,7 @@ class ViTTrainer(Trainer):
         *,
         image_size: int,
         drop_path: float = 0.0,
+        plan: GrowthPlan | None = None,
     ) -> None:
         train = args.train
         super().__init__(
@@ -70,6 +78,7 @@ class ViTTrainer(Trainer):
         )
         self.data = data
         self.args = args
+        self._plan = plan
         self._epoch_batches = len(data.train) // (train.batch_size * accelerator.num_processes)
         if not self._epoch_batches:
             raise DataError(
@@ -114,7 +123,7 @@ class ViTTrainer(Trainer):
         while True:
             epoch, offset = divmod(done, self._epoch_batches)
             rows.epoch = epoch
-            sampler = EpochBatches(
+            sampler = epoch_batches(
                 len(rows),
                 batch=train.batch_size,
                 seed=train.seed,
@@ -147,8 +156,9 @@ class ViTTrainer(Trainer):
         average = self.evaluate(averaged=True)
         row = {"step": float(self.step), **raw}
         row |= {f"ema_{name}": value for name, value in average.items()}
-        row |= {"blocks": float(self.blocks)}
-        row |= {name: self.metrics.total(name) for name in ("seconds", "cpu_seconds", "flops")}
+        row["blocks"] = float(self.blocks)
+        for name in ("seconds", "cpu_seconds", "flops"):
+            row[name] = self.metrics.total(name)
         done.append(row)
         self.accelerator.log({f"validation/{name}": row[name] for name in row if name != "step"}, step=self.step)
         return row
@@ -163,10 +173,9 @@ class ViTTrainer(Trainer):
             `loss` and `accuracy`, in [0, 1], over all processes.
         """
         val = self.data.val
-        rank = self.accelerator.process_index
-        size = self.args.train.batch_size
-        rows = [list(range(start, min(start + size, len(val)))) for start in range(0, len(val), size)]
-        loader = make_loader(val, rows[rank :: self.accelerator.num_processes], self.args.data.workers)
+        batches = torch.arange(len(val)).split(self.args.train.batch_size)
+        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        loader = make_loader(val, [rows.tolist() for rows in mine], self.args.data.workers)
         sums = torch.zeros(3, dtype=torch.float64)
         was_training = self.bare.training
         with torch.no_grad(), self.averaged() if averaged else nullcontext():
@@ -195,3 +204,25 @@ class ViTTrainer(Trainer):
 
     def _floats(self, images: Tensor) -> Tensor:
         return images.to(self.accelerator.device, non_blocking=True).float() / 255
+
+
+class ViTScript(Script[AnyArguments, ViTTrainer]):
+    """One way of training a vision transformer."""
+
+    def make_accelerator(self, args: AnyArguments) -> Accelerator:
+        train = args.train
+        return make_accelerator(
+            args.output,
+            accumulation=train.grad_accum_steps,
+            mixed_precision=train.mixed_precision,
+            seed=train.seed,
+        )
+
+    def save(self, trainer: ViTTrainer, output: Path) -> None:
+        """Write the model, with averaged weights if they are asked for, and the names of its classes."""
+        with trainer.averaged() if trainer.args.train.model_ema else nullcontext():
+            self.save_model(trainer.bare, output, trainer.data.classes)
+
+    def save_model(self, model: nn.Module, output: Path, classes: tuple[str, ...]) -> None:
+        """Write a checkpoint of the model's own library."""
+        save_model(model, output, labels=classes)
