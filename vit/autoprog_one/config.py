@@ -20,6 +20,8 @@ Operator = Literal["momentum", "interpolation", "stacking", "identity", "random"
 OptimizerState = Literal["copy", "average", "fresh"]
 Cost = Literal["flops", "measured"]
 Objective = Literal["gain_per_cost", "rank_vote"]
+JsonDict = dict[str, Any]  # of plain JSON types
+Ints = tuple[int, ...]
 
 _CHOICES = {
     "search": Search,
@@ -71,7 +73,7 @@ class ViTGrowthConfig:
 
     num_stages: int = 4
     min_depth: float = 0.5
-    resolutions: tuple[int, ...] | None = None
+    resolutions: Ints | None = None
     min_resolution: float = 0.5
     search: Search = "one_shot"
     operator: Operator = "momentum"
@@ -99,12 +101,12 @@ class ViTGrowthConfig:
         check_boundaries(self.boundaries, self.num_stages)
         _check_strides(self)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonDict:
         """The configuration as plain JSON types."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ViTGrowthConfig:
+    def from_dict(cls, values: JsonDict) -> ViTGrowthConfig:
         """The configuration that `to_dict` wrote.
 
         Raises:
@@ -126,8 +128,9 @@ def _check_numbers(config: ViTGrowthConfig) -> None:
     decay, steps = config.ema_decay, config.search_steps
     if not _is_number(decay) or not 0 <= decay < 1:
         raise ConfigError(f"ema_decay={decay!r} is not allowed: use a decay in [0, 1).")
-    allowed = steps >= 1 if _is_whole(steps) else isinstance(steps, float) and 0 < steps < 1
-    if not allowed:
+    counted = _is_whole(steps) and steps >= 1
+    share = isinstance(steps, float) and 0 < steps < 1
+    if not counted and not share:
         raise ConfigError(f"search_steps={steps!r} is not allowed: use steps (from 1), or a fraction in (0, 1).")
 
 

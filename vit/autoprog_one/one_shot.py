@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import compress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from autoprog_diffusion.growth.flops import flop_counter
 from autoprog_diffusion.search.probe import leaving_no_trace
 from autoprog_diffusion.search.unit_timer import median_seconds
 
+from .config import JsonDict
 from .shapes import Shape
 
 
@@ -41,7 +41,7 @@ class Verdict:
     cost: float
     score: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonDict:
         """The verdict as plain JSON types."""
         values = asdict(self)
         if math.isinf(self.score):

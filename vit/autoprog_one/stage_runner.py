@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from autoprog_diffusion.growth.units import count_trainable
 
 from ..ema import WeightAverage
 from ..retokenize import Retokenizer
-from .config import ViTGrowthConfig
+from .config import JsonDict, ViTGrowthConfig
 from .search import ShapeSearch
 from .shapes import Shape, shape_of
 from .supernet import Supernet
@@ -54,7 +53,7 @@ class ShapeRecord:
     trainable_fraction: float
     stride: int | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonDict:
         """The record as plain JSON types."""
         return asdict(self)
 
@@ -80,7 +79,7 @@ class StageRunner:
     tokens: Retokenizer | None
     step: int = field(default=0, init=False)
     history: list[ShapeRecord] = field(default_factory=list, init=False)
-    decisions: list[dict[str, Any]] = field(default_factory=list, init=False)
+    decisions: list[JsonDict] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.config = self.search.config
@@ -140,7 +139,7 @@ class StageRunner:
         averages = [(f"average of {name}", value) for name, value in self.average.values.items()]
         check_ranks_equal([*self.elastic.model.named_parameters(), *averages], when)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonDict:
         """Counter, plan, averages, search and history; what trains is derived from them on load."""
         return {
             "version": STATE_VERSION,
@@ -155,7 +154,7 @@ class StageRunner:
             "decisions": self.decisions,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: JsonDict) -> None:
         """Continue where `state_dict` was taken; weights and optimizer state are loaded by the host.
 
         Raises:
@@ -179,7 +178,7 @@ class StageRunner:
             self._draw(self.search.supernet)
         self._rebuild_reducer()
 
-    def _fingerprint(self) -> dict[str, Any]:
+    def _fingerprint(self) -> JsonDict:
         return fingerprint(self.elastic.model, self.search.layout)
 
     def _retokenize(self) -> None:
@@ -272,7 +271,7 @@ class StageRunner:
         )
 
 
-def _check_settings(state: dict[str, Any], config: ViTGrowthConfig) -> None:
+def _check_settings(state: JsonDict, config: ViTGrowthConfig) -> None:
     """Raise `StateError` where a state was written under another configuration."""
     saved = state.get("config", {})
     wrong = [
