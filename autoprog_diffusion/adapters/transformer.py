@@ -110,11 +110,13 @@ def is_diffusers_model(model: nn.Module) -> bool:
 
 
 def _is_output(model: nn.Module, name: str) -> bool:
+    """Whether the child or parameter called `name` runs after the blocks."""
     has_word = not OUTPUT_WORDS.isdisjoint(name.split("_"))
     return has_word or name.endswith("scale_shift_table") or name in (by_class(model, OUTPUTS) or ())
 
 
 def _declared(model: nn.Module, attribute: str) -> Iterable[str]:
+    """A list that Diffusers declares in a class, or nothing where it declares none."""
     return getattr(type(model), attribute, None) or ()
 
 

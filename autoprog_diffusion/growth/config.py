@@ -249,7 +249,7 @@ def check_increasing_resolutions(values: tuple[Resolution, ...], error: type[Val
 
 
 def is_number(value: object, kinds: Any = (int, float)) -> bool:
-    """Whether a value is a number of these kinds; a boolean is none."""
+    """Whether a value is one of `kinds`; a bool is an int to Python, but no number to a reader."""
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
@@ -260,6 +260,7 @@ def require(config: Any, name: str, allowed: bool, hint: str) -> None:
 
 
 def _check_choices(config: GrowthConfig) -> None:
+    """Check the fields that take one of a few words."""
     choices = {"order": Order, "search": Search, "stage_embedding_init": EmbeddingInit}
     choices |= {"search_objective": Objective, "search_cost": Cost}
     check_choices(config, choices)
@@ -271,6 +272,7 @@ def _check_choices(config: GrowthConfig) -> None:
 
 
 def _check_direction(config: GrowthConfig) -> None:
+    """Check that the direction goes with the search and with the re-warm-up."""
     if config.direction == "freeze" and config.search != "none":
         raise ConfigError(f'search={config.search!r} chooses what to open: use direction="unfreeze" or search="none".')
     if config.freezes and config.rewarm_steps:
@@ -281,6 +283,7 @@ def _check_direction(config: GrowthConfig) -> None:
 
 
 def _check_ranges(config: GrowthConfig) -> None:
+    """Check the fields that take a number."""
     for name in ("min_trainable", "stage_dropout", "ema_decay", "resolution_multiple"):
         value = getattr(config, name)
         no_average = name == "ema_decay" and value is None
@@ -302,6 +305,7 @@ def _check_ranges(config: GrowthConfig) -> None:
 
 
 def _check_resolutions(config: GrowthConfig) -> None:
+    """Check that there is one resolution per stage, that they never fall, and that pixels are multiples."""
     resolutions, multiple = config.resolutions, config.resolution_multiple
     if resolutions is None:
         return

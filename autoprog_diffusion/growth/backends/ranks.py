@@ -14,6 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import SyncError
 
 
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of an element, in bytes
+
+
 def world_size() -> int:
     """Number of ranks; 1 where torch.distributed is not initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -97,6 +100,6 @@ def check_ranks_equal(named: Iterable[tuple[str, Tensor]], when: str) -> None:
 
 
 def _checksum(tensor: Tensor) -> Tensor:
+    """The sum of a tensor's bits, read as integers of its element size: () int64."""
     flat = tensor.detach().contiguous().view(-1)
-    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
-    return flat.view(words).sum(dtype=torch.int64)
+    return flat.view(WORDS[flat.element_size()]).sum(dtype=torch.int64)
