@@ -1,4 +1,4 @@
-"""Kinds of diffusion training: text to image, classes, flow matching, LoRA, DreamBooth. Needs the extra `recipes`."""
+"""Training tasks: pipelines, objectives and settings for each kind of model that the recipes fine-tune. Needs the extra `recipes`."""
 
 import os
 
