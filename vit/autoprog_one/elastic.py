@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprog_diffusion.growth.units import set_trainable
+from autoprog_diffusion.growth.units import set_trainable, trainable_now
 
 from ..ema import WeightAverage
 from .config import Ints, Operator, OptimizerState
@@ -44,7 +44,7 @@ class ElasticModel:
         self.depths: Ints = tuple(map(len, groups))
         self._positions = prefix(self.depths)
         # Parameters that the user froze stay frozen.
-        self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._trainable = trainable_now(model)
         self._outside = self._trainable - self._names(self.depths)
 
     @property

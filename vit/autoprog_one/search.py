@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.units import Layout
@@ -15,7 +16,7 @@ from autoprog_diffusion.search import objective
 from autoprog_diffusion.search.consensus import agree, decide_once, gather
 
 from ..ema import WeightAverage
-from .config import JsonDict, ViTGrowthConfig
+from .config import ViTGrowthConfig
 from .elastic import ElasticModel
 from .one_shot import Batches, choose, evaluating, mean_loss, step_flops, step_seconds
 from .operators import growth_map
@@ -103,7 +104,7 @@ class ShapeSearch:
         net.losses.append(_column_means(gather(losses)))
         self._seconds += time.perf_counter() - started
 
-    def decide(self, net: Supernet, stage: int) -> tuple[Shape, JsonDict]:
+    def decide(self, net: Supernet, stage: int) -> tuple[Shape, JSON]:
         """The candidate to go on with, the same on every rank, and a record of the decision in plain JSON types.
 
         Raises:
@@ -124,11 +125,11 @@ class ShapeSearch:
         self.supernet = None
         return chosen, record
 
-    def state_dict(self) -> JsonDict | None:
+    def state_dict(self) -> JSON | None:
         """Losses and seconds of the supernet phase so far; None outside of one."""
         return None if self.supernet is None else {"losses": self.supernet.losses, "seconds": self._seconds}
 
-    def load_state_dict(self, state: JsonDict | None, stage: int, plan: GrowthPlan) -> None:
+    def load_state_dict(self, state: JSON | None, stage: int, plan: GrowthPlan) -> None:
         """Continue the phase that `state_dict` was taken in."""
         self.supernet = None
         if state is not None:
@@ -136,14 +137,14 @@ class ShapeSearch:
             net.losses = state["losses"]
             self._seconds = state["seconds"]
 
-    def _one_shot(self, net: Supernet) -> tuple[int, JsonDict]:
+    def _one_shot(self, net: Supernet) -> tuple[int, JSON]:
         losses = _column_means(net.losses)
         costs = _column_means(gather(lambda: [self._cost(net, shape) for shape in net.candidates]))
         index, exponent, verdicts = decide_once(lambda: choose(net.candidates, losses, costs))
         rows = [verdict.to_dict() for verdict in verdicts]
         return index, {"w": exponent, "candidates": rows, "evaluations": net.losses}
 
-    def _zero_shot(self, net: Supernet) -> tuple[int, JsonDict]:
+    def _zero_shot(self, net: Supernet) -> tuple[int, JSON]:
         goal = self.config.search_objective
         index, scores = agree(lambda: self._scores(net), lambda found: objective.choose(goal, found, self.config.seed))
         return index, {"objective": goal, "candidates": [score.to_dict() for score in scores]}

@@ -8,7 +8,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from autoprog_diffusion.growth.units import Layout
+from autoprog_diffusion.growth.units import Layout, trainable_now
 from autoprog_diffusion.search.objective import Candidate, Score
 from autoprog_diffusion.search.probe import leaving_no_trace, score_units
 from autoprog_diffusion.search.recorded_calls import RecordedCall, calls_from_loss, take_gradients
@@ -55,7 +55,7 @@ class SubNetworkScores:
         """
         layout = self.layout
         units = [layout.inputs, *(layout.blocks[index] for index in running), layout.outputs]
-        growing = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        growing = trainable_now(self.model)
         trainable = growing.intersection(chain.from_iterable(unit.parameters for unit in units))
         with leaving_no_trace(self.model, names=trainable):
             reference = None if resolution == self.full else self._full_gradients(running)
