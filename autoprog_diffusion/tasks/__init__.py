@@ -1,4 +1,4 @@
-"""Training tasks: pipelines, objectives and settings for each kind of model that the recipes fine-tune. Needs the extra `recipes`."""
+"""Training tasks: pipelines, objectives and settings of each kind of model. Needs the extra `recipes`."""
 
 import os
 
