@@ -70,6 +70,7 @@ def use_stage_embedding(pipeline: Any, folder: str | Path, unconditional: str | 
     null = rows.get("null", stage)
 
     def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """Forward hook of the layers: (N, ..., D) -> the same plus every sample's row."""
         return output + half.select(output, stage - held, null - held)
 
     with contextlib.ExitStack() as hooks:
@@ -171,6 +172,7 @@ class _Halves:
 
 
 def _is_last(pipeline: Any, unconditional: str | None) -> bool:
+    """Whether the unconditional half is the second: as the caller says, or as the pipeline's class does."""
     if unconditional not in (None, "first", "second"):
         raise StateError(f"unconditional={unconditional!r} is not allowed: use first, second or None.")
     if unconditional is None:
@@ -179,6 +181,7 @@ def _is_last(pipeline: Any, unconditional: str | None) -> bool:
 
 
 def _denoiser(pipeline: Any) -> Any:
+    """The module of a pipeline that predicts noise, velocity or image, under the names that Diffusers uses."""
     for name in ("unet", "transformer", "prior"):
         found = getattr(pipeline, name, None)
         if isinstance(found, nn.Module):
@@ -187,6 +190,7 @@ def _denoiser(pipeline: Any) -> Any:
 
 
 def _layer(denoiser: nn.Module, name: str, row: Tensor) -> nn.Module:
+    """The layer of that name, after checking that the stage's row (D,) fits its output."""
     known = dict(denoiser.named_modules())
     if name not in known or linear(denoiser, name).out_features != len(row):
         raise StateError(

@@ -156,11 +156,13 @@ class StageEmbedding(nn.Module):
                     bias.copy_(old)
 
     def _add_row(self, model: nn.Module) -> None:
+        """Add the current stage's row to the bias of every layer that the table enters at, in place."""
         row = self._final_table()[self.stage]
         for name in self.points:
             add_vector(linear(model, name).bias, row)
 
     def _final_table(self) -> Tensor:
+        """The table that sampling uses, (K, D) or (K + 1, D): the average, if one is kept."""
         return self.table if self.average is None else self.average
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:

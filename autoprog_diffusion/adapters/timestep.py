@@ -77,6 +77,7 @@ def linear(model: nn.Module, name: str) -> nn.Linear:
 
 
 def _embedders(model: nn.Module) -> list[str]:
+    """Names of the modules that embed the timestep and nothing else, by their own names."""
     names = []
     for name, _ in model.named_modules():
         leaf = name.rpartition(".")[2]

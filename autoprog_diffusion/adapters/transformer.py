@@ -67,7 +67,9 @@ def declared_layout(model: nn.Module) -> Layout:
     lists = [name for name in names if name in modules]
     blocks = members_of(model, lists)
     if not IN_TURNS.isdisjoint(class_names(model)):
-        blocks.sort(key=lambda name: int(name.rpartition(".")[2]))  # stable: equal numbers keep the lists' order
+        # Stable: blocks of equal number keep the order of their lists.
+        blocks.sort(key=lambda name: int(name.rpartition(".")[2]))
+    # A child that holds a list is no input, whatever else is in it.
     holders = {name.split(".")[0] for name in lists}
     own = [*dict(model.named_children()), *dict(model.named_parameters(recurse=False))]
     inputs = [name for name in own if name not in holders and not _is_output(model, name)]
@@ -110,11 +112,13 @@ def is_diffusers_model(model: nn.Module) -> bool:
 
 
 def _is_output(model: nn.Module, name: str) -> bool:
+    """Whether the child or parameter called `name` runs after the blocks."""
     has_word = not OUTPUT_WORDS.isdisjoint(name.split("_"))
     return has_word or name.endswith("scale_shift_table") or name in (by_class(model, OUTPUTS) or ())
 
 
 def _declared(model: nn.Module, attribute: str) -> Iterable[str]:
+    """A list that Diffusers declares in a class, or nothing where it declares none."""
     return getattr(type(model), attribute, None) or ()
 
 

@@ -88,7 +88,7 @@ def _fill(path: Path, compute: Compute, accelerator: Accelerator, *, batch_size:
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     starts = range(accelerator.local_process_index * batch_size, len(array), local_processes * batch_size)
     for start in tqdm(starts, desc=title, disable=not accelerator.is_local_main_process, leave=False):
-        rows = range(start, min(start + batch_size, len(array)))
+        rows = range(len(array))[start : start + batch_size]
         with torch.no_grad():
             array[rows.start : rows.stop] = compute(rows).float().cpu().numpy()
     array.flush()

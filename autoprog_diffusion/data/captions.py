@@ -54,8 +54,8 @@ class Captions:
             raise ConfigError(f"--proportion_empty_prompts {self.empty} is not allowed: use a probability in [0, 1].")
         for encoder in self.encoders:
             encoder.requires_grad_(False).eval().to(self.accelerator.device)
-        # Every different caption once; the empty one is the first.
-        self._different = [*([""] if self.empty else []), *sorted(set(self.texts))]
+        # Every different caption once; the empty one, which `draw` needs for dropout, comes first.
+        self._different = sorted({*self.texts, ""} if self.empty else set(self.texts))
         places = {text: place for place, text in enumerate(self._different)}
         self._places = torch.tensor([places[text] for text in self.texts])
 

@@ -135,10 +135,9 @@ def emoji_classes(style: Style, group: Group, *, size: int = 64) -> Dataset:
     chosen: list[int] = []
     labels: list[int] = []
     for label, (first, last, step) in enumerate(_GROUPS[group].values()):
-        members = [row for place, row in rows if order[first] <= place <= order[last]]
-        for row in members[::step]:
-            chosen.append(row)
-            labels.append(label)
+        members = [row for place, row in rows if order[first] <= place <= order[last]][::step]
+        chosen += members
+        labels += [label] * len(members)
     data = data.select(chosen).select_columns(["image", "text"])
     return with_labels(data, labels, group_names(group))
 

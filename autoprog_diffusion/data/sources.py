@@ -100,14 +100,14 @@ def read_parquet(path: Path, label_column: str | None = None, cache_dir: str | N
     """A parquet file, or all in a folder together; class names may be in the schema's metadata, under `names`.
 
     Raises:
-        DataError: A file is not there, or cannot be read.
+        DataError: The file is not there, or one cannot be read.
     """
     import datasets
     import pyarrow.parquet
 
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    if not all(file.is_file() for file in files):
+    if not path.exists():
         raise DataError(f"there is no file {path}.")
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     names = [str(file) for file in files]
     with _refusing(str(path)):
         if sum(file.stat().st_size for file in files) <= IN_MEMORY:
@@ -135,13 +135,12 @@ def read_npz(path: Path) -> Splits:
     missing = [name for name in ("x", "y", "classes") if name not in arrays]
     if missing:
         raise DataError(f"{path} has no {missing}: it needs x, y and classes, and test for a split.")
-    x = arrays["x"]
-    y = arrays["y"]
+    x, y, names = (arrays[name] for name in ("x", "y", "classes"))
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or len(x) != len(y):
         raise DataError(
             f"{path}: x is {x.dtype} {x.shape} and y {y.shape}; x must be uint8 (N, H, W) or (N, H, W, 3)."
         )
-    data = _labelled(list(x), y.tolist(), arrays["classes"].tolist())
+    data = _labelled(list(x), y.tolist(), names.tolist())
     if "test" not in arrays:
         return {WHOLE: data}
     train, test = split_by(data, arrays["test"].astype(bool))
@@ -189,18 +188,16 @@ def read_training_set(
     """
     if folder and name:
         raise DataError("--train_data_dir and --dataset_name are both given: give one.")
-    if folder:
-        path = Path(folder)
-        if not path.is_dir() or not any(file.is_file() for file in path.rglob("*")):
-            raise DataError(f"--train_data_dir {folder} is not a folder with files in it.")
+    source = folder or name
+    if not source:
+        return default_data(default)
+    if not folder:
+        splits = load_by_name(source, config_name, cache_dir)
+    elif any(file.is_file() for file in Path(folder).rglob("*")):
         splits = read_splits(folder, label_column=columns.get("label_column"), cache_dir=cache_dir)
-        data = choose_columns(choose_split(splits, ("train",), folder), **columns)
-    elif name:
-        splits = load_by_name(name, config_name, cache_dir)
-        data = choose_columns(choose_split(splits, ("train",), name), **columns)
     else:
-        data = default_data(default)
-    return data
+        raise DataError(f"--train_data_dir {folder} is not a folder with files in it.")
+    return choose_columns(choose_split(splits, ("train",), source), **columns)
 
 
 def choose_columns(data: Dataset, **columns: str) -> Dataset:

@@ -99,7 +99,7 @@ class GrowthConfig:
             values: Any = getattr(self, name)
             if values is not None:
                 is_list = isinstance(values, Iterable) and not isinstance(values, str)
-                _require(self, name, is_list, "give a list of values")
+                require(self, name, is_list, "give a list of values")
                 convert: Any = converters.get(name)
                 object.__setattr__(self, name, tuple(map(convert, values) if convert else values))
         _check_choices(self)
@@ -205,7 +205,7 @@ def check_choices(config: Any, choices: dict[str, Any]) -> None:
     """Raise `ConfigError` where a field of `config` is none of its literals, `choices[name]`."""
     for name, kind in choices.items():
         allowed = get_args(kind)
-        _require(config, name, getattr(config, name) in allowed, f"use one of {allowed}")
+        require(config, name, getattr(config, name) in allowed, f"use one of {allowed}")
 
 
 def check_boundaries(boundaries: tuple[float | int, ...] | None, num_stages: int) -> None:
@@ -218,7 +218,7 @@ def check_boundaries(boundaries: tuple[float | int, ...] | None, num_stages: int
             f"of every stage but the first, {num_stages - 1} values."
         )
     fractions = all(isinstance(bound, float) and 0 < bound < 1 for bound in boundaries)
-    steps = all(_is_number(bound, int) and bound > 0 for bound in boundaries)
+    steps = all(is_number(bound, int) and bound > 0 for bound in boundaries)
     if not fractions and not steps:
         raise ConfigError(f"boundaries={boundaries}: use all steps (whole numbers from 1) or all fractions in (0, 1).")
     if list(boundaries) != sorted(set(boundaries)):
@@ -231,7 +231,7 @@ def as_resolution(value: Resolution, error: type[ValueError] = ConfigError) -> R
     Raises:
         ValueError: As `error`; the value is not positive, or is above 1 and not a whole number of pixels.
     """
-    if not _is_number(value) or not 0 < value < math.inf:
+    if not is_number(value) or not 0 < value < math.inf:
         raise error(f"resolution {value!r} is not allowed: use a fraction in (0, 1] or a whole number of pixels.")
     if value <= 1:
         return float(value)
@@ -248,17 +248,19 @@ def check_increasing_resolutions(values: tuple[Resolution, ...], error: type[Val
         raise error(f"resolutions {values} decrease: growth is monotone, give them in non-decreasing order.")
 
 
-def _is_number(value: object, kinds: Any = (int, float)) -> bool:
+def is_number(value: object, kinds: Any = (int, float)) -> bool:
+    """Whether a value is one of `kinds`; a bool is an int to Python, but no number to a reader."""
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def _require(config: Any, name: str, allowed: bool, hint: str) -> None:
+def require(config: Any, name: str, allowed: bool, hint: str) -> None:
     """Raise `ConfigError` about the value of a field unless it is `allowed`; `hint` says what is."""
     if not allowed:
         raise ConfigError(f"{name}={getattr(config, name)!r} is not allowed: {hint}.")
 
 
 def _check_choices(config: GrowthConfig) -> None:
+    """Check the fields that take one of a few words."""
     choices = {"order": Order, "search": Search, "stage_embedding_init": EmbeddingInit}
     choices |= {"search_objective": Objective, "search_cost": Cost}
     check_choices(config, choices)
@@ -266,10 +268,11 @@ def _check_choices(config: GrowthConfig) -> None:
         check_choices(config, {"direction": Direction})
     orders = get_args(Order)
     some_known = bool(config.search_orders) and set(orders).issuperset(config.search_orders)
-    _require(config, "search_orders", some_known, f"name some of {orders}")
+    require(config, "search_orders", some_known, f"name some of {orders}")
 
 
 def _check_direction(config: GrowthConfig) -> None:
+    """Check that the direction goes with the search and with the re-warm-up."""
     if config.direction == "freeze" and config.search != "none":
         raise ConfigError(f'search={config.search!r} chooses what to open: use direction="unfreeze" or search="none".')
     if config.freezes and config.rewarm_steps:
@@ -280,10 +283,11 @@ def _check_direction(config: GrowthConfig) -> None:
 
 
 def _check_ranges(config: GrowthConfig) -> None:
+    """Check the fields that take a number."""
     for name in ("min_trainable", "stage_dropout", "ema_decay", "resolution_multiple"):
         value = getattr(config, name)
         no_average = name == "ema_decay" and value is None
-        _require(config, name, no_average or _is_number(value), "use a number")
+        require(config, name, no_average or is_number(value), "use a number")
     # Field -> the smallest whole number that it may be.
     for name, least, hint in (
         ("num_stages", 1, "use a whole number of at least 1"),
@@ -292,15 +296,16 @@ def _check_ranges(config: GrowthConfig) -> None:
         ("resolution_multiple", 1, "use at least 1 pixel"),
     ):
         value = getattr(config, name)
-        _require(config, name, _is_number(value, int) and value >= least, hint)
-    _require(config, "min_trainable", 0 < config.min_trainable <= 1, "use a fraction in (0, 1]")
-    _require(config, "stage_dropout", 0 <= config.stage_dropout < 1, "use a probability in [0, 1)")
+        require(config, name, is_number(value, int) and value >= least, hint)
+    require(config, "min_trainable", 0 < config.min_trainable <= 1, "use a fraction in (0, 1]")
+    require(config, "stage_dropout", 0 <= config.stage_dropout < 1, "use a probability in [0, 1)")
     if config.stage_dropout and config.stage_embedding is False:
         raise ConfigError(f"stage_dropout={config.stage_dropout} needs a stage embedding, but stage_embedding=False.")
-    _require(config, "ema_decay", 0 <= (config.ema_decay or 0) < 1, "use None or a decay in [0, 1)")
+    require(config, "ema_decay", 0 <= (config.ema_decay or 0) < 1, "use None or a decay in [0, 1)")
 
 
 def _check_resolutions(config: GrowthConfig) -> None:
+    """Check that there is one resolution per stage, that they never fall, and that pixels are multiples."""
     resolutions, multiple = config.resolutions, config.resolution_multiple
     if resolutions is None:
         return

@@ -55,12 +55,15 @@ class FrozenFront:
         self._names.clear()
 
     def _begin(self, *ignored: Any) -> None:
+        """Forward pre-hook of the model."""
         self._trained_ran = False
 
     def _note_trained(self, *ignored: Any) -> None:
+        """Forward pre-hook of the blocks that train."""
         self._trained_ran = True
 
     def _enter(self, module: nn.Module, args: Any) -> None:
+        """Forward pre-hook of the front's modules: from here on without gradient."""
         self._modes.append(torch.is_grad_enabled())
         if self._trained_ran and torch.is_grad_enabled():
             raise UnitError(
@@ -70,6 +73,7 @@ class FrozenFront:
         torch.set_grad_enabled(False)
 
     def _leave(self, *ignored: Any) -> None:
+        """Forward hook of the front's modules: back to the mode in which the module was called."""
         torch.set_grad_enabled(self._modes.pop())
 
 

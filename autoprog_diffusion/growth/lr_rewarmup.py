@@ -93,6 +93,7 @@ class LRRewarmup:
         return min(1.0, (done + 1) / self._steps)
 
     def _scale(self, *ignored: Any) -> None:
+        """Hook before an optimizer's step: remember every group's rate, and lower that of newly opened units."""
         self._rates = []
         for group, unit in self._groups:
             rate = group["lr"]
@@ -102,5 +103,6 @@ class LRRewarmup:
                 group["lr"] = rate * self.factor(unit)
 
     def _restore(self, *ignored: Any) -> None:
+        """Hook after an optimizer's step: put the rates back."""
         for (group, _), rate in zip(self._groups, self._rates):
             group["lr"] = rate

@@ -278,6 +278,7 @@ def check_plan_fits(plan: GrowthPlan, blocks: list[str], num_training_steps: int
 
 
 def _check_plan(plan: GrowthPlan) -> None:
+    """Raise `PlanError` where stages do not fit the model or the run, or do not follow one another."""
     if not plan.stages:
         raise PlanError("a growth plan needs at least one stage.")
     starts = [stage.start for stage in plan.stages]
@@ -303,6 +304,7 @@ def _check_plan(plan: GrowthPlan) -> None:
 
 
 def _check_one_direction(stages: Sequence[Stage]) -> None:
+    """Raise `PlanError` where some blocks freeze and others open."""
     closing = _lost_blocks(stages)
     opening = _lost_blocks(stages[::-1])[::-1]
     if any(closing) and any(opening):
@@ -321,6 +323,7 @@ def _lost_blocks(stages: Sequence[Stage]) -> list[list[int]]:
 
 
 def _as_int(value: Any) -> int:
+    """The value, if it is a whole number; raises `PlanError` otherwise."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise PlanError(f"not a growth plan: {value!r} stands where a whole number belongs.")
     return value

@@ -12,19 +12,11 @@ from .plan import GrowthPlan
 from .state import State
 
 
-class Config(Protocol):
-    """The settings of a growth object, for the report of a run."""
+class Reported(Protocol):
+    """The settings of a growth object, or a stage that it entered, for the report of a run."""
 
     def to_dict(self) -> JSON:
-        """The settings as plain JSON types."""
-        ...
-
-
-class Record(Protocol):
-    """One entry of `Growth.history`: a stage that was entered."""
-
-    def to_dict(self) -> JSON:
-        """The entry as plain JSON types."""
+        """The settings, or the record, as plain JSON types."""
         ...
 
 
@@ -37,7 +29,7 @@ class Growth(Protocol):
     """
 
     @property
-    def config(self) -> Config:
+    def config(self) -> Reported:
         """The settings."""
         ...
 
@@ -72,7 +64,7 @@ class Growth(Protocol):
         ...
 
     @property
-    def history(self) -> Sequence[Record]:
+    def history(self) -> Sequence[Reported]:
         """The stages entered so far."""
         ...
 

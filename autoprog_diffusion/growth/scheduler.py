@@ -312,6 +312,7 @@ class GrowthScheduler:
         self._follow()
 
     def _enter(self, stage: int, *, fresh: bool = True) -> None:
+        """Apply a stage to model and optimizers; a fresh one, rather than a loaded one, goes into the history."""
         self._applier.enter(stage, self.plan.stages[stage].blocks, fresh=fresh)
         release_state(self.plan, self._optimizers)
         if fresh:
@@ -323,6 +324,7 @@ class GrowthScheduler:
         self._search.observe(self.plan, self._step)
 
     def _watch_optimizers(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Check the optimizers known by now, and let the re-warm-up hook them."""
         given = [] if optimizer is None else [optimizer]
         self._optimizers = [*given, *host.prepared_optimizers(self._accelerator)]
         host.check_optimizers(self._optimizers, self._applier.growing())
@@ -331,11 +333,13 @@ class GrowthScheduler:
             self._rewarmup.watch(self._optimizers, dict(self._model.named_parameters()))
 
     def _embedding_state(self) -> NamedTensors | None:
+        """A copy of the stage embedding's state, on the CPU; None without one."""
         if self._embedding is None:
             return None
         return {name: value.cpu().clone() for name, value in self._embedding.state_dict().items()}
 
     def _check_state(self, state_dict: State) -> None:
+        """Raise `StateError` where a saved state belongs to another run."""
         model = fingerprint(self._model, self.layout)
         searched = self.config.search != "none"
         check_state(state_dict, self.plan, model, embedding=self._embedding_state(), searched=searched)

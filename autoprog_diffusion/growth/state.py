@@ -138,6 +138,7 @@ def check_state(
 
 
 def _check_plan(theirs: JSON, ours: JSON, searched: bool) -> None:
+    """Raise `StateError` where two plans differ; with a search only in what it does not decide."""
     if searched:
         theirs, ours = _starts_only(theirs), _starts_only(ours)
     if theirs != ours:
@@ -150,8 +151,10 @@ def _check_plan(theirs: JSON, ours: JSON, searched: bool) -> None:
 
 
 def _starts_only(plan: JSON) -> JSON:
+    """The plan with nothing left of its stages but their starts."""
     return {**plan, "stages": [stage["start"] for stage in plan["stages"]]}
 
 
 def _shapes(tensors: NamedTensors | None) -> dict[str, tuple[int, ...]] | None:
+    """Name -> shape, for messages."""
     return None if tensors is None else {name: tuple(tensor.shape) for name, tensor in tensors.items()}

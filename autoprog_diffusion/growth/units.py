@@ -215,9 +215,11 @@ def _only(unit: Unit, names: set[str]) -> Unit:
 
 
 def _why_frozen(model: nn.Module) -> str:
+    """A reason why a model has no trainable block, for messages; empty if none is known."""
     quantised = getattr(model, "is_quantized", False) or any(not p.is_floating_point() for p in model.parameters())
     return " (quantised weights cannot train, LoRA adapters on top of them can)" if quantised else ""
 
 
 def _matches(name: str, pattern: str) -> bool:
+    """Whether a module's name matches a pattern, part by part between the dots."""
     return name.count(".") == pattern.count(".") and all(map(fnmatchcase, name.split("."), pattern.split(".")))

@@ -152,6 +152,7 @@ def _update_seconds(parameters: Sequence[Tensor], device: torch.device) -> float
 
 
 def _stand_in(parameter: Tensor) -> nn.Parameter:
+    """A copy of a parameter, with a gradient, for an optimizer step that leaves no trace."""
     # Values as in training: all-zero ones make the step twice as slow on a CPU.
     copy = nn.Parameter(parameter.detach().clone(memory_format=torch.contiguous_format))
     copy.grad = torch.full_like(copy, 1e-3)
@@ -159,5 +160,6 @@ def _stand_in(parameter: Tensor) -> nn.Parameter:
 
 
 def _medians(runs: Iterable[Costs]) -> Costs:
+    """The median over runs of every unit's cost."""
     rows = list(runs)
     return {name: median(row[name] for row in rows) for name in rows[0]}

@@ -56,10 +56,8 @@ def unit_grams(layout: Layout, grams: Grams) -> Grams:
 
     Biases are left out, as in AutoProg-Zero's score.
     """
-    sums = {}
-    for unit in layout.units:
-        sums[unit.name] = sum_grams(grams, [name for name in unit.parameters if "weight" in name and name in grams])
-    return sums
+    weights = {name for name in grams if "weight" in name}
+    return {unit.name: sum_grams(grams, filter(weights.__contains__, unit.parameters)) for unit in layout.units}
 
 
 def sum_grams(grams: Grams, names: Iterable[str]) -> Tensor:
@@ -119,11 +117,13 @@ class _Watched:
         self.gradients[number] = gradient.detach()
         if not self.separable or len(self.gradients) < len(self.inputs):
             return
-        inputs = _joined(self.inputs)
-        gradients = _joined([self.gradients[number] for number in sorted(self.gradients)])
-        with torch.no_grad(), torch.autocast(gradients.device.type, enabled=False):
-            for leaf, matrix in self.gram(module, _precise(inputs), _precise(gradients)).items():
-                self.grams[f"{self.name}.{leaf}".removeprefix(".")] = matrix
+        inputs = _precise(_joined(self.inputs))
+        # Gradients arrive in another order than the runs, in general the reverse one.
+        gradients = _precise(_joined([self.gradients[number] for number in sorted(self.gradients)]))
+        with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
+            matrices = self.gram(module, inputs, gradients)
+        for leaf, matrix in matrices.items():
+            self.grams[f"{self.name}.{leaf}".removeprefix(".")] = matrix
         self.inputs.clear()  # frees the activations
         self.gradients.clear()
 
@@ -151,6 +151,8 @@ def _per_sample_grams(model: nn.Module, call: RecordedCall, parameters: dict[str
     for index in range(call.batch):
         output = call.sample(index).run(model)
         samples.append(torch.autograd.grad(output.sum(), list(parameters.values()), materialize_grads=True))
-    # One tuple of gradients a sample -> the gradients of all samples, (N, ...), per parameter.
-    of_parameters = map(torch.stack, zip(*samples))
-    return {name: vector_gram(_precise(rows.reshape(call.batch, -1))) for name, rows in zip(parameters, of_parameters)}
+    grams = {}
+    for name, of_samples in zip(parameters, zip(*samples)):
+        rows = torch.stack(of_samples).reshape(call.batch, -1)  # (N, P)
+        grams[name] = vector_gram(_precise(rows))
+    return grams

@@ -107,6 +107,7 @@ def list_candidates(
 
 
 def _named_sets(config: GrowthConfig, num_blocks: int) -> dict[str, Sequence[int]]:
+    """Sets of block indices to choose from, by name: the levels of every order or the user's own, and all blocks."""
     full = range(num_blocks)
     sets: dict[str, Sequence[int]] = {}
     if config.search_candidates is None:
@@ -147,10 +148,15 @@ def rank_vote(scores: Sequence[Score]) -> list[float]:
 def gain_per_cost(scores: Sequence[Score]) -> list[float]:
     """Minus the expected loss decrease per cost, in units of the most expensive candidate: the speed of learning."""
     highest = max((score.cost for score in scores), default=0.0)
-    return [-score.gain * highest / score.cost if score.cost > 0 else math.inf for score in scores]
+    values = []
+    for score in scores:
+        # Nothing can be said about a candidate without a cost: it comes last.
+        values.append(-score.gain * highest / score.cost if score.cost > 0 else math.inf)
+    return values
 
 
-OBJECTIVES: dict[str, Callable[[Sequence[Score]], list[float]]] = {
+ObjectiveFunction = Callable[[Sequence[Score]], list[float]]  # scores -> values, lower is better
+OBJECTIVES: dict[str, ObjectiveFunction] = {
     "rank_vote": rank_vote,
     "gain_per_cost": gain_per_cost,
     "fixed": lambda scores: [0.0] * len(scores),
@@ -179,6 +185,7 @@ def choose(objective: str, scores: Sequence[Score], seed: int) -> Decision:
 
 
 def _is_usable(objective: str, score: Score) -> bool:
+    """Whether a candidate has all the measurements that the objective looks at."""
     if objective == "gain_per_cost":
         # A singular kernel says nothing about the gain, which does not use it.
         return math.isfinite(score.gain + score.cost)

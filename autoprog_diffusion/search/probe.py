@@ -14,7 +14,7 @@ from autoprog_diffusion.growth.units import Layout, Unit, set_trainable
 from .ntk import condition_number, parameter_grams, sum_grams, unit_grams
 from .objective import Candidate, Score
 from .recorded_calls import NamedTensors, RecordedCall
-from .zico import parameter_scores, unit_gain, unit_zico
+from .zico import Values, parameter_scores, unit_gain, unit_zico
 
 
 PROBE_SAMPLES = 16  # AutoProg-Zero's batch for its NTK score
@@ -31,8 +31,8 @@ class UnitScores:
     """
 
     grams: NamedTensors
-    zico: dict[str, float]
-    gain: dict[str, float]
+    zico: Values
+    gain: Values
 
     def score(self, candidate: Candidate, units: Iterable[Unit], cost: float) -> Score:
         """Score a candidate that trains `units`, and whose step has this cost."""

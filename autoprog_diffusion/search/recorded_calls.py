@@ -58,6 +58,8 @@ class RecordedCall:
         return self if count >= self.batch else self._part(slice(0, count))
 
     def _part(self, part: slice) -> RecordedCall:
+        """The call with the samples that `part` selects, along the first axis of every batch."""
+
         def cut(value: Any) -> Any:
             is_batch = isinstance(value, Tensor) and value.dim() > 0
             is_list = self.listed and isinstance(value, list)
@@ -148,6 +150,7 @@ class CallRecorder:
             self._calls.append(RecordedCall(*values))
 
     def _remember(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Forward hook of the model: copy the inputs, and keep the call once its output gradients have arrived."""
         value = output_value(output)
         listed = isinstance(value, list)
         outputs: list[Tensor] = value if listed else [value]
@@ -257,4 +260,5 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def _copy(tensor: Tensor) -> Tensor:
+    """The values of a tensor, in memory of their own."""
     return tensor.detach().clone()

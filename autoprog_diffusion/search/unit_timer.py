@@ -110,6 +110,7 @@ class _UnitTimer:
             self._watch_gradients(output, name)
 
     def _watch_gradients(self, value: Any, name: str) -> None:
+        """Let `name` own the backward pass from the moment when the gradient of a tensor in `value` is complete."""
         for tensor in tensors_in(value):
             if tensor.requires_grad:
                 tensor.register_hook(partial(self._switch_owner, name))
@@ -120,6 +121,7 @@ class _UnitTimer:
         self._owner = name
 
     def _charge(self, account: Costs, name: str) -> None:
+        """Add the time since the last reading of the clock to an account."""
         now = self._clock()
         account[name] += now - self._last
         self._last = now

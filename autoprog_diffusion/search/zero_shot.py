@@ -110,6 +110,7 @@ class ZeroShotSearch:
         return next(self._run.model.parameters()).device
 
     def _candidates(self, stage: int, current: Stage, resolutions: Sequence[Resolution]) -> list[Candidate]:
+        """The candidates for a stage, the same on every rank."""
         config = self._config
         num_blocks = len(self._run.layout.blocks)
         if config.search_objective != "fixed":
@@ -140,6 +141,7 @@ class ZeroShotSearch:
         return scores
 
     def _calls(self) -> list[RecordedCall]:
+        """The mini-batches to probe with: those of the user's own loss, or those recorded from the training loop."""
         run = self._run
         if run.loss_fn is not None and run.batches is not None:
             return calls_from_loss(run.model, run.loss_fn, run.batches, self._config.search_batches)
@@ -155,6 +157,7 @@ class ZeroShotSearch:
         """Scores and costs of all units at one resolution, `ratio` times that of the calls."""
         model, layout = self._run.model, self._run.layout
         resized = [call.resized(ratio) for call in calls]
+        # A gradient at another size is worth what it does for the loss at the size that was seen.
         reference = None if ratio == 1.0 else mean_gradients(model, calls[::2])
         units = score_units(model, layout, resized, layout.names, reference)
         return units, self._costs(resized[-1], firsts)
@@ -174,6 +177,7 @@ class ZeroShotSearch:
 
 
 def _announce(record: JSON, chosen: Score, scores: list[Score]) -> None:
+    """Log the choice, and what is suspicious about the scores."""
     degenerate = [score.candidate.name for score in scores if score.degenerate]
     if degenerate:
         logger.warning("degenerate scores (singular kernel, nan, or a batch of one), ranked last: %s", degenerate)

@@ -34,9 +34,13 @@ class ParameterScore:
     gain: float
 
 
+ParameterScores = dict[str, ParameterScore]  # by the parameter's name
+Values = dict[str, float]  # by the name of a unit or a parameter
+
+
 def parameter_scores(
     model: nn.Module, calls: Sequence[RecordedCall], reference: NamedTensors | None = None
-) -> dict[str, ParameterScore]:
+) -> ParameterScores:
     """Replay calls, each with the gradient that the user's loss sent back, and score every parameter.
 
     A call takes one forward and one backward pass. The gradients of all calls but the last are kept as running sums;
@@ -55,9 +59,10 @@ def parameter_scores(
         raise SearchError(f"scores need the gradients of at least 2 mini-batches, {len(calls)} were recorded.")
     reference = reference or {}
     moments: defaultdict[str, _Moments] = defaultdict(_Moments)
-    scores: dict[str, ParameterScore] = {}
+    scores: ParameterScores = {}
 
     def score_and_free(name: str, parameter: Tensor) -> None:
+        """Hook that runs when a parameter's gradient is complete."""
         if parameter.grad is not None:
             moments[name].add(parameter.grad)
             scores[name] = moments.pop(name).score(reference.get(name))
@@ -84,7 +89,7 @@ def mean_gradients(model: nn.Module, calls: Sequence[RecordedCall]) -> NamedTens
     return take_gradients(model)
 
 
-def unit_zico(model: nn.Module, layout: Layout, scores: dict[str, ParameterScore]) -> dict[str, float]:
+def unit_zico(model: nn.Module, layout: Layout, scores: ParameterScores) -> Values:
     """ZiCo of every unit (AutoProg-Zero): sum over its linear and convolution weights l of log(inner sum of l).
 
     An inner sum of zero, where no entry's gradients differ, adds nothing.
@@ -97,12 +102,13 @@ def unit_zico(model: nn.Module, layout: Layout, scores: dict[str, ParameterScore
     return _sum_units(layout, logs)
 
 
-def unit_gain(layout: Layout, scores: dict[str, ParameterScore]) -> dict[str, float]:
+def unit_gain(layout: Layout, scores: ParameterScores) -> Values:
     """Expected gain of every unit: the sum over its parameters."""
     return _sum_units(layout, {name: score.gain for name, score in scores.items()})
 
 
-def _sum_units(layout: Layout, values: dict[str, float]) -> dict[str, float]:
+def _sum_units(layout: Layout, values: Values) -> Values:
+    """Sum values of parameters, by name, over every unit."""
     return {unit.name: sum(values.get(name, 0.0) for name in unit.parameters) for unit in layout.units}
 
 
@@ -140,6 +146,7 @@ class _Moments:
         return ParameterScore(float(ratios[std > 0].sum()), float(gains[rms > 0].sum()))
 
     def _add_waiting(self) -> None:
+        """Take the waiting gradient into the sums."""
         gradient = self.waiting
         if gradient is None:
             return

@@ -1,4 +1,4 @@
-"""Kinds of diffusion training: text to image, classes, flow matching, LoRA, DreamBooth. Needs the extra `recipes`."""
+"""Training tasks: pipelines, objectives and settings of each kind of model. Needs the extra `recipes`."""
 
 import os
 

@@ -21,8 +21,8 @@ from .sdxl import SDXLSettings
 
 
 if TYPE_CHECKING:
-    import datasets
     from accelerate import Accelerator
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def noise_settings(args: Arguments) -> NoiseSettings:
 
 
 def make_latents(
-    pipeline: Any, data: datasets.Dataset, args: Arguments, accelerator: Accelerator, *, resolution: int
+    pipeline: Any, data: Dataset, args: Arguments, accelerator: Accelerator, *, resolution: int
 ) -> Latents:
     """Latents of the data, cached in the output folder."""
     return Latents(

@@ -138,7 +138,7 @@ def draw_class_images(
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     pipeline.to(accelerator.device)
     for start in range(0, len(mine), subject.sample_batch_size):
-        numbers = mine[start : start + subject.sample_batch_size]
+        numbers = mine[start:][: subject.sample_batch_size]
         with sampling(pipeline):
             images = pipeline(
                 [subject.class_prompt] * len(numbers),

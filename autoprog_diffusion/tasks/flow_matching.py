@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from autoprog_diffusion.growth import GrowthScheduler
 
 MOST_TEXT = 512  # tokens that a T5 encoder of these pipelines takes
-_BY_NAME = {family.pipeline_class.__name__: family for family in FAMILIES}
-_ALLOWED = f"only {list(_BY_NAME)} are trained by flow matching here."
+# Family by the name of its pipeline's class.
+FAMILY_OF = {family.pipeline_class.__name__: family for family in FAMILIES}
+_ALLOWED = f"only {list(FAMILY_OF)} are trained by flow matching here."
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,16 @@ def load_flow(name: str, **hub: str | None) -> Any:
         GrowthError: It cannot be loaded, or is another kind of pipeline.
     """
     kind = pipeline_class(name, **hub)
-    if kind not in _BY_NAME:
+    if kind not in FAMILY_OF:
         raise GrowthError(f"{name} is a {kind}: {_ALLOWED}")
     words = f"a {kind} (a Diffusers folder with transformer, vae, text encoders, tokenizers and scheduler)"
     left_out: dict[str, None] = {}
-    if _BY_NAME[kind] is SD3:
+    if FAMILY_OF[kind] is SD3:
         # SD3 works without its third text encoder; Diffusers loads what was saved that way only if told so.
         index = pipeline_config(name, **hub)
         parts = ("text_encoder_3", "tokenizer_3")
         left_out = {part: None for part in parts if index.get(part, (None,))[0] is None}
-    return load_as(_BY_NAME[kind].pipeline_class, words, name, **hub, **left_out)
+    return load_as(FAMILY_OF[kind].pipeline_class, words, name, **hub, **left_out)
 
 
 def flow_family(pipeline: Any, guidance: float = 1.0) -> SD3 | Flux:
@@ -201,4 +202,4 @@ class FlowMatching:
 def text_encoders(pipeline: Any) -> list[nn.Module]:
     """The pipeline's text encoders, those that it has."""
     names = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    return [module for name in names if (module := getattr(pipeline, name, None)) is not None]
+    return list(filter(None, (getattr(pipeline, name, None) for name in names)))

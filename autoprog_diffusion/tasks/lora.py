@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 import torch
 from diffusers.loaders.peft import PeftAdapterMixin
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
@@ -18,8 +16,7 @@ from torch import nn
 
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError, UnitError
 
-from .flow_families import FAMILIES
-from .flow_matching import FlowSettings, load_flow
+from .flow_matching import FAMILY_OF, FlowSettings, load_flow
 from .loading import pipeline_class
 from .sdxl import load_sdxl
 from .stable_diffusion import load_pipeline
@@ -53,9 +50,9 @@ def load_any(name: str, **hub: str | None) -> Any:
         GrowthError: It cannot be loaded, or is another kind of pipeline.
     """
     loaders: dict[str, Any] = {
-        StableDiffusionPipeline.__name__: load_pipeline,
-        StableDiffusionXLPipeline.__name__: load_sdxl,
-        **{family.pipeline_class.__name__: load_flow for family in FAMILIES},
+        **dict.fromkeys(FAMILY_OF, load_flow),
+        "StableDiffusionPipeline": load_pipeline,
+        "StableDiffusionXLPipeline": load_sdxl,
     }
     kind = pipeline_class(name, **hub)
     if kind not in loaders:
@@ -136,8 +133,8 @@ def _check(lora: LoraSettings) -> None:
 def _check_targets(model: nn.Module, targets: tuple[str, ...]) -> None:
     layers = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in layers):
-            known = sorted({".".join(part for part in name.split(".")[-2:] if part) for name in layers})
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            known = sorted({".".join(name.split(".")[-2:]) for name in layers})
             raise UnitError(
                 f"--target_modules {target!r} names no linear or convolution layer of {type(model).__name__}; its "
                 f"layers end in {known}."

@@ -16,7 +16,7 @@ from autoprog_diffusion.training.samples import Row, sample_images
 
 
 if TYPE_CHECKING:
-    import datasets
+    from datasets import Dataset
 
 # Held-out emoji: the fine-tuning never sees their pictures in the new style.
 DEFAULT_PROMPTS = 12
@@ -28,7 +28,7 @@ class TextToImageRecipe(Recipe[AnyArguments]):
     def denoiser(self, pipeline: Any) -> nn.Module:
         return pipeline.unet
 
-    def titles(self, args: AnyArguments, data: datasets.Dataset) -> tuple[str, ...]:
+    def titles(self, args: AnyArguments, data: Dataset) -> tuple[str, ...]:
         return args.output.validation_prompts or default_prompts(args, data)
 
     def draw(self, pipeline: Any, args: AnyArguments, titles: Sequence[str], size: int) -> list[Image.Image]:
@@ -57,7 +57,7 @@ def is_default_data(args: Arguments) -> bool:
     return not args.data.train_data_dir and not args.data.dataset_name
 
 
-def default_prompts(args: Arguments, data: datasets.Dataset) -> tuple[str, ...]:
+def default_prompts(args: Arguments, data: Dataset) -> tuple[str, ...]:
     """Captions to draw: held-out emoji, evenly spread over the categories, or the first captions of other data."""
     if not is_default_data(args):
         return tuple(data[: DEFAULT_PROMPTS // 2]["text"])

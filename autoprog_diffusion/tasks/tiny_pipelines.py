@@ -73,7 +73,7 @@ def flow_pipeline(
 def empty_text_encoder(width: int) -> T5EncoderModel:
     """A T5 encoder of zeros, which the pipeline itself puts where the third encoder is missing.
 
-    It is there so that what was saved loads without arguments: Diffusers cannot load an SD3 pipeline that lacks it
+    It is there so that what was saved loads without arguments: Diffusers cannot load an SD3 pipeline without it
     unless told so.
     """
     config = T5Config(vocab_size=3, d_model=width, d_kv=1, d_ff=1, num_layers=1, num_heads=1)

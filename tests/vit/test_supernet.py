@@ -13,9 +13,7 @@ from torch import nn
 from autoprog_diffusion.vit.autoprog_one.config import Operator, ViTGrowthConfig
 from autoprog_diffusion.vit.autoprog_one.elastic import ElasticModel
 from autoprog_diffusion.vit.autoprog_one.groups import depth_grid, find_groups, resolution_grid, split_depths
-from autoprog_diffusion.vit.autoprog_one.one_shot import step_flops
 from autoprog_diffusion.vit.autoprog_one.operators import GrowthMap, growth_map
-from autoprog_diffusion.vit.autoprog_one.search import FlopTable
 from autoprog_diffusion.vit.autoprog_one.shapes import Grid, Shape, list_candidates
 from autoprog_diffusion.vit.autoprog_one.supernet import Supernet
 from autoprog_diffusion.vit.ema import WeightAverage
@@ -155,19 +153,6 @@ def test_an_extracted_network_is_the_librarys_own_shallow_model(name: str) -> No
     shallow.load_state_dict(kept)
     images = growing.batch(50, name)[0]
     assert torch.equal(outputs(elastic.model, images), outputs(shallow, images))
-
-
-@growing.models
-def test_flops_are_those_of_a_direct_count(name: str) -> None:
-    elastic, _, _, net, grid = grown(name, "momentum")
-
-    def count() -> float:
-        return step_flops(elastic.model, growing.loss_fn, *growing.batch(0, name))
-
-    table = FlopTable(elastic, count)
-    for depth in grid.depths:
-        elastic.show(net.positions(depth))
-        assert table.of(grid.splits[depth]) == count()
 
 
 @growing.models

@@ -78,7 +78,7 @@ def run_search(args: SearchArguments) -> Found:
         settings = EvolutionSettings(args.steps, args.population, args.tournament, seed=seed)
         found = evolve(space, cache, settings, progress)
     chosen = cache[found.genotype]
-    seen = list(dict.fromkeys(cache[genotype] for genotype in [*found.trace, found.genotype]))
+    seen = [cache[genotype] for genotype in dict.fromkeys([*found.trace, found.genotype])]
     job.write(
         SEARCH_FILE,
         genotype=found.genotype,
@@ -180,8 +180,9 @@ def ntk_images(score: ScoreArguments, data: DataArguments) -> Tensor:
     The released code takes the first files of an unshuffled folder, which are all of one class.
     """
     train, _ = load_rows(data, score.img_size, score.seed)
-    rows = np.random.default_rng(score.seed).permutation(len(train))[: score.ntk_batch].tolist()
-    return normalised(decode_all(train.select(rows), score.img_size, data.corrupt).images.float() / 255)
+    order = np.random.default_rng(score.seed).permutation(len(train))
+    rows = train.select(order[: score.ntk_batch].tolist())
+    return normalised(decode_all(rows, score.img_size, data.corrupt).images.float() / 255)
 
 
 def read_genotype(name: str, member: int = -1) -> Genotype:

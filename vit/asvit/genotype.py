@@ -25,12 +25,13 @@ SEED_DEPTHS = (1,) * STAGES
 STRIDE = 4  # of the first projection; every later stage halves the side of the token grid
 EXAMPLE = "8,2,3|4,1,2|4,1,4|4,1,6|32"
 
+PerStage = tuple[int, ...]  # one value for each stage
 Allowed = Mapping[str, Sequence[int]]  # part of a genotype -> the values it may take
 
 # PUBLISHED: the values of the published space, by part, in the order of the string. ZOO: the published family; depths
 # and widths of Small and Base are the ones that give the published sizes.
 _TABLES = json.loads((Path(__file__).parent / "published.json").read_text(encoding="utf-8"))
-PUBLISHED: dict[str, tuple[int, ...]] = {name: tuple(values) for name, values in _TABLES["space"].items()}
+PUBLISHED: dict[str, list[int]] = _TABLES["space"]
 ZOO: dict[str, str] = _TABLES["zoo"]
 
 _MEANINGS = {"K": "kernel", "S": "attention splits", "E": "MLP expansion", "H": "heads", "L": "depth", "C": "width"}
@@ -54,11 +55,11 @@ class Genotype:
         width: C, channels of the first stage; the others have 2C, 4C and 8C, at most 1024.
     """
 
-    kernels: tuple[int, ...]
-    splits: tuple[int, ...]
-    expansions: tuple[int, ...]
+    kernels: PerStage
+    splits: PerStage
+    expansions: PerStage
     heads: int
-    depths: tuple[int, ...] = SEED_DEPTHS
+    depths: PerStage = SEED_DEPTHS
     width: int = SEED_WIDTH
 
     def __post_init__(self) -> None:
@@ -90,9 +91,11 @@ class Genotype:
                 f"genotype {text!r} has {len(pieces)} parts between bars, 5 are needed (four stages, then the heads), "
                 f"as in {EXAMPLE!r}."
             )
-        names = [f"K{stage} S{stage} E{stage} L{stage}".split() for stage in range(1, STAGES + 1)]
-        names.append(["H", "C"])
-        *stages, (heads, width) = [_numbers(text, piece, part, allowed) for piece, part in zip(pieces, names)]
+        stages = []
+        for stage, piece in enumerate(pieces[:-1], 1):
+            names = [f"{letter}{stage}" for letter in "KSEL"]
+            stages.append(_numbers(text, piece, names, allowed))
+        heads, width = _numbers(text, pieces[-1], ["H", "C"], allowed)
         kernels, splits, expansions, depths = zip(*stages)
         return cls(kernels, splits, expansions, heads, depths=depths, width=width)
 
@@ -112,16 +115,16 @@ class Genotype:
         return dict(zip(PUBLISHED, [*chain.from_iterable(stages), self.heads]))
 
     @property
-    def widths(self) -> tuple[int, ...]:
+    def widths(self) -> PerStage:
         """Channels of the four stages."""
         return tuple(min(MAX_WIDTH, self.width * 2**stage) for stage in range(STAGES))
 
     @property
-    def stage_heads(self) -> tuple[int, ...]:
+    def stage_heads(self) -> PerStage:
         """Attention heads of the four stages."""
         return tuple(self.heads // 2 ** (STAGES - 1 - stage) for stage in range(STAGES))
 
-    def grids(self, image_size: int) -> tuple[int, ...]:
+    def grids(self, image_size: int) -> PerStage:
         """Sides of the four token grids at the full stride."""
         return tuple(image_size // (STRIDE * 2**stage) for stage in range(STAGES))
 

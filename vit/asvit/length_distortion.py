@@ -136,5 +136,7 @@ def _score(v: Tensor, a: Tensor | None = None) -> CurveScore:
     if a is None:
         return CurveScore(float(speed.sum()))
     # v / |v| turns by the part of a across v: no cancellation, unlike sqrt((v.v)(a.a) - (v.a)^2).
-    across = (a - v * ((a * v).sum(1) / speed.square())[:, None]).norm(dim=1)
-    return CurveScore(float(speed.sum()), float((across / speed.square()).sum()), float((across / speed).sum()))
+    along = (a * v).sum(1) / speed.square()
+    across = (a - v * along[:, None]).norm(dim=1)
+    sums = torch.stack([speed, across / speed.square(), across / speed]).sum(1)
+    return CurveScore(*sums.tolist())

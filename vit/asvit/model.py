@@ -61,7 +61,9 @@ class Merging(nn.Module):
         """(N, h, w, C) -> (N, ceil(h / 2), ceil(w / 2), 2C); odd grids appear with coarse first strides only."""
         height, width = tokens.shape[1:3]
         before, after = (self.kernel - 2) // 2, (self.kernel - 1) // 2
-        grid = F.pad(tokens.permute(0, 3, 1, 2), (before, after + width % 2, before, after + height % 2))
+        # An odd side takes one more row or column behind, so that no token is left out.
+        padding = (before, after + width % 2, before, after + height % 2)
+        grid = F.pad(tokens.permute(0, 3, 1, 2), padding)
         windows = F.unfold(grid, self.kernel, stride=2).transpose(1, 2)  # (N, L, C K K)
         return self.reduction(self.norm(windows)).unflatten(1, (math.ceil(height / 2), -1))
 
@@ -102,7 +104,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = WindowAttention(width, heads, splits)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width))
+        hidden = expansion * width
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, h, w, C) -> (N, h, w, C)."""
@@ -163,7 +166,10 @@ class AsViT(nn.Module):
 
     def block_groups(self) -> list[list[str]]:
         """Names of the blocks that have one shape, group by group in forward order: one group a stage."""
-        return [[f"stages.{stage}.{i}" for i in range(depth)] for stage, depth in enumerate(self.genotype.depths)]
+        groups = []
+        for stage, depth in enumerate(self.genotype.depths):
+            groups.append([f"stages.{stage}.{block}" for block in range(depth)])
+        return groups
 
     def tokens(self, images: Tensor) -> Tensor:
         """Tokens of the last stage before the final norm: (N, in, H, W) -> (N, h, w, 8C)."""

@@ -123,13 +123,14 @@ def reward(history: Evaluations, window: int) -> float:
     total = 0.0
     for name, sign in SIGNS.items():
         values = [getattr(item, name) for item in sound]
-        total += sign * (values[-1] - values[-2]) / (max(values) - min(values) + 1e-6)
+        spread = max(values) - min(values)
+        total += sign * (values[-1] - values[-2]) / (spread + 1e-6)
     return total
 
 
 def genotype_at(space: SearchSpace, picks: Sequence[int]) -> Genotype:
     """The genotype with the `picks[i]`-th value of choice i."""
-    return space.build({name: values[pick] for pick, (name, values) in zip(picks, space.choices.items())})
+    return space.build({name: space.choices[name][pick] for name, pick in zip(space.choices, picks)})
 
 
 def _sound_one(most_probable: Evaluation, history: Evaluations) -> Evaluation:

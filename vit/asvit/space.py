@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from .genotype import PUBLISHED, SEED_DEPTHS, SEED_WIDTH, Genotype, GenotypeError
+from .genotype import PUBLISHED, SEED_DEPTHS, SEED_WIDTH, Genotype, GenotypeError, PerStage
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class SearchSpace:
             if name not in PUBLISHED:
                 raise GenotypeError(f"the space has no part {name!r}; its parts are {', '.join(PUBLISHED)}.")
             if not values:
-                raise GenotypeError(f"{name}: no value is left; give at least one of {list(PUBLISHED[name])}.")
+                raise GenotypeError(f"{name}: no value is left; give at least one of {PUBLISHED[name]}.")
             unknown = [value for value in values if value not in PUBLISHED[name]]
             if unknown:
-                raise GenotypeError(f"{name}: {unknown} is not in the space; it may be {list(PUBLISHED[name])}.")
+                raise GenotypeError(f"{name}: {unknown} is not in the space; it may be {PUBLISHED[name]}.")
         # Each value once, in a fixed order, so that a seed gives the same samples however the space was written.
         full = {}
         for name, values in PUBLISHED.items():
@@ -67,9 +67,7 @@ class SearchSpace:
         space.build(some, width=width).check(image_size)
         return space
 
-    def build(
-        self, values: Mapping[str, int], depths: tuple[int, ...] = SEED_DEPTHS, width: int = SEED_WIDTH
-    ) -> Genotype:
+    def build(self, values: Mapping[str, int], depths: PerStage = SEED_DEPTHS, width: int = SEED_WIDTH) -> Genotype:
         """The genotype with these choices."""
         flat = [values[name] for name in PUBLISHED]  # three for every stage, then the heads
         kernels, splits, expansions = (tuple(flat[letter:-1:3]) for letter in range(3))

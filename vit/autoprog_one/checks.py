@@ -54,15 +54,15 @@ def find_optimizers(given: Any, accelerator: Any, model: nn.Module) -> list[torc
     Raises:
         OrderError: There is none, or a parameter that will train is in none.
     """
-    found = [*([] if given is None else [given]), *host.prepared_optimizers(accelerator)]
+    found = [given, *host.prepared_optimizers(accelerator)]
+    bare = [getattr(each, "optimizer", each) for each in found if each is not None]
     # An optimizer may be given, and known to the accelerator too.
-    bare = {id(optimizer): optimizer for optimizer in (getattr(each, "optimizer", each) for each in found)}
-    if not bare:
+    optimizers = list(dict.fromkeys(bare))
+    if not optimizers:
         raise OrderError(
             "growth.prepare found no optimizer, whose state grows with the blocks: pass optimizer=..., or prepare it "
             "with the accelerator first."
         )
-    optimizers = list(bare.values())
     trains = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     host.check_optimizers(optimizers, trains)
     return optimizers

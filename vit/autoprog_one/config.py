@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from autoprog_diffusion.growth.config import (
+    JSON,
     check_boundaries,
     check_choices,
     check_fields,
     check_increasing_resolutions,
+    is_number,
+    require,
 )
 from autoprog_diffusion.growth.errors import ConfigError
 
@@ -20,6 +23,7 @@ Operator = Literal["momentum", "interpolation", "stacking", "identity", "random"
 OptimizerState = Literal["copy", "average", "fresh"]
 Cost = Literal["flops", "measured"]
 Objective = Literal["gain_per_cost", "rank_vote"]
+Ints = tuple[int, ...]
 
 _CHOICES = {
     "search": Search,
@@ -71,7 +75,7 @@ class ViTGrowthConfig:
 
     num_stages: int = 4
     min_depth: float = 0.5
-    resolutions: tuple[int, ...] | None = None
+    resolutions: Ints | None = None
     min_resolution: float = 0.5
     search: Search = "one_shot"
     operator: Operator = "momentum"
@@ -89,9 +93,8 @@ class ViTGrowthConfig:
         # JSON gives lists; tuples keep the dataclass hashable.
         for name in ("resolutions", "boundaries", "strides"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, (list, tuple)):
-                raise ConfigError(f"{name}={value!r} is not allowed: give a list of values.")
             if value is not None:
+                require(self, name, isinstance(value, (list, tuple)), "give a list of values")
                 object.__setattr__(self, name, tuple(value))
         check_choices(self, _CHOICES)
         _check_numbers(self)
@@ -99,12 +102,12 @@ class ViTGrowthConfig:
         check_boundaries(self.boundaries, self.num_stages)
         _check_strides(self)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JSON:
         """The configuration as plain JSON types."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ViTGrowthConfig:
+    def from_dict(cls, values: JSON) -> ViTGrowthConfig:
         """The configuration that `to_dict` wrote.
 
         Raises:
@@ -117,18 +120,15 @@ class ViTGrowthConfig:
 def _check_numbers(config: ViTGrowthConfig) -> None:
     for name, least in {"num_stages": 1, "evaluations": 1, "seed": 0}.items():
         value = getattr(config, name)
-        if not _is_whole(value) or value < least:
-            raise ConfigError(f"{name}={value!r} is not allowed: use a whole number of at least {least}.")
+        require(config, name, is_number(value, int) and value >= least, f"use a whole number of at least {least}")
     for name in ("min_depth", "min_resolution"):
         value = getattr(config, name)
-        if not _is_number(value) or not 0 < value <= 1:
-            raise ConfigError(f"{name}={value!r} is not allowed: use a fraction in (0, 1].")
+        require(config, name, is_number(value) and 0 < value <= 1, "use a fraction in (0, 1]")
     decay, steps = config.ema_decay, config.search_steps
-    if not _is_number(decay) or not 0 <= decay < 1:
-        raise ConfigError(f"ema_decay={decay!r} is not allowed: use a decay in [0, 1).")
-    allowed = steps >= 1 if _is_whole(steps) else isinstance(steps, float) and 0 < steps < 1
-    if not allowed:
-        raise ConfigError(f"search_steps={steps!r} is not allowed: use steps (from 1), or a fraction in (0, 1).")
+    require(config, "ema_decay", is_number(decay) and 0 <= decay < 1, "use a decay in [0, 1)")
+    counted = is_number(steps, int) and steps >= 1
+    share = isinstance(steps, float) and 0 < steps < 1
+    require(config, "search_steps", counted or share, "use steps (from 1), or a fraction in (0, 1)")
 
 
 def _check_resolutions(config: ViTGrowthConfig) -> None:
@@ -139,24 +139,15 @@ def _check_resolutions(config: ViTGrowthConfig) -> None:
         raise ConfigError(
             f"resolutions={sizes} has {len(sizes)} values for num_stages={config.num_stages}: give one per stage."
         )
-    if not all(_is_whole(size) and size > 0 for size in sizes):
-        raise ConfigError(f"resolutions={sizes} is not allowed: give whole numbers of pixels.")
+    pixels = all(is_number(size, int) and size > 0 for size in sizes)
+    require(config, "resolutions", pixels, "give whole numbers of pixels")
     check_increasing_resolutions(sizes, ConfigError)
 
 
 def _check_strides(config: ViTGrowthConfig) -> None:
-    strides = config.strides
-    if strides is None:
+    if config.strides is None:
         return
-    if len(strides) != config.num_stages:
-        raise ConfigError(f"strides={strides} is not allowed: give one for each of the {config.num_stages} stages.")
+    count = config.num_stages
+    require(config, "strides", len(config.strides) == count, f"give one for each of the {count} stages")
     if config.search != "fixed":
         raise ConfigError(f'strides follow a fixed schedule, but search="{config.search}": use search="fixed".')
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

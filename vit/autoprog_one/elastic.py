@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprog_diffusion.growth.units import set_trainable
+from autoprog_diffusion.growth.units import set_trainable, trainable_now
 
 from ..ema import WeightAverage
-from .config import Operator, OptimizerState
-from .groups import BlockGroup
+from .config import Ints, Operator, OptimizerState
+from .groups import BlockGroup, Depths
 from .operators import GrowthMap, all_tensors, growth_map, initialise, move_state, move_tensors, zero_branches
 
 
-Positions = tuple[tuple[int, ...], ...]
+Positions = tuple[Ints, ...]
 Optimizers = Iterable[torch.optim.Optimizer]
 
 
@@ -25,7 +25,7 @@ def skip(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
     return hidden_states
 
 
-def prefix(depths: Sequence[int]) -> Positions:
+def prefix(depths: Depths) -> Positions:
     """Positions of the first `depths[g]` blocks of every group g."""
     return tuple(tuple(range(depth)) for depth in depths)
 
@@ -41,10 +41,10 @@ class ElasticModel:
     def __init__(self, model: nn.Module, groups: Sequence[BlockGroup]) -> None:
         self.model = model
         self.groups = tuple(groups)
-        self.depths: tuple[int, ...] = tuple(map(len, groups))
+        self.depths: Ints = tuple(map(len, groups))
         self._positions = prefix(self.depths)
         # Parameters that the user froze stay frozen.
-        self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._trainable = trainable_now(model)
         self._outside = self._trainable - self._names(self.depths)
 
     @property
@@ -53,7 +53,7 @@ class ElasticModel:
         return sum(self.depths)
 
     @property
-    def running(self) -> tuple[int, ...]:
+    def running(self) -> Ints:
         """Indices, in forward order over all groups, of the blocks that run now."""
         indices: list[int] = []
         start = 0
@@ -62,7 +62,7 @@ class ElasticModel:
             start += len(group)
         return tuple(indices)
 
-    def set_depths(self, depths: Sequence[int]) -> None:
+    def set_depths(self, depths: Depths) -> None:
         """Let the first `depths[g]` blocks of every group g run and train, and no other."""
         self.depths = tuple(depths)
         set_trainable(self.model, self._outside | (self._trainable & self._names(depths)))
@@ -88,13 +88,13 @@ class ElasticModel:
         """Let every block run, and everything train that did when this was built."""
         self.set_depths(list(map(len, self.groups)))
 
-    def maps(self, operator: Operator, depths: Sequence[int]) -> list[GrowthMap]:
+    def maps(self, operator: Operator, depths: Depths) -> list[GrowthMap]:
         """The origin of the blocks of a prefix of `depths`, if it grew from the current one."""
         return [growth_map(operator, old, new) for old, new in zip(self.depths, depths)]
 
     def grow(
         self,
-        depths: Sequence[int],
+        depths: Depths,
         operator: Operator,
         policy: OptimizerState,
         average: WeightAverage,
@@ -123,7 +123,7 @@ class ElasticModel:
         self._move([GrowthMap(kept, ()) for kept in positions], "copy", average, optimizers)
         self.set_depths(list(map(len, positions)))
 
-    def _names(self, depths: Sequence[int]) -> set[str]:
+    def _names(self, depths: Depths) -> set[str]:
         """Names of the tensors in a prefix of `depths`."""
         names: set[str] = set()
         for group, depth in zip(self.groups, depths):

@@ -14,10 +14,11 @@ from autoprog_diffusion.growth.adapter import how_to_name_blocks
 from autoprog_diffusion.growth.errors import ConfigError, PlanError, UnitError
 from autoprog_diffusion.growth.units import layout_from_patterns
 
-from .config import ViTGrowthConfig
+from .config import Ints, ViTGrowthConfig
 from .operators import all_tensors
 
 
+Depths = Sequence[int]  # of every group, in blocks
 OUTLOOKER_SHARE = 0.23  # of VOLO's depth, rounded to an even number (released code of arXiv 2203.14509)
 
 
@@ -60,7 +61,7 @@ def find_groups(model: nn.Module, patterns: Sequence[str] | None = None) -> tupl
     return tuple(_group(model, names) for names in found)
 
 
-def split_depths(depths: Iterable[int], sizes: Sequence[int]) -> list[tuple[int, ...]]:
+def split_depths(depths: Iterable[int], sizes: Depths) -> list[Ints]:
     """Depth of every group for each of the increasing total `depths`; no group ever shrinks.
 
     One group has it all. Of two (VOLO), the first has 23 %, rounded to an even number.
@@ -84,7 +85,7 @@ def split_depths(depths: Iterable[int], sizes: Sequence[int]) -> list[tuple[int,
     if len(sizes) > 2:
         raise PlanError(f"a model with {len(sizes)} groups of blocks cannot grow in depth: use min_depth=1.")
     first = second = 1  # each group holds a block, fits its full size, and never shrinks
-    result: list[tuple[int, ...]] = []
+    result: list[Ints] = []
     for depth in depths:
         low = max(first, depth - sizes[1])
         high = min(sizes[0], depth - second)
@@ -100,7 +101,7 @@ def make_divisible(value: float, divisor: int) -> int:
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
-def depth_grid(config: ViTGrowthConfig, sizes: Sequence[int]) -> list[int]:
+def depth_grid(config: ViTGrowthConfig, sizes: Depths) -> list[int]:
     """Total depth of every stage of the linear schedule; VOLO-D1's 18 blocks give 9, 12, 15, 18.
 
     Raises:
@@ -178,6 +179,6 @@ def _group(model: nn.Module, names: Sequence[str]) -> BlockGroup:
     return BlockGroup(tuple(names), tuple(tuple(f"{name}.{inner}" for inner in first) for name in names))
 
 
-def _shapes(model: nn.Module, block: str) -> dict[str, tuple[int, ...]]:
+def _shapes(model: nn.Module, block: str) -> dict[str, Ints]:
     """Shapes of a block's parameters and buffers, by their names within it."""
     return {name: tuple(tensor.shape) for name, tensor in all_tensors(model.get_submodule(block)).items()}

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import compress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.flops import flop_counter
+from autoprog_diffusion.growth.units import trainable_now
 from autoprog_diffusion.search.probe import leaving_no_trace
 from autoprog_diffusion.search.unit_timer import median_seconds
 
@@ -41,7 +42,7 @@ class Verdict:
     cost: float
     score: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JSON:
         """The verdict as plain JSON types."""
         values = asdict(self)
         if math.isinf(self.score):
@@ -129,6 +130,5 @@ def step_seconds(model: nn.Module, loss_fn: LossFn, images: Tensor, targets: Ten
 @contextmanager
 def _probing(model: nn.Module) -> Iterator[torch.device]:
     """Passes of the trainable parameters that leave no trace; gives the model's device."""
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    with leaving_no_trace(model, names=names):
+    with leaving_no_trace(model, names=trainable_now(model)):
         yield next(model.parameters()).device

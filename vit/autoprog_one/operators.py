@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth.errors import UnitError
 
-from .config import Operator, OptimizerState
+from .config import Ints, Operator, OptimizerState
 
 
 Names = Sequence[Sequence[str]]  # of the tensors of every block, in the same order for all
@@ -35,7 +36,7 @@ class GrowthMap:
     """
 
     sources: tuple[int | None, ...]
-    inserted: tuple[int, ...]
+    inserted: Ints
 
 
 def growth_map(operator: Operator, old: int, new: int) -> GrowthMap:
@@ -56,8 +57,8 @@ def growth_map(operator: Operator, old: int, new: int) -> GrowthMap:
         return GrowthMap(tuple(index % old for index in range(new)), appended)
     sources = tuple(_interpolated(index, old, new) for index in range(new))
     # Of equal neighbours the last one is the old block.
-    inserted = tuple(index for index in range(new - 1) if sources[index] == sources[index + 1])
-    return GrowthMap(sources, inserted)
+    inserted = [index for index, (source, following) in enumerate(pairwise(sources)) if source == following]
+    return GrowthMap(sources, tuple(inserted))
 
 
 def _interpolated(index: int, old: int, new: int) -> int:
@@ -67,7 +68,7 @@ def _interpolated(index: int, old: int, new: int) -> int:
     return source if source < old - rest else (index + old - rest) // (times + 1)
 
 
-def kept_positions(growth: GrowthMap, depth: int) -> tuple[int, ...]:
+def kept_positions(growth: GrowthMap, depth: int) -> Ints:
     """Positions of the sub-network of `depth` in the grown one: the first inserted blocks are left out.
 
     So the deepest duplicates are kept longest, and sub-networks are nested.
@@ -128,7 +129,8 @@ def move_state(
                 optimizer.state.pop(parameters[name], None)
                 continue
             if inserted and policy == "average" and source is not None:
-                state = _mean(state, states.get(names[min(source + 1, last)][offset], {}))
+                behind = names[min(source + 1, last)][offset]
+                state = _mean(state, states.get(behind, {}))
             optimizer.state[parameters[name]] = copy.deepcopy(state)
 
 
@@ -148,10 +150,12 @@ def zero_branches(block: nn.Module, name: str) -> list[str]:
             f"operator='identity' zeroes the last projections of a block's two branches, known as {BRANCH_ENDS}, but "
             f"{name!r}, a {type(block).__name__}, has {ends}: use operator='interpolation'."
         )
-    zeroed = [f"{end}.{inner}" for end in ends for inner, _ in block.get_submodule(end).named_parameters()]
+    zeroed = []
     with torch.no_grad():
-        for inner in zeroed:
-            block.get_parameter(inner).zero_()
+        for end in ends:
+            for inner, parameter in modules[end].named_parameters():
+                parameter.zero_()
+                zeroed.append(f"{end}.{inner}")
     return zeroed
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.backends import accelerate as host
+from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import OrderError
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
@@ -193,7 +194,7 @@ class ViTGrowth:
         return self._started.plan
 
     @property
-    def decisions(self) -> list[dict[str, Any]]:
+    def decisions(self) -> list[JSON]:
         """The decisions of a search so far: per stage the candidates with their scores, and the choice."""
         return [] if self._runner is None else self._runner.decisions
 
@@ -233,11 +234,11 @@ class ViTGrowth:
         """Blocks that the next step runs."""
         return self._started.shape.depth
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JSON:
         """Counter, plan, averages, search and history; what trains is derived from them on load."""
         return self._started.state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: JSON) -> None:
         """Continue where `state_dict` was taken; weights and optimizer state are loaded by the host.
 
         Raises:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.units import Layout
@@ -16,40 +17,12 @@ from autoprog_diffusion.search.consensus import agree, decide_once, gather
 
 from ..ema import WeightAverage
 from .config import ViTGrowthConfig
-from .elastic import ElasticModel, prefix
+from .elastic import ElasticModel
 from .one_shot import Batches, choose, evaluating, mean_loss, step_flops, step_seconds
 from .operators import growth_map
 from .shapes import Grid, Shape, list_candidates, search_length, shape_of
 from .supernet import Supernet
 from .zero_shot import Resize, SubNetworkScores
-
-
-class FlopTable:
-    """FLOPs of a step at one resolution, for any depth.
-
-    Blocks of a group have one shape, so the count is linear in its depth: two shallow networks give it exactly, where
-    counting is slow (torch's counter sees every operation).
-
-    Args:
-        elastic: The model.
-        count: Returns the FLOPs of a step of the blocks that run.
-    """
-
-    def __init__(self, elastic: ElasticModel, count: Callable[[], float]) -> None:
-        ones = [1] * len(elastic.depths)
-        elastic.show(prefix(ones))
-        self._base = count()
-        self._block = [0.0] * len(ones)
-        for group, depth in enumerate(elastic.depths):
-            if depth > 1:
-                two = ones.copy()
-                two[group] = 2
-                elastic.show(prefix(two))
-                self._block[group] = count() - self._base
-
-    def of(self, depths: Sequence[int]) -> float:
-        """FLOPs with `depths` blocks in the groups."""
-        return self._base + sum((depth - 1) * flops for depth, flops in zip(depths, self._block, strict=True))
 
 
 @dataclass
@@ -79,7 +52,6 @@ class ShapeSearch:
     loss_fn: Any
     supernet: Supernet | None = field(default=None, init=False)
     _seconds: float = field(default=0.0, init=False)
-    _flops: dict[int, FlopTable] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         needed = {"one_shot": 1, "zero_shot": 2}.get(self.config.search, 0)
@@ -115,7 +87,6 @@ class ShapeSearch:
             seed=config.seed,
         )
         self._seconds = 0.0
-        self._flops = {}
         return self.supernet
 
     def evaluate(self, net: Supernet, average: WeightAverage) -> None:
@@ -133,7 +104,7 @@ class ShapeSearch:
         net.losses.append(_column_means(gather(losses)))
         self._seconds += time.perf_counter() - started
 
-    def decide(self, net: Supernet, stage: int) -> tuple[Shape, dict[str, Any]]:
+    def decide(self, net: Supernet, stage: int) -> tuple[Shape, JSON]:
         """The candidate to go on with, the same on every rank, and a record of the decision in plain JSON types.
 
         Raises:
@@ -154,11 +125,11 @@ class ShapeSearch:
         self.supernet = None
         return chosen, record
 
-    def state_dict(self) -> dict[str, Any] | None:
+    def state_dict(self) -> JSON | None:
         """Losses and seconds of the supernet phase so far; None outside of one."""
         return None if self.supernet is None else {"losses": self.supernet.losses, "seconds": self._seconds}
 
-    def load_state_dict(self, state: dict[str, Any] | None, stage: int, plan: GrowthPlan) -> None:
+    def load_state_dict(self, state: JSON | None, stage: int, plan: GrowthPlan) -> None:
         """Continue the phase that `state_dict` was taken in."""
         self.supernet = None
         if state is not None:
@@ -166,14 +137,14 @@ class ShapeSearch:
             net.losses = state["losses"]
             self._seconds = state["seconds"]
 
-    def _one_shot(self, net: Supernet) -> tuple[int, dict[str, Any]]:
+    def _one_shot(self, net: Supernet) -> tuple[int, JSON]:
         losses = _column_means(net.losses)
         costs = _column_means(gather(lambda: [self._cost(net, shape) for shape in net.candidates]))
         index, exponent, verdicts = decide_once(lambda: choose(net.candidates, losses, costs))
         rows = [verdict.to_dict() for verdict in verdicts]
         return index, {"w": exponent, "candidates": rows, "evaluations": net.losses}
 
-    def _zero_shot(self, net: Supernet) -> tuple[int, dict[str, Any]]:
+    def _zero_shot(self, net: Supernet) -> tuple[int, JSON]:
         goal = self.config.search_objective
         index, scores = agree(lambda: self._scores(net), lambda found: objective.choose(goal, found, self.config.seed))
         return index, {"objective": goal, "candidates": [score.to_dict() for score in scores]}
@@ -206,15 +177,10 @@ class ShapeSearch:
 
     def _cost(self, net: Supernet, shape: Shape) -> float:
         """FLOPs of a training step of an image, or seconds of a batch."""
-        model, side = self.elastic.model, shape.resolution
         images, targets = self.batches[0]
-        images = self.resize(images, side)
-        if self.config.search_cost == "measured":
-            self.elastic.show(net.positions(shape.depth))
-            return step_seconds(model, self.loss_fn, images, targets)
-        if side not in self._flops:
-            self._flops[side] = FlopTable(self.elastic, lambda: step_flops(model, self.loss_fn, images, targets))
-        return self._flops[side].of(self.grid.splits[shape.depth])
+        measure = step_seconds if self.config.search_cost == "measured" else step_flops
+        self.elastic.show(net.positions(shape.depth))
+        return measure(self.elastic.model, self.loss_fn, self.resize(images, shape.resolution), targets)
 
 
 def _column_means(rows: Iterable[Sequence[float]]) -> list[float]:

@@ -13,7 +13,7 @@ from autoprog_diffusion.growth.plan import GrowthPlan, Stage, stage_starts
 
 from ..models import size_multiple
 from ..resolution import image_size
-from .config import ViTGrowthConfig
+from .config import Ints, ViTGrowthConfig
 from .groups import BlockGroup, depth_grid, resolution_grid, split_depths
 
 
@@ -41,10 +41,10 @@ class Grid:
         sizes: Blocks of every full group.
     """
 
-    depths: tuple[int, ...]
-    resolutions: tuple[int, ...]
-    splits: dict[int, tuple[int, ...]]
-    sizes: tuple[int, ...]
+    depths: Ints
+    resolutions: Ints
+    splits: dict[int, Ints]
+    sizes: Ints
 
     @property
     def full(self) -> Shape:
@@ -55,7 +55,7 @@ class Grid:
         """The shape of a stage in the linear schedule."""
         return Shape(self.depths[stage], self.resolutions[stage])
 
-    def blocks(self, depth: int) -> tuple[int, ...]:
+    def blocks(self, depth: int) -> Ints:
         """Indices, in forward order over all groups, of the blocks of a sub-network of total `depth`."""
         blocks: list[int] = []
         start = 0
@@ -93,13 +93,13 @@ def list_candidates(grid: Grid, stage: int, current: Shape | None) -> list[Shape
     if stage == count - 1:
         return [grid.full]
     if current is None:
-        smallest, middle, largest = (grid.shape(index) for index in (0, count // 2, count - 1))
-        depths = {smallest.depth, middle.depth, largest.depth}
-        resolutions = {smallest.resolution, middle.resolution, largest.resolution}
+        picked = [grid.shape(0), grid.shape(count // 2), grid.full]
+        depths = {shape.depth for shape in picked}
+        resolutions = {shape.resolution for shape in picked}
     else:
         deeper = sorted(depth for depth in set(grid.depths) if depth > current.depth)
         larger = [size for size in grid.resolutions if size > current.resolution]
-        depths = deeper[:3] or [current.depth]
+        depths = set(deeper[:3]) or {current.depth}
         resolutions = {current.resolution, *larger[:1]}
     return sorted(Shape(*pair) for pair in itertools.product(depths, resolutions))
 

@@ -8,11 +8,12 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-from autoprog_diffusion.growth.units import Layout
+from autoprog_diffusion.growth.units import Layout, trainable_now
 from autoprog_diffusion.search.objective import Candidate, Score
 from autoprog_diffusion.search.probe import leaving_no_trace, score_units
 from autoprog_diffusion.search.recorded_calls import RecordedCall, calls_from_loss, take_gradients
 
+from .config import Ints
 from .one_shot import Batches, LossFn
 
 
@@ -42,9 +43,9 @@ class SubNetworkScores:
     batches: Batches
     resize: Resize
     full: int
-    _reference: dict[tuple[int, ...], dict[str, Tensor]] = field(default_factory=dict, init=False)
+    _reference: dict[Ints, dict[str, Tensor]] = field(default_factory=dict, init=False)
 
-    def score(self, running: tuple[int, ...], resolution: int, cost: float) -> Score:
+    def score(self, running: Ints, resolution: int, cost: float) -> Score:
         """NTK condition number, ZiCo and expected gain of the sub-network that runs now.
 
         Args:
@@ -54,7 +55,7 @@ class SubNetworkScores:
         """
         layout = self.layout
         units = [layout.inputs, *(layout.blocks[index] for index in running), layout.outputs]
-        growing = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        growing = trainable_now(self.model)
         trainable = growing.intersection(chain.from_iterable(unit.parameters for unit in units))
         with leaving_no_trace(self.model, names=trainable):
             reference = None if resolution == self.full else self._full_gradients(running)
@@ -67,7 +68,7 @@ class SubNetworkScores:
         batches = [self._sized(batch, resolution) for batch in self.batches[:BATCHES]]
         return calls_from_loss(self.model, lambda model, batch: self.loss_fn(model, *batch), batches, len(batches))
 
-    def _full_gradients(self, running: tuple[int, ...]) -> dict[str, Tensor]:
+    def _full_gradients(self, running: Ints) -> dict[str, Tensor]:
         """Gradient of the first batch at full resolution; kept for the next candidate of the same blocks."""
         if running not in self._reference:
             self.loss_fn(self.model, *self._sized(self.batches[0], self.full)).backward()

@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 import torch.nn.functional as F
 from kornia.augmentation import RandomCrop, RandomResizedCrop
+from kornia.enhance import normalize
 from torch import Tensor
 
 from autoprog_diffusion.data.images import between
@@ -71,9 +72,7 @@ def cropped(images: Tensor, settings: AugmentSettings) -> Tensor:
 
 def normalised(images: Tensor) -> Tensor:
     """(N, 3, H, W) images in [0, 1] -> mean 0 and deviation 1 on ImageNet."""
-    mean = images.new_tensor(MEAN).view(3, 1, 1)
-    std = images.new_tensor(STD).view(3, 1, 1)
-    return (images - mean) / std
+    return normalize(images, images.new_tensor(MEAN), images.new_tensor(STD))
 
 
 def mirrored(images: Tensor, probability: float) -> Tensor:

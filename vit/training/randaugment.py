@@ -123,20 +123,23 @@ def _always(change: Callable[[Tensor], Tensor]) -> Operation:
     return lambda images, strength: change(images)
 
 
+def _per_image(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
 def _posterize(images: Tensor, strength: Tensor) -> Tensor:
     # At least one bit: timm allows none at magnitude 10, which is a black image.
-    bits = (4 - (4 * strength.abs()).floor()).clamp(min=1).view(-1, 1, 1, 1)
-    step = 2 ** (8 - bits)
+    bits = (4 - (4 * strength.abs()).floor()).clamp(min=1)
+    step = _per_image(2 ** (8 - bits))
     return torch.floor((images * 255).round() / step) * step / 255
 
 
 def _solarize(images: Tensor, strength: Tensor) -> Tensor:
-    threshold = (1 - strength.abs()).view(-1, 1, 1, 1)
-    return torch.where(images < threshold, images, 1 - images)
+    return torch.where(images < _per_image(1 - strength.abs()), images, 1 - images)
 
 
 def _solarize_add(images: Tensor, strength: Tensor) -> Tensor:
-    added = (110 / 255 * strength.abs()).view(-1, 1, 1, 1)
+    added = _per_image(110 / 255 * strength.abs())
     return torch.where(images < 128 / 255, images + added, images)
 
 

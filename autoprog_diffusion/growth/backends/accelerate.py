@@ -66,6 +66,7 @@ def check_backend(accelerator: Any, config: GrowthConfig, model: nn.Module) -> N
 
 
 def _check_fsdp(plugin: Any, config: GrowthConfig) -> None:
+    """Refuse, with `OrderError`, settings of FSDP that growth does not work with."""
     version = getattr(plugin, "fsdp_version", 1)
     if version != 2:
         raise OrderError(
@@ -86,6 +87,7 @@ def _check_fsdp(plugin: Any, config: GrowthConfig) -> None:
 
 
 def _check_searchable(search: str) -> None:
+    """Refuse, with `OrderError`, a search on sharded parameters."""
     if search != "none":
         raise OrderError(
             f"search={search!r} does not work on sharded parameters, whose per-sample gradients no rank holds: "

@@ -85,6 +85,7 @@ def _settings(ddp: DistributedDataParallel) -> dict[str, Any]:
 
 
 def _check_can_rebuild(ddp: DistributedDataParallel) -> None:
+    """Raise `OrderError` where the wrapper uses what its constructor cannot take over."""
     reasons = {
         "delay_all_reduce_named_params": bool(ddp._delay_all_reduce_params),
         "mixed_precision (use autocast, accelerate's mixed_precision, instead)": ddp.mixed_precision is not None,
@@ -131,11 +132,13 @@ def _forget_buckets(hook: Any, state: Any) -> None:
 
 
 def _has_tensors(state: object) -> bool:
+    """Whether an attribute of the state of a communication hook holds tensors."""
     # A module is not memory of the hook's own: it is what the hook works on.
     return not isinstance(state, nn.Module) and _holds_tensors(getattr(state, "__dict__", ()))
 
 
 def _holds_tensors(value: Any) -> bool:
+    """Whether there is a tensor in nested dictionaries, lists and tuples."""
     if isinstance(value, Mapping):
         value = list(value.values())
     return isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and any(map(_holds_tensors, value)))

@@ -14,6 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import SyncError
 
 
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of an element, in bytes
+
+
 def world_size() -> int:
     """Number of ranks; 1 where torch.distributed is not initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -73,7 +76,11 @@ def checksums(tensors: Iterable[Tensor]) -> Tensor:
     Returns:
         Shape (number of tensors,), int64, on the CPU.
     """
-    return torch.stack([_checksum(tensor) for tensor in tensors]).cpu()
+    sums = []
+    for tensor in tensors:
+        flat = tensor.detach().contiguous().view(-1)
+        sums.append(flat.view(WORDS[flat.element_size()]).sum(dtype=torch.int64))
+    return torch.stack(sums).cpu()
 
 
 def check_ranks_equal(named: Iterable[tuple[str, Tensor]], when: str) -> None:
@@ -94,9 +101,3 @@ def check_ranks_equal(named: Iterable[tuple[str, Tensor]], when: str) -> None:
             "synchronised. Pass the model returned by accelerator.prepare to your forward pass, and do not change "
             "requires_grad outside GrowthScheduler."
         )
-
-
-def _checksum(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().contiguous().view(-1)
-    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()]
-    return flat.view(words).sum(dtype=torch.int64)
