@@ -91,7 +91,7 @@ def main() -> None:
     ema.to(accelerator.device)
 
     # All blocks train first, at the end a quarter of them does: `GrowthConfig()` freezes from the input on.
-    growth = GrowthScheduler(unet, GrowthConfig(num_stages=4), accelerator)
+    growth = GrowthScheduler(unet, GrowthConfig(), accelerator)
     optimizer = torch.optim.AdamW(growth.parameters(), lr=args.learning_rate)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=5, num_training_steps=args.max_train_steps)
     loader = make_batches(pipeline, args.train_batch_size)

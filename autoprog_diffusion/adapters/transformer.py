@@ -67,7 +67,9 @@ def declared_layout(model: nn.Module) -> Layout:
     lists = [name for name in names if name in modules]
     blocks = members_of(model, lists)
     if not IN_TURNS.isdisjoint(class_names(model)):
-        blocks.sort(key=lambda name: int(name.rpartition(".")[2]))  # stable: equal numbers keep the lists' order
+        # Stable: blocks of equal number keep the order of their lists.
+        blocks.sort(key=lambda name: int(name.rpartition(".")[2]))
+    # A child that holds a list is no input, whatever else is in it.
     holders = {name.split(".")[0] for name in lists}
     own = [*dict(model.named_children()), *dict(model.named_parameters(recurse=False))]
     inputs = [name for name in own if name not in holders and not _is_output(model, name)]

@@ -38,7 +38,8 @@ def pair_gram(inputs: Tensor, gradients: Tensor) -> Tensor:
     all_inputs = inputs.flatten(0, 1).T  # (I, N T)
     all_gradients = gradients.flatten(0, 1).T  # (O, N T)
     rows = []
-    for a, b in zip(inputs, gradients):  # one sample at a time: (T, N T) instead of (N T, N T) in memory
+    # One sample at a time: (T, N T) instead of (N T, N T) in memory.
+    for a, b in zip(inputs, gradients):
         products = (a @ all_inputs) * (b @ all_gradients)
         rows.append(products.view(tokens, count, tokens).sum(dim=(0, 2), dtype=torch.float64))
     return torch.stack(rows)

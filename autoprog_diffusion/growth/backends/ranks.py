@@ -76,7 +76,11 @@ def checksums(tensors: Iterable[Tensor]) -> Tensor:
     Returns:
         Shape (number of tensors,), int64, on the CPU.
     """
-    return torch.stack([_checksum(tensor) for tensor in tensors]).cpu()
+    sums = []
+    for tensor in tensors:
+        flat = tensor.detach().contiguous().view(-1)
+        sums.append(flat.view(WORDS[flat.element_size()]).sum(dtype=torch.int64))
+    return torch.stack(sums).cpu()
 
 
 def check_ranks_equal(named: Iterable[tuple[str, Tensor]], when: str) -> None:
@@ -97,9 +101,3 @@ def check_ranks_equal(named: Iterable[tuple[str, Tensor]], when: str) -> None:
             "synchronised. Pass the model returned by accelerator.prepare to your forward pass, and do not change "
             "requires_grad outside GrowthScheduler."
         )
-
-
-def _checksum(tensor: Tensor) -> Tensor:
-    """The sum of a tensor's bits, read as integers of its element size: () int64."""
-    flat = tensor.detach().contiguous().view(-1)
-    return flat.view(WORDS[flat.element_size()]).sum(dtype=torch.int64)
