@@ -11,7 +11,6 @@ import importlib
 import json
 import math
 from collections.abc import Sequence
-
 from pathlib import Path
 from typing import Any
 
