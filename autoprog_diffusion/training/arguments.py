@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -19,6 +19,8 @@ POSITIVE = (
     "snr_gamma", "resolution", "num_inference_steps",
 )  # fmt: skip
 Value = TypeVar("Value")
+# Of a class of groups: no flag is prefixed with the name of its group. A subclass needs it again.
+flat_flags = tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 # A field that the run sets itself: no flag.
 Derived = Annotated[Value, tyro.conf.Fixed, tyro.conf.Suppress]
 
@@ -279,15 +281,16 @@ class PictureArguments(OutputArguments):
     """Classifier-free guidance of a picture [3.0 for the default model, 7.5 for others]."""
 
 
+@flat_flags
 @dataclass(frozen=True)
 class Arguments:
     """All groups of arguments of a recipe."""
 
-    model: tyro.conf.OmitArgPrefixes[ModelArguments] = field(default_factory=ModelArguments)
-    data: tyro.conf.OmitArgPrefixes[DataArguments] = field(default_factory=DataArguments)
-    train: tyro.conf.OmitArgPrefixes[TrainArguments] = field(default_factory=TrainArguments)
-    growth: tyro.conf.OmitArgPrefixes[GrowthArguments] = field(default_factory=GrowthArguments)
-    output: tyro.conf.OmitArgPrefixes[PictureArguments] = field(default_factory=PictureArguments)
+    model: ModelArguments = ModelArguments()
+    data: DataArguments = DataArguments()
+    train: TrainArguments = TrainArguments()
+    growth: GrowthArguments = GrowthArguments()
+    output: PictureArguments = PictureArguments()
 
 
 def check_arguments(args: Arguments) -> None:

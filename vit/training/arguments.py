@@ -18,6 +18,7 @@ from autoprog_diffusion.training.arguments import (
     check_positive,
     flag_value,
     flat,
+    flat_flags,
 )
 
 from ..autoprog_one.config import ViTGrowthConfig
@@ -137,30 +138,29 @@ class ViTGrowthArguments(ViTGrowthConfig):
         """Leave the checks to `growth_config`: an error while tyro parses would come in a frame of several lines."""
 
 
+def output_arguments(folder: str) -> OutputArguments:
+    """The defaults of output and checkpoints, in a folder."""
+    return OutputArguments(output_dir=folder, checkpoints_total_limit=2, tracker_project_name="autoprog-vit")
+
+
 @dataclass(frozen=True)
 class SharedArguments:
     """Groups of arguments of every script that trains a vision transformer."""
 
-    data: tyro.conf.OmitArgPrefixes[DataArguments] = field(default_factory=DataArguments)
-    train: tyro.conf.OmitArgPrefixes[TrainArguments] = field(default_factory=TrainArguments)
-    augment: tyro.conf.OmitArgPrefixes[AugmentSettings] = field(default_factory=AugmentSettings)
-    output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(default_factory=lambda: output_arguments("vit-output"))
+    data: DataArguments = DataArguments()
+    train: TrainArguments = TrainArguments()
+    augment: AugmentSettings = AugmentSettings()
+    output: OutputArguments = output_arguments("vit-output")
 
 
+@flat_flags
 @dataclass(frozen=True)
 class Arguments(SharedArguments):
     """All groups of arguments of `vit/pretrain.py`."""
 
-    model: tyro.conf.OmitArgPrefixes[ModelArguments] = field(default_factory=ModelArguments)
-    growth: tyro.conf.OmitArgPrefixes[ViTGrowthArguments] = field(default_factory=ViTGrowthArguments)
-    output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(
-        default_factory=lambda: output_arguments("vit-pretrained")
-    )
-
-
-def output_arguments(folder: str) -> OutputArguments:
-    """The defaults of output and checkpoints, in a folder."""
-    return OutputArguments(output_dir=folder, checkpoints_total_limit=2, tracker_project_name="autoprog-vit")
+    model: ModelArguments = ModelArguments()
+    growth: ViTGrowthArguments = ViTGrowthArguments()
+    output: OutputArguments = output_arguments("vit-pretrained")
 
 
 def growth_config(args: Arguments) -> ViTGrowthConfig:

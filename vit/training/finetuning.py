@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -16,6 +16,7 @@ from autoprog_diffusion.training.arguments import (
     OutputArguments,
     autoprog_zero,
     flag_value,
+    flat_flags,
     growth_config,
 )
 
@@ -45,24 +46,17 @@ class PretrainedArguments:
     """Rate of stochastic depth of the last block, in the last stage."""
 
 
+@flat_flags
 @dataclass(frozen=True)
 class FinetuneArguments(SharedArguments):
     """All groups of arguments of `vit/finetune.py`."""
 
-    model: tyro.conf.OmitArgPrefixes[PretrainedArguments] = field(default_factory=PretrainedArguments)
-    train: tyro.conf.OmitArgPrefixes[TrainArguments] = field(
-        default_factory=lambda: TrainArguments(epochs=20, batch_size=64, lr=5e-4, warmup_epochs=1.0)
-    )
-    augment: tyro.conf.OmitArgPrefixes[AugmentSettings] = field(
-        default_factory=lambda: AugmentSettings(scale=(0.5, 1.0), mixup=0.0, cutmix=0.0, reprob=0.0)
-    )
+    model: PretrainedArguments = PretrainedArguments()
+    train: TrainArguments = TrainArguments(epochs=20, batch_size=64, lr=5e-4, warmup_epochs=1.0)
+    augment: AugmentSettings = AugmentSettings(scale=(0.5, 1.0), mixup=0.0, cutmix=0.0, reprob=0.0)
     # A classifier has no timestep, so no stage embedding. Its steps are cheap: a search may record more of them.
-    growth: tyro.conf.OmitArgPrefixes[GrowthArguments] = field(
-        default_factory=lambda: GrowthArguments(stage_embedding=False, search_batches=8)
-    )
-    output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(
-        default_factory=lambda: output_arguments("vit-finetuned")
-    )
+    growth: GrowthArguments = GrowthArguments(stage_embedding=False, search_batches=8)
+    output: OutputArguments = output_arguments("vit-finetuned")
 
 
 class FinetuneTrainer(ViTTrainer):
