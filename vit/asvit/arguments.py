@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import tyro
 
 from autoprog_diffusion.growth.errors import ConfigError
-from autoprog_diffusion.training.arguments import OutputArguments, flat_flags
+from autoprog_diffusion.training.arguments import OutputArguments, check_numbers, flat_flags, take_flag
 
 from ..retokenize import PUBLISHED_BOUNDARIES
-from ..training.arguments import DataArguments, SharedArguments, check_shared, output_arguments, split_preset
+from ..training.arguments import DataArguments, SharedArguments, check_shared, output_arguments
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> SearchArgument
     Raises:
         ConfigError: There is no such preset, or a value is not allowed.
     """
-    preset, words = split_preset(argv)
+    preset, words = take_flag(argv, "preset")
     if preset is not None:
         if preset not in PRESETS:
             raise ConfigError(f"--preset {preset} is not known: use one of {sorted(PRESETS)}, or flags without one.")
@@ -138,9 +138,9 @@ def parse(argv: Sequence[str], description: str | None = None) -> SearchArgument
     if isinstance(args, TrainArguments):
         check_shared(args)
     else:
-        for name in ("repeats", "ntk_batch"):
-            if getattr(args.score, name) < (2 if name == "ntk_batch" else 1):
-                raise ConfigError(f"--{name} {getattr(args.score, name)} is not allowed: use a larger number.")
+        least = {"repeats": 1, "ntk_batch": 2}
+        for name, number in least.items():
+            check_numbers(vars(args.score), [name], number.__le__, "a larger number")
     return args
 
 

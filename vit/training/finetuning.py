@@ -15,9 +15,9 @@ from autoprog_diffusion.training.arguments import (
     GrowthArguments,
     OutputArguments,
     autoprog_zero,
-    flag_value,
     flat_flags,
     growth_config,
+    take_flag,
 )
 
 from ..ema import WeightAverage
@@ -49,12 +49,14 @@ class PretrainedArguments:
 @flat_flags
 @dataclass(frozen=True)
 class FinetuneArguments(SharedArguments):
-    """All groups of arguments of `vit/finetune.py`."""
+    """All groups of arguments of `vit/finetune.py`.
+
+    A classifier has no timestep, so no stage embedding. Its steps are cheap: a search may record more of them.
+    """
 
     model: PretrainedArguments = PretrainedArguments()
     train: TrainArguments = TrainArguments(epochs=20, batch_size=64, lr=5e-4, warmup_epochs=1.0)
     augment: AugmentSettings = AugmentSettings(scale=(0.5, 1.0), mixup=0.0, cutmix=0.0, reprob=0.0)
-    # A classifier has no timestep, so no stage embedding. Its steps are cheap: a search may record more of them.
     growth: GrowthArguments = GrowthArguments(stage_embedding=False, search_batches=8)
     output: OutputArguments = output_arguments("vit-finetuned")
 
@@ -94,7 +96,8 @@ class Finetuning(ViTScript[FinetuneArguments]):
 
     def parse(self, argv: Sequence[str], description: str | None = None) -> FinetuneArguments:
         defaults = FinetuneArguments()
-        if flag_value(argv, "growth") == "autoprog_zero":
+        growth, _ = take_flag(argv, "growth")
+        if growth == "autoprog_zero":
             # The scores of a search replay calls, whose logits belong to one size of image.
             preset = autoprog_zero(stage_embedding=False, stage_dropout=0.0, resolutions=None)
             defaults = replace(defaults, growth=preset)
