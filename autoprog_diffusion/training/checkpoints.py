@@ -97,8 +97,7 @@ def newest_checkpoint(root: Path) -> Path | None:
 
     Not the one of the highest step: a run that went back to an older checkpoint leaves later steps behind.
     """
-    found = _complete_ones(root)
-    return found[-1] if found else None
+    return next(reversed(_complete_ones(root)), None)
 
 
 def find_checkpoint(root: Path, wanted: str | None) -> Path | None:

@@ -138,9 +138,9 @@ def parse(argv: Sequence[str], description: str | None = None) -> SearchArgument
     if isinstance(args, TrainArguments):
         check_shared(args)
     else:
-        least = {"repeats": 1, "ntk_batch": 2}
-        for name, number in least.items():
-            check_numbers(vars(args.score), [name], number.__le__, "a larger number")
+        score = vars(args.score)
+        check_numbers(score, ["repeats"], lambda number: number >= 1, "a larger number")
+        check_numbers(score, ["ntk_batch"], lambda number: number >= 2, "a larger number")
     return args
 
 

@@ -120,7 +120,6 @@ class Finetuning(ViTScript[FinetuneArguments]):
         data = load_data(args, size=size)
         fit_head(model, data.classes)
         growth = GrowthScheduler(model, config, accelerator)
-        set_seed(args.train.seed, device_specific=True)
         drop_path = args.model.drop_path
         return FinetuneTrainer(model, growth, data, args, accelerator, image_size=size, drop_path=drop_path, plan=plan)
 
