@@ -87,9 +87,10 @@ def emoji_dataset(style: Style, *, size: int = 64, split: Split = "all") -> Data
     rows = []
     for emoji in _unicode_list():
         codepoints = emoji["unified"]
+        category = emoji["category"]
         key = _file_key(codepoints)
         # Components are skin tones and hair.
-        if emoji["category"] == "Component" or not all(key in found for found in files.values()):
+        if category == "Component" or not all(key in found for found in files.values()):
             continue
         side = "held_out" if is_held_out(codepoints, one_in=20) else "train"
         if split not in (side, "all"):
@@ -97,7 +98,7 @@ def emoji_dataset(style: Style, *, size: int = 64, split: Split = "all") -> Data
         row = {
             "image": {"bytes": _render(files[style][key], size)},
             "text": _caption(codepoints, emoji["name"]),
-            "category": emoji["category"],
+            "category": category,
             "codepoints": codepoints,
         }
         rows.append(row)
@@ -131,11 +132,15 @@ def emoji_classes(style: Style, group: Group, *, size: int = 64) -> Dataset:
     data = emoji_dataset(style, size=size)
     # Unicode's order, in which emoji that look alike are neighbours.
     order = {emoji["unified"]: emoji["sort_order"] for emoji in _unicode_list()}
-    rows = sorted((order[codepoints], row) for row, codepoints in enumerate(data["codepoints"]))
+    places = np.array([order[codepoints] for codepoints in data["codepoints"]])
+    rows = np.argsort(places)
+    places = places[rows]
     chosen: list[int] = []
     labels: list[int] = []
     for label, (first, last, step) in enumerate(_GROUPS[group].values()):
-        members = [row for place, row in rows if order[first] <= place <= order[last]][::step]
+        start = np.searchsorted(places, order[first])
+        end = np.searchsorted(places, order[last], side="right")
+        members = rows[start:end:step].tolist()
         chosen += members
         labels += [label] * len(members)
     data = data.select(chosen).select_columns(["image", "text"])
@@ -157,13 +162,16 @@ def emoji_in_both_styles(size: int) -> tuple[Dataset, Dataset]:
     codepoints = data["codepoints"][:]
     label_of = emoji_labels()
     labels = [label_of[point] for point in codepoints]
+    held_out = np.array([is_held_out(point) for point in codepoints])
     data = with_labels(data.select_columns("image"), labels, list(SUBCATEGORIES))
-    return split_by(data, np.array([is_held_out(point) for point in codepoints]))
+    return split_by(data, held_out)
 
 
 def emoji_labels() -> dict[str, int]:
     """Codepoints -> number of the class in `SUBCATEGORIES`, for every emoji of a known subcategory."""
-    label_of = {name: label for label, names in enumerate(SUBCATEGORIES.values()) for name in names}
+    label_of: dict[str, int] = {}
+    for label, names in enumerate(SUBCATEGORIES.values()):
+        label_of |= dict.fromkeys(names, label)
     known = [emoji for emoji in _unicode_list() if emoji["subcategory"] in label_of]
     return {emoji["unified"]: label_of[emoji["subcategory"]] for emoji in known}
 
@@ -222,9 +230,15 @@ def _render(path: Path, size: int) -> bytes:
     # Twice too large and then averaged: finer edges than resvg's own.
     double = 2 * size
     rendered = _import("resvg_py").svg_to_bytes(
-        svg_path=str(path), width=double, height=double, background="white", skip_system_fonts=True
+        svg_path=str(path),
+        width=double,
+        height=double,
+        background="white",
+        skip_system_fonts=True,
     )
     image = Image.open(io.BytesIO(bytes(rendered))).convert("RGB")
-    image = ImageOps.pad(image, (double, double), color="white").reduce(2)  # not all graphics are square
-    image.save(buffer := io.BytesIO(), format="PNG")
+    # Not all graphics are square.
+    image = ImageOps.pad(image, (double, double), color="white").reduce(2)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
