@@ -59,7 +59,9 @@ def cut_square(
         (3, size, size) float32 in [-1, 1], and top and left of the square in the resized and perhaps mirrored image.
     """
     scale = size / min(image.size)
-    width, height = (max(size, round(length * scale)) for length in image.size)
+    # Rounding must not make the shorter side too short.
+    width = max(size, round(image.width * scale))
+    height = max(size, round(image.height * scale))
     place = None if settings.center_crop else generator
     # Drawn in this order since the first release: a resumed run must see the same crops.
     left = _offset(width - size, place)
@@ -82,8 +84,9 @@ def cut_square(
 def to_pixels(
     image: Image.Image, size: int, settings: ImageSettings, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The square alone; arguments as `cut_square` takes them."""
-    return cut_square(image, size, settings, generator)[0]
+    """The square alone, (3, size, size) float32 in [-1, 1]; arguments as `cut_square` takes them."""
+    pixels, _ = cut_square(image, size, settings, generator)
+    return pixels
 
 
 def read_image(data: Dataset, row: int) -> Image.Image:
@@ -118,7 +121,8 @@ def open_image(data: Dataset, row: int) -> Image.Image:
 
 def file_of(data: Dataset, row: int) -> str:
     """The file of an image, in brackets and after a space; empty where the image is not a file of its own."""
-    path = (undecoded(data)[row]["image"] or {}).get("path")
+    image = undecoded(data)[row]["image"] or {}
+    path = image.get("path")
     return f" ({path})" if path else ""
 
 
@@ -166,6 +170,7 @@ def random_window(
         ratio: Least and largest width / height of the part.
         generator: Draws the part.
     """
+    # The logarithm is drawn, so that wide and high parts are equally likely.
     low, high = map(math.log, ratio)
     for _ in range(10):
         size, shape, y, x = torch.rand(4, generator=generator).tolist()
@@ -173,6 +178,7 @@ def random_window(
         aspect = math.exp(between(low, high, shape))
         w = round(math.sqrt(area * aspect))
         h = round(math.sqrt(area / aspect))
+        # A part that is longer than the image is drawn again.
         if 0 < w <= width and 0 < h <= height:
             top = int(y * (height - h + 1))
             left = int(x * (width - w + 1))
@@ -210,6 +216,7 @@ def seeded(*numbers: int) -> torch.Generator:
 
 
 def _offset(room: int, generator: torch.Generator | None) -> int:
+    """Where a square begins: a random place from 0 to `room`, or the middle where nothing draws it."""
     if generator is None:
         return room // 2
     return int(torch.randint(room + 1, (), generator=generator))

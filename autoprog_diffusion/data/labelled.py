@@ -168,9 +168,11 @@ def _split(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]
 
 
 def _check_classes(train: Dataset, val: Dataset) -> None:
+    """Refuse two sets that differ in classes, fewer than 2 classes, and a class or a set without an image."""
     names = class_names(train)
-    if names != class_names(val):
-        odd = sorted(set(names) ^ set(class_names(val)))[:5]
+    val_names = class_names(val)
+    if names != val_names:
+        odd = sorted({*names}.symmetric_difference(val_names))[:5]
         raise DataError(f"training and validation data differ in classes, for example {odd}: make them the same.")
     if len(names) < 2:
         raise DataError(f"the training data has the classes {names}: at least 2 are needed.")

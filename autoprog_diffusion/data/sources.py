@@ -50,8 +50,8 @@ def read_splits(name: str, *, label_column: str | None, cache_dir: str | None = 
         return {WHOLE: read_parquet(path, label_column, cache_dir)}
     if not path.is_dir() or is_saved(path):
         return load_by_name(name, cache_dir=cache_dir)
-    metadata = [*path.glob("metadata.*"), *path.glob("*/metadata.*")]
-    if label_column is not None and not metadata:
+    has_metadata = any(path.glob("metadata.*")) or any(path.glob("*/metadata.*"))
+    if label_column is not None and not has_metadata:
         return read_class_folders(path)
     return load_by_name("imagefolder", cache_dir=cache_dir, data_dir=name)
 
@@ -90,10 +90,10 @@ def read_class_folders(path: Path) -> Splits:
     Raises:
         DataError: There is no folder in it, or a class folder without an image.
     """
-    if not (path / "train").is_dir():
+    folders = {name: path / name for name in ("train", *HELD_OUT)}
+    if not folders["train"].is_dir():
         return {WHOLE: _class_folders(path)}
-    splits = [name for name in ("train", *HELD_OUT) if (path / name).is_dir()]
-    return {name: _class_folders(path / name) for name in splits}
+    return {name: _class_folders(folder) for name, folder in folders.items() if folder.is_dir()}
 
 
 def read_parquet(path: Path, label_column: str | None = None, cache_dir: str | None = None) -> Dataset:
@@ -116,7 +116,8 @@ def read_parquet(path: Path, label_column: str | None = None, cache_dir: str | N
             data: Any = datasets.Dataset(pyarrow.parquet.read_table(names))  # type: ignore[arg-type]
         else:
             data = datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=cache_dir)
-        metadata = pyarrow.parquet.read_schema(names[0]).metadata or {}
+        schema = pyarrow.parquet.read_schema(names[0])
+    metadata = schema.metadata or {}
     classes = _class_names(metadata.get(b"names", b"").decode())
     if classes and label_column in data.column_names:
         data = data.cast_column(label_column, datasets.ClassLabel(names=classes))
@@ -281,6 +282,7 @@ def file_stamps(files: Sequence[Path]) -> list[str]:
 
 
 def _class_folders(root: Path) -> Dataset:
+    """Images in one folder per class, with a column `stamp` of the files' sizes and times."""
     # Hidden folders are a tool's own.
     visible = [path for path in root.iterdir() if not path.name.startswith(".")]
     folders = sorted(filter(Path.is_dir, visible))
@@ -303,6 +305,7 @@ def _class_folders(root: Path) -> Dataset:
 
 
 def _labelled(images: list[Any], labels: list[int], classes: list[str]) -> Dataset:
+    """A data set of images, as files or (H, W[, 3]) arrays, and their classes."""
     import datasets
 
     features = datasets.Features(
@@ -321,6 +324,7 @@ def _class_names(text: str) -> list[str]:
 
 @contextmanager
 def _refusing(name: str) -> Iterator[None]:
+    """Turn any error into a DataError that names the data set."""
     try:
         yield
     except Exception as error:

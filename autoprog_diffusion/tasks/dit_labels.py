@@ -39,7 +39,8 @@ def label_ids(count: int) -> list[int]:
 
 def plain_name(name: str) -> str:
     """A class name as folders and labels can be compared: lower case, words apart by one space."""
-    return " ".join(re.sub("[_-]", " ", name.lower()).split())
+    words = re.sub("[_-]", " ", name.lower()).split()
+    return " ".join(words)
 
 
 def find_labels(names: Sequence[str], labels: Mapping[str, int]) -> list[int | None]:
@@ -131,6 +132,7 @@ def _longer(embedder: Any, rows: int) -> Tensor:
 
 
 def _replace(embedder: Any, table: Tensor) -> None:
+    """Give an embedder another table, (rows, D), that trains if the old one did."""
     frozen = not embedder.embedding_table.weight.requires_grad
     embedder.embedding_table = nn.Embedding.from_pretrained(table.clone(), freeze=frozen)
     embedder.num_classes = len(table) - 1

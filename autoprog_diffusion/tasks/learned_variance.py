@@ -59,15 +59,25 @@ def variational_bound(
     upper = at(beta.log())
     share = (variance.float() + 1) / 2
     log_variance = lower + share * (upper - lower)
-    # Kullback-Leibler divergence of two Gaussians.
-    divergence = 0.5 * (log_variance - lower - 1 + (lower - log_variance).exp())
-    distance = (true_mean - mean).square()
-    divergence = divergence + 0.5 * distance * (-log_variance).exp()
+    divergence = gaussian_divergence(true_mean - mean, lower, log_variance)
     # The last step is a likelihood of the data instead.
     likelihood = -discretized_log_likelihood(clean, mean, 0.5 * log_variance)
     last = (timesteps == 0).view(-1, 1, 1, 1)
     nats = torch.where(last, likelihood, divergence).mean()
     return nats / math.log(2.0)
+
+
+def gaussian_divergence(distance: Tensor, log_variance: Tensor, other: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of a Gaussian from another one, in nats, elementwise.
+
+    Args:
+        distance: Of the means.
+        log_variance: Of the first Gaussian.
+        other: Log variance of the other one.
+    """
+    variances = other - log_variance - 1 + (log_variance - other).exp()
+    means = 0.5 * distance.square() * (-other).exp()
+    return 0.5 * variances + means
 
 
 def discretized_log_likelihood(values: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

@@ -99,7 +99,8 @@ def erased(images: Tensor, probability: float) -> Tensor:
     height, width = images.shape[2:]
     size, shape, y, x, chance = torch.rand(len(images), 5).unbind(1)
     area = height * width * between(*_ERASED_AREA, size)
-    ratio = between(*_ERASED_LOG_RATIO, shape).exp()
+    log_ratio = between(*_ERASED_LOG_RATIO, shape)
+    ratio = log_ratio.exp()
     rows = _interval(height, area * ratio, y)
     columns = _interval(width, area / ratio, x)
     chosen = (chance < probability).view(-1, 1, 1)
@@ -128,7 +129,8 @@ def _interval(length: int, square: Tensor, place: Tensor) -> Tensor:
 def one_hot(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     """(N,) classes -> (N, classes) targets that sum to 1, `smoothing` of it spread over all classes."""
     chosen = F.one_hot(labels, num_classes)
-    return chosen * (1 - smoothing) + smoothing / num_classes
+    spread = smoothing / num_classes
+    return chosen * (1 - smoothing) + spread
 
 
 def mixed(images: Tensor, targets: Tensor, settings: AugmentSettings) -> tuple[Tensor, Tensor]:
@@ -138,9 +140,14 @@ def mixed(images: Tensor, targets: Tensor, settings: AugmentSettings) -> tuple[T
     """
     mixup = settings.mixup
     cutmix = settings.cutmix
-    if not (mixup or cutmix) or not _happens(settings.mixup_prob):
+    if not (mixup or cutmix):
         return images, targets
-    cut = bool(cutmix) and (not mixup or _happens(settings.mixup_switch_prob))
+    if not _happens(settings.mixup_prob):
+        return images, targets
+    # Chance decides only where both are on.
+    cut = bool(cutmix)
+    if mixup and cutmix:
+        cut = _happens(settings.mixup_switch_prob)
     alpha = cutmix if cut else mixup
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     if cut:
@@ -151,6 +158,7 @@ def mixed(images: Tensor, targets: Tensor, settings: AugmentSettings) -> tuple[T
 
 
 def _happens(probability: float) -> bool:
+    """Draw once for the whole batch."""
     return float(torch.rand(())) < probability
 
 

@@ -86,7 +86,7 @@ def rand_augment(images: Tensor, settings: RandAugment) -> Tensor:
 
 
 def _strengths(count: int, settings: RandAugment) -> Tensor:
-    """(count,) signed strengths in [-1, 1] around the magnitude."""
+    """(count,) strengths in [-1, 1]: a tenth of magnitudes around the settings', with random signs."""
     level = torch.full((count,), float(settings.magnitude))
     if settings.deviation:
         level += settings.deviation * torch.randn(count)
@@ -118,6 +118,7 @@ def _affine(images: Tensor, entries: dict[tuple[int, int], Tensor]) -> Tensor:
 
 
 def _rotate(images: Tensor, strength: Tensor) -> Tensor:
+    """Rotate by at most 30 degrees."""
     angle = strength * math.radians(30)
     cos = angle.cos()
     sin = angle.sin()
@@ -131,12 +132,12 @@ def _rotate(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _shear(images: Tensor, strength: Tensor, axis: int) -> Tensor:
-    """Shear along an axis: 0 is x, 1 is y."""
+    """Shear by at most 0.3 along an axis: 0 is x, 1 is y."""
     return _affine(images, {(axis, 1 - axis): 0.3 * strength})
 
 
 def _translate(images: Tensor, strength: Tensor, axis: int) -> Tensor:
-    """Shift along an axis: 0 is x, 1 is y."""
+    """Shift by at most 45 % of the side along an axis: 0 is x, 1 is y."""
     side = images.shape[3 - axis]
     pixels = 0.45 * side * strength
     return _affine(images, {(axis, 2): pixels})
@@ -148,10 +149,12 @@ def _always(change: Callable[[Tensor], Tensor]) -> Operation:
 
 
 def _per_image(values: Tensor) -> Tensor:
+    """(n,) values, one for each of n images, as (n, 1, 1, 1)."""
     return values.view(-1, 1, 1, 1)
 
 
 def _posterize(images: Tensor, strength: Tensor) -> Tensor:
+    """Keep the 4 to 1 highest bits of every pixel."""
     lost = (4 * strength.abs()).floor()
     # At least one bit: timm allows none at magnitude 10, which is a black image.
     bits = (4 - lost).clamp(min=1)
@@ -161,13 +164,16 @@ def _posterize(images: Tensor, strength: Tensor) -> Tensor:
 
 
 def _solarize(images: Tensor, strength: Tensor) -> Tensor:
+    """Invert pixels above a threshold."""
     threshold = _per_image(1 - strength.abs())
     return torch.where(images < threshold, images, 1 - images)
 
 
 def _solarize_add(images: Tensor, strength: Tensor) -> Tensor:
+    """Brighten the darker half of the pixels by at most 110 of 255."""
     added = _per_image(110 / 255 * strength.abs())
-    return torch.where(images < 128 / 255, images + added, images)
+    dark = images < 128 / 255
+    return torch.where(dark, images + added, images)
 
 
 def _by_factor(enhanced: Operation) -> Operation:
