@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,11 +42,7 @@ def variational_bound(
     posterior = beta * (1 - previous) / noise
     # It is 0 at step 0, where its logarithm is not needed.
     posterior[0] = posterior[1]
-
-    def at(table: Tensor) -> Tensor:
-        """(N, 1, 1, 1) float32."""
-        return table[timesteps].float().view(-1, 1, 1, 1)
-
+    at = partial(_entries, timesteps=timesteps)
     # The mean of q(x_{t-1} | x_t, x_0) is a weighted sum of x_0 and x_t.
     clean_weight = at(beta * previous.sqrt() / noise)
     noisy_weight = at((1 - previous) * (alpha_bar / previous).sqrt() / noise)
@@ -56,15 +53,24 @@ def variational_bound(
     predicted = predicted / at(alpha_bar.sqrt())
     mean = clean_weight * predicted + noisy_part
     lower = at(posterior.log())
-    upper = at(beta.log())
-    share = (variance.float() + 1) / 2
-    log_variance = lower + share * (upper - lower)
+    log_variance = _log_variance(variance.float(), lower, at(beta.log()))
     divergence = gaussian_divergence(true_mean - mean, lower, log_variance)
     # The last step is a likelihood of the data instead.
     likelihood = -discretized_log_likelihood(clean, mean, 0.5 * log_variance)
     last = (timesteps == 0).view(-1, 1, 1, 1)
     nats = torch.where(last, likelihood, divergence).mean()
     return nats / math.log(2.0)
+
+
+def _entries(table: Tensor, timesteps: Tensor) -> Tensor:
+    """Entries of a table at (N,) timesteps, (N, 1, 1, 1) float32."""
+    return table[timesteps].float().view(-1, 1, 1, 1)
+
+
+def _log_variance(place: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Log variance at a place between its bounds: -1 is the lower, 1 the upper."""
+    share = (place + 1) / 2
+    return lower + share * (upper - lower)
 
 
 def gaussian_divergence(distance: Tensor, log_variance: Tensor, other: Tensor) -> Tensor:
