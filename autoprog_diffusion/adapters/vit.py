@@ -32,7 +32,7 @@ def declared_by_timm(model: nn.Module) -> Layout:
         UnitError: It names no block, or something that is not a module.
     """
     groups: Any = model.group_matcher()  # type: ignore[operator]
-    inputs: list[str] = []
+    inputs = []
     blocks: dict[Position, list[str]] = {}  # position -> names of the modules of one block
     for name in dict(model.named_parameters()):
         group, position, module = _place(groups, name)
@@ -46,7 +46,7 @@ def declared_by_timm(model: nn.Module) -> Layout:
         raise UnitError(
             f"{type(model).__name__}.group_matcher names {strange}, which are no modules: give blocks=[...]."
         )
-    return build_layout(model, [(modules[0], modules) for modules in in_order], inputs)
+    return build_layout(model, in_order, inputs)
 
 
 def declared_by_transformers(model: nn.Module) -> Layout:
@@ -64,7 +64,7 @@ def declared_by_transformers(model: nn.Module) -> Layout:
         raise UnitError(f"{type(model).__name__} has no list of the layers it declares, {sorted(declared)}.")
     first_layer = f"{blocks[0]}."
     inputs = takewhile(lambda name: not name.startswith(first_layer), dict(model.named_parameters()))
-    return build_layout(model, [(name, [name]) for name in blocks], list(inputs))
+    return build_layout(model, [[name] for name in blocks], list(inputs))
 
 
 def no_stage_embedding(model: nn.Module, config: GrowthConfig) -> None:

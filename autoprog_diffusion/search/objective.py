@@ -59,11 +59,13 @@ class Score:
 
     def to_dict(self) -> JSON:
         """The score as plain JSON types, infinities and nans as text."""
-        values = {**asdict(self.candidate), "blocks": list(self.candidate.blocks)}
+        values = asdict(self.candidate)
+        values["blocks"] = list(self.candidate.blocks)
         for name in (*MEASURES, "value"):
             value = getattr(self, name)
             values[name] = value if math.isfinite(value) else str(value)
-        return {**values, "degenerate": self.degenerate}
+        values["degenerate"] = self.degenerate
+        return values
 
 
 Decision = tuple[int, list[Score]]  # index of the choice, and the scores with their values
@@ -92,11 +94,14 @@ def list_candidates(
         SearchError: No candidate contains the blocks that train already.
     """
     training = set(current)
-    found: dict[Candidate, None] = {}  # keeps the first of equal ones, in order
-    for (name, chosen), resolution in product(_named_sets(config, num_blocks).items(), resolutions):
+    one_size = list(resolutions) == [1.0]
+    found = {}  # candidate -> None; keeps the first of equal ones, in order
+    for name, chosen in _named_sets(config, num_blocks).items():
         blocks = tuple(sorted({*chosen, *always}))
-        label = name if list(resolutions) == [1.0] else f"{name} at {resolution}"
-        if training.issubset(blocks):
+        if not training.issubset(blocks):
+            continue
+        for resolution in resolutions:
+            label = name if one_size else f"{name} at {resolution}"
             found.setdefault(Candidate(label, blocks, resolution))
     if not found:
         raise SearchError(
@@ -114,7 +119,8 @@ def _named_sets(config: GrowthConfig, num_blocks: int) -> dict[str, Sequence[int
         smallest = config.min_trainable
         levels = max(1, round(1 / smallest))
         for order, level in product(config.search_orders, range(1, levels)):
-            sets[f"{order} {level}/{levels}"] = select_blocks(order, num_blocks, level / levels, smallest)
+            blocks = select_blocks(order, num_blocks, level / levels, smallest)
+            sets[f"{order} {level}/{levels}"] = blocks
     for index, blocks in enumerate(config.search_candidates or ()):
         if not set(full).issuperset(blocks):
             raise SearchError(f"search_candidates: {blocks} names blocks outside 0 to {num_blocks - 1}.")
@@ -137,12 +143,10 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 def rank_vote(scores: Sequence[Score]) -> list[float]:
     """Vote by ranks (AutoProg-Zero): 1.0 rank(cost) + 0.5 rank(kappa) + 0.5 rank(ZiCo) of every candidate."""
-    votes = zip(
-        ranks([score.cost for score in scores]),
-        ranks([score.kappa for score in scores]),
-        ranks([-score.zico for score in scores]),  # higher is better
-    )
-    return [cost + 0.5 * (kappa + zico) for cost, kappa, zico in votes]
+    by_cost = ranks([score.cost for score in scores])
+    by_kappa = ranks([score.kappa for score in scores])
+    by_zico = ranks([-score.zico for score in scores])  # higher is better
+    return [cost + 0.5 * (kappa + zico) for cost, kappa, zico in zip(by_cost, by_kappa, by_zico)]
 
 
 def gain_per_cost(scores: Sequence[Score]) -> list[float]:
@@ -150,8 +154,11 @@ def gain_per_cost(scores: Sequence[Score]) -> list[float]:
     highest = max((score.cost for score in scores), default=0.0)
     values = []
     for score in scores:
-        # Nothing can be said about a candidate without a cost: it comes last.
-        values.append(-score.gain * highest / score.cost if score.cost > 0 else math.inf)
+        if score.cost > 0:
+            values.append(-score.gain * highest / score.cost)
+        else:
+            # Nothing can be said about a candidate without a cost: it comes last.
+            values.append(math.inf)
     return values
 
 

@@ -190,7 +190,7 @@ def calls_from_loss(model: nn.Module, loss_fn: LossFunction, batches: Iterable[A
 
 def take_gradients(model: nn.Module) -> NamedTensors:
     """Remove the gradients from a model's parameters; returns those that are there, by name."""
-    taken: NamedTensors = {}
+    taken = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             taken[name] = parameter.grad
@@ -254,7 +254,7 @@ def map_members(value: Any, function: Callable[[Any], Any]) -> Any:
 
 def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists and dicts."""
-    found: list[Tensor] = []
+    found = []
     map_tensors(value, found.append)
     return found
 
