@@ -52,12 +52,7 @@ class GrowthScheduler:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        config: GrowthConfig,
-        accelerator: Any = None,
-        *,
-        blocks: Sequence[str] | None = None,
+        self, model: nn.Module, config: GrowthConfig, accelerator: Any = None, *, blocks: Sequence[str] | None = None
     ) -> None:
         host.check_backend(accelerator, config, model)
         host.check_bare(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,8 +88,7 @@ class _Watched:
         gram: Computes the matrices.
         batch: Number of samples, N.
         grams: Takes the matrices in: name of the parameter -> (N, N).
-        inputs: First argument of every run of the module, (N, ...).
-        gradients: Number of the run -> gradient of its output, (N, ...).
+        runs: For every run of the module its first argument, (N, ...), and later the gradient of its output, (N, ...).
         separable: Whether the runs are per sample and can be joined; otherwise the slow way is left.
     """
 
@@ -97,40 +96,38 @@ class _Watched:
     gram: GramFunction
     batch: int
     grams: Grams
-    inputs: list[Tensor] = field(default_factory=list)
-    gradients: dict[int, Tensor] = field(default_factory=dict)
+    runs: list[list[Tensor]] = field(default_factory=list)
     separable: bool = True
 
     def remember(self, module: nn.Module, args: Any, output: Tensor) -> None:
         """Forward hook of the module."""
         if not output.requires_grad:
             return
-        number = len(self.inputs)
         inputs, *_ = args
-        self.inputs.append(inputs.detach())
         # Runs on images of different sizes have different windows.
-        windows_differ = number > 0 and isinstance(module, (nn.Conv2d, nn.GroupNorm))
+        windows_differ = bool(self.runs) and isinstance(module, (nn.Conv2d, nn.GroupNorm))
         per_sample = len(inputs) == len(output) == self.batch
         if windows_differ or not per_sample:
             self.separable = False
-        output.register_hook(partial(self.receive, module, number))
+        run = [inputs.detach()]
+        self.runs.append(run)
+        output.register_hook(partial(self.receive, module, run))
 
-    def receive(self, module: nn.Module, number: int, gradient: Tensor) -> None:
+    def receive(self, module: nn.Module, run: list[Tensor], gradient: Tensor) -> None:
         """Hook on the output of a run: the last gradient that arrives completes the matrices."""
-        self.gradients[number] = gradient.detach()
-        if not self.separable or len(self.gradients) < len(self.inputs):
+        run.append(gradient.detach())
+        if not self.separable or min(map(len, self.runs)) < 2:
             return
-        # Gradients arrive in another order than the runs, in general the reverse one.
-        gradients = [self.gradients[run] for run in range(len(self.inputs))]
+        inputs, gradients = zip(*self.runs)
         with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
-            matrices = self.gram(module, _joined(self.inputs), _joined(gradients))
+            matrices = self.gram(module, _joined(inputs), _joined(gradients))
         for leaf, matrix in matrices.items():
             self.grams[f"{self.name}.{leaf}".removeprefix(".")] = matrix
-        self.inputs.clear()  # frees the activations
-        self.gradients.clear()
+        for done in self.runs:
+            done.clear()  # frees the activations, which the hooks hold as well
 
 
-def _joined(runs: list[Tensor]) -> Tensor:
+def _joined(runs: Sequence[Tensor]) -> Tensor:
     """The runs' tokens side by side: a module that ran several times has the sum of the runs' gradients."""
     first, *more = runs
     if not more:

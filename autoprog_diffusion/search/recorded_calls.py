@@ -141,7 +141,7 @@ class CallRecorder:
 
     def saved(self) -> list[Any]:
         """The calls as plain containers of tensors."""
-        return [(call.args, call.kwargs, call.gradient, call.listed) for call in self._calls]
+        return [tuple(vars(call).values()) for call in self._calls]
 
     def restore(self, calls: Iterable[Any], device: torch.device) -> None:
         """Put back calls that `saved` gave, on `device`."""
