@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from itertools import chain, takewhile
 from typing import Any
 
@@ -33,15 +34,15 @@ def declared_by_timm(model: nn.Module) -> Layout:
     """
     groups: Any = model.group_matcher()  # type: ignore[operator]
     inputs = []
-    blocks: dict[Position, list[str]] = {}  # position -> names of the modules of one block
+    blocks = defaultdict(dict)  # position -> names of the modules of one block, each with None
     for name in dict(model.named_parameters()):
         group, position, module = _place(groups, name)
         if group == "stem":
             inputs.append(name)
-        elif position[-1] != AFTER and module not in blocks.setdefault(position, []):
-            blocks[position].append(module)
-    in_order = [modules for _, modules in sorted(blocks.items())]
-    strange = sorted(set(chain(*in_order)) - dict(model.named_modules()).keys())
+        elif position[-1] != AFTER:
+            blocks[position][module] = None
+    in_order = [list(blocks[position]) for position in sorted(blocks)]
+    strange = sorted(set(chain(*in_order)).difference(dict(model.named_modules())))
     if strange:
         raise UnitError(
             f"{type(model).__name__}.group_matcher names {strange}, which are no modules: give blocks=[...]."

@@ -28,7 +28,7 @@ class LRRewarmup:
         self._steps = steps
         self._layout = layout
         self._opened: dict[str, int] = {}
-        self._groups: list[tuple[dict[str, Any], str]] = []
+        self._groups: list[tuple[Any, str]] = []  # an optimizer's group, and its unit
         self._rates: list[Any] = []
         self._step = 0
         self._hooks = ExitStack()

@@ -31,10 +31,7 @@ class SearchLike(Protocol):
         ...
 
     def choose(self, stage: int, current: Stage, resolutions: Sequence[Resolution]) -> tuple[Stage, JSON]:
-        """The choice for plan stage `stage`, the same on every rank, and a record of it in plain JSON types.
-
-        Blocks and resolution count; the plan says when the stage starts.
-        """
+        """What plan stage `stage` becomes (its start does not count), the same on every rank, and a record of it."""
         ...
 
     def stop(self) -> None:

@@ -80,7 +80,7 @@ def count_costs(model: nn.Module, layout: Layout, call: RecordedCall, firsts: It
         firsts: Indices of blocks that are the first to train in some candidate; each takes one more step.
     """
     with flop_counter() as counter:
-        return _unit_costs(model, layout, call, firsts, lambda: float(counter.get_total_flops()))
+        return _unit_costs(model, layout, call, firsts, counter.get_total_flops)
 
 
 def measure_costs(

@@ -124,7 +124,6 @@ def _scale_grams(module: Any, normal: Tensor, gradients: Tensor) -> Grams:
 
 def _grams(module: Any, weight: Tensor, gradients: Tensor) -> Grams:
     """The Gram matrix of the weight, and of the bias if there is one, from the output gradients (N, T, O)."""
-    grams = {"weight": weight}
-    if getattr(module, "bias", None) is not None:
-        grams["bias"] = vector_gram(gradients.sum(1))
-    return grams
+    if getattr(module, "bias", None) is None:
+        return {"weight": weight}
+    return {"weight": weight, "bias": vector_gram(gradients.sum(1))}

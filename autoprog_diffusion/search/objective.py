@@ -114,13 +114,12 @@ def list_candidates(
 def _named_sets(config: GrowthConfig, num_blocks: int) -> dict[str, Sequence[int]]:
     """Sets of block indices to choose from, by name: the levels of every order or the user's own, and all blocks."""
     full = range(num_blocks)
-    sets: dict[str, Sequence[int]] = {}
+    sets = {}
     if config.search_candidates is None:
         smallest = config.min_trainable
         levels = max(1, round(1 / smallest))
         for order, level in product(config.search_orders, range(1, levels)):
-            blocks = select_blocks(order, num_blocks, level / levels, smallest)
-            sets[f"{order} {level}/{levels}"] = blocks
+            sets[f"{order} {level}/{levels}"] = select_blocks(order, num_blocks, level / levels, smallest)
     for index, blocks in enumerate(config.search_candidates or ()):
         if not set(full).issuperset(blocks):
             raise SearchError(f"search_candidates: {blocks} names blocks outside 0 to {num_blocks - 1}.")
@@ -136,8 +135,8 @@ def ranks(values: Sequence[float]) -> list[float]:
     known = [math.inf if math.isnan(value) else value for value in values]
     found = []
     for value in known:
-        better = [other for other in known if other < value and not math.isclose(other, value, rel_tol=1e-6)]
-        found.append(1.0 + len(better))
+        better = sum(other < value and not math.isclose(other, value, rel_tol=1e-6) for other in known)
+        found.append(1.0 + better)
     return found
 
 

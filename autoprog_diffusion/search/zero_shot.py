@@ -151,7 +151,7 @@ class ZeroShotSearch:
         count = self._config.search_batches
         if run.loss_fn is not None and run.batches is not None:
             return calls_from_loss(run.model, run.loss_fn, run.batches, count)
-        calls = self._recorder.calls
+        calls = list(self._recorder.calls)
         if len(calls) < 2:
             raise SearchError(
                 f"{len(calls)} training calls were recorded before the search, at least 2 are needed: call the model "

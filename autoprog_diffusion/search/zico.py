@@ -145,9 +145,7 @@ class _Moments:
         ratios = self.absolute / count / std
         gains = reference * second_half / rms
         # Entries without noise, or without a gradient, say nothing.
-        inverse_noise = ratios[std > 0].sum()
-        gain = gains[rms > 0].sum()
-        return ParameterScore(inverse_noise.item(), gain.item())
+        return ParameterScore(ratios[std > 0].sum().item(), gains[rms > 0].sum().item())
 
     def _add_waiting(self) -> None:
         """Take the waiting gradient into the sums."""
