@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import nn
 
+from assets.tiny_pipelines import load_tiny_flow
 from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, hub_options, make_latents, noise_settings
 from autoprog_diffusion.tasks.flow_matching import (
     FlowMatching,
@@ -35,7 +36,6 @@ from autoprog_diffusion.tasks.flow_matching import (
     text_length,
 )
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
-from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_flow
 from autoprog_diffusion.training.arguments import TrainArguments
 from autoprog_diffusion.training.run import main
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tyro.conf import OmitArgPrefixes
-
 from autoprog_diffusion.data.latents import Latents
-from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.arguments import Arguments, flat_flags
 from autoprog_diffusion.training.build import image_settings
 
 from .class_conditional import ClassSettings
@@ -25,39 +23,44 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+@flat_flags
 @dataclass(frozen=True)
 class ClassConditionalArguments(Arguments):
     """All groups of arguments, and the classes."""
 
-    classes: OmitArgPrefixes[ClassSettings] = field(default_factory=ClassSettings)
+    classes: ClassSettings = ClassSettings()
 
 
+@flat_flags
 @dataclass(frozen=True)
 class DreamboothArguments(Arguments):
     """All groups of arguments, and subject and class."""
 
-    subject: OmitArgPrefixes[SubjectSettings] = field(default_factory=SubjectSettings)
+    subject: SubjectSettings = SubjectSettings()
 
 
+@flat_flags
 @dataclass(frozen=True)
 class FlowMatchingArguments(Arguments):
     """All groups of arguments, and flow matching."""
 
-    flow: OmitArgPrefixes[FlowSettings] = field(default_factory=FlowSettings)
+    flow: FlowSettings = FlowSettings()
 
 
+@flat_flags
 @dataclass(frozen=True)
 class LoraArguments(FlowMatchingArguments):
     """All groups of arguments, flow matching for SD3 and Flux, and LoRA."""
 
-    lora: OmitArgPrefixes[LoraSettings] = field(default_factory=LoraSettings)
+    lora: LoraSettings = LoraSettings()
 
 
+@flat_flags
 @dataclass(frozen=True)
 class SDXLArguments(Arguments):
     """All groups of arguments, and Stable Diffusion XL's."""
 
-    xl: OmitArgPrefixes[SDXLSettings] = field(default_factory=SDXLSettings)
+    xl: SDXLSettings = SDXLSettings()
 
 
 def hub_options(args: Arguments) -> dict[str, str | None]:

@@ -97,16 +97,17 @@ def newest_checkpoint(root: Path) -> Path | None:
 
     Not the one of the highest step: a run that went back to an older checkpoint leaves later steps behind.
     """
-    found = _complete_ones(root)
-    return found[-1] if found else None
+    return next(reversed(_complete_ones(root)), None)
 
 
-def find_checkpoint(root: Path, wanted: str) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` names; for `latest`, the newest complete one or None.
+def find_checkpoint(root: Path, wanted: str | None) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` names, if it does; for `latest`, the newest complete one or None.
 
     Raises:
         StateError: A named checkpoint does not exist or is not complete; the message lists those that are.
     """
+    if wanted is None:
+        return None
     if wanted == "latest":
         return newest_checkpoint(root)
     for path in (Path(wanted), root / wanted):

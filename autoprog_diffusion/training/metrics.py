@@ -99,13 +99,11 @@ class Metrics:
 
     def state_dict(self) -> dict[str, Any]:
         """All metrics, as plain lists."""
-        return {"rows": self.rows, "flops": self.flops, "validations": self.validations}
+        return dict(vars(self))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go back to the metrics of a checkpoint."""
-        self.rows = state_dict["rows"]
-        self.flops = state_dict["flops"]
-        self.validations = state_dict["validations"]
+        vars(self).update(state_dict)
 
 
 def fullest(summaries: list[StageSummary]) -> StageSummary:

@@ -19,7 +19,7 @@ from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 
-from .arguments import Arguments, autoprog_zero, check_arguments, flag_value, growth_config
+from .arguments import Arguments, autoprog_zero, check_arguments, growth_config, take_flag
 from .build import make_accelerator, make_loader
 from .diffusion import DiffusionTrainer, Task
 from .run import Script
@@ -111,9 +111,10 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         return args.model.pretrained_model_name_or_path or str(self.default_model)
 
     def parse(self, argv: Sequence[str], description: str | None = None) -> AnyArguments:
-        named = flag_value(argv, "pretrained_model_name_or_path") is not None
-        defaults = self.defaults if named else self.model_defaults
-        if flag_value(argv, "growth") == "autoprog_zero":
+        model, _ = take_flag(argv, "pretrained_model_name_or_path")
+        growth, _ = take_flag(argv, "growth")
+        defaults = self.model_defaults if model is None else self.defaults
+        if growth == "autoprog_zero":
             defaults = replace(defaults, growth=autoprog_zero())
         return tyro.cli(type(defaults), args=list(argv), default=defaults, description=description)
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Column, Table
@@ -98,36 +99,42 @@ def print_table(title: str, rows: Sequence[Mapping[str, str]], caption: str | No
 
 def saving_sentence(summaries: list[StageSummary]) -> str:
     """What the run saved, in one sentence."""
-    parts = []
     ratios = saving(summaries)
-    for cost, comparative, unit in (("flops", "fewer", "FLOPs"), ("time", "less", "time")):
-        share = 1 - 1 / ratios[cost]
-        parts.append(f"{abs(share):.0%} {comparative if share >= 0 else 'more'} {unit}")
-    return f"{' and '.join(parts)} than as many steps of full training (stage {fullest(summaries).stage + 1})."
+    flops = 1 - 1 / ratios["flops"]
+    time = 1 - 1 / ratios["time"]
+    return (
+        f"{abs(flops):.0%} {'fewer' if flops >= 0 else 'more'} FLOPs and {abs(time):.0%} "
+        f"{'less' if time >= 0 else 'more'} time than as many steps of full training "
+        f"(stage {fullest(summaries).stage + 1})."
+    )
 
 
 def print_decision(decision: dict[str, Any]) -> None:
     """Print the best candidates of one search: their scores, their cost, and which was chosen."""
-    candidates = decision["candidates"]
-    if "value" in candidates[0]:
-        candidates = sorted(candidates, key=lambda candidate: float(candidate["value"]))
-    most_expensive = max(float(candidate.get("cost", 0.0)) for candidate in candidates) or 1.0
+    # Of searches whose scores do not add up, the order is theirs.
+    candidates = sorted(decision["candidates"], key=lambda candidate: float(candidate.get("value", 0)))
+    most_expensive = max(scores(candidate).get("cost", 0) for candidate in candidates) or 1
     rows = []
     for candidate in candidates[:MOST_CANDIDATES]:
-        row = {name: f"{float(candidate[name]):.4g}" for name in SCORES if name in candidate}
-        if "cost" in row:
-            row["cost"] = f"{float(candidate['cost']) / most_expensive:.0%}"
-        shape = {
+        row = {
             "candidate": candidate.get("name", ""),
-            "blocks": f"{depth_of(candidate)}",
-            "pixels": f"{candidate.get('resolution', '')}",
+            "blocks": str(depth_of(candidate)),
+            "pixels": str(candidate.get("resolution", "")),
         }
-        rows.append({**shape, **row, "": "chosen" if is_chosen(decision, candidate) else ""})
+        for name, score in scores(candidate).items():
+            row[name] = f"{score / most_expensive:.0%}" if name == "cost" else f"{score:.4g}"
+        row[""] = "chosen" if is_chosen(decision, candidate) else ""
+        rows.append(row)
     method = decision.get("objective") or decision.get("search", "")
     seconds = f", {decision['seconds']:.1f} s" if "seconds" in decision else ""
-    more = len(candidates) - len(rows)
     title = f"search for stage {decision['stage'] + 1} ({method}{seconds})"
+    more = len(candidates) - len(rows)
     print_table(title, rows, caption=f"{more} more in growth.json" if more else None)
+
+
+def scores(candidate: dict[str, Any]) -> dict[str, float]:
+    """The numbers that a search gave a candidate; JSON has infinite ones as words."""
+    return {name: float(candidate[name]) for name in SCORES if name in candidate}
 
 
 def is_chosen(decision: dict[str, Any], candidate: dict[str, Any]) -> bool:
@@ -152,9 +159,9 @@ def draw_timeline(path: Path, metrics: Metrics) -> None:
     rows = metrics.rows
     panels = {
         "loss": rows["loss"],
-        "trains (%)": [100 * value for value in rows["trainable"]],
+        "trains (%)": 100 * np.array(rows["trainable"]),
         "pixels": rows["resolution"],
-        "step (ms)": [1000 * value for value in rows["seconds"]],
+        "step (ms)": 1000 * np.array(rows["seconds"]),
     }
     count = len(panels) + bool(metrics.validations)
     figure = Figure(figsize=(9, 3 + count), dpi=110, layout="tight")
@@ -165,7 +172,7 @@ def draw_timeline(path: Path, metrics: Metrics) -> None:
         axis.set_ylabel(label)
         if label != "loss":
             # The slowest steps, which build kernels or evaluate candidates, may lie outside the picture.
-            axis.set_ylim(0, 1.6 * sorted(values)[len(values) * 9 // 10])
+            axis.set_ylim(0, 1.6 * np.quantile(values, 0.9))
     axes[0].plot(steps, smooth(rows["loss"]), color="C0")
     axes[0].set_yscale("log")
     if metrics.validations:
@@ -191,18 +198,16 @@ def smooth(values: Iterable[float], weight: float = 0.98) -> list[float]:
         [2.0, 2.0, 2.0]
     """
     result = []
-    total = 0.0
-    norm = 0.0
-    for value in values:
-        total = weight * total + (1 - weight) * value
-        norm = weight * norm + (1 - weight)
-        result.append(total / norm)
+    average = 0.0
+    for count, value in enumerate(values, start=1):
+        average += (1 - weight) * (value - average)
+        result.append(average / (1 - weight**count))
     return result
 
 
 def _draw_accuracy(axis: Any, validations: list[dict[str, float]]) -> None:
-    steps = [row["step"] for row in validations]
-    for name, label in (("accuracy", "raw weights"), ("ema_accuracy", "average")):
-        axis.plot(steps, [100 * row[name] for row in validations], ".-", label=label)
+    for name, label in {"accuracy": "raw weights", "ema_accuracy": "average"}.items():
+        points = [(row["step"], 100 * row[name]) for row in validations]
+        axis.plot(*zip(*points), ".-", label=label)
     axis.set(ylabel="accuracy (%)", ylim=(0, None))
     axis.legend(loc="lower right", fontsize=8)

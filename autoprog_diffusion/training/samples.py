@@ -144,9 +144,10 @@ def save_images(folder: Path, images: Sequence[Image.Image]) -> None:
 
 def load_images(folder: Path, count: int) -> list[Image.Image]:
     """Read `count` images that `save_images` wrote; an empty list where it wrote fewer."""
-    if not all((folder / f"{index}.png").exists() for index in range(count)):
+    files = [folder / f"{index}.png" for index in range(count)]
+    if not all(file.exists() for file in files):
         return []
-    return [Image.open(folder / f"{index}.png").convert("RGB") for index in range(count)]
+    return [Image.open(file).convert("RGB") for file in files]
 
 
 def _wrap(prompt: str, width: int = 16, lines: int = 3) -> str:

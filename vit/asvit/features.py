@@ -95,8 +95,10 @@ def feature_condition_numbers(
             model.load_state_dict(state)
             with leaving_no_trace(wrapped):
                 _freeze_unreached(wrapped, images[:1])
-                grams = [gram for name, gram in parameter_grams(wrapped, call).items() if "weight" in name]
-            kappas.append(condition_number(torch.stack(grams).sum(0)))
+                grams = parameter_grams(wrapped, call)
+            # In the model's order: rounding depends on the order of a sum.
+            weights = [grams[name] for name, _ in wrapped.named_parameters() if "weight" in name and name in grams]
+            kappas.append(condition_number(torch.stack(weights).sum(0)))
     finally:
         model.load_state_dict(before)
     return kappas

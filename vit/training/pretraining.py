@@ -82,7 +82,6 @@ class Pretraining(ViTScript[Arguments]):
         set_seed(args.train.seed)
         model = _build(args, len(data.classes))
         growth = ViTGrowth(model, config, accelerator)
-        set_seed(args.train.seed, device_specific=True)
         drop_path = args.model.drop_path
         return PretrainTrainer(model, growth, data, args, accelerator, image_size=size, drop_path=drop_path)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from autoprog_diffusion.data.images import DataError
@@ -67,6 +68,7 @@ class ViTTrainer(Trainer):
         plan: GrowthPlan | None = None,
     ) -> None:
         train = args.train
+        set_seed(train.seed, device_specific=True)  # the weights were drawn alike on every rank, augmentation is not
         super().__init__(
             model,
             growth,
@@ -152,10 +154,9 @@ class ViTTrainer(Trainer):
         done = self.metrics.validations
         if done and done[-1]["step"] == self.step:
             return done[-1]
-        raw = self.evaluate(averaged=False)
-        average = self.evaluate(averaged=True)
-        row = {"step": float(self.step), **raw}
-        row |= {f"ema_{name}": value for name, value in average.items()}
+        row = {"step": float(self.step), **self.evaluate(averaged=False)}
+        for name, value in self.evaluate(averaged=True).items():
+            row[f"ema_{name}"] = value
         row["blocks"] = float(self.blocks)
         for name in ("seconds", "cpu_seconds", "flops"):
             row[name] = self.metrics.total(name)
