@@ -108,9 +108,6 @@ def _place(groups: dict[str, Any], name: str) -> tuple[str, Position, str]:
 register_adapter(Adapter("timm", (), declared_by_timm, no_stage_embedding), matches=is_timm_model)
 register_adapter(
     Adapter(
-        "transformers ViT",
-        ("DeiTPreTrainedModel", "ViTPreTrainedModel"),
-        declared_by_transformers,
-        no_stage_embedding,
+        "transformers ViT", ("DeiTPreTrainedModel", "ViTPreTrainedModel"), declared_by_transformers, no_stage_embedding
     )
 )

@@ -44,11 +44,8 @@ class UnitCosts:
     @property
     def weight_gradient(self) -> Costs:
         """Cost that training the unit's own parameters adds to its backward pass."""
-        costs = {}
-        for name, total in self.backward[0].items():
-            # Noise in a measured cost must not make it negative.
-            costs[name] = max(0.0, total - self.input_gradient[name])
-        return costs
+        # Noise in a measured cost must not make it negative.
+        return {name: max(0.0, total - self.input_gradient[name]) for name, total in self.backward[0].items()}
 
     def step(self, layout: Layout, blocks: Collection[int]) -> float:
         """Cost of one step that trains `blocks`.

@@ -153,11 +153,8 @@ def gain_per_cost(scores: Sequence[Score]) -> list[float]:
     highest = max((score.cost for score in scores), default=0.0)
     values = []
     for score in scores:
-        if score.cost > 0:
-            values.append(-score.gain * highest / score.cost)
-        else:
-            # Nothing can be said about a candidate without a cost: it comes last.
-            values.append(math.inf)
+        # Nothing can be said about a candidate without a cost: it comes last.
+        values.append(-score.gain * highest / score.cost if score.cost > 0 else math.inf)
     return values
 
 

@@ -173,17 +173,16 @@ class ZeroShotSearch:
 
     def _costs(self, call: RecordedCall, firsts: set[int]) -> UnitCosts:
         """Costs at the shape of `call`; determined once, since they do not change while the model trains."""
-        shape = call.gradient.shape
-        if shape in self._known_costs:
-            return self._known_costs[shape]
-        model = self._run.model
-        layout = self._run.layout
+        costs = self._known_costs.get(call.gradient.shape)
+        if costs is not None:
+            return costs
+        run = self._run
         if self._config.search_cost == "flops":
             # Candidates are compared with each other, and FLOPs are proportional to the number of samples.
-            costs = count_costs(model, layout, call.first(1), firsts)
+            costs = count_costs(run.model, run.layout, call.first(1), firsts)
         else:
-            costs = measure_costs(model, layout, call, firsts, bandwidth=self._bandwidth)
-        self._known_costs[shape] = costs
+            costs = measure_costs(run.model, run.layout, call, firsts, bandwidth=self._bandwidth)
+        self._known_costs[call.gradient.shape] = costs
         return costs
 
 
