@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.training.arguments import Arguments, flat_flags
-from autoprog_diffusion.training.build import image_settings
 
 from .class_conditional import ClassSettings
 from .dreambooth import SubjectSettings
@@ -16,11 +12,6 @@ from .flow_matching import FlowSettings
 from .lora import LoraSettings
 from .objective import NoiseSettings
 from .sdxl import SDXLSettings
-
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from datasets import Dataset
 
 
 @flat_flags
@@ -78,19 +69,4 @@ def noise_settings(args: Arguments) -> NoiseSettings:
         timestep_sampling=train.timestep_sampling,
         snr_gamma=train.snr_gamma,
         prediction_type=train.prediction_type,
-    )
-
-
-def make_latents(
-    pipeline: Any, data: Dataset, args: Arguments, accelerator: Accelerator, *, resolution: int
-) -> Latents:
-    """Latents of the data, cached in the output folder."""
-    return Latents(
-        pipeline.vae,
-        data,
-        accelerator,
-        resolution=resolution,
-        folder=Path(args.output.output_dir) / "cache",
-        images=image_settings(args.data),
-        cached=args.data.cache_latents,
     )

@@ -45,6 +45,8 @@ def write_report(folder: Path, growth: Growth, metrics: Metrics, seconds: dict[s
 def write_growth_json(path: Path, growth: Growth, metrics: Metrics, seconds: dict[str, float]) -> None:
     """Write plan, configuration, history and measurements; `GrowthPlan.load` reads the plan back from it."""
     summaries = metrics.summaries()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    versions = {"autoprog_diffusion": autoprog_diffusion.__version__, "torch": torch.__version__}
     values: dict[str, Any] = {
         "plan": growth.plan.to_dict(),
         "config": growth.config.to_dict(),
@@ -56,8 +58,8 @@ def write_growth_json(path: Path, growth: Growth, metrics: Metrics, seconds: dic
         "seconds": seconds,
         "training_cpu_seconds": metrics.total("cpu_seconds"),
         "training_flops": metrics.total("flops"),
-        "versions": {"autoprog_diffusion": autoprog_diffusion.__version__, "torch": torch.__version__},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "versions": versions,
+        "device": device,
         "command": sys.argv,
     }
     write_text_atomically(path, json.dumps(values, indent=2) + "\n")
@@ -177,17 +179,24 @@ def draw_timeline(path: Path, metrics: Metrics) -> None:
     axes[0].set_yscale("log")
     if metrics.validations:
         _draw_accuracy(axes[-1], metrics.validations)
+    _draw_stages(axes, metrics.summaries())
+    axes[-1].set(xlabel="optimizer step", xlim=(0, len(metrics)))
+    figure.align_ylabels()
+    figure.savefig(path)
+
+
+def _draw_stages(axes: Sequence[Any], summaries: list[StageSummary]) -> None:
+    """Shade and name the stages in all panels, and draw the median time of their steps in the fourth."""
     end = 0
-    for row in metrics.summaries():
+    for row in summaries:
         start = end
         end += row.steps
         for axis in axes:
-            axis.axvspan(start, end, color=f"C{row.stage}", alpha=0.07 * (1 + row.searching), linewidth=0)
+            alpha = 0.14 if row.searching else 0.07
+            axis.axvspan(start, end, color=f"C{row.stage}", alpha=alpha, linewidth=0)
         axes[3].hlines(1000 * row.step_seconds, start, end, color="C3")
-        axes[0].text(start, 1.02, f" stage {row.stage + 1}", transform=axes[0].get_xaxis_transform(), fontsize=9)
-    axes[-1].set(xlabel="optimizer step", xlim=(0, end))
-    figure.align_ylabels()
-    figure.savefig(path)
+        above = axes[0].get_xaxis_transform()
+        axes[0].text(start, 1.02, f" stage {row.stage + 1}", transform=above, fontsize=9)
 
 
 def smooth(values: Iterable[float], weight: float = 0.98) -> list[float]:

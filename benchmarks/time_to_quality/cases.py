@@ -24,14 +24,13 @@ from autoprog_diffusion.growth.errors import GrowthError
 from autoprog_diffusion.tasks.arguments import (
     ClassConditionalArguments,
     FlowMatchingArguments,
-    make_latents,
     noise_settings,
 )
 from autoprog_diffusion.tasks.class_conditional import ClassConditional, ClassSettings, draw_classes, set_classes
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, FlowSettings, draw_prompts
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.training.arguments import Arguments, PictureArguments, TrainArguments
-from autoprog_diffusion.training.build import make_accelerator
+from autoprog_diffusion.training.build import make_accelerator, make_latents
 from autoprog_diffusion.training.diffusion import Task
 from autoprog_diffusion.training.samples import sample_images
 
