@@ -83,10 +83,7 @@ def reinforce(
     with a bias-corrected moving average of the rewards, the current one included, as the baseline.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    logits = []  # one row for every choice, (values of the choice,)
-    for values in space.choices.values():
-        start = 1e-3 * torch.randn(len(values), generator=generator)
-        logits.append(start.requires_grad_())
+    logits = _initial_logits(space, generator)
     optimizer = torch.optim.Adam(logits, lr=settings.learning_rate)
     decay = settings.baseline_decay
     baseline = 0.0
@@ -112,6 +109,15 @@ def reinforce(
     most_probable = genotype_at(space, modes)
     chosen = _sound_one(cache[str(most_probable)], history)
     return Found(chosen.genotype, trace, rewards)
+
+
+def _initial_logits(space: SearchSpace, generator: torch.Generator) -> list[Tensor]:
+    """One trainable row for every choice, (values of the choice,): nearly uniform probabilities."""
+    logits = []
+    for values in space.choices.values():
+        row = 1e-3 * torch.randn(len(values), generator=generator)
+        logits.append(row.requires_grad_())
+    return logits
 
 
 def _draw(logits: Sequence[Tensor], generator: torch.Generator) -> list[int]:

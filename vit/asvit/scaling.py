@@ -173,16 +173,25 @@ def smallest(topology: Genotype, settings: ScalingSettings) -> Genotype:
 
 
 def width_step(topology: Genotype, settings: ScalingSettings) -> int:
-    """What every width must be a multiple of: heads, proxies and hardware all have to divide it."""
+    """What every width C must be a multiple of: heads, proxies and hardware all have to divide it.
+
+    Args:
+        topology: Gives the heads.
+        settings: Constraints on widths and heads, and the proxies' share of the width.
+    """
     heads = topology.heads // 8  # of the first stage; a head has C / (H / 8) channels there
+    of_heads = heads * settings.head_dim_multiple
     of_proxy = settings.shrink * proxy_heads(topology.heads, settings.shrink) // 8
-    return math.lcm(heads * settings.head_dim_multiple, settings.width_multiple, of_proxy)
+    return math.lcm(of_heads, settings.width_multiple, of_proxy)
 
 
 def fits_hardware(genotype: Genotype, settings: ScalingSettings) -> bool:
     """Whether the channels of a head are as asked for in every stage, also where the width is capped."""
-    dims = [width // heads for width, heads in zip(genotype.widths, genotype.stage_heads)]
-    return min(dims) >= settings.min_head_dim and not any(dim % settings.head_dim_multiple for dim in dims)
+    for width, heads in zip(genotype.widths, genotype.stage_heads):
+        channels = width // heads
+        if channels < settings.min_head_dim or channels % settings.head_dim_multiple:
+            return False
+    return True
 
 
 def candidates(current: Genotype, settings: ScalingSettings) -> list[Genotype]:
