@@ -134,9 +134,11 @@ def _marker(path: Path) -> dict[str, Any]:
 
 def _complete(temporary: Path, final: Path, step: int) -> None:
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    sizes = {}
     for path in files:
         _sync(path)
-    sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
+        name = str(path.relative_to(temporary))
+        sizes[name] = path.stat().st_size
     marker = {"step": step, "written": time.time_ns(), "files": sizes}
     write_text_atomically(temporary / MARKER, json.dumps(marker))
     if final.exists():
@@ -149,8 +151,11 @@ def _is_complete(path: Path) -> bool:
     """The marker is written last and the folder renamed after it; sizes catch a file lost on disk since."""
     try:
         marker = _marker(path)
-        sizes = all((path / name).stat().st_size == size for name, size in marker["files"].items())
-        return sizes and isinstance(marker["written"], int)
+        for name, size in marker["files"].items():
+            file = path / name
+            if file.stat().st_size != size:
+                return False
+        return isinstance(marker["written"], int)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -88,12 +88,14 @@ def print_summary(metrics: Metrics, num_blocks: int, seconds: dict[str, float]) 
     print(saving_sentence(summaries))
     for result in metrics.validations[-1:]:
         print(f"validation accuracy {result['accuracy']:.1%}, of the average {result['ema_accuracy']:.1%}.")
-    print("wall time: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
+    times = [f"{name} {value:.1f} s" for name, value in seconds.items()]
+    print(f"wall time: {', '.join(times)}")
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, str]], caption: str | None = None) -> None:
     """Print rows of cells by the titles of their columns."""
-    table = Table(*(Column(name, justify="right") for name in rows[0]), title=title, caption=caption)
+    columns = [Column(name, justify="right") for name in rows[0]]
+    table = Table(*columns, title=title, caption=caption)
     for row in rows:
         table.add_row(*row.values())
     Console(width=None if sys.stdout.isatty() else 110).print(table)
@@ -113,9 +115,10 @@ def saving_sentence(summaries: list[StageSummary]) -> str:
 
 def print_decision(decision: dict[str, Any]) -> None:
     """Print the best candidates of one search: their scores, their cost, and which was chosen."""
-    # Of searches whose scores do not add up, the order is theirs.
+    # Where a search does not add up its scores, the order is its own.
     candidates = sorted(decision["candidates"], key=lambda candidate: float(candidate.get("value", 0)))
-    most_expensive = max(scores(candidate).get("cost", 0) for candidate in candidates) or 1
+    costs = [scores(candidate).get("cost", 0) for candidate in candidates]
+    most_expensive = max(costs) or 1
     rows = []
     for candidate in candidates[:MOST_CANDIDATES]:
         row = {
@@ -165,16 +168,20 @@ def draw_timeline(path: Path, metrics: Metrics) -> None:
         "pixels": rows["resolution"],
         "step (ms)": 1000 * np.array(rows["seconds"]),
     }
-    count = len(panels) + bool(metrics.validations)
+    count = len(panels)
+    if metrics.validations:
+        count += 1
     figure = Figure(figsize=(9, 3 + count), dpi=110, layout="tight")
-    axes = figure.subplots(count, 1, sharex=True, height_ratios=[2] + [1] * (count - 1))
+    heights = [2] + [1] * (count - 1)
+    axes = figure.subplots(count, 1, sharex=True, height_ratios=heights)
     steps = range(1, len(metrics) + 1)
     for axis, (label, values) in zip(axes, panels.items()):
         axis.plot(steps, values, ".", color="0.7", markersize=2)
         axis.set_ylabel(label)
         if label != "loss":
             # The slowest steps, which build kernels or evaluate candidates, may lie outside the picture.
-            axis.set_ylim(0, 1.6 * np.quantile(values, 0.9))
+            most = np.quantile(values, 0.9)
+            axis.set_ylim(0, 1.6 * most)
     axes[0].plot(steps, smooth(rows["loss"]), color="C0")
     axes[0].set_yscale("log")
     if metrics.validations:

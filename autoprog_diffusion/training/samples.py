@@ -81,7 +81,9 @@ def save_grid(path: Path, prompts: Sequence[str], rows: Sequence[Row]) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.15 * len(prompts) + 1.0, 1.2 * len(rows) + 0.7), dpi=110)
+    width = 1.15 * len(prompts) + 1.0
+    height = 1.2 * len(rows) + 0.7
+    figure = Figure(figsize=(width, height), dpi=110)
     axes = figure.subplots(len(rows), len(prompts), squeeze=False)
     for line, (label, images) in zip(axes, rows):
         for axis, image in zip_longest(line, images):
@@ -125,7 +127,8 @@ class Pictures:
 
     def save_step(self, step: int) -> None:
         """Draw in the middle of training."""
-        save_grid(self._folder / f"validation-{step}.png", self._titles, [(f"step {step}", self._draw())])
+        row = (f"step {step}", self._draw())
+        save_grid(self._folder / f"validation-{step}.png", self._titles, [row])
 
     def save_before_after(self) -> None:
         """Set the pictures of before and after above rows of real ones."""

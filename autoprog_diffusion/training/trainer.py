@@ -207,7 +207,8 @@ class Trainer(ABC):
             if accelerator.sync_gradients:
                 break
         self.lr_scheduler.step()
-        mean: Any = accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
+        own = torch.stack(losses).mean()
+        mean: Any = accelerator.reduce(own, reduction="mean")
         self._check_finite("loss", float(mean))
         # The gradient scaler of fp16 skips steps whose gradients are not finite by itself.
         if norm is not None and accelerator.scaler is None:
@@ -268,9 +269,10 @@ class Trainer(ABC):
     def _log_decision(self) -> None:
         """Give the trackers the scores of a choice that a search has just made."""
         for decision in self.growth.decisions[-1:]:
-            if decision["stage"] == self.growth.stage:
-                chosen = next(row for row in decision["candidates"] if is_chosen(decision, row))
-                values = {f"growth/search/{name}": score for name, score in scores(chosen).items()}
-                if "seconds" in decision:
-                    values["growth/search/seconds"] = decision["seconds"]
-                self.accelerator.log(values, step=self.step)
+            if decision["stage"] != self.growth.stage:
+                continue
+            chosen = next(row for row in decision["candidates"] if is_chosen(decision, row))
+            values = {f"growth/search/{name}": score for name, score in scores(chosen).items()}
+            if "seconds" in decision:
+                values["growth/search/seconds"] = decision["seconds"]
+            self.accelerator.log(values, step=self.step)
