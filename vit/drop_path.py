@@ -60,7 +60,7 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
 
 
 def _branches(block: nn.Module) -> list[str]:
-    """Names of the children that a block sends its residual branches through."""
+    """Names of the children that a block sends its residual branches through; none where it is no known block."""
     children = dict(block.named_children())
     names = [name for name in ("drop_path", "drop_path1", "drop_path2") if name in children]
     if names:

@@ -286,8 +286,13 @@ def interpolate_positions(positions: Tensor, old: Grid, new: Grid, prefix: int) 
 
 
 def resample_grid(grid: Tensor, size: Grid) -> Tensor:
-    """(1, H, W, C) position embeddings -> (1, h, w, C), bicubic with antialiasing as in timm; differentiable."""
-    channels_first = grid.float().permute(0, 3, 1, 2)
+    """Position embeddings of another grid, bicubic with antialiasing as in timm; differentiable.
+
+    Args:
+        grid: Embeddings, (1, H, W, C).
+        size: Rows and columns (h, w) of the result, (1, h, w, C).
+    """
+    channels_first = grid.float().permute(0, 3, 1, 2)  # (1, C, H, W)
     resampled = F.interpolate(channels_first, size=size, mode="bicubic", antialias=True)
     return resampled.permute(0, 2, 3, 1).to(grid.dtype)
 

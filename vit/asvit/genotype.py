@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoprog_diffusion.growth.config import is_number
 from autoprog_diffusion.growth.errors import GrowthError
 
 
@@ -91,11 +92,12 @@ class Genotype:
                 f"genotype {text!r} has {len(pieces)} parts between bars, 5 are needed (four stages, then the heads), "
                 f"as in {EXAMPLE!r}."
             )
+        *stage_pieces, last_piece = pieces
         stages = []
-        for stage, piece in enumerate(pieces[:-1], 1):
+        for stage, piece in enumerate(stage_pieces, 1):
             names = [f"{letter}{stage}" for letter in "KSEL"]
             stages.append(_numbers(text, piece, names, allowed))
-        heads, width = _numbers(text, pieces[-1], ["H", "C"], allowed)
+        heads, width = _numbers(text, last_piece, ["H", "C"], allowed)
         kernels, splits, expansions, depths = zip(*stages)
         return cls(kernels, splits, expansions, heads, depths=depths, width=width)
 
@@ -155,9 +157,10 @@ class Genotype:
         Raises:
             GenotypeError: Strides do not divide the image, windows do not divide a grid, or heads a width.
         """
-        step = STRIDE * 2 ** (STAGES - 1)
+        step = STRIDE * 2 ** (STAGES - 1)  # of the last stage
         if image_size < step or image_size % step:
-            near = max(step, round(image_size / step) * step)
+            nearest = round(image_size / step) * step
+            near = max(step, nearest)
             raise GenotypeError(
                 f"image size {image_size} is not a multiple of {step}, the product of the strides (4, then 2 three "
                 f"times); use {near}."
@@ -205,6 +208,12 @@ def _numbers(text: str, piece: str, names: list[str], allowed: Allowed) -> list[
 def _number(text: str, name: str, word: str, allowed: Allowed) -> int:
     """One integer, checked against what its name may hold.
 
+    Args:
+        text: The whole genotype, for messages.
+        name: Of the integer, such as K2.
+        word: Its digits.
+        allowed: Name -> the values it may hold.
+
     Raises:
         GenotypeError: It is none, below 1, or not allowed.
     """
@@ -221,7 +230,7 @@ def _number(text: str, name: str, word: str, allowed: Allowed) -> int:
 
 def _check_positive(name: str, value: int) -> None:
     """Raise `GenotypeError` where the part `name` is no whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_number(value, int) or value < 1:
         raise GenotypeError(f"{name} ({_MEANINGS[name[0]]}) is {value!r}; it must be a whole number of at least 1.")
 
 

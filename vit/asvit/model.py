@@ -215,21 +215,24 @@ class AsViT(nn.Module):
         """Names of the blocks that have one shape, group by group in forward order: one group a stage."""
         groups = []
         for stage, depth in enumerate(self.genotype.depths):
-            groups.append([f"stages.{stage}.{block}" for block in range(depth)])
+            names = [f"stages.{stage}.{block}" for block in range(depth)]
+            groups.append(names)
         return groups
 
     def tokens(self, images: Tensor) -> Tensor:
         """Tokens of the last stage before the final norm: (N, in, H, W) -> (N, h, w, 8C)."""
-        x = self.embed(images)
-        for merge, blocks in zip([nn.Identity(), *self.merges], self.stages):
-            x = merge(x)
+        x = self.embed(images)  # (N, H / stride, W / stride, C)
+        for stage, blocks in enumerate(self.stages):
+            if stage:
+                x = self.merges[stage - 1](x)
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x)
         return x
 
     def features(self, images: Tensor) -> Tensor:
-        """Features of the training-free scores: the mean of `tokens`, (N, 8C)."""
-        return self.tokens(images).mean(dim=(1, 2))
+        """Features of the training-free scores: the mean of `tokens`, (N, in, H, W) -> (N, 8C)."""
+        tokens = self.tokens(images)
+        return tokens.mean(dim=(1, 2))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, in, H, W) -> logits (N, num_classes)."""

@@ -78,7 +78,13 @@ def draw_search(path: Path, found: Found, evaluations: Evaluations) -> None:
 
 
 def _draw_progress(axes: Axes, found: Found, evaluations: Evaluations) -> None:
-    """Draw the rank sum of every step's network and the least so far, and REINFORCE's rewards."""
+    """Draw the rank sum of every step's network and the least so far, and REINFORCE's rewards.
+
+    Args:
+        axes: To draw on.
+        found: The end of the search.
+        evaluations: All networks that were evaluated; ranks are among them.
+    """
     sums = {}
     for item, rank_sum in zip(evaluations, rank_sums(evaluations)):
         sums[item.genotype] = rank_sum
@@ -90,14 +96,21 @@ def _draw_progress(axes: Axes, found: Found, evaluations: Evaluations) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("rank sum among all networks (lower is better)")
     if found.rewards:
-        rewards = axes.twinx()
-        rewards.plot(steps, smooth(found.rewards), color="C1", linewidth=1)
-        rewards.set_ylabel("reward, smoothed", color="C1")
+        right = axes.twinx()
+        right.plot(steps, smooth(found.rewards), color="C1", linewidth=1)
+        right.set_ylabel("reward, smoothed", color="C1")
     axes.legend(loc="upper right", fontsize=8)
 
 
 def _draw_scores(figure: Figure, axes: Axes, found: Found, evaluations: Evaluations) -> None:
-    """A dot for every network that is not degenerate, coloured by the step that drew it first, and a star."""
+    """Draw a dot for every network that is not degenerate, coloured by the step that drew it first.
+
+    Args:
+        figure: Of the axes, for the bar of colours.
+        axes: To draw on.
+        found: The end of the search; its network gets a star.
+        evaluations: All networks that were evaluated.
+    """
     first = _first_steps(found)
     last = len(found.trace)
     sound = [item for item in evaluations if not item.degenerate]
@@ -164,7 +177,12 @@ def draw_family(path: Path, family: Sequence[Member]) -> None:
 
 
 def _draw_shapes(axes: Axes, genotypes: Sequence[Genotype]) -> None:
-    """Bars of the blocks of every stage, one on the other, and a line of the widths."""
+    """Draw bars of the blocks of every stage, one on the other, and a line of the widths.
+
+    Args:
+        axes: To draw on.
+        genotypes: Of the family, from the smallest.
+    """
     depths = np.array([genotype.depths for genotype in genotypes])  # (networks, stages)
     tops = depths.cumsum(1)
     steps = range(len(depths))
@@ -191,7 +209,12 @@ def _first_steps(found: Found) -> dict[str, int]:
 
 
 def _print_table(title: str, rows: Sequence[Row]) -> None:
-    """Print rows of equal keys; the keys are the titles of the columns."""
+    """Print a table.
+
+    Args:
+        title: Above the table.
+        rows: Of equal keys, which are the titles of the columns.
+    """
     table = Table(title=title)
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "genotype" else "right")

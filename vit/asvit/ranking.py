@@ -61,13 +61,22 @@ def best(evaluations: Evaluations) -> int | None:
 
 
 def order(evaluations: Evaluations) -> list[int]:
-    """Indices from the best rank sum to the worst; ties in the order given, degenerate networks last."""
+    """Indices from the best rank sum to the worst; ties in the order given, degenerate networks last.
+
+    Args:
+        evaluations: Networks to compare with each other.
+    """
     sums = rank_sums(evaluations)
     return sorted(range(len(sums)), key=sums.__getitem__)
 
 
 def _relative_range(evaluations: Evaluations, name: str) -> float:
-    """(max - min) / max |value| of one score over the networks that are not degenerate; 0 where all are 0."""
+    """(max - min) / max |value| of one score; 0 where all are 0.
+
+    Args:
+        evaluations: Networks, at least one of them sound; degenerate ones do not count.
+        name: Of the score.
+    """
     values = [getattr(item, name) for item in evaluations if not item.degenerate]
     largest = max(map(abs, values))
     if largest == 0:

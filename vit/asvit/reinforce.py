@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from autoprog_diffusion.growth.errors import ConfigError, SearchError
 
@@ -93,11 +94,7 @@ def reinforce(
     history: list[Evaluation] = []
     rewards: list[float] = []
     for _ in progress(range(settings.steps)):
-        picks = []
-        for row in logits:
-            probabilities = row.detach().softmax(0)
-            drawn = torch.multinomial(probabilities, 1, generator=generator)
-            picks.append(int(drawn))
+        picks = _draw(logits, generator)
         genotype = genotype_at(space, picks)
         history.append(cache[str(genotype)])
         gained = reward(history, settings.window)
@@ -115,6 +112,21 @@ def reinforce(
     most_probable = genotype_at(space, modes)
     chosen = _sound_one(cache[str(most_probable)], history)
     return Found(chosen.genotype, trace, rewards)
+
+
+def _draw(logits: Sequence[Tensor], generator: torch.Generator) -> list[int]:
+    """The index of one value for every choice, drawn with the probabilities that its row of logits gives.
+
+    Args:
+        logits: One row for every choice, (values of the choice,).
+        generator: Of the draws.
+    """
+    picks = []
+    for row in logits:
+        probabilities = row.detach().softmax(0)
+        drawn = torch.multinomial(probabilities, 1, generator=generator)
+        picks.append(int(drawn))
+    return picks
 
 
 def reward(history: Evaluations, window: int) -> float:
@@ -143,7 +155,12 @@ def reward(history: Evaluations, window: int) -> float:
 
 
 def genotype_at(space: SearchSpace, picks: Sequence[int]) -> Genotype:
-    """The genotype with the `picks[i]`-th value of choice i, in the order of the space."""
+    """The genotype of one value for every choice.
+
+    Args:
+        space: The choices.
+        picks: For every choice, in the order of the space, the index of its value.
+    """
     values = {}
     for (name, allowed), pick in zip(space.choices.items(), picks):
         values[name] = allowed[pick]

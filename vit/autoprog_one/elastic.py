@@ -70,9 +70,12 @@ class ElasticModel:
         self.show(prefix(depths))
 
     def show(self, positions: Positions) -> None:
-        """Let exactly the blocks at `positions` of every group run; the others return their input.
+        """Let exactly some blocks run; the others return their input.
 
         Blocks of the prefix that are left out stay trainable and get no gradient: no optimizer moves them.
+
+        Args:
+            positions: Of the blocks that run, for every group.
         """
         self._positions = positions
         for group, kept in zip(self.groups, positions):
@@ -90,7 +93,12 @@ class ElasticModel:
         self.set_depths(list(map(len, self.groups)))
 
     def maps(self, operator: Operator, depths: Depths) -> list[GrowthMap]:
-        """The origin of the blocks of a prefix of `depths`, if it grew from the current one."""
+        """The origin of the blocks of a deeper prefix, if it grew from the current one; one map for every group.
+
+        Args:
+            operator: How it grows.
+            depths: Of the deeper prefix, for every group.
+        """
         return [growth_map(operator, old, new) for old, new in zip(self.depths, depths)]
 
     def grow(

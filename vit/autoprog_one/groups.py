@@ -99,7 +99,12 @@ def split_depths(depths: Iterable[int], sizes: Depths) -> list[Ints]:
 
 
 def make_divisible(value: float, divisor: int) -> int:
-    """The multiple of `divisor` nearest to `value`, but not below 90 % of it (MobileNet's rule, as in timm)."""
+    """The multiple of `divisor` nearest to `value`, but not below 90 % of it (MobileNet's rule, as in timm).
+
+    Args:
+        value: To round.
+        divisor: Of the result, which is at least this.
+    """
     nearest = int(value + divisor / 2) // divisor * divisor
     rounded = max(divisor, nearest)
     if rounded < 0.9 * value:
@@ -202,7 +207,11 @@ def _listed(model: nn.Module) -> list[str]:
 
 
 def _group(model: nn.Module, names: Sequence[str]) -> BlockGroup:
-    """The group of the blocks of these names.
+    """The group of some blocks.
+
+    Args:
+        model: The bare model.
+        names: Of the blocks, in forward order; at least one.
 
     Raises:
         UnitError: They differ in shape.
@@ -212,7 +221,8 @@ def _group(model: nn.Module, names: Sequence[str]) -> BlockGroup:
     for name in names:
         shapes = _shapes(model, name)
         for key in sorted({*shapes, *first}):
-            found, wanted = shapes.get(key), first.get(key)
+            found = shapes.get(key)
+            wanted = first.get(key)
             if found != wanted:
                 raise UnitError(
                     f"block {name!r} differs from {names[0]!r} in {key!r}: {found} instead of {wanted}. "

@@ -50,7 +50,7 @@ class SubNetworkScores:
         Args:
             running: Indices of its blocks.
             resolution: Its image side in pixels.
-            cost: Cost of its training step.
+            cost: Cost of its training step, in the unit of the search.
         """
         layout = self.layout
         blocks = [layout.blocks[index] for index in running]
