@@ -28,7 +28,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from autoprog_diffusion.growth import ConfigError
-from autoprog_diffusion.tasks.arguments import DreamboothArguments, hub_options, make_latents, noise_settings
+from autoprog_diffusion.tasks.arguments import DreamboothArguments, hub_options, noise_settings
 from autoprog_diffusion.tasks.dreambooth import (
     Dreambooth,
     SubjectSettings,
@@ -50,6 +50,8 @@ from autoprog_diffusion.training.samples import Row
 if TYPE_CHECKING:
     import datasets
     from accelerate import Accelerator
+
+    from autoprog_diffusion.data.latents import Latents
 
 
 class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
@@ -120,15 +122,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
         pairs = pair_up(self.instances, len(data) - self.instances) if len(data) > self.instances else None
         return make_loader(data, args, resolution, pairs)
 
-    def task(
-        self,
-        pipeline: Any,
-        data: datasets.Dataset,
-        args: DreamboothArguments,
-        accelerator: Accelerator,
-        resolution: int,
-    ) -> Dreambooth:
-        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
+    def task(self, pipeline: Any, latents: Latents, args: DreamboothArguments) -> Dreambooth:
         return Dreambooth(pipeline, latents, noise_settings(args), prior_loss_weight=args.subject.prior_loss_weight)
 
     def titles(self, args: DreamboothArguments, data: datasets.Dataset) -> tuple[str, ...]:

@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import nn
 
+from assets.tiny_pipelines import load_tiny_dit
 from autoprog_diffusion.data.labelled import class_names, example_images, load_labelled_images
 from autoprog_diffusion.growth import ConfigError
 from autoprog_diffusion.tasks.arguments import (
     ClassConditionalArguments,
     hub_options,
-    make_latents,
     noise_settings,
 )
 from autoprog_diffusion.tasks.class_conditional import (
@@ -42,7 +42,6 @@ from autoprog_diffusion.tasks.class_conditional import (
     vae_factor,
 )
 from autoprog_diffusion.tasks.text_to_image_recipe import guidance_scale
-from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_dit
 from autoprog_diffusion.training.arguments import TrainArguments
 from autoprog_diffusion.training.recipe import Recipe
 from autoprog_diffusion.training.run import main
@@ -52,6 +51,8 @@ from autoprog_diffusion.training.samples import Row
 if TYPE_CHECKING:
     import datasets
     from accelerate import Accelerator
+
+    from autoprog_diffusion.data.latents import Latents
 
 ASSETS = Path(__file__).parent / "assets"
 MOST_PICTURES = 12
@@ -105,15 +106,7 @@ class FinetuneDiT(Recipe[ClassConditionalArguments]):
         self._rows = set_classes(pipeline, names, keep=args.classes.keep_classes, seed=args.train.seed)
         return self._data
 
-    def task(
-        self,
-        pipeline: Any,
-        data: datasets.Dataset,
-        args: ClassConditionalArguments,
-        accelerator: Accelerator,
-        resolution: int,
-    ) -> ClassConditional:
-        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
+    def task(self, pipeline: Any, latents: Latents, args: ClassConditionalArguments) -> ClassConditional:
         return ClassConditional(pipeline, latents, noise_settings(args), args.classes)
 
     def titles(self, args: ClassConditionalArguments, data: datasets.Dataset) -> tuple[str, ...]:

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import nn
 
-from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, hub_options, make_latents, noise_settings
+from assets.tiny_pipelines import load_tiny_flow
+from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, hub_options, noise_settings
 from autoprog_diffusion.tasks.flow_matching import (
     FlowMatching,
     FlowSettings,
@@ -35,14 +36,12 @@ from autoprog_diffusion.tasks.flow_matching import (
     text_length,
 )
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
-from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_flow
 from autoprog_diffusion.training.arguments import TrainArguments
 from autoprog_diffusion.training.run import main
 
 
 if TYPE_CHECKING:
-    import datasets
-    from accelerate import Accelerator
+    from autoprog_diffusion.data.latents import Latents
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -77,15 +76,7 @@ class FinetuneFlow(TextToImageRecipe[FlowMatchingArguments]):
     def multiple(self, pipeline: Any) -> int:
         return pipeline.vae_scale_factor * flow_family(pipeline).patch
 
-    def task(
-        self,
-        pipeline: Any,
-        data: datasets.Dataset,
-        args: FlowMatchingArguments,
-        accelerator: Accelerator,
-        resolution: int,
-    ) -> FlowMatching:
-        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
+    def task(self, pipeline: Any, latents: Latents, args: FlowMatchingArguments) -> FlowMatching:
         return FlowMatching(pipeline, latents, args.flow, noise_settings(args))
 
     def draw(self, pipeline: Any, args: FlowMatchingArguments, titles: Sequence[str], size: int) -> list[Image.Image]:

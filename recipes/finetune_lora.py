@@ -29,7 +29,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from PIL import Image
 from torch import nn
 
-from autoprog_diffusion.tasks.arguments import LoraArguments, hub_options, make_latents, noise_settings
+from autoprog_diffusion.tasks.arguments import LoraArguments, hub_options, noise_settings
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, draw_prompts, flow_family, text_length
 from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, check_flow_flags, load_any, save_lora
 from autoprog_diffusion.tasks.sdxl import TextToImageXL
@@ -41,8 +41,7 @@ from autoprog_diffusion.training.run import main
 
 
 if TYPE_CHECKING:
-    import datasets
-    from accelerate import Accelerator
+    from autoprog_diffusion.data.latents import Latents
 
 
 class FinetuneLora(TextToImageRecipe[LoraArguments]):
@@ -80,15 +79,7 @@ class FinetuneLora(TextToImageRecipe[LoraArguments]):
     def multiple(self, pipeline: Any) -> int:
         return pipeline.vae_scale_factor * (flow_family(pipeline).patch if is_flow(pipeline) else 1)
 
-    def task(
-        self,
-        pipeline: Any,
-        data: datasets.Dataset,
-        args: LoraArguments,
-        accelerator: Accelerator,
-        resolution: int,
-    ) -> Task:
-        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
+    def task(self, pipeline: Any, latents: Latents, args: LoraArguments) -> Task:
         noise = noise_settings(args)
         if is_flow(pipeline):
             return FlowMatching(pipeline, latents, args.flow, noise)

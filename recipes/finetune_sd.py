@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoprog_diffusion.tasks.arguments import hub_options, make_latents, noise_settings
+from autoprog_diffusion.tasks.arguments import hub_options, noise_settings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
 from autoprog_diffusion.training.arguments import Arguments, TrainArguments
@@ -28,8 +28,7 @@ from autoprog_diffusion.training.run import main
 
 
 if TYPE_CHECKING:
-    import datasets
-    from accelerate import Accelerator
+    from autoprog_diffusion.data.latents import Latents
 
 
 class FinetuneSD(TextToImageRecipe[Arguments]):
@@ -50,10 +49,7 @@ class FinetuneSD(TextToImageRecipe[Arguments]):
     def load(self, args: Arguments) -> Any:
         return load_pipeline(self.model_name(args), **hub_options(args))
 
-    def task(
-        self, pipeline: Any, data: datasets.Dataset, args: Arguments, accelerator: Accelerator, resolution: int
-    ) -> TextToImage:
-        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
+    def task(self, pipeline: Any, latents: Latents, args: Arguments) -> TextToImage:
         return TextToImage(pipeline, latents, noise_settings(args))
 
 

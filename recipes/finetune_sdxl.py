@@ -22,8 +22,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoprog_diffusion.tasks.arguments import SDXLArguments, hub_options, make_latents, noise_settings
-from autoprog_diffusion.tasks.sd_to_sdxl import sdxl_from_sd
+from assets.sd_to_sdxl import sdxl_from_sd
+from autoprog_diffusion.tasks.arguments import SDXLArguments, hub_options, noise_settings
 from autoprog_diffusion.tasks.sdxl import TextToImageXL, load_sdxl
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
@@ -32,8 +32,7 @@ from autoprog_diffusion.training.run import main
 
 
 if TYPE_CHECKING:
-    import datasets
-    from accelerate import Accelerator
+    from autoprog_diffusion.data.latents import Latents
 
 
 class FinetuneSDXL(TextToImageRecipe[SDXLArguments]):
@@ -58,15 +57,7 @@ class FinetuneSDXL(TextToImageRecipe[SDXLArguments]):
             return load_sdxl(name, **hub_options(args))
         return sdxl_from_sd(load_pipeline(str(self.default_model)))
 
-    def task(
-        self,
-        pipeline: Any,
-        data: datasets.Dataset,
-        args: SDXLArguments,
-        accelerator: Accelerator,
-        resolution: int,
-    ) -> TextToImageXL:
-        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution)
+    def task(self, pipeline: Any, latents: Latents, args: SDXLArguments) -> TextToImageXL:
         return TextToImageXL(pipeline, latents, noise_settings(args), empty=args.xl.proportion_empty_prompts)
 
 

@@ -14,6 +14,8 @@ import torch
 
 
 torch.set_num_threads(1)
+# Recipes import the bundled models as `assets`, from the folder that Python puts first when it runs one of them.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
 
 
 def _provide_torchvision() -> None:

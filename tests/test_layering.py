@@ -198,7 +198,7 @@ def test_imports_go_one_way(path: Path) -> None:
 @sources
 def test_nothing_imports_scripts_or_tests(path: Path) -> None:
     names = imported(path.read_text(encoding="utf-8"), module_name(path))
-    assert not [name for name in names if name.split(".")[0] in ("recipes", "tests", "vit", "benchmarks")]
+    assert not [name for name in names if name.split(".")[0] in ("recipes", "assets", "tests", "vit", "benchmarks")]
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "growth").rglob("*.py")), ids=lambda path: path.stem)

@@ -8,7 +8,11 @@ from autoprog_diffusion.growth.errors import ConfigError, UnitError
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch per sample with probability `rate`, and scales what is kept by 1 / (1 - rate)."""
+    """Drops a residual branch per sample with probability `rate`, and scales what is kept by 1 / (1 - rate).
+
+    Args:
+        rate: In [0, 1); may be changed between steps.
+    """
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
@@ -19,14 +23,20 @@ class DropPath(nn.Module):
         if not self.training or not self.rate:
             return branch
         kept = 1 - self.rate
-        mask = branch.new_empty(len(branch), *[1] * (branch.ndim - 1))  # one number per sample
-        return branch * mask.bernoulli_(kept).div_(kept)
+        ones = [1] * (branch.ndim - 1)
+        mask = branch.new_empty(len(branch), *ones)  # (N, 1, ...): one number per sample
+        mask.bernoulli_(kept).div_(kept)
+        return branch * mask
 
 
 def set_drop_path(model: nn.Module, rate: float) -> None:
     """Let the rate of stochastic depth rise linearly over the blocks from 0 to `rate`, as timm does.
 
     No parameter is added. As in timm, VOLO's outlookers and class-attention blocks are never dropped.
+
+    Args:
+        model: The bare model, of timm or transformers, or an As-ViT.
+        rate: Of the last block.
 
     Raises:
         ConfigError: The rate is not in [0, 1).
@@ -42,26 +52,42 @@ def set_drop_path(model: nn.Module, rate: float) -> None:
         blocks = blocks[: -len(model.post_network)]  # type: ignore[arg-type]
     last = max(len(blocks) - 1, 1)
     for index, block in enumerate(blocks):
-        share = 0.0 if type(block).__name__ == "Outlooker" else rate * index / last
+        own_rate = rate * index / last
+        if type(block).__name__ == "Outlooker":
+            own_rate = 0.0
         for name in _branches(block):
-            _place(block, name, share)
+            _place(block, name, own_rate)
 
 
 def _branches(block: nn.Module) -> list[str]:
-    """Names of the children that a block sends its residual branches through."""
+    """Names of the children that a block sends its residual branches through; none where it is no known block."""
     children = dict(block.named_children())
     names = [name for name in ("drop_path", "drop_path1", "drop_path2") if name in children]
-    if not names and {"dropout", "attention", "mlp"} <= children.keys():
+    if names:
+        return names
+    if {"dropout", "attention", "mlp"} <= children.keys():
         return ["dropout"]  # transformers' layers have one for both branches
-    return names
+    return []
 
 
 def _place(block: nn.Module, name: str, rate: float) -> None:
+    """Give one child of a block the rate: a `DropPath` that is there already, else a new one in or behind it.
+
+    Args:
+        block: A block of the model.
+        name: Of the child that the residual branch goes through.
+        rate: Of this block.
+    """
     found = getattr(block, name)
-    placed = found[-1] if isinstance(found, nn.Sequential) else found
+    placed = found
+    if isinstance(found, nn.Sequential):
+        placed = found[-1]
     if isinstance(placed, DropPath):
         placed.rate = rate
     elif isinstance(found, nn.Dropout) and found.p:
-        setattr(block, name, nn.Sequential(found, DropPath(rate)))
+        # Dropout of single numbers comes first, as in transformers.
+        both = nn.Sequential(found, DropPath(rate))
+        setattr(block, name, both)
     elif rate or not isinstance(found, (nn.Identity, nn.Dropout)):
-        setattr(block, name, DropPath(rate).train(block.training))
+        new = DropPath(rate).train(block.training)
+        setattr(block, name, new)

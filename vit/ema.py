@@ -39,7 +39,8 @@ class WeightAverage:
         """
         self.updates += 1
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
-        averages, weights = [], []
+        averages: list[Tensor] = []
+        weights: list[Tensor] = []
         for name, parameter in self._parameters.items():
             if everything or parameter.requires_grad:
                 averages.append(self.values[name])
@@ -66,7 +67,12 @@ class WeightAverage:
         return {name: value.cpu().clone() for name, value in self.values.items()}
 
     def load_state_dict(self, values: Mapping[str, Tensor], updates: int) -> None:
-        """Put back what `state_dict` gave, after `updates` updates."""
+        """Put back what `state_dict` gave.
+
+        Args:
+            values: Averages by name of the parameter, on any device.
+            updates: Steps that were averaged so far.
+        """
         self.updates = updates
         for name, value in self.values.items():
             value.copy_(values[name])

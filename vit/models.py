@@ -11,7 +11,6 @@ import importlib
 import json
 import math
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,10 @@ def build_model(
     elif Path(name).is_dir():
         model = _adapted(load_model(name), name, num_classes, overrides)
     else:
+        known = ", ".join(f"transformers:{short}" for short in TRANSFORMERS)
         raise ModelError(
-            f"model={name!r} is neither a folder nor a known name: use timm:<architecture>, "
-            f"{', '.join(f'transformers:{known}' for known in TRANSFORMERS)}, or the folder of a saved model."
+            f"model={name!r} is neither a folder nor a known name: use timm:<architecture>, {known}, or the folder of "
+            "a saved model."
         )
     check_size(model, image_size)
     set_drop_path(model, drop_path)
@@ -85,11 +85,14 @@ def save_model(model: nn.Module, folder: str | Path, *, labels: Sequence[str] | 
     if is_transformers(model):
         hf: Any = model
         if labels is not None:
-            hf.config.id2label = dict(enumerate(labels))
-            hf.config.label2id = {label: index for index, label in enumerate(labels)}
+            by_index = dict(enumerate(labels))
+            hf.config.id2label = by_index
+            hf.config.label2id = {label: index for index, label in by_index.items()}
         hf.save_pretrained(folder)
     elif is_timm(model):
-        config = None if labels is None else {"label_names": list(labels)}
+        config = None
+        if labels is not None:
+            config = {"label_names": list(labels)}
         _timm().models.save_for_hf(model, folder, model_config=config, safe_serialization=True)
     else:
         raise ModelError(f"{type(model).__name__} is a model of neither timm nor transformers: save its state_dict.")
@@ -97,6 +100,9 @@ def save_model(model: nn.Module, folder: str | Path, *, labels: Sequence[str] | 
 
 def load_model(folder: str | Path) -> nn.Module:
     """The model that `save_model`, timm or transformers wrote into a folder.
+
+    Args:
+        folder: With `config.json` and `model.safetensors`.
 
     Raises:
         ModelError: The folder holds no checkpoint, or one of another kind of model.
@@ -109,25 +115,38 @@ def load_model(folder: str | Path) -> nn.Module:
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     if "architecture" in config:
         return _timm().create_model(f"local-dir:{path}", pretrained=True)
-    classes = [model for _, model in TRANSFORMERS.values()]
-    found = (config.get("architectures") or [None])[0]
-    if found not in classes:
-        raise ModelError(f"{str(path)!r} holds a {found}: known are timm's models and {classes} of transformers.")
-    return getattr(importlib.import_module("transformers"), found).from_pretrained(path)
+    known = [model for _, model in TRANSFORMERS.values()]
+    architectures = config.get("architectures") or [None]
+    found = architectures[0]
+    if found not in known:
+        raise ModelError(f"{str(path)!r} holds a {found}: known are timm's models and {known} of transformers.")
+    model_class = getattr(importlib.import_module("transformers"), found)
+    return model_class.from_pretrained(path)
 
 
 def reset_head(model: Any, num_classes: int) -> None:
-    """Give a model a new, random classifier of `num_classes`."""
+    """Give a model a new, random classifier, in place.
+
+    Args:
+        model: Of timm or transformers.
+        num_classes: Outputs of the classifier.
+    """
     if is_timm(model):
         model.reset_classifier(num_classes)
         return
-    model.config.num_labels = model.num_labels = num_classes
+    model.config.num_labels = num_classes
+    model.num_labels = num_classes
     model.classifier = nn.Linear(model.config.hidden_size, num_classes)
     model._init_weights(model.classifier)
 
 
 def logits(model: nn.Module, images: Tensor) -> Tensor:
-    """(N, C, H, W) images -> (N, classes), for both libraries, also wrapped, also at other resolutions."""
+    """(N, C, H, W) images -> (N, classes), for both libraries.
+
+    Args:
+        model: Bare, or wrapped by DistributedDataParallel.
+        images: At any resolution that the patches divide.
+    """
     inner = getattr(model, "module", model)
     if is_transformers(inner):
         return model(pixel_values=images, interpolate_pos_encoding=True).logits
@@ -136,7 +155,9 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 
 def size_multiple(model: Any) -> int:
     """The number image sides are multiples of: the strides before the first block, for VOLO also its pooling."""
-    embedder: nn.Module = model.patch_embed if is_timm(model) else model
+    embedder: nn.Module = model
+    if is_timm(model):
+        embedder = model.patch_embed
     strides = [module.stride[0] for module in embedder.modules() if isinstance(module, nn.Conv2d)]
     return math.prod(strides) * getattr(model, "pooling_scale", 1)
 
@@ -162,10 +183,17 @@ def is_timm(model: nn.Module) -> bool:
 
 
 def _build_timm(name: str, num_classes: int, image_size: int, overrides: Sizes) -> nn.Module:
+    """A model of timm, by its architecture's name.
+
+    Raises:
+        ModelError: It is no vision transformer of timm, or cannot be built in these sizes.
+    """
     timm = _timm()
     in_modules = timm.models.is_model_in_modules
     if not in_modules(name, TIMM_MODULES):
-        known = [model for module in TIMM_MODULES for model in timm.list_models(module=module)]
+        known: list[str] = []
+        for module in TIMM_MODULES:
+            known += timm.list_models(module=module)
         close = difflib.get_close_matches(name, known, n=5) or known[:5]
         raise ModelError(
             f"model='timm:{name}' is not a vision transformer of timm {timm.__version__}'s modules {TIMM_MODULES}: "
@@ -178,17 +206,25 @@ def _build_timm(name: str, num_classes: int, image_size: int, overrides: Sizes) 
     try:
         return timm.create_model(name, **(sizes | overrides))
     except (AssertionError, TypeError) as error:
-        given = ", ".join(f"{key}={value!r}" for key, value in overrides.items()) or "its own sizes"
+        sizes_given = [f"{key}={value!r}" for key, value in overrides.items()]
+        given = ", ".join(sizes_given) or "its own sizes"
         raise ModelError(f"timm:{name} cannot be built with {given}: {error}; change that size.") from error
 
 
 def _build_transformers(name: str, num_classes: int, image_size: int, overrides: Sizes) -> nn.Module:
+    """A model of transformers, by our short name.
+
+    Raises:
+        ModelError: The name or a size is unknown, or heads do not divide the width.
+    """
     if name not in TRANSFORMERS:
         close = difflib.get_close_matches(name, TRANSFORMERS, n=1) or list(TRANSFORMERS)
-        raise ModelError(
-            f"model='transformers:{name}' is not known: use transformers:{' or transformers:'.join(close)}."
-        )
-    config_class, model_class = attrgetter(*TRANSFORMERS[name])(importlib.import_module("transformers"))
+        listed = " or ".join(f"transformers:{known}" for known in close)
+        raise ModelError(f"model='transformers:{name}' is not known: use {listed}.")
+    transformers = importlib.import_module("transformers")
+    config_name, model_name = TRANSFORMERS[name]
+    config_class = getattr(transformers, config_name)
+    model_class = getattr(transformers, model_name)
     unknown = sorted(overrides.keys() - vars(config_class()))
     if unknown:
         raise ModelError(
@@ -196,26 +232,38 @@ def _build_transformers(name: str, num_classes: int, image_size: int, overrides:
             "num_attention_heads, intermediate_size and patch_size."
         )
     if "hidden_size" in overrides:
+        # The usual width of the MLP, unless it is given.
         overrides = {"intermediate_size": 4 * overrides["hidden_size"], **overrides}
     config = config_class(num_labels=num_classes, image_size=image_size, **overrides)
-    heads, width = config.num_attention_heads, config.hidden_size
+    heads = config.num_attention_heads
+    width = config.hidden_size
     if width % heads:
         raise ModelError(f"num_attention_heads={heads} does not divide hidden_size={width}: change one of them.")
     return model_class(config)
 
 
 def _adapted(model: Any, name: str, num_classes: int, overrides: Sizes) -> nn.Module:
-    """A loaded model with a head of `num_classes`: its own where that fits, else a new one."""
+    """A loaded model with a head of `num_classes`: its own where that fits, else a new one.
+
+    Raises:
+        ModelError: Sizes are given, which a loaded model cannot take.
+    """
     if overrides:
         raise ModelError(
             f"{sorted(overrides)} cannot change the saved model in {name!r}: build a new one by its name."
         )
-    if num_classes != (model.num_classes if is_timm(model) else model.config.num_labels):
+    own = model.num_classes if is_timm(model) else model.config.num_labels
+    if num_classes != own:
         reset_head(model, num_classes)
     return model
 
 
 def _timm() -> Any:
+    """The module timm, which only these models need.
+
+    Raises:
+        ImportError: It is not installed.
+    """
     try:
         return importlib.import_module("timm")
     except ImportError as error:

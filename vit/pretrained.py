@@ -39,7 +39,12 @@ def load_pretrained(name: str) -> nn.Module:
 
 
 def fit_head(model: nn.Module, classes: Sequence[str]) -> None:
-    """Give a model a new head, unless its own was trained on `classes`, in the order of the data's labels."""
+    """Give a model a new head, unless its own was trained on `classes`.
+
+    Args:
+        model: Of timm or transformers.
+        classes: Names, in the order of the data's labels.
+    """
     if trained_classes(model) != list(classes):
         reset_head(model, len(classes))
 
@@ -47,12 +52,24 @@ def fit_head(model: nn.Module, classes: Sequence[str]) -> None:
 def trained_classes(model: Any) -> list[str] | None:
     """Names of the classes a model's head was trained on, where its configuration says so."""
     if is_timm(model):
-        return list(model.pretrained_cfg.get("label_names") or ()) or None
+        names = model.pretrained_cfg.get("label_names")
+        return list(names) if names else None
     labels: dict[int, str] = model.config.id2label
     return [labels[index] for index in sorted(labels)]
 
 
 def _download(name: str, library: str, load: Callable[[Any], nn.Module]) -> nn.Module:
+    """A model that its library downloads.
+
+    Args:
+        name: As the user gave it, for messages.
+        library: `timm` or `transformers`.
+        load: The library's module -> the model.
+
+    Raises:
+        ModelError: The library has an error of its own.
+        ImportError: It is not installed.
+    """
     try:
         host = importlib.import_module(library)
     except ImportError as error:

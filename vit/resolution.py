@@ -28,15 +28,22 @@ def enable_dynamic_resolution(model: nn.Module) -> Callable[[], None]:
     `interpolate_pos_encoding=True` where the caller does not say, VOLO has its embeddings resampled for one call. At
     the full size the function of the model is unchanged.
 
+    Args:
+        model: The bare model.
+
     Returns:
         A function that undoes it.
     """
     undo = ExitStack()
     if is_transformers(model):
-        undo.callback(model.register_forward_pre_hook(_interpolate, with_kwargs=True).remove)
+        asking = model.register_forward_pre_hook(_interpolate, with_kwargs=True)
+        undo.callback(asking.remove)
     elif hasattr(model, "post_network"):
-        undo.callback(model.register_forward_pre_hook(_resample).remove)
-        undo.callback(model.register_forward_hook(_restore, always_call=True).remove)
+        before = model.register_forward_pre_hook(_resample)
+        undo.callback(before.remove)
+        # Also after a forward pass that failed: it must not leave resampled embeddings behind.
+        after = model.register_forward_hook(_restore, always_call=True)
+        undo.callback(after.remove)
     elif not getattr(model, "dynamic_img_size", True):
         embed: Any = model.patch_embed
         nhwc = type(embed.output_fmt)("NHWC")
@@ -48,12 +55,18 @@ def enable_dynamic_resolution(model: nn.Module) -> Callable[[], None]:
 def _set(undo: ExitStack, module: nn.Module, **values: Any) -> None:
     """Set attributes, and let `undo` set them back."""
     for name, value in values.items():
-        undo.callback(setattr, module, name, getattr(module, name))
+        before = getattr(module, name)
+        undo.callback(setattr, module, name, before)
         setattr(module, name, value)
 
 
 def resize_images(images: Tensor, resolution: int, multiple: int) -> Tensor:
     """(N, C, H, W) images -> the same with a shorter side of `resolution` pixels, bilinear with antialiasing.
+
+    Args:
+        images: A batch, (N, C, H, W).
+        resolution: The shorter side, in pixels.
+        multiple: What both sides must be multiples of.
 
     Raises:
         ConfigError: The batch is not four-dimensional, smaller than the resolution, or a side is no multiple.
@@ -62,23 +75,31 @@ def resize_images(images: Tensor, resolution: int, multiple: int) -> Tensor:
         raise ConfigError(f"resize takes a batch of shape (N, C, H, W), not {tuple(images.shape)}.")
     size = (images.shape[2], images.shape[3])
     target = stage_size(size, resolution, multiple)
-    return images if target == size else F.interpolate(images, size=target, mode="bilinear", antialias=True)
+    if target == size:
+        return images
+    return F.interpolate(images, size=target, mode="bilinear", antialias=True)
 
 
 def image_size(model: nn.Module) -> int | None:
     """Side in pixels of the (square) images a model was built for; None where it does not say."""
-    if hasattr(model, "post_network"):
-        return model.pos_embed.shape[1] * size_multiple(model)  # type: ignore[union-attr,operator,index]
     size: Any = None
+    if hasattr(model, "post_network"):
+        side = model.pos_embed.shape[1]  # type: ignore[union-attr,index]
+        return side * size_multiple(model)  # type: ignore[operator]
     for name in ("image_size", "config.image_size", "patch_embed.img_size"):
         try:
-            size = size or attrgetter(name)(model)
+            size = attrgetter(name)(model)
         except AttributeError:
             continue
-    return size if size is None or isinstance(size, int) else int(size[0])
+        if size:
+            break
+    if size is None or isinstance(size, int):
+        return size
+    return int(size[0])  # (height, width)
 
 
 def _interpolate(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Ask transformers' model for interpolated position embeddings where the caller does not say."""
     return args, {"interpolate_pos_encoding": True, **kwargs}
 
 
@@ -93,4 +114,5 @@ def _resample(module: nn.Module, args: tuple[Any, ...]) -> None:
 
 
 def _restore(module: nn.Module, args: Any, output: Any) -> None:
+    """Let VOLO's parameter be found again."""
     module.__dict__.pop("pos_embed", None)

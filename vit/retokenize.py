@@ -39,11 +39,18 @@ def dilation_for(stride: int, kernel: int) -> int:
 
     Source: the rule that fits all three stages of the figure in the As-ViT paper.
 
+    Args:
+        stride: Pixels from one token to the next.
+        kernel: Weights of the kernel along a side.
+
     Example:
         >>> [dilation_for(stride, 4) for stride in (16, 8, 4)], dilation_for(32, 16)
         ([5, 2, 1], 2)
     """
-    return max(1, (stride - 1) // (kernel - 1)) if kernel > 1 else 1
+    if kernel == 1:
+        return 1
+    fitting = (stride - 1) // (kernel - 1)
+    return max(1, fitting)
 
 
 def padding_for(stride: int, kernel: int) -> tuple[int, int]:
@@ -52,12 +59,18 @@ def padding_for(stride: int, kernel: int) -> tuple[int, int]:
     A kernel wider than its token reaches evenly into both neighbours, a narrower one sits in the token's middle; of an
     odd number of pixels the larger part is added behind. At the model's own stride this is As-ViT's padding.
 
+    Args:
+        stride: Pixels from one token to the next.
+        kernel: Weights of the kernel along a side.
+
     Example:
         >>> padding_for(4, 7), padding_for(16, 4), padding_for(12, 4)
         ((1, 2), (0, 0), (-1, -1))
     """
-    spare = dilation_for(stride, kernel) * (kernel - 1) + 1 - stride
-    return spare // 2, spare - spare // 2
+    reach = dilation_for(stride, kernel) * (kernel - 1) + 1
+    missing = reach - stride
+    before = missing // 2
+    return before, missing - before
 
 
 def find_projection(model: nn.Module) -> str:
@@ -78,7 +91,8 @@ def find_projection(model: nn.Module) -> str:
 
 def _ends_with(name: str, *ends: str) -> bool:
     """Whether the last parts of a module's dotted name are one of `ends`."""
-    return f".{name}".endswith(tuple(f".{end}" for end in ends))
+    suffixes = tuple(f".{end}" for end in ends)
+    return f".{name}".endswith(suffixes)
 
 
 class Retokenizer:
@@ -115,12 +129,15 @@ class Retokenizer:
         self.kernel = self.convolution.kernel_size[0]
         self.native = self.convolution.stride[0]
         self._own = {key: getattr(self.convolution, key) for key in ("stride", "dilation", "padding")}
-        embedder = name.rpartition(".")[0]
+        embedder, _, _ = name.rpartition(".")
+        holder, _, _ = embedder.rpartition(".")
         self._embed = model.get_submodule(embedder)
-        self._holder = model.get_submodule(embedder.rpartition(".")[0])
+        self._holder = model.get_submodule(holder)  # of the position embeddings
         self._pads_itself = _ends_with(name, PADS_ITSELF)
-        present = [key for key in POSITIONS if self._holder._parameters.get(key) is not None]
-        self._positions = present[0] if present else None
+        self._positions: str | None = None
+        for key in POSITIONS:
+            if self._positions is None and self._holder._parameters.get(key) is not None:
+                self._positions = key
         self._handles: list[RemovableHandle] = []
         self._grid()  # refuses now what would fail in the middle of a run
 
@@ -136,7 +153,8 @@ class Retokenizer:
             RetokenError: It is not a multiple of the model's own.
         """
         wanted = self.native if stride is None else stride
-        if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < self.native or wanted % self.native:
+        whole = isinstance(wanted, int) and not isinstance(wanted, bool)
+        if not whole or wanted < self.native or wanted % self.native:
             allowed = [self.native * factor for factor in (1, 2, 4, 8)]
             raise RetokenError(
                 f"stride {wanted!r} is not a multiple of the model's own, {self.native}: use one of {allowed}, ..."
@@ -144,7 +162,10 @@ class Retokenizer:
         return wanted
 
     def enter(self, stride: int | None) -> None:
-        """Let tokens be `stride` pixels apart; None is the model's own stride.
+        """Let tokens be `stride` pixels apart, until the next call of this or of `restore`.
+
+        Args:
+            stride: In pixels; None is the model's own.
 
         Raises:
             RetokenError: As `check`. An image whose sides the stride does not divide raises in the forward pass.
@@ -158,15 +179,11 @@ class Retokenizer:
         self.convolution.stride = (wanted, wanted)
         self.convolution.dilation = (dilation, dilation)
         self.convolution.padding = (0, 0)
-        self._handles.append(self.convolution.register_forward_pre_hook(self._pad))
+        # Also where the embedder pads itself: a second Retokenizer finds the first by this hook.
+        padding = self.convolution.register_forward_pre_hook(self._pad)
+        self._handles.append(padding)
         if self._positions is not None:
-            self._handles.append(self.convolution.register_forward_hook(self._shadow))
-            # The dropout after the sum also runs where a caller enters by `forward_features`. The hook on the holder
-            # is for a forward pass that fails before it.
-            for name, module in self._holder.named_children():
-                if name in AFTER_POSITIONS:
-                    self._handles.append(module.register_forward_pre_hook(self._unshadow))
-            self._handles.append(self._holder.register_forward_hook(self._unshadow, always_call=True))
+            self._hook_positions()
 
     def restore(self) -> None:
         """Give the model its own stride, dilation and padding back; does nothing where it has them."""
@@ -176,7 +193,25 @@ class Retokenizer:
         for key, value in self._own.items():
             setattr(self.convolution, key, value)
 
+    def _hook_positions(self) -> None:
+        """Interpolate the position embeddings from the projection to the sum."""
+        shadow = self.convolution.register_forward_hook(self._shadow)
+        self._handles.append(shadow)
+        # The dropout after the sum also runs where a caller enters by `forward_features`.
+        for name, module in self._holder.named_children():
+            if name in AFTER_POSITIONS:
+                added = module.register_forward_pre_hook(self._unshadow)
+                self._handles.append(added)
+        # For a forward pass that fails before it.
+        left = self._holder.register_forward_hook(self._unshadow, always_call=True)
+        self._handles.append(left)
+
     def _pad(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        """Pad the images (N, in, H, W) so that H / stride x W / stride tokens come out; None leaves them.
+
+        Raises:
+            RetokenError: The stride does not divide a side.
+        """
         if self._pads_itself:
             return None
         images = inputs[0]
@@ -186,24 +221,37 @@ class Retokenizer:
                 f"images of {(height, width)} pixels cannot be cut into tokens {self.stride} pixels apart: "
                 "both sides must be multiples of the stride; resize them or use a smaller one."
             )
-        padding = padding_for(self.stride, self.kernel)
-        return F.pad(images, (*padding, *padding))
+        before, after = padding_for(self.stride, self.kernel)
+        return F.pad(images, (before, after, before, after))
 
     def _shadow(self, module: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> None:
-        """Let interpolated position embeddings be found in place of the parameter until they have been added."""
-        old, new = self._grid(), tuple(tokens.shape[-2:])
+        """Let interpolated position embeddings be found in place of the parameter until they have been added.
+
+        Args:
+            module: The projection.
+            inputs: Its padded images.
+            tokens: Its output, (N, d, h, w).
+        """
+        old = self._grid()
+        new = tuple(tokens.shape[-2:])
         if old == new or getattr(self._holder, "dynamic_img_size", False):
             return  # timm's dynamic models resample by themselves
         positions: Tensor = self._holder._parameters[self._positions]  # type: ignore[index,assignment]
-        moved = interpolate_positions(positions, old, new, prefix=positions.shape[1] - math.prod(old))
+        prefix = positions.shape[1] - math.prod(old)
+        moved = interpolate_positions(positions, old, new, prefix=prefix)
         # An attribute of the instance is found before a parameter; parameters and state dict stay as they are.
         self._holder.__dict__[str(self._positions)] = moved
 
     def _unshadow(self, module: nn.Module, inputs: Any, output: Any = None) -> None:
+        """Let the parameter be found again."""
         self._holder.__dict__.pop(str(self._positions), None)
 
     def _grid(self) -> Grid:
-        """Rows and columns of tokens that the position embeddings are for; none where there are no embeddings."""
+        """Rows and columns of tokens that the position embeddings are for; none where there are no embeddings.
+
+        Raises:
+            RetokenError: The embeddings are not one for every token of the projection.
+        """
         if self._positions is None:
             return ()
         shape = self._holder._parameters[self._positions].shape  # type: ignore[union-attr]
@@ -223,31 +271,49 @@ class Retokenizer:
 def interpolate_positions(positions: Tensor, old: Grid, new: Grid, prefix: int) -> Tensor:
     """Position embeddings (1, prefix + h * w, d) of an `old` grid -> of a `new` one; differentiable.
 
-    The `prefix` rows (class and distillation token) stay. Bicubic with antialiasing, as timm resamples them.
+    Bicubic with antialiasing, as timm resamples them.
+
+    Args:
+        positions: Embeddings, (1, prefix + h * w, d).
+        old: Their rows and columns, (h, w).
+        new: Rows and columns of the result.
+        prefix: Rows at the front (class and distillation token) that stay.
     """
-    head, grid = positions[:, :prefix], positions[:, prefix:].unflatten(1, old)
-    return torch.cat([head, resample_grid(grid, new).flatten(1, 2)], dim=1)
+    head = positions[:, :prefix]
+    grid = positions[:, prefix:].unflatten(1, old)  # (1, h, w, d)
+    resampled = resample_grid(grid, new)
+    return torch.cat([head, resampled.flatten(1, 2)], dim=1)
 
 
 def resample_grid(grid: Tensor, size: Grid) -> Tensor:
-    """(1, H, W, C) position embeddings -> (1, h, w, C), bicubic with antialiasing as in timm; differentiable."""
-    channels_first = grid.float().permute(0, 3, 1, 2)
+    """Position embeddings of another grid, bicubic with antialiasing as in timm; differentiable.
+
+    Args:
+        grid: Embeddings, (1, H, W, C).
+        size: Rows and columns (h, w) of the result, (1, h, w, C).
+    """
+    channels_first = grid.float().permute(0, 3, 1, 2)  # (1, C, H, W)
     resampled = F.interpolate(channels_first, size=size, mode="bicubic", antialias=True)
     return resampled.permute(0, 2, 3, 1).to(grid.dtype)
 
 
 def _square_convolution(model: nn.Module, name: str) -> nn.Conv2d:
+    """The convolution of this name, which has one stride and no dilation.
+
+    Raises:
+        RetokenError: There is none, it is not square, or another `Retokenizer` holds it.
+    """
     try:
         module = model.get_submodule(name)
     except AttributeError as error:
         raise RetokenError(f"{type(model).__name__} has no module {name!r}: {error}.") from error
     if not isinstance(module, nn.Conv2d):
         raise RetokenError(f"{name!r} is a {type(module).__name__}, not a Conv2d: only convolutions have a stride.")
-    owners = [getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values()]
-    if any(isinstance(owner, Retokenizer) for owner in owners):
-        raise RetokenError(f"{name!r} is re-tokenized already: use that Retokenizer, or call its restore() first.")
-    sides = {module.kernel_size, module.stride, module.dilation}
-    if any(height != width for height, width in sides) or module.dilation != (1, 1):
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(getattr(hook, "__self__", None), Retokenizer):
+            raise RetokenError(f"{name!r} is re-tokenized already: use that Retokenizer, or call its restore() first.")
+    square = all(height == width for height, width in (module.kernel_size, module.stride))
+    if not square or module.dilation != (1, 1):
         raise RetokenError(
             f"{name!r} has kernel {module.kernel_size}, stride {module.stride} and dilation {module.dilation}: only "
             "square kernels and strides without dilation can be re-tokenized."

@@ -49,8 +49,7 @@ def timestep_embedders(model: nn.Module) -> list[str]:
         UnitError: There is none, one has no bias, or they differ in width.
     """
     found = by_class(model, TIMESTEP_MODULES) or _embedders(model)
-    last = [_last_linear(model, embedder) for embedder in found]
-    points = [name for name in last if name is not None]
+    points = list(filter(None, [_last_linear(model, embedder) for embedder in found]))
     if not points:
         raise UnitError(
             f"{type(model).__name__} has no timestep embedder (a module named one of {TIMESTEP_NAMES} that ends in a "

@@ -15,6 +15,9 @@ from .stage_embedding import build_stage_embedding
 
 Names = tuple[str, ...]
 
+# Attributes in which Diffusers' classes declare the classes of their blocks.
+DECLARATIONS = ("_repeated_blocks", "_no_split_modules")
+
 # Model class -> the lists of its repeated blocks in forward order, where registration order is another one, or where
 # the class declares other modules, or none, as its blocks.
 BLOCK_LISTS: dict[str, Names] = {
@@ -63,18 +66,18 @@ def declared_layout(model: nn.Module) -> Layout:
         UnitError: No list of blocks is found, or two blocks share parameters.
     """
     modules = dict(model.named_modules())
-    names = by_class(model, BLOCK_LISTS) or block_lists(model)
-    lists = [name for name in names if name in modules]
+    declared = by_class(model, BLOCK_LISTS) or block_lists(model)
+    lists = [name for name in declared if name in modules]
     blocks = members_of(model, lists)
     if not IN_TURNS.isdisjoint(class_names(model)):
         # Stable: blocks of equal number keep the order of their lists.
         blocks.sort(key=lambda name: int(name.rpartition(".")[2]))
     # A child that holds a list is no input, whatever else is in it.
     holders = {name.split(".")[0] for name in lists}
-    own = [*dict(model.named_children()), *dict(model.named_parameters(recurse=False))]
+    own = dict(model.named_children()) | dict(model.named_parameters(recurse=False))
     inputs = [name for name in own if name not in holders and not _is_output(model, name)]
     inputs += by_class(model, EMBEDDERS) or ()
-    return build_layout(model, [(name, [name]) for name in blocks], inputs)
+    return build_layout(model, [[name] for name in blocks], inputs)
 
 
 def block_lists(model: nn.Module) -> list[str]:
@@ -83,9 +86,13 @@ def block_lists(model: nn.Module) -> list[str]:
     Raises:
         UnitError: There is none.
     """
-    declared = {*_declared(model, "_repeated_blocks"), *_declared(model, "_no_split_modules")}
-    found = lists_where(declared.__contains__, model.named_children())
-    found = found or lists_where(lambda name: "Block" in name or "Layer" in name, model.named_children())
+    declared: set[str] = set()
+    for attribute in DECLARATIONS:
+        declared.update(getattr(model, attribute, None) or ())
+    children = dict(model.named_children()).items()
+    found = lists_where(declared.__contains__, children)
+    # A class that declares none: by what its blocks are called.
+    found = found or lists_where(lambda name: "Block" in name or "Layer" in name, children)
     if not found:
         raise UnitError(f"no list of repeated blocks was found in {type(model).__name__}. {how_to_name_blocks(model)}")
     return found
@@ -95,9 +102,10 @@ def lists_where(is_block: Callable[[str], bool], modules: Iterable[tuple[str, nn
     """Names of those of the named `modules` that are lists of blocks only, by the names of the blocks' classes."""
     found = []
     for name, module in modules:
-        classes = [type(member).__name__ for member in module] if isinstance(module, nn.ModuleList) else []
-        if classes and all(map(is_block, classes)):
-            found.append(name)
+        if isinstance(module, nn.ModuleList) and len(module) > 0:
+            classes = [type(member).__name__ for member in module]
+            if all(map(is_block, classes)):
+                found.append(name)
     return found
 
 
@@ -108,18 +116,15 @@ def members_of(model: nn.Module, lists: Iterable[str]) -> list[str]:
 
 def is_diffusers_model(model: nn.Module) -> bool:
     """Whether Diffusers' base class, or a class made like it, declares what this model is made of."""
-    return hasattr(type(model), "_repeated_blocks") and hasattr(type(model), "_no_split_modules")
+    return all(hasattr(type(model), attribute) for attribute in DECLARATIONS)
 
 
 def _is_output(model: nn.Module, name: str) -> bool:
     """Whether the child or parameter called `name` runs after the blocks."""
-    has_word = not OUTPUT_WORDS.isdisjoint(name.split("_"))
-    return has_word or name.endswith("scale_shift_table") or name in (by_class(model, OUTPUTS) or ())
-
-
-def _declared(model: nn.Module, attribute: str) -> Iterable[str]:
-    """A list that Diffusers declares in a class, or nothing where it declares none."""
-    return getattr(type(model), attribute, None) or ()
+    if name.endswith("scale_shift_table") or not OUTPUT_WORDS.isdisjoint(name.split("_")):
+        return True
+    exceptions = by_class(model, OUTPUTS) or ()
+    return name in exceptions
 
 
 register_adapter(Adapter("transformer", (), declared_layout, build_stage_embedding), matches=is_diffusers_model)

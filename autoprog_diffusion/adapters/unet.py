@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import chain
+from typing import Any
+
 from torch import nn
 
 from autoprog_diffusion.growth.adapter import Adapter, class_names, register_adapter
@@ -11,7 +14,6 @@ from .stage_embedding import build_stage_embedding
 
 
 OUTPUTS = ("conv_norm_out", "conv_act", "conv_act_out", "conv_out", "out_block", "clf")
-STAGES = ("down_blocks", "mid_block", "up_blocks")
 # Lists of a stage with one entry per resnet, in the order in which their entries run.
 RESNET_LISTS = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")
 CLASSES = (
@@ -30,9 +32,7 @@ STAGE_LISTS = {
     "down_blocks": ("down_downscalers", "down_repeat_mappers"),
     "up_blocks": ("up_upscalers", "up_repeat_mappers"),
 }
-
-
-Units = dict[str, list[str]]  # name of a unit -> names of its modules, in forward order
+NO_INPUTS = {"mid_block", *OUTPUTS, *STAGE_LISTS, *chain(*STAGE_LISTS.values())}
 
 
 def unet_layout(model: nn.Module) -> Layout:
@@ -44,40 +44,39 @@ def unet_layout(model: nn.Module) -> Layout:
     Raises:
         UnitError: Two units share parameters.
     """
-    whole_stages = not set(WHOLE_STAGES).isdisjoint(class_names(model))
-    blocks = _units(model, "down_blocks", whole_stages)
+    blocks = _blocks(model, "down_blocks")
     if getattr(model, "mid_block", None) is not None:
-        blocks["mid_block"] = ["mid_block"]
-    blocks |= _units(model, "up_blocks", whole_stages)
-    no_inputs = {*OUTPUTS, *STAGES, *STAGE_LISTS["down_blocks"], *STAGE_LISTS["up_blocks"]}
-    inputs = [name for name in dict(model.named_children()) if name not in no_inputs]
-    return build_layout(model, list(blocks.items()), inputs)
+        blocks.append(["mid_block"])
+    blocks += _blocks(model, "up_blocks")
+    inputs = [name for name in dict(model.named_children()) if name not in NO_INPUTS]
+    return build_layout(model, blocks, inputs)
 
 
-def _units(model: nn.Module, stages: str, whole_stages: bool) -> Units:
-    """Units of the down or the up blocks: name -> names of its modules, in forward order."""
-    units: Units = {}
+def _blocks(model: nn.Module, stages: str) -> list[list[str]]:
+    """Units of the down or the up blocks, in forward order: the names of the modules of each."""
+    whole = any(name in WHOLE_STAGES for name in class_names(model))
+    lists = [stages, *STAGE_LISTS[stages]]
+    blocks = []
     for index, stage in enumerate(getattr(model, stages)):
-        name = f"{stages}.{index}"
-        if whole_stages or getattr(stage, "resnets", None) is None:
-            others = [f"{other}.{index}" for other in STAGE_LISTS[stages] if hasattr(model, other)]
-            units[name] = [name, *others]
+        if whole or getattr(stage, "resnets", None) is None:
+            blocks.append([f"{kind}.{index}" for kind in lists if hasattr(model, kind)])
         else:
-            units |= _resnet_units(stage, name)
-    return units
+            blocks += _resnet_blocks(stage, f"{stages}.{index}")
+    return blocks
 
 
-def _resnet_units(stage: nn.Module, name: str) -> Units:
+def _resnet_blocks(stage: Any, name: str) -> list[list[str]]:
     """Units of the stage called `name`; the last one takes what comes once per stage, such as the sampler."""
     modules = dict(stage.named_modules(prefix=name))
-    units: Units = {}
-    last: list[str] = []
-    for index, _ in enumerate(stage.get_submodule("resnets").children()):
-        # Some block types keep None in their lists where a resnet has no attention: it is no module.
+    blocks = []
+    for index in range(len(stage.resnets)):
         members = [f"{name}.{kind}.{index}" for kind in RESNET_LISTS]
-        last = units[members[0]] = [member for member in members if member in modules]
-    last += [f"{name}.{child}" for child in dict(stage.named_children()) if child not in RESNET_LISTS]
-    return units
+        # Some block types keep None in their lists where a resnet has no attention: it is no module.
+        blocks.append([member for member in members if member in modules])
+    for child, _ in stage.named_children():
+        if child not in RESNET_LISTS:
+            blocks[-1].append(f"{name}.{child}")
+    return blocks
 
 
 register_adapter(Adapter("UNet", (*CLASSES, *WHOLE_STAGES), unet_layout, build_stage_embedding))

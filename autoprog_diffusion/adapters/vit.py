@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from itertools import chain, takewhile
 from typing import Any
 
@@ -32,21 +33,21 @@ def declared_by_timm(model: nn.Module) -> Layout:
         UnitError: It names no block, or something that is not a module.
     """
     groups: Any = model.group_matcher()  # type: ignore[operator]
-    inputs: list[str] = []
-    blocks: dict[Position, list[str]] = {}  # position -> names of the modules of one block
+    inputs = []
+    blocks = defaultdict(dict)  # position -> names of the modules of one block, each with None
     for name in dict(model.named_parameters()):
         group, position, module = _place(groups, name)
         if group == "stem":
             inputs.append(name)
-        elif position[-1] != AFTER and module not in blocks.setdefault(position, []):
-            blocks[position].append(module)
-    in_order = [modules for _, modules in sorted(blocks.items())]
-    strange = sorted(set(chain(*in_order)) - dict(model.named_modules()).keys())
+        elif position[-1] != AFTER:
+            blocks[position][module] = None
+    in_order = [list(blocks[position]) for position in sorted(blocks)]
+    strange = sorted(set(chain(*in_order)).difference(dict(model.named_modules())))
     if strange:
         raise UnitError(
             f"{type(model).__name__}.group_matcher names {strange}, which are no modules: give blocks=[...]."
         )
-    return build_layout(model, [(modules[0], modules) for modules in in_order], inputs)
+    return build_layout(model, in_order, inputs)
 
 
 def declared_by_transformers(model: nn.Module) -> Layout:
@@ -64,7 +65,7 @@ def declared_by_transformers(model: nn.Module) -> Layout:
         raise UnitError(f"{type(model).__name__} has no list of the layers it declares, {sorted(declared)}.")
     first_layer = f"{blocks[0]}."
     inputs = takewhile(lambda name: not name.startswith(first_layer), dict(model.named_parameters()))
-    return build_layout(model, [(name, [name]) for name in blocks], list(inputs))
+    return build_layout(model, [[name] for name in blocks], list(inputs))
 
 
 def no_stage_embedding(model: nn.Module, config: GrowthConfig) -> None:
@@ -107,9 +108,6 @@ def _place(groups: dict[str, Any], name: str) -> tuple[str, Position, str]:
 register_adapter(Adapter("timm", (), declared_by_timm, no_stage_embedding), matches=is_timm_model)
 register_adapter(
     Adapter(
-        "transformers ViT",
-        ("DeiTPreTrainedModel", "ViTPreTrainedModel"),
-        declared_by_transformers,
-        no_stage_embedding,
+        "transformers ViT", ("DeiTPreTrainedModel", "ViTPreTrainedModel"), declared_by_transformers, no_stage_embedding
     )
 )

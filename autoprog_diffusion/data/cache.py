@@ -106,7 +106,9 @@ def text_fingerprint(*parts: object) -> str:
 
 
 def _is_current(path: Path, marker: Path, fingerprint: str) -> bool:
+    """Whether the array is complete and depends on what the fingerprint says."""
     try:
-        return path.exists() and json.loads(marker.read_text(encoding="utf-8"))["fingerprint"] == fingerprint
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        return path.exists() and found["fingerprint"] == fingerprint
     except (OSError, ValueError, KeyError):
         return False

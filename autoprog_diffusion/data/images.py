@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from autoprog_diffusion.growth.errors import GrowthError
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 # Raised by Pillow for a file that is damaged or is no image.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
+Bounds = tuple[float, float]
 Number = TypeVar("Number", float, Tensor)
 
 
@@ -60,17 +59,22 @@ def cut_square(
         (3, size, size) float32 in [-1, 1], and top and left of the square in the resized and perhaps mirrored image.
     """
     scale = size / min(image.size)
-    width, height = (max(size, round(length * scale)) for length in image.size)
+    # Rounding must not make the shorter side too short.
+    width = max(size, round(image.width * scale))
+    height = max(size, round(image.height * scale))
     place = None if settings.center_crop else generator
     # Drawn in this order since the first release: a resumed run must see the same crops.
     left = _offset(width - size, place)
     top = _offset(height - size, place)
-    mirrored = generator is not None and settings.random_flip and bool(torch.rand((), generator=generator) < 0.5)
+    mirrored = False
+    if generator is not None and settings.random_flip:
+        mirrored = bool(torch.rand((), generator=generator) < 0.5)
     image = to_rgb(image)
     if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling[settings.interpolation.upper()])
+        resampling = Image.Resampling[settings.interpolation.upper()]
+        image = image.resize((width, height), resampling)
     square = image.crop((left, top, left + size, top + size))
-    pixels = torch.from_numpy(np.asarray(square, dtype=np.float32)).permute(2, 0, 1)
+    pixels = _tensor(square).float()
     if mirrored:
         pixels = pixels.flip(2)
         left = width - size - left
@@ -80,8 +84,9 @@ def cut_square(
 def to_pixels(
     image: Image.Image, size: int, settings: ImageSettings, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The square alone; arguments as `cut_square` takes them."""
-    return cut_square(image, size, settings, generator)[0]
+    """The square alone, (3, size, size) float32 in [-1, 1]; arguments as `cut_square` takes them."""
+    pixels, _ = cut_square(image, size, settings, generator)
+    return pixels
 
 
 def read_image(data: Dataset, row: int) -> Image.Image:
@@ -109,39 +114,52 @@ def undecoded(data: Dataset) -> Dataset:
 def open_image(data: Dataset, row: int) -> Image.Image:
     """Open an image of `undecoded` data without decoding it: Pillow can decode a JPEG at a fraction of its size."""
     value: Any = data[row]["image"]
-    return Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"]))
+    if value["bytes"] is None:
+        return Image.open(value["path"])
+    return Image.open(io.BytesIO(value["bytes"]))
 
 
 def file_of(data: Dataset, row: int) -> str:
     """The file of an image, in brackets and after a space; empty where the image is not a file of its own."""
-    path = (undecoded(data)[row]["image"] or {}).get("path")
+    image = undecoded(data)[row]["image"] or {}
+    path = image.get("path")
     return f" ({path})" if path else ""
 
 
 def read_square(image: Image.Image, size: int) -> Tensor:
     """The centre square of an image at `size` pixels, (3, size, size) uint8; transparent parts are white."""
     image.draft("RGB", (size, size))
-    side = min(image.size)
-    left, top = ((length - side) / 2 for length in image.size)
-    return _resized(image, size, (top, left, side, side))
+    return _tensor(ImageOps.fit(to_rgb(image), (size, size)))
 
 
 def random_square(
     image: Image.Image,
     size: int,
     *,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    scale: Bounds,
+    ratio: Bounds,
     generator: torch.Generator,
 ) -> Tensor:
     """A random part of an image at `size` pixels, (3, size, size) uint8; arguments as `random_window` takes them."""
     image.draft("RGB", (2 * size, 2 * size))
-    window = random_window(image.height, image.width, scale=scale, ratio=ratio, generator=generator)
-    return _resized(image, size, window)
+    top, left, height, width = random_window(
+        image.height,
+        image.width,
+        scale=scale,
+        ratio=ratio,
+        generator=generator,
+    )
+    box = (left, top, left + width, top + height)
+    return _tensor(to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box))
 
 
 def random_window(
-    height: int, width: int, *, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+    height: int,
+    width: int,
+    *,
+    scale: Bounds,
+    ratio: Bounds,
+    generator: torch.Generator,
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random part of an image, as torchvision's RandomResizedCrop draws it.
 
@@ -152,17 +170,24 @@ def random_window(
         ratio: Least and largest width / height of the part.
         generator: Draws the part.
     """
+    # The logarithm is drawn, so that wide and high parts are equally likely.
     low, high = map(math.log, ratio)
     for _ in range(10):
-        size, shape, top, left = torch.rand(4, generator=generator).tolist()
+        size, shape, y, x = torch.rand(4, generator=generator).tolist()
         area = height * width * between(*scale, size)
         aspect = math.exp(between(low, high, shape))
         w = round(math.sqrt(area * aspect))
         h = round(math.sqrt(area / aspect))
+        # A part that is longer than the image is drawn again.
         if 0 < w <= width and 0 < h <= height:
-            return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+            top = int(y * (height - h + 1))
+            left = int(x * (width - w + 1))
+            return top, left, h, w
+    # Very long images have no such part: take their centre.
     side = min(height, width)
-    return (height - side) // 2, (width - side) // 2, side, side
+    top = (height - side) // 2
+    left = (width - side) // 2
+    return top, left, side, side
 
 
 def shrink(images: Tensor, size: int) -> Tensor:
@@ -191,14 +216,12 @@ def seeded(*numbers: int) -> torch.Generator:
 
 
 def _offset(room: int, generator: torch.Generator | None) -> int:
+    """Where a square begins: a random place from 0 to `room`, or the middle where nothing draws it."""
     if generator is None:
         return room // 2
     return int(torch.randint(room + 1, (), generator=generator))
 
 
-def _resized(image: Image.Image, size: int, window: tuple[float, float, float, float]) -> Tensor:
-    """The window of an image (top, left, height, width) at `size` pixels, (3, size, size) uint8."""
-    top, left, height, width = window
-    box = (left, top, left + width, top + height)
-    image = to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box)
+def _tensor(image: Image.Image) -> Tensor:
+    """An RGB image as (3, H, W) uint8."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .emoji import DEFAULT_STYLE, emoji_classes, emoji_in_both_styles
 from .images import DataError, undecoded
@@ -20,6 +20,7 @@ from .sources import (
     read_training_set,
     split_by,
     spread,
+    unused,
     with_labels,
 )
 
@@ -131,12 +132,11 @@ def class_names(data: Dataset) -> list[str]:
 
 def example_images(data: Dataset, names: Sequence[str], size: int) -> list[Image.Image]:
     """The first training image of every named class, (size, size)."""
-    from PIL import ImageOps
-
     labels = data["label"]
     classes = class_names(data)
     rows = [labels.index(classes.index(name)) for name in names]
-    return [ImageOps.fit(data[row]["image"].convert("RGB"), (size, size)) for row in rows]
+    images = [data[row]["image"].convert("RGB") for row in rows]
+    return [ImageOps.fit(image, (size, size)) for image in images]
 
 
 def _with_classes(data: Dataset) -> Dataset:
@@ -168,15 +168,15 @@ def _split(data: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]
 
 
 def _check_classes(train: Dataset, val: Dataset) -> None:
+    """Refuse two sets that differ in classes, fewer than 2 classes, and a class or a set without an image."""
     names = class_names(train)
-    if names != class_names(val):
-        odd = sorted(set(names) ^ set(class_names(val)))[:5]
+    val_names = class_names(val)
+    if names != val_names:
+        odd = sorted({*names}.symmetric_difference(val_names))[:5]
         raise DataError(f"training and validation data differ in classes, for example {odd}: make them the same.")
     if len(names) < 2:
         raise DataError(f"the training data has the classes {names}: at least 2 are needed.")
-    used = set(train["label"][:])
-    empty = [name for label, name in enumerate(names) if label not in used]
-    if empty:
+    if empty := unused(names, train["label"][:]):
         raise DataError(f"no training image is of class {empty[:5]}: add some, or remove the class.")
     if not len(val):
         raise DataError("there is no validation image: give --val_data, or a larger --val_fraction.")

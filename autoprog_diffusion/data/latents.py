@@ -85,6 +85,7 @@ class Latents:
         return (sample - shift) * self.vae.config.scaling_factor
 
     def _build_cache(self) -> ArrayCache:
+        """The moments of all images at the stage's resolution, (items, 2C, h, w)."""
         name = f"latents-{self.side}"
         # With random flips all images are followed by their mirror images.
         count = len(self.data) * (1 + self.images.random_flip)

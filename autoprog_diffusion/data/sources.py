@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,12 +46,12 @@ def read_splits(name: str, *, label_column: str | None, cache_dir: str | None = 
     path = Path(name)
     if path.suffix == ".npz":
         return read_npz(path)
-    if path.suffix == ".parquet" or next(path.rglob("*.parquet"), None):
+    if path.suffix == ".parquet" or any(path.rglob("*.parquet")):
         return {WHOLE: read_parquet(path, label_column, cache_dir)}
     if not path.is_dir() or is_saved(path):
         return load_by_name(name, cache_dir=cache_dir)
-    metadata = [*path.glob("metadata.*"), *path.glob("*/metadata.*")]
-    if label_column is not None and not metadata:
+    has_metadata = any(path.glob("metadata.*")) or any(path.glob("*/metadata.*"))
+    if label_column is not None and not has_metadata:
         return read_class_folders(path)
     return load_by_name("imagefolder", cache_dir=cache_dir, data_dir=name)
 
@@ -90,10 +90,10 @@ def read_class_folders(path: Path) -> Splits:
     Raises:
         DataError: There is no folder in it, or a class folder without an image.
     """
-    if not (path / "train").is_dir():
+    folders = {name: path / name for name in ("train", *HELD_OUT)}
+    if not folders["train"].is_dir():
         return {WHOLE: _class_folders(path)}
-    splits = [name for name in ("train", *HELD_OUT) if (path / name).is_dir()]
-    return {name: _class_folders(path / name) for name in splits}
+    return {name: _class_folders(folder) for name, folder in folders.items() if folder.is_dir()}
 
 
 def read_parquet(path: Path, label_column: str | None = None, cache_dir: str | None = None) -> Dataset:
@@ -110,12 +110,14 @@ def read_parquet(path: Path, label_column: str | None = None, cache_dir: str | N
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
     names = [str(file) for file in files]
     with _refusing(str(path)):
-        if sum(file.stat().st_size for file in files) <= IN_MEMORY:
+        size = sum(file.stat().st_size for file in files)
+        if size <= IN_MEMORY:
             # `load_dataset` would copy the files into a cache in the home folder.
             data: Any = datasets.Dataset(pyarrow.parquet.read_table(names))  # type: ignore[arg-type]
         else:
             data = datasets.load_dataset("parquet", data_files=names, split="train", cache_dir=cache_dir)
-        metadata = pyarrow.parquet.read_schema(names[0]).metadata or {}
+        schema = pyarrow.parquet.read_schema(names[0])
+    metadata = schema.metadata or {}
     classes = _class_names(metadata.get(b"names", b"").decode())
     if classes and label_column in data.column_names:
         data = data.cast_column(label_column, datasets.ClassLabel(names=classes))
@@ -135,12 +137,13 @@ def read_npz(path: Path) -> Splits:
     missing = [name for name in ("x", "y", "classes") if name not in arrays]
     if missing:
         raise DataError(f"{path} has no {missing}: it needs x, y and classes, and test for a split.")
-    x, y, names = (arrays[name] for name in ("x", "y", "classes"))
+    x = arrays["x"]
+    y = arrays["y"]
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or len(x) != len(y):
         raise DataError(
             f"{path}: x is {x.dtype} {x.shape} and y {y.shape}; x must be uint8 (N, H, W) or (N, H, W, 3)."
         )
-    data = _labelled(list(x), y.tolist(), names.tolist())
+    data = _labelled(list(x), y.tolist(), arrays["classes"].tolist())
     if "test" not in arrays:
         return {WHOLE: data}
     train, test = split_by(data, arrays["test"].astype(bool))
@@ -212,12 +215,13 @@ def choose_columns(data: Dataset, **columns: str) -> Dataset:
     """
     from datasets import Image as ImageFeature
 
+    hint = _HINTS[list(columns)[-1]]
     for flag, name in columns.items():
         if name not in data.column_names:
-            hint = _HINTS[list(columns)[-1]]
             raise DataError(f"--{flag} {name!r} is not a column of the data; it has {data.column_names}. {hint}")
-    data = data.select_columns(list(columns.values()))
-    data = data.rename_columns({name: _COLUMN_OF[flag] for flag, name in columns.items()})
+    new_names = {name: _COLUMN_OF[flag] for flag, name in columns.items()}
+    data = data.select_columns(list(new_names))
+    data = data.rename_columns(new_names)
     return data.cast_column("image", ImageFeature())
 
 
@@ -265,13 +269,23 @@ def with_labels(data: Dataset, labels: list[int], names: list[str]) -> Dataset:
     return data.cast_column("label", ClassLabel(names=names))
 
 
+def unused(names: Sequence[str], labels: Iterable[int]) -> list[str]:
+    """Names of the classes that no label is of."""
+    used = set(labels)
+    return [name for label, name in enumerate(names) if label not in used]
+
+
 def file_stamps(files: Sequence[Path]) -> list[str]:
     """Sizes and times of files; as a column, they let the data's fingerprint follow the files' content."""
-    return [f"{file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    stats = [file.stat() for file in files]
+    return [f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats]
 
 
 def _class_folders(root: Path) -> Dataset:
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Images in one folder per class, with a column `stamp` of the files' sizes and times."""
+    # Hidden folders are a tool's own.
+    visible = [path for path in root.iterdir() if not path.name.startswith(".")]
+    folders = sorted(filter(Path.is_dir, visible))
     if not folders:
         raise DataError(f"{root} has no folders: it must hold one folder of images per class.")
     files: list[Path] = []
@@ -281,9 +295,7 @@ def _class_folders(root: Path) -> Dataset:
         files += found
         labels += [label] * len(found)
     names = [folder.name for folder in folders]
-    used = set(labels)
-    empty = [name for label, name in enumerate(names) if label not in used]
-    if empty:
+    if empty := unused(names, labels):
         raise DataError(
             f"the class folders {empty[:5]} of {root} hold no image ({', '.join(EXTENSIONS)}): fill them or remove "
             "them."
@@ -293,21 +305,26 @@ def _class_folders(root: Path) -> Dataset:
 
 
 def _labelled(images: list[Any], labels: list[int], classes: list[str]) -> Dataset:
+    """A data set of images, as files or (H, W[, 3]) arrays, and their classes."""
     import datasets
 
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
+    features = datasets.Features(
+        image=datasets.Image(),
+        label=datasets.ClassLabel(names=classes),
+    )
     return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
 
 
 def _class_names(text: str) -> list[str]:
     """Class names in a schema's metadata: a JSON list, or words with commas between them."""
     if text.startswith("["):
-        return [str(name) for name in json.loads(text)]
+        return list(map(str, json.loads(text)))
     return text.split(",") if text else []
 
 
 @contextmanager
 def _refusing(name: str) -> Iterator[None]:
+    """Turn any error into a DataError that names the data set."""
     try:
         yield
     except Exception as error:

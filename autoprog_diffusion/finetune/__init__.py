@@ -18,9 +18,7 @@ _NEW = {
     "images": "autoprog_diffusion.data.images",
     "labelled_images": "autoprog_diffusion.data.labelled",
     "latents": "autoprog_diffusion.data.latents",
-    "bundled": "autoprog_diffusion.tasks.tiny_pipelines",
     "class_conditional": "autoprog_diffusion.tasks.class_conditional",
-    "convert": "autoprog_diffusion.tasks.sd_to_sdxl",
     "dreambooth": "autoprog_diffusion.tasks.dreambooth",
     "flow_families": "autoprog_diffusion.tasks.flow_families",
     "flow_matching": "autoprog_diffusion.tasks.flow_matching",
@@ -41,12 +39,18 @@ _NEW = {
     "samples": "autoprog_diffusion.training.samples",
     "setup": "autoprog_diffusion.training.build",
 }
+# Old module -> file that left the package.
+_LEFT = {"bundled": "recipes/assets/tiny_pipelines.py", "convert": "recipes/assets/sd_to_sdxl.py"}
 
 
 class _Moved(MetaPathFinder, Loader):
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
         parent, _, old = name.rpartition(".")
-        return ModuleSpec(name, self) if parent == __name__ and old in _NEW else None
+        if parent != __name__:
+            return None
+        if old in _LEFT:
+            raise ModuleNotFoundError(f"{name} is now {_LEFT[old]}: it left the package.")
+        return ModuleSpec(name, self) if old in _NEW else None
 
     def exec_module(self, module: ModuleType) -> None:
         new = _NEW[module.__name__.rpartition(".")[2]]

@@ -28,7 +28,7 @@ class LRRewarmup:
         self._steps = steps
         self._layout = layout
         self._opened: dict[str, int] = {}
-        self._groups: list[tuple[dict[str, Any], str]] = []
+        self._groups: list[tuple[Any, str]] = []  # an optimizer's group, and its unit
         self._rates: list[Any] = []
         self._step = 0
         self._hooks = ExitStack()
@@ -45,11 +45,11 @@ class LRRewarmup:
         """
         if not self._steps:
             return
-        unit_names: dict[Any, str] = {}
+        unit_names = {}
         for unit in self._layout.units:
             for name in unit.parameters:
                 unit_names[parameters[name]] = unit.name
-        self._groups = []
+        self._groups.clear()
         detail = ""
         for optimizer in optimizers:
             bare = getattr(optimizer, "optimizer", optimizer)
@@ -71,15 +71,12 @@ class LRRewarmup:
     def follow(self, history: Sequence[StageRecord], step: int) -> None:
         """Note when every unit was opened, and that `step` optimizer steps are done."""
         self._step = step
-        opened: dict[str, int] = {}
+        self._opened.clear()
         for record in reversed(history):  # the earliest record wins
-            opened.update(dict.fromkeys(record.blocks, record.step))
+            self._opened.update(dict.fromkeys(record.blocks, record.step))
         # The inputs train together with the first block.
-        first = self._layout.blocks[0].name
-        if first in opened:
-            opened[self._layout.inputs.name] = opened[first]
-        # Units that train from the first step on have the schedule's own warm-up.
-        self._opened = {name: start for name, start in opened.items() if start > 0}
+        first_block, *_ = self._layout.blocks
+        self._opened[self._layout.inputs.name] = self._opened.get(first_block.name, 0)
 
     def stop(self) -> None:
         """Take the hooks off."""
@@ -87,20 +84,21 @@ class LRRewarmup:
 
     def factor(self, unit: str) -> float:
         """Factor of a unit's learning rate in the next step, in (0, 1]."""
-        if unit not in self._opened:
+        start = self._opened.get(unit, 0)
+        if start == 0:
+            # Units that train from the first step on have the schedule's own warm-up.
             return 1.0
-        done = self._step - self._opened[unit]
+        done = self._step - start
         return min(1.0, (done + 1) / self._steps)
 
     def _scale(self, *ignored: Any) -> None:
         """Hook before an optimizer's step: remember every group's rate, and lower that of newly opened units."""
-        self._rates = []
+        self._rates = [group["lr"] for group, _ in self._groups]
         for group, unit in self._groups:
-            rate = group["lr"]
-            self._rates.append(rate)
+            factor = self.factor(unit)
             # A rate may be a tensor: leave it untouched where nothing changes.
-            if self.factor(unit) < 1.0:
-                group["lr"] = rate * self.factor(unit)
+            if factor < 1.0:
+                group["lr"] = group["lr"] * factor
 
     def _restore(self, *ignored: Any) -> None:
         """Hook after an optimizer's step: put the rates back."""

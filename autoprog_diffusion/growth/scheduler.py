@@ -18,7 +18,7 @@ from .errors import OrderError
 from .lr_rewarmup import LRRewarmup
 from .plan import GrowthPlan, check_plan_fits
 from .resize import resize_images
-from .search_session import LossFunction, RunParts, SearchSession, check_arguments, first_plan, start_search
+from .search_session import LossFunction, RunParts, SearchSession, check_arguments, first_plan
 from .stage import StageApplier, check_freezing, release_state
 from .state import STATE_VERSION, NamedTensors, StageRecord, State, check_state, describe, fingerprint, record_stage
 from .units import count_trainable, only_growing
@@ -52,12 +52,7 @@ class GrowthScheduler:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        config: GrowthConfig,
-        accelerator: Any = None,
-        *,
-        blocks: Sequence[str] | None = None,
+        self, model: nn.Module, config: GrowthConfig, accelerator: Any = None, *, blocks: Sequence[str] | None = None
     ) -> None:
         host.check_backend(accelerator, config, model)
         host.check_bare(model)
@@ -85,7 +80,7 @@ class GrowthScheduler:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The model's parameters, then the stage embedding's, to build the optimizer from."""
-        return (parameter for _, parameter in self._applier.named())
+        return iter(self._applier.named().values())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One optimizer group per unit, which `rewarm_steps` needs, of all parameters that train in some stage."""
@@ -140,7 +135,7 @@ class GrowthScheduler:
         self._plan = plan
         self._applier.prepare(model, ddp)
         run = RunParts(self._model, model, self.layout, embedding=self._embedding, loss_fn=loss_fn, batches=batches)
-        self._search = start_search(self.config, plan, self._accelerator, run)
+        self._search.start(plan, self._accelerator, run)
         if plan.freezes:
             self._averages.note()
         self._enter(0)
@@ -327,7 +322,7 @@ class GrowthScheduler:
         """Check the optimizers known by now, and let the re-warm-up hook them."""
         given = [] if optimizer is None else [optimizer]
         self._optimizers = [*given, *host.prepared_optimizers(self._accelerator)]
-        host.check_optimizers(self._optimizers, self._applier.growing())
+        host.check_optimizers(self._optimizers, self._applier.growing().items())
         if self._optimizers or self._accelerator is None:
             # Sharding puts other parameters in place, so names are looked up now.
             self._rewarmup.watch(self._optimizers, dict(self._model.named_parameters()))

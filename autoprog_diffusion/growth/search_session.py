@@ -23,20 +23,6 @@ from .units import Layout
 LossFunction = Callable[[nn.Module, Any], Tensor]  # (model, batch) -> loss
 
 
-class Choice(Protocol):
-    """The stage that a search chose."""
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """Sorted indices of the blocks that train."""
-        ...
-
-    @property
-    def resolution(self) -> Resolution:
-        """Fraction (float) or pixels (int)."""
-        ...
-
-
 class SearchLike(Protocol):
     """The members of a search that a session uses; `search.zero_shot.ZeroShotSearch` is the one we ship."""
 
@@ -44,8 +30,8 @@ class SearchLike(Protocol):
         """Begin to watch the training calls, if a decision is near."""
         ...
 
-    def choose(self, stage: int, current: Stage, resolutions: Sequence[Resolution]) -> tuple[Choice, JSON]:
-        """The choice for plan stage `stage`, the same on every rank, and a record of it in plain JSON types."""
+    def choose(self, stage: int, current: Stage, resolutions: Sequence[Resolution]) -> tuple[Stage, JSON]:
+        """What plan stage `stage` becomes (its start does not count), the same on every rank, and a record of it."""
         ...
 
     def stop(self) -> None:
@@ -103,36 +89,34 @@ def check_arguments(config: GrowthConfig, plan: Any, loss_fn: Any, batches: Any)
         raise ConfigError('loss_fn and batches are for a search, but search="none": set search="zero_shot".')
 
 
-def start_search(config: GrowthConfig, plan: GrowthPlan, accelerator: Any, run: RunParts) -> SearchSession:
-    """Build the search named in `config`, if any, and have the accelerator checkpoint the calls it records.
-
-    Raises:
-        ConfigError: It is not registered.
-    """
-    if config.search == "none":
-        return SearchSession(config)
-    if config.search not in _SEARCHES:
-        raise ConfigError(f"search={config.search!r} is not registered; known are {sorted(_SEARCHES)}.")
-    session = SearchSession(config, _SEARCHES[config.search](config, run))
-    session.observe(plan, 0)
-    if accelerator is not None:
-        accelerator.register_save_state_pre_hook(session.save_calls)
-        accelerator.register_load_state_pre_hook(session.load_calls)
-    return session
-
-
 class SearchSession:
     """Runs a search beside the training: has it watch before a decision, applies decisions, keeps its calls.
 
     Args:
-        config: The run's configuration.
-        search: Scores and chooses; None in a run without a search, whose session does nothing.
+        config: The run's configuration; without a search in it, the session does nothing.
     """
 
-    def __init__(self, config: GrowthConfig, search: SearchLike | None = None) -> None:
+    def __init__(self, config: GrowthConfig) -> None:
         self._config = config
-        self._search = search
+        self._search: SearchLike | None = None
         self.decisions: list[JSON] = []
+
+    def start(self, plan: GrowthPlan, accelerator: Any, run: RunParts) -> None:
+        """Build the search named in the configuration, and have the accelerator checkpoint the calls it records.
+
+        Raises:
+            ConfigError: It is not registered.
+        """
+        name = self._config.search
+        if name == "none":
+            return
+        if name not in _SEARCHES:
+            raise ConfigError(f"search={name!r} is not registered; known are {sorted(_SEARCHES)}.")
+        self._search = _SEARCHES[name](self._config, run)
+        self.observe(plan, 0)
+        if accelerator is not None:
+            accelerator.register_save_state_pre_hook(self.save_calls)
+            accelerator.register_load_state_pre_hook(self.load_calls)
 
     def observe(self, plan: GrowthPlan, step: int) -> None:
         """Watch the training calls where the next searched stage is near; `step` optimizer steps are done."""
@@ -194,22 +178,19 @@ def warm_blocks(layout: Layout) -> tuple[int, ...]:
 
 
 def first_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> GrowthPlan:
-    """The plan that a run starts with: `fixed_plan`, or `open_plan` with a search; raises as they do."""
-    if config.search != "none":
-        return open_plan(config, layout, num_training_steps)
-    return fixed_plan(config, len(layout.blocks), num_training_steps)
+    """The plan that a run starts with: `fixed_plan`, or with a search the plan before its first decision.
 
-
-def open_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> GrowthPlan:
-    """The plan of a run with a search, before its first decision.
-
-    It has a short warm-up, stages that repeat the warm-up's blocks until they are decided, then the full model. The
-    warm-up trains `warm_blocks` only, so that every candidate contains what trains already.
+    That one has a short warm-up, stages that repeat the warm-up's blocks until they are decided, then the full model.
+    The warm-up trains `warm_blocks` only, so that every candidate contains what trains already.
 
     Raises:
-        ConfigError: `num_stages` is 1: there is nothing to choose.
-        PlanError: The warm-up does not fit before the second stage, or a stage is too short to be watched.
+        ConfigError: There is a search, and `num_stages` is 1: there is nothing to choose.
+        PlanError: As `fixed_plan`; the warm-up does not fit before the second stage, or a stage is too short to be
+            watched.
     """
+    num_blocks = len(layout.blocks)
+    if config.search == "none":
+        return fixed_plan(config, num_blocks, num_training_steps)
     if config.num_stages < 2:
         raise ConfigError(f"num_stages={config.num_stages} leaves a search nothing to choose: use at least 2.")
     warm_up = config.search_batches
@@ -230,11 +211,11 @@ def open_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> 
     resolutions = config.resolutions or (1.0,) * config.num_stages
     blocks = warm_blocks(layout)
     stages = [Stage(start, blocks, resolutions[0]) for start in starts[:-1]]
-    last = Stage(starts[-1], tuple(range(len(layout.blocks))), resolutions[-1])
-    return GrowthPlan(len(layout.blocks), num_training_steps, (*stages, last))
+    last = Stage(starts[-1], tuple(range(num_blocks)), resolutions[-1])
+    return GrowthPlan(num_blocks, num_training_steps, (*stages, last))
 
 
-def with_choice(plan: GrowthPlan, stage: int, choice: Choice) -> GrowthPlan:
+def with_choice(plan: GrowthPlan, stage: int, choice: Stage) -> GrowthPlan:
     """The plan with a stage decided; later stages repeat the choice until they are decided too."""
     stages = list(plan.stages)
     for index in range(stage, len(stages) - 1):  # the last one always trains everything

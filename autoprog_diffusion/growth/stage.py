@@ -109,34 +109,36 @@ class StageApplier:
         """Raise `StateError` where a distributed checkpoint gave back the optimizer's state of some blocks only."""
         if fsdp2.is_sharded(self._model):
             trained = fsdp2.trained_before(state, self._layout)
-            fsdp2.check_optimizer_state(optimizers, self.growing(), self._layout, trained)
+            fsdp2.check_optimizer_state(optimizers, self.growing().items(), self._layout, trained)
 
     def check_ranks(self, when: str) -> None:
         """Raise `SyncError` where two ranks differ in a tensor that both hold whole."""
         self.reshard()
-        replicated = [named for named in self.named() if not fsdp2.is_sharded_tensor(named[1])]
+        named = self.named()
+        replicated = {name: named[name] for name in named if not fsdp2.is_sharded_tensor(named[name])}
         if replicated:
-            check_ranks_equal(replicated, when)
+            check_ranks_equal(replicated.items(), when)
 
     def groups(self) -> list[dict[str, Any]]:
         """One optimizer group per unit, of the parameters that train in some stage."""
-        named = dict(self.named())
+        named = self.named()
         names = {unit.name: unit.parameters for unit in self._layout.units if unit.parameters}
         if TABLE in named:
             names["stage_embedding"] = (TABLE,)
         return [{"name": unit, "params": [named[name] for name in own]} for unit, own in names.items()]
 
-    def growing(self) -> list[tuple[str, nn.Parameter]]:
-        """Every parameter that trains in some stage, with its name."""
+    def growing(self) -> dict[str, nn.Parameter]:
+        """Every parameter that trains in some stage, by name."""
         self.reshard()
         names = {*self._layout.names, TABLE}
-        return [(name, parameter) for name, parameter in self.named() if name in names]
+        return {name: parameter for name, parameter in self.named().items() if name in names}
 
-    def named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The model's parameters, then the stage embedding's, with their names."""
-        yield from self._model.named_parameters()
+    def named(self) -> dict[str, nn.Parameter]:
+        """The model's parameters, then the stage embedding's, by name."""
+        named = dict(self._model.named_parameters())
         if self._embedding is not None:
-            yield TABLE, self._embedding.table
+            named[TABLE] = self._embedding.table
+        return named
 
     def _reduces_now(self) -> bool:
         """Whether the current backward pass is the last of its optimizer step."""

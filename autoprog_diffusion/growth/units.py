@@ -54,16 +54,12 @@ class Layout:
         return {name for unit in self.units for name in unit.parameters}
 
 
-def build_layout(
-    model: nn.Module,
-    blocks: Sequence[tuple[str, Sequence[str]]],
-    inputs: Sequence[str],
-) -> Layout:
+def build_layout(model: nn.Module, blocks: Sequence[Sequence[str]], inputs: Sequence[str]) -> Layout:
     """Cut a model into units.
 
     Args:
         model: The bare model, not wrapped.
-        blocks: For every growable unit its name and the names of its modules, in forward order.
+        blocks: For every growable unit, in forward order, the names of its modules; it is called as the first of them.
         inputs: Names of modules or parameters that belong to the input unit; they win over a block that holds them
             (DiT keeps its timestep embedder inside block 0 and calls it from outside).
 
@@ -74,26 +70,27 @@ def build_layout(
         raise UnitError(f"{type(model).__name__} has no growable block: name some with blocks=[...].")
     # Shared parameters count once, under the name that `named_parameters` gives them.
     names = {parameter: name for name, parameter in model.named_parameters()}
-    parts = [("inputs", inputs), *blocks]
-    # Parameter name -> index of its part; the inputs come first, and win.
-    owner: dict[str, int] = {}
-    for index, (unit_name, modules) in enumerate(parts):
+    # Parameter name -> number of its unit; the inputs, number 0, come first and win.
+    owner = dict.fromkeys(_parameters_under(model, inputs, names), 0)
+    for index, modules in enumerate(blocks, start=1):
         for name in _parameters_under(model, modules, names):
             first = owner.setdefault(name, index)
             if first not in (0, index):
                 raise UnitError(
-                    f"parameter {name!r} is in two blocks, {parts[first][0]!r} and {unit_name!r}: blocks must "
+                    f"parameter {name!r} is in two blocks, {blocks[first - 1][0]!r} and {modules[0]!r}: blocks must "
                     "not overlap or share parameters (tie them inside one block)."
                 )
-        if index > 0 and index not in owner.values():
-            raise UnitError(f"block {unit_name!r} holds no parameter of its own: leave it out of blocks.")
-    # What no part owns goes to the outputs, which come last.
-    parts.append(("outputs", ()))
-    members: list[list[str]] = [[] for _ in parts]
+        if index not in owner.values():
+            raise UnitError(f"block {modules[0]!r} holds no parameter of its own: leave it out of blocks.")
+    units = [Unit("inputs", tuple(inputs), ())]
+    units += [Unit(modules[0], tuple(modules), ()) for modules in blocks]
+    # What no other unit owns goes to the outputs, which come last.
+    units.append(Unit("outputs", (), ()))
+    members = [[] for _ in units]
     for name in names.values():
         members[owner.get(name, -1)].append(name)
-    units = [Unit(name, tuple(modules), tuple(own)) for (name, modules), own in zip(parts, members)]
-    return Layout(inputs=units[0], blocks=tuple(units[1:-1]), outputs=units[-1])
+    input_unit, *grown, output_unit = map(_with_parameters, units, members)
+    return Layout(inputs=input_unit, blocks=tuple(grown), outputs=output_unit)
 
 
 def layout_from_patterns(model: nn.Module, patterns: Sequence[str]) -> Layout:
@@ -107,7 +104,7 @@ def layout_from_patterns(model: nn.Module, patterns: Sequence[str]) -> Layout:
     if not patterns:
         raise UnitError('blocks=[] names no block: give patterns of module names, for example blocks=["layers.*"].')
     _, *modules = dict(model.named_modules())
-    matched: list[str] = []
+    matched = []
     for pattern in patterns:
         hits = [name for name in modules if _matches(name, pattern)]
         if not hits:
@@ -124,7 +121,7 @@ def layout_from_patterns(model: nn.Module, patterns: Sequence[str]) -> Layout:
     children = list(dict(model.named_children()))
     first = min(children.index(name.split(".")[0]) for name in matched)
     # If a top-level child holds blocks and other modules, those other modules count as outputs.
-    return build_layout(model, [(name, [name]) for name in matched], children[:first])
+    return build_layout(model, [[name] for name in matched], children[:first])
 
 
 def only_growing(model: nn.Module, layout: Layout) -> Layout:
@@ -204,22 +201,32 @@ def _parameters_under(model: nn.Module, prefixes: Iterable[str], names: dict[nn.
     """Canonical names of the parameters in the modules, or of the parameters, called `prefixes`."""
     for prefix in prefixes:
         found = attrgetter(prefix)(model)
-        parameters = found.parameters() if isinstance(found, nn.Module) else [found]
-        for parameter in parameters:
-            yield names[parameter]
+        if isinstance(found, nn.Module):
+            yield from map(names.__getitem__, found.parameters())
+        else:
+            yield names[found]
 
 
 def _only(unit: Unit, names: set[str]) -> Unit:
     """The unit with those of its parameters that are in `names`."""
-    return replace(unit, parameters=tuple(name for name in unit.parameters if name in names))
+    return _with_parameters(unit, filter(names.__contains__, unit.parameters))
+
+
+def _with_parameters(unit: Unit, names: Iterable[str]) -> Unit:
+    """The unit with other parameters."""
+    return replace(unit, parameters=tuple(names))
 
 
 def _why_frozen(model: nn.Module) -> str:
     """A reason why a model has no trainable block, for messages; empty if none is known."""
-    quantised = getattr(model, "is_quantized", False) or any(not p.is_floating_point() for p in model.parameters())
-    return " (quantised weights cannot train, LoRA adapters on top of them can)" if quantised else ""
+    floating = all(parameter.is_floating_point() for parameter in model.parameters())
+    if floating and not getattr(model, "is_quantized", False):
+        return ""
+    return " (quantised weights cannot train, LoRA adapters on top of them can)"
 
 
 def _matches(name: str, pattern: str) -> bool:
     """Whether a module's name matches a pattern, part by part between the dots."""
-    return name.count(".") == pattern.count(".") and all(map(fnmatchcase, name.split("."), pattern.split(".")))
+    parts = name.split(".")
+    wanted = pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))

@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import torch.distributed as dist
-
-from autoprog_diffusion.growth.backends.ranks import rank, world_size
+from autoprog_diffusion.growth.backends.ranks import gather_object, rank, world_size
 from autoprog_diffusion.growth.errors import SearchError
 
 from .objective import MEASURES, Decision, Score
@@ -39,17 +37,13 @@ def gather(compute: Callable[[], Result]) -> list[Result]:
     """
     if world_size() == 1:
         return [compute()]
-    failure: Exception | None = None
-    value = None
-    text = ""
+    failure = None
     try:
-        value = compute()
+        outcome = (compute(), "")
     except Exception as error:  # noqa: BLE001 - whatever it is, the other ranks wait for an answer
         failure = error
-        text = f"rank {rank()}: {type(error).__name__}: {error}"
-    outcomes: list[Any] = [None] * world_size()
-    dist.all_gather_object(outcomes, (value, text))
-    values, texts = zip(*outcomes)
+        outcome = (None, f"rank {rank()}: {type(error).__name__}: {error}")
+    values, texts = zip(*gather_object(outcome))
     errors = list(filter(None, texts))
     if errors:
         raise SearchError("the schedule search failed on " + "; ".join(errors)) from failure

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,9 @@ from autoprog_diffusion.growth.units import Layout, set_trainable, trainable_nam
 
 from .recorded_calls import RecordedCall
 from .unit_timer import Clock, Costs, median_seconds, time_units, wall_clock
+
+
+PAYLOAD = 2**22  # values in the gradient that the bandwidth is measured with
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class UnitCosts:
     @property
     def weight_gradient(self) -> Costs:
         """Cost that training the unit's own parameters adds to its backward pass."""
+        # Noise in a measured cost must not make it negative.
         return {name: max(0.0, total - self.input_gradient[name]) for name, total in self.backward[0].items()}
 
     def step(self, layout: Layout, blocks: Collection[int]) -> float:
@@ -55,13 +60,14 @@ class UnitCosts:
         weight_gradient = self.weight_gradient
         cost = sum(self.forward.values())
         for unit in live:
-            cost += backward[unit.name]
+            name = unit.name
+            cost += backward[name]
             if unit not in trained:
-                cost -= min(backward[unit.name], weight_gradient[unit.name])
+                cost -= min(backward[name], weight_gradient[name])
         return cost + sum(self.update.get(unit.name, 0.0) for unit in trained)
 
 
-def count_costs(model: nn.Module, layout: Layout, call: RecordedCall, firsts: Iterable[int] = ()) -> UnitCosts:
+def count_costs(model: nn.Module, layout: Layout, call: RecordedCall, firsts: Iterable[int]) -> UnitCosts:
     """Count the FLOPs of every unit by PyTorch's counter; deterministic. Run it in `probe.leaving_no_trace`.
 
     Args:
@@ -71,14 +77,14 @@ def count_costs(model: nn.Module, layout: Layout, call: RecordedCall, firsts: It
         firsts: Indices of blocks that are the first to train in some candidate; each takes one more step.
     """
     with flop_counter() as counter:
-        return _unit_costs(model, layout, call, firsts, lambda: float(counter.get_total_flops()))
+        return _unit_costs(model, layout, call, firsts, counter.get_total_flops)
 
 
 def measure_costs(
     model: nn.Module,
     layout: Layout,
     call: RecordedCall,
-    firsts: Iterable[int] = (),
+    firsts: Iterable[int],
     *,
     repeats: int = 5,
     bandwidth: float | None = None,
@@ -95,24 +101,21 @@ def measure_costs(
     """
     device = call.gradient.device
     clock = wall_clock(device)
+    # The first run is not counted.
     _, *runs = [_unit_costs(model, layout, call, firsts, clock) for _ in range(repeats + 1)]
-    update = {}
+    costs: UnitCosts = _medians(runs)
     for unit in layout.units:
-        own = [model.get_parameter(name) for name in unit.parameters]
-        update[unit.name] = _update_seconds(own, device)
+        own = list(map(model.get_parameter, unit.parameters))
+        costs.update[unit.name] = _update_seconds(own, device)
         if bandwidth is not None:
-            update[unit.name] += sum(parameter.nbytes for parameter in own) / bandwidth
-    return UnitCosts(
-        forward=_medians(run.forward for run in runs),
-        input_gradient=_medians(run.input_gradient for run in runs),
-        backward={first: _medians(run.backward[first] for run in runs) for first in runs[0].backward},
-        update=update,
-    )
+            size = sum(parameter.nbytes for parameter in own)
+            costs.update[unit.name] += size / bandwidth
+    return costs
 
 
-def all_reduce_bandwidth(device: torch.device, size: int = 2**22) -> float:
-    """Bytes per second of averaging a float32 gradient over all ranks, measured on `size` values."""
-    payload = torch.zeros(size, device=device)
+def all_reduce_bandwidth(device: torch.device) -> float:
+    """Bytes per second of averaging a float32 gradient over all ranks."""
+    payload = torch.zeros(PAYLOAD, device=device)
     return payload.nbytes / median_seconds(lambda: dist.all_reduce(payload), device, repeats=3)
 
 
@@ -121,26 +124,26 @@ def _unit_costs(
 ) -> UnitCosts:
     """Three kinds of step: the full model, one that trains no block, and one for every first block that trains."""
     set_trainable(model, layout.names)
-    full = time_units(model, layout, call, clock)
+    forward, full = time_units(model, layout, call, clock)
     # Inputs and outputs alone train: the gradient runs through all blocks and stops at no weight.
     ends = {*layout.inputs.parameters, *layout.outputs.parameters}
     set_trainable(model, ends)
     # If neither end trains (LoRA), the gradient with respect to the input makes it run all the way.
-    through = time_units(model, layout, call if ends else call.differentiable(), clock).backward
+    _, through = time_units(model, layout, call if ends else call.differentiable(), clock)
     # They trained in both steps. Their share counts as weight gradient, since it comes and goes with them.
     through |= {layout.inputs.name: 0.0, layout.outputs.name: 0.0}
-    backward = {0: full.backward}
+    backward = {0: full}
     front = FrozenFront()
     try:
         for first in sorted(set(firsts) - {0}):
             blocks = range(first, len(layout.blocks))
             set_trainable(model, trainable_names(layout, blocks))
             front.set(model, layout, blocks)
-            backward[first] = time_units(model, layout, call, clock).backward
+            _, backward[first] = time_units(model, layout, call, clock)
     finally:
         front.clear()
         set_trainable(model, layout.names)
-    return UnitCosts(forward=full.forward, input_gradient=through, backward=backward)
+    return UnitCosts(forward=forward, input_gradient=through, backward=backward)
 
 
 def _update_seconds(parameters: Sequence[Tensor], device: torch.device) -> float:
@@ -159,7 +162,11 @@ def _stand_in(parameter: Tensor) -> nn.Parameter:
     return copy
 
 
-def _medians(runs: Iterable[Costs]) -> Costs:
-    """The median over runs of every unit's cost."""
-    rows = list(runs)
-    return {name: median(row[name] for row in rows) for name in rows[0]}
+def _medians(runs: Sequence[Any]) -> Any:
+    """Costs like those of every run, each number the median over the runs."""
+    first, *_ = runs
+    if isinstance(first, UnitCosts):
+        return UnitCosts(**_medians(list(map(vars, runs))))
+    if isinstance(first, dict):
+        return {key: _medians([run[key] for run in runs]) for key in first}
+    return median(runs)

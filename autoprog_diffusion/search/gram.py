@@ -57,35 +57,31 @@ def vector_gram(vectors: Tensor) -> Tensor:
 
 def linear_gram(module: Any, inputs: Tensor, gradients: Tensor) -> Grams:
     """Linear: inputs (N, ..., I), output gradients (N, ..., O)."""
-    a = as_tokens(inputs)
     b = as_tokens(gradients)
-    return _grams(module, pair_gram(a, b), b.sum(1))
+    return _grams(module, pair_gram(as_tokens(inputs), b), b)
 
 
 def conv_gram(module: Any, inputs: Tensor, gradients: Tensor) -> Grams:
     """Conv2d: inputs (N, C, H, W), output gradients (N, O, h, w); every window is a token."""
-    windows = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)  # (N, C k k, L)
-    outputs = gradients.flatten(2)  # (N, O, L)
+    windows = F.unfold(inputs, module.kernel_size, module.dilation, module.padding, module.stride)
+    a = windows.mT  # (N, L, C k k)
+    b = gradients.flatten(2).mT  # (N, L, O)
     # Channels of different groups never meet in a gradient: the Gram matrices of the groups add up.
-    a = windows.mT.chunk(module.groups, dim=2)
-    b = outputs.mT.chunk(module.groups, dim=2)
-    weight = torch.stack(list(map(pair_gram, a, b)))
-    return _grams(module, weight.sum(0), outputs.sum(2))
+    groups = map(pair_gram, a.chunk(module.groups, dim=2), b.chunk(module.groups, dim=2))
+    return _grams(module, torch.stack(list(groups)).sum(0), b)
 
 
 def group_norm_gram(module: Any, inputs: Tensor, gradients: Tensor) -> Grams:
     """GroupNorm, inputs and output gradients (N, C, ...): the scale's gradient is normalised input times output's."""
     normal = F.group_norm(inputs, module.num_groups, eps=module.eps)
-    products = normal * gradients
-    return _grams(module, vector_gram(products.flatten(2).sum(2)), gradients.flatten(2).sum(2))
+    return _scale_grams(module, normal.flatten(2).mT, gradients.flatten(2).mT)
 
 
 def norm_gram(module: Any, inputs: Tensor, gradients: Tensor) -> Grams:
     """LayerNorm and RMSNorm over the last axis: the scale's gradient is the normalised input times the output's."""
     normalise = F.layer_norm if isinstance(module, nn.LayerNorm) else F.rms_norm
     normal = normalise(inputs, inputs.shape[-1:], eps=module.eps)
-    products = as_tokens(normal * gradients)
-    return _grams(module, vector_gram(products.sum(1)), as_tokens(gradients).sum(1))
+    return _scale_grams(module, as_tokens(normal), as_tokens(gradients))
 
 
 def embedding_gram(module: Any, inputs: Tensor, gradients: Tensor) -> Grams:
@@ -120,8 +116,14 @@ def as_tokens(x: Tensor) -> Tensor:
     return x.reshape(len(x), -1, x.shape[-1])
 
 
-def _grams(module: Any, weight: Tensor, bias_gradients: Tensor) -> Grams:
-    """The Gram matrix of the weight, and of the bias where there is one: its per-sample gradients are (N, O)."""
+def _scale_grams(module: Any, normal: Tensor, gradients: Tensor) -> Grams:
+    """Those of a layer that scales every channel, from its normalised inputs and output gradients, (N, T, C)."""
+    products = normal * gradients
+    return _grams(module, vector_gram(products.sum(1)), gradients)
+
+
+def _grams(module: Any, weight: Tensor, gradients: Tensor) -> Grams:
+    """The Gram matrix of the weight, and of the bias if there is one, from the output gradients (N, T, O)."""
     if getattr(module, "bias", None) is None:
         return {"weight": weight}
-    return {"weight": weight, "bias": vector_gram(bias_gradients)}
+    return {"weight": weight, "bias": vector_gram(gradients.sum(1))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth.units import Layout, trainable_now
 
-from .gram import GramFunction, Grams, as_tokens, find_gram, vector_gram
+from .gram import GramFunction, Grams, find_gram, vector_gram
 from .recorded_calls import RecordedCall
 
 
@@ -37,18 +37,19 @@ def parameter_grams(model: nn.Module, call: RecordedCall) -> Grams:
     owners = Counter(dict(model.named_parameters(remove_duplicate=False)).values())
     with ExitStack() as hooks:
         for name, module in model.named_modules():
-            own = list(module.parameters(recurse=False))
             gram = find_gram(module)
+            own = list(module.parameters(recurse=False))
+            trains = any(parameter.requires_grad for parameter in own)
             tied = any(owners[parameter] > 1 for parameter in own)
-            if gram is not None and not tied and any(parameter.requires_grad for parameter in own):
+            if gram is not None and trains and not tied:
                 watched = _Watched(name, gram, call.batch, grams)
                 hooks.enter_context(module.register_forward_hook(watched.remember))
         output = call.run(model)
     # Without the hooks: gradient checkpointing runs modules again, and only the first runs count.
     output.sum().backward()
     model.zero_grad()
-    rest = {name: model.get_parameter(name) for name in trainable_now(model) - grams.keys()}
-    return {**grams, **_per_sample_grams(model, call, rest)}
+    rest = trainable_now(model) - grams.keys()
+    return grams | _per_sample_grams(model, call, rest)
 
 
 def unit_grams(layout: Layout, grams: Grams) -> Grams:
@@ -87,8 +88,7 @@ class _Watched:
         gram: Computes the matrices.
         batch: Number of samples, N.
         grams: Takes the matrices in: name of the parameter -> (N, N).
-        inputs: First argument of every run of the module, (N, ...).
-        gradients: Number of the run -> gradient of its output, (N, ...).
+        runs: For every run of the module its first argument, (N, ...), and later the gradient of its output, (N, ...).
         separable: Whether the runs are per sample and can be joined; otherwise the slow way is left.
     """
 
@@ -96,63 +96,65 @@ class _Watched:
     gram: GramFunction
     batch: int
     grams: Grams
-    inputs: list[Tensor] = field(default_factory=list)
-    gradients: dict[int, Tensor] = field(default_factory=dict)
+    runs: list[list[Tensor]] = field(default_factory=list)
     separable: bool = True
 
     def remember(self, module: nn.Module, args: Any, output: Tensor) -> None:
         """Forward hook of the module."""
         if not output.requires_grad:
             return
-        number = len(self.inputs)
         inputs, *_ = args
-        self.inputs.append(inputs.detach())
-        windows_differ = number > 0 and isinstance(module, (nn.Conv2d, nn.GroupNorm))
-        if windows_differ or not len(inputs) == len(output) == self.batch:
+        # Runs on images of different sizes have different windows.
+        windows_differ = bool(self.runs) and isinstance(module, (nn.Conv2d, nn.GroupNorm))
+        per_sample = len(inputs) == len(output) == self.batch
+        if windows_differ or not per_sample:
             self.separable = False
-        output.register_hook(partial(self.receive, module, number))
+        run = [inputs.detach()]
+        self.runs.append(run)
+        output.register_hook(partial(self.receive, module, run))
 
-    def receive(self, module: nn.Module, number: int, gradient: Tensor) -> None:
+    def receive(self, module: nn.Module, run: list[Tensor], gradient: Tensor) -> None:
         """Hook on the output of a run: the last gradient that arrives completes the matrices."""
-        self.gradients[number] = gradient.detach()
-        if not self.separable or len(self.gradients) < len(self.inputs):
+        run.append(gradient.detach())
+        if not self.separable or min(map(len, self.runs)) < 2:
             return
-        inputs = _precise(_joined(self.inputs))
-        # Gradients arrive in another order than the runs, in general the reverse one.
-        gradients = _precise(_joined([self.gradients[number] for number in sorted(self.gradients)]))
+        inputs, gradients = zip(*self.runs)
         with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
-            matrices = self.gram(module, inputs, gradients)
+            matrices = self.gram(module, _joined(inputs), _joined(gradients))
         for leaf, matrix in matrices.items():
             self.grams[f"{self.name}.{leaf}".removeprefix(".")] = matrix
-        self.inputs.clear()  # frees the activations
-        self.gradients.clear()
+        for done in self.runs:
+            done.clear()  # frees the activations, which the hooks hold as well
 
 
-def _joined(runs: list[Tensor]) -> Tensor:
-    """A module that ran several times has the sum of the gradients: the runs' tokens stand side by side."""
+def _joined(runs: Sequence[Tensor]) -> Tensor:
+    """The runs' tokens side by side: a module that ran several times has the sum of the runs' gradients."""
     first, *more = runs
     if not more:
-        return first
-    if not first.is_floating_point():  # indices of an embedding: every one is a token
-        return torch.cat([run.reshape(len(run), -1) for run in runs], dim=1)
-    return torch.cat(list(map(as_tokens, runs)), dim=1)
+        return _precise(first)
+    # Every index of an embedding is a token.
+    width = first.shape[-1:] if first.is_floating_point() else ()
+    return _precise(torch.cat([run.reshape(len(run), -1, *width) for run in runs], dim=1))
 
 
 def _precise(x: Tensor) -> Tensor:
     """At least float32; indices stay integers."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+    if not x.is_floating_point():
+        return x
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _per_sample_grams(model: nn.Module, call: RecordedCall, parameters: dict[str, nn.Parameter]) -> Grams:
+def _per_sample_grams(model: nn.Module, call: RecordedCall, names: Collection[str]) -> Grams:
     """The slow way: the gradients of every sample, one forward and one backward pass each."""
-    if not parameters:
+    if not names:
         return {}
+    parameters = list(map(model.get_parameter, names))
     samples = []
     for index in range(call.batch):
         output = call.sample(index).run(model)
-        samples.append(torch.autograd.grad(output.sum(), list(parameters.values()), materialize_grads=True))
+        samples.append(torch.autograd.grad(output.sum(), parameters, materialize_grads=True))
     grams = {}
-    for name, of_samples in zip(parameters, zip(*samples)):
-        rows = torch.stack(of_samples).reshape(call.batch, -1)  # (N, P)
+    for name, *gradients in zip(names, *samples):
+        rows = torch.stack(gradients).reshape(call.batch, -1)  # (N, P)
         grams[name] = vector_gram(_precise(rows))
     return grams

@@ -59,11 +59,13 @@ class Score:
 
     def to_dict(self) -> JSON:
         """The score as plain JSON types, infinities and nans as text."""
-        values = {**asdict(self.candidate), "blocks": list(self.candidate.blocks)}
+        values = asdict(self.candidate)
+        values["blocks"] = list(self.candidate.blocks)
         for name in (*MEASURES, "value"):
             value = getattr(self, name)
             values[name] = value if math.isfinite(value) else str(value)
-        return {**values, "degenerate": self.degenerate}
+        values["degenerate"] = self.degenerate
+        return values
 
 
 Decision = tuple[int, list[Score]]  # index of the choice, and the scores with their values
@@ -92,11 +94,14 @@ def list_candidates(
         SearchError: No candidate contains the blocks that train already.
     """
     training = set(current)
-    found: dict[Candidate, None] = {}  # keeps the first of equal ones, in order
-    for (name, chosen), resolution in product(_named_sets(config, num_blocks).items(), resolutions):
+    one_size = list(resolutions) == [1.0]
+    found = {}  # candidate -> None; keeps the first of equal ones, in order
+    for name, chosen in _named_sets(config, num_blocks).items():
         blocks = tuple(sorted({*chosen, *always}))
-        label = name if list(resolutions) == [1.0] else f"{name} at {resolution}"
-        if training.issubset(blocks):
+        if not training.issubset(blocks):
+            continue
+        for resolution in resolutions:
+            label = name if one_size else f"{name} at {resolution}"
             found.setdefault(Candidate(label, blocks, resolution))
     if not found:
         raise SearchError(
@@ -109,7 +114,7 @@ def list_candidates(
 def _named_sets(config: GrowthConfig, num_blocks: int) -> dict[str, Sequence[int]]:
     """Sets of block indices to choose from, by name: the levels of every order or the user's own, and all blocks."""
     full = range(num_blocks)
-    sets: dict[str, Sequence[int]] = {}
+    sets = {}
     if config.search_candidates is None:
         smallest = config.min_trainable
         levels = max(1, round(1 / smallest))
@@ -130,19 +135,17 @@ def ranks(values: Sequence[float]) -> list[float]:
     known = [math.inf if math.isnan(value) else value for value in values]
     found = []
     for value in known:
-        better = [other for other in known if other < value and not math.isclose(other, value, rel_tol=1e-6)]
-        found.append(1.0 + len(better))
+        better = sum(other < value and not math.isclose(other, value, rel_tol=1e-6) for other in known)
+        found.append(1.0 + better)
     return found
 
 
 def rank_vote(scores: Sequence[Score]) -> list[float]:
     """Vote by ranks (AutoProg-Zero): 1.0 rank(cost) + 0.5 rank(kappa) + 0.5 rank(ZiCo) of every candidate."""
-    votes = zip(
-        ranks([score.cost for score in scores]),
-        ranks([score.kappa for score in scores]),
-        ranks([-score.zico for score in scores]),  # higher is better
-    )
-    return [cost + 0.5 * (kappa + zico) for cost, kappa, zico in votes]
+    by_cost = ranks([score.cost for score in scores])
+    by_kappa = ranks([score.kappa for score in scores])
+    by_zico = ranks([-score.zico for score in scores])  # higher is better
+    return [cost + 0.5 * (kappa + zico) for cost, kappa, zico in zip(by_cost, by_kappa, by_zico)]
 
 
 def gain_per_cost(scores: Sequence[Score]) -> list[float]:

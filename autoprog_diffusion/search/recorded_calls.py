@@ -55,7 +55,7 @@ class RecordedCall:
 
     def first(self, count: int) -> RecordedCall:
         """The call with at most `count` samples."""
-        return self if count >= self.batch else self._part(slice(0, count))
+        return self._part(slice(count))
 
     def _part(self, part: slice) -> RecordedCall:
         """The call with the samples that `part` selects, along the first axis of every batch."""
@@ -119,13 +119,8 @@ class CallRecorder:
 
     def __init__(self, model: nn.Module, keep: int) -> None:
         self._model = model
-        self._calls: deque[RecordedCall] = deque(maxlen=keep)
+        self.calls: deque[RecordedCall] = deque(maxlen=keep)  # oldest first
         self._handle: Any = None
-
-    @property
-    def calls(self) -> list[RecordedCall]:
-        """The calls kept, oldest first."""
-        return list(self._calls)
 
     def start(self) -> None:
         """Begin to keep calls; does nothing if that has begun."""
@@ -137,17 +132,17 @@ class CallRecorder:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-        self._calls.clear()
+        self.calls.clear()
 
     def saved(self) -> list[Any]:
         """The calls as plain containers of tensors."""
-        return [(call.args, call.kwargs, call.gradient, call.listed) for call in self._calls]
+        return [tuple(vars(call).values()) for call in self.calls]
 
     def restore(self, calls: Iterable[Any], device: torch.device) -> None:
         """Put back calls that `saved` gave, on `device`."""
-        self._calls.clear()
+        self.calls.clear()
         for values in map_tensors(list(calls), methodcaller("to", device)):
-            self._calls.append(RecordedCall(*values))
+            self.calls.append(RecordedCall(*values))
 
     def _remember(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Forward hook of the model: copy the inputs, and keep the call once its output gradients have arrived."""
@@ -163,7 +158,7 @@ class CallRecorder:
             if all(isinstance(gradient, Tensor) for gradient in gradients):
                 first = gradients[0]
                 gradient = torch.stack(tuple(gradients)) if listed else _copy(first)
-                self._calls.append(RecordedCall(args, kwargs, gradient, listed))
+                self.calls.append(RecordedCall(args, kwargs, gradient, listed))
 
         register_multi_grad_hook(outputs, keep)
 
@@ -179,7 +174,7 @@ def calls_from_loss(model: nn.Module, loss_fn: LossFunction, batches: Iterable[A
     try:
         for batch in islice(batches, count):
             loss_fn(model, batch).backward()
-        calls = recorder.calls
+        calls = list(recorder.calls)
     finally:
         recorder.stop()
         take_gradients(model)  # the calls are replayed: what the loss has added up would count twice
@@ -190,7 +185,7 @@ def calls_from_loss(model: nn.Module, loss_fn: LossFunction, batches: Iterable[A
 
 def take_gradients(model: nn.Module) -> NamedTensors:
     """Remove the gradients from a model's parameters; returns those that are there, by name."""
-    taken: NamedTensors = {}
+    taken = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             taken[name] = parameter.grad
@@ -254,7 +249,7 @@ def map_members(value: Any, function: Callable[[Any], Any]) -> Any:
 
 def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists and dicts."""
-    found: list[Tensor] = []
+    found = []
     map_tensors(value, found.append)
     return found
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
@@ -23,15 +22,7 @@ Clock = Callable[[], float]
 Costs = dict[str, float]  # name of a unit -> seconds, or FLOPs
 
 
-@dataclass(frozen=True)
-class UnitTimes:
-    """Cost of every unit, by its name, in the clock's unit of measure."""
-
-    forward: Costs
-    backward: Costs
-
-
-def time_units(model: nn.Module, layout: Layout, call: RecordedCall, clock: Clock) -> UnitTimes:
+def time_units(model: nn.Module, layout: Layout, call: RecordedCall, clock: Clock) -> tuple[Costs, Costs]:
     """Run one forward and backward pass and charge its cost to the units.
 
     Skips and concatenations between two units count with the unit that runs next. With gradient checkpointing the
@@ -42,6 +33,9 @@ def time_units(model: nn.Module, layout: Layout, call: RecordedCall, clock: Cloc
         layout: Its units.
         call: Inputs and output gradient.
         clock: Is read at every boundary; must have waited for the device.
+
+    Returns:
+        Cost of every unit in the forward and in the backward pass, by its name, in the clock's unit of measure.
     """
     timer = _UnitTimer(layout, clock)
     with ExitStack() as hooks:
@@ -55,7 +49,7 @@ def time_units(model: nn.Module, layout: Layout, call: RecordedCall, clock: Cloc
         output.backward(call.gradient)
         timer.end_backward()
     take_gradients(model)
-    return UnitTimes(timer.forward, timer.backward)
+    return timer.forward, timer.backward
 
 
 class _UnitTimer:

@@ -48,7 +48,7 @@ class ZeroShotSearch:
         # The baselines `fixed` and `random` look at no gradient.
         self._scores = config.search_objective not in ("fixed", "random")
         self._recorder = CallRecorder(run.wrapped, config.search_batches)
-        self._known_costs: dict[tuple[int, ...], UnitCosts] = {}
+        self._known_costs: dict[torch.Size, UnitCosts] = {}  # by the shape of the output
         self._bandwidth: float | None = None
 
     def observe(self, steps_left: int) -> None:
@@ -56,7 +56,7 @@ class ZeroShotSearch:
         if steps_left <= self._config.search_batches and self._run.loss_fn is None and self._scores:
             self._recorder.start()
 
-    def choose(self, stage: int, current: Stage, resolutions: Sequence[Resolution]) -> tuple[Candidate, JSON]:
+    def choose(self, stage: int, current: Stage, resolutions: Sequence[Resolution]) -> tuple[Stage, JSON]:
         """Score the candidates for plan stage `stage` and choose one, the same on every rank.
 
         Args:
@@ -65,33 +65,35 @@ class ZeroShotSearch:
             resolutions: The current one and, where it differs, the next.
 
         Returns:
-            The chosen candidate, and a record of the decision in plain JSON types.
+            The stage with the chosen blocks and resolution, and a record of the decision in plain JSON types.
 
         Raises:
             SearchError: On every rank, where a probe failed on one.
         """
         started = time.perf_counter()
-        objective = self._config.search_objective
-        measured = self._config.search_cost == "measured"
+        config = self._config
+        objective = config.search_objective
         candidates = self._candidates(stage, current, resolutions)
+        measured = config.search_cost == "measured"
         if measured and self._scores and self._bandwidth is None and world_size() > 1:
             # Here and not while scoring: a rank that fails there must not leave the others in a collective.
             self._bandwidth = all_reduce_bandwidth(self._device)
         index, scores = agree(
             lambda: self._score(candidates, current.resolution),
-            lambda averaged: choose(objective, averaged, self._config.search_seed + stage),
+            lambda averaged: choose(objective, averaged, config.search_seed + stage),
         )
         self._recorder.stop()
+        chosen = candidates[index]
         record = {
             "stage": stage,
             "objective": objective,
             "cost_unit": "seconds" if measured else "FLOPs",
             "seconds": time.perf_counter() - started,
-            "choice": candidates[index].name,
+            "choice": chosen.name,
             "candidates": [score.to_dict() for score in scores],
         }
         _announce(record, scores[index], scores)
-        return candidates[index], record
+        return replace(current, blocks=chosen.blocks, resolution=chosen.resolution), record
 
     def stop(self) -> None:
         """Remove the hook that watches the training loop."""
@@ -118,34 +120,38 @@ class ZeroShotSearch:
         # A baseline: the only candidate is what the fixed schedule would train. Where its stages begin plays no part.
         schedule = fixed_plan(replace(config, boundaries=None), num_blocks, config.num_stages)
         fixed = schedule.stages[stage - 1]
-        return [Candidate("fixed", tuple(sorted({*fixed.blocks, *self._always})), fixed.resolution)]
+        blocks = sorted({*fixed.blocks, *self._always})
+        return [Candidate("fixed", tuple(blocks), fixed.resolution)]
 
     def _score(self, candidates: list[Candidate], now: Resolution) -> list[Score]:
         """Scores of all candidates from one probe per resolution, on this rank's data."""
         if not self._scores:
             return list(map(Score, candidates))
-        run = self._run
-        others: list[Any] = [] if run.embedding is None else [run.embedding]
+        embedding: Any = self._run.embedding
+        others = [] if embedding is None else [embedding]
+        layout = self._run.layout
         firsts = {min(candidate.blocks) for candidate in candidates if candidate.blocks}
-        probes: dict[Resolution, tuple[UnitScores, UnitCosts]] = {}
+        probes = {}  # resolution -> scores and costs of all units
         scores = []
-        with leaving_no_trace(run.model, *others, names=run.layout.names):
+        with leaving_no_trace(self._run.model, *others, names=layout.names):
             calls = self._calls()
             for candidate in candidates:
                 resolution = candidate.resolution
                 if resolution not in probes:
                     probes[resolution] = self._probe(calls, resolution / now, firsts)
                 units, costs = probes[resolution]
-                cost = costs.step(run.layout, candidate.blocks)
-                scores.append(units.score(candidate, trained_units(run.layout, candidate.blocks), cost))
+                trained = trained_units(layout, candidate.blocks)
+                cost = costs.step(layout, candidate.blocks)
+                scores.append(units.score(candidate, trained, cost))
         return scores
 
     def _calls(self) -> list[RecordedCall]:
         """The mini-batches to probe with: those of the user's own loss, or those recorded from the training loop."""
         run = self._run
+        count = self._config.search_batches
         if run.loss_fn is not None and run.batches is not None:
-            return calls_from_loss(run.model, run.loss_fn, run.batches, self._config.search_batches)
-        calls = self._recorder.calls
+            return calls_from_loss(run.model, run.loss_fn, run.batches, count)
+        calls = list(self._recorder.calls)
         if len(calls) < 2:
             raise SearchError(
                 f"{len(calls)} training calls were recorded before the search, at least 2 are needed: call the model "
@@ -155,32 +161,37 @@ class ZeroShotSearch:
 
     def _probe(self, calls: list[RecordedCall], ratio: float, firsts: set[int]) -> tuple[UnitScores, UnitCosts]:
         """Scores and costs of all units at one resolution, `ratio` times that of the calls."""
-        model, layout = self._run.model, self._run.layout
+        model = self._run.model
+        layout = self._run.layout
         resized = [call.resized(ratio) for call in calls]
-        # A gradient at another size is worth what it does for the loss at the size that was seen.
-        reference = None if ratio == 1.0 else mean_gradients(model, calls[::2])
+        reference = None
+        if ratio != 1.0:
+            # A gradient at another size is worth what it does for the loss at the size that was seen.
+            reference = mean_gradients(model, calls[::2])
         units = score_units(model, layout, resized, layout.names, reference)
         return units, self._costs(resized[-1], firsts)
 
     def _costs(self, call: RecordedCall, firsts: set[int]) -> UnitCosts:
         """Costs at the shape of `call`; determined once, since they do not change while the model trains."""
-        shape = tuple(call.gradient.shape)
-        if shape not in self._known_costs:
-            model, layout = self._run.model, self._run.layout
-            if self._config.search_cost == "flops":
-                # Candidates are compared with each other, and FLOPs are proportional to the number of samples.
-                costs = count_costs(model, layout, call.first(1), firsts)
-            else:
-                costs = measure_costs(model, layout, call, firsts, bandwidth=self._bandwidth)
-            self._known_costs[shape] = costs
-        return self._known_costs[shape]
+        costs = self._known_costs.get(call.gradient.shape)
+        if costs is not None:
+            return costs
+        run = self._run
+        if self._config.search_cost == "flops":
+            # Candidates are compared with each other, and FLOPs are proportional to the number of samples.
+            costs = count_costs(run.model, run.layout, call.first(1), firsts)
+        else:
+            costs = measure_costs(run.model, run.layout, call, firsts, bandwidth=self._bandwidth)
+        self._known_costs[call.gradient.shape] = costs
+        return costs
 
 
 def _announce(record: JSON, chosen: Score, scores: list[Score]) -> None:
     """Log the choice, and what is suspicious about the scores."""
     degenerate = [score.candidate.name for score in scores if score.degenerate]
+    highest = max(score.cost for score in scores)
     if degenerate:
         logger.warning("degenerate scores (singular kernel, nan, or a batch of one), ranked last: %s", degenerate)
     logger.info("search for stage %d took %.2f s: %s", record["stage"], record["seconds"], record["choice"])
-    if chosen.cost and chosen.cost >= max(score.cost for score in scores):
+    if chosen.cost and chosen.cost >= highest:
         logger.info("the search chose the most expensive candidate: this stage saves nothing.")

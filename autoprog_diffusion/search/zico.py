@@ -58,7 +58,7 @@ def parameter_scores(
     if len(calls) < 2:
         raise SearchError(f"scores need the gradients of at least 2 mini-batches, {len(calls)} were recorded.")
     reference = reference or {}
-    moments: defaultdict[str, _Moments] = defaultdict(_Moments)
+    moments = defaultdict(_Moments)
     scores: ParameterScores = {}
 
     def score_and_free(name: str, parameter: Tensor) -> None:
@@ -139,11 +139,13 @@ class _Moments:
         std = (self.squared_distances / count).sqrt()
         rms = (self.square / count).sqrt()
         evens = (count + 1) // 2
-        first_half = self.even / evens if reference is None else reference
+        if reference is None:
+            reference = self.even / evens
         second_half = (self.mean * count - self.even) / (count - evens)
         ratios = self.absolute / count / std
-        gains = first_half * second_half / rms
-        return ParameterScore(float(ratios[std > 0].sum()), float(gains[rms > 0].sum()))
+        gains = reference * second_half / rms
+        # Entries without noise, or without a gradient, say nothing.
+        return ParameterScore(ratios[std > 0].sum().item(), gains[rms > 0].sum().item())
 
     def _add_waiting(self) -> None:
         """Take the waiting gradient into the sums."""

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
-from tyro.conf import OmitArgPrefixes
-
-from autoprog_diffusion.data.latents import Latents
-from autoprog_diffusion.training.arguments import Arguments
-from autoprog_diffusion.training.build import image_settings
+from autoprog_diffusion.training.arguments import Arguments, flat_flags
 
 from .class_conditional import ClassSettings
 from .dreambooth import SubjectSettings
@@ -20,44 +14,44 @@ from .objective import NoiseSettings
 from .sdxl import SDXLSettings
 
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from datasets import Dataset
-
-
+@flat_flags
 @dataclass(frozen=True)
 class ClassConditionalArguments(Arguments):
     """All groups of arguments, and the classes."""
 
-    classes: OmitArgPrefixes[ClassSettings] = field(default_factory=ClassSettings)
+    classes: ClassSettings = ClassSettings()
 
 
+@flat_flags
 @dataclass(frozen=True)
 class DreamboothArguments(Arguments):
     """All groups of arguments, and subject and class."""
 
-    subject: OmitArgPrefixes[SubjectSettings] = field(default_factory=SubjectSettings)
+    subject: SubjectSettings = SubjectSettings()
 
 
+@flat_flags
 @dataclass(frozen=True)
 class FlowMatchingArguments(Arguments):
     """All groups of arguments, and flow matching."""
 
-    flow: OmitArgPrefixes[FlowSettings] = field(default_factory=FlowSettings)
+    flow: FlowSettings = FlowSettings()
 
 
+@flat_flags
 @dataclass(frozen=True)
 class LoraArguments(FlowMatchingArguments):
     """All groups of arguments, flow matching for SD3 and Flux, and LoRA."""
 
-    lora: OmitArgPrefixes[LoraSettings] = field(default_factory=LoraSettings)
+    lora: LoraSettings = LoraSettings()
 
 
+@flat_flags
 @dataclass(frozen=True)
 class SDXLArguments(Arguments):
     """All groups of arguments, and Stable Diffusion XL's."""
 
-    xl: OmitArgPrefixes[SDXLSettings] = field(default_factory=SDXLSettings)
+    xl: SDXLSettings = SDXLSettings()
 
 
 def hub_options(args: Arguments) -> dict[str, str | None]:
@@ -75,19 +69,4 @@ def noise_settings(args: Arguments) -> NoiseSettings:
         timestep_sampling=train.timestep_sampling,
         snr_gamma=train.snr_gamma,
         prediction_type=train.prediction_type,
-    )
-
-
-def make_latents(
-    pipeline: Any, data: Dataset, args: Arguments, accelerator: Accelerator, *, resolution: int
-) -> Latents:
-    """Latents of the data, cached in the output folder."""
-    return Latents(
-        pipeline.vae,
-        data,
-        accelerator,
-        resolution=resolution,
-        folder=Path(args.output.output_dir) / "cache",
-        images=image_settings(args.data),
-        cached=args.data.cache_latents,
     )

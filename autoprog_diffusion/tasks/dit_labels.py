@@ -39,7 +39,8 @@ def label_ids(count: int) -> list[int]:
 
 def plain_name(name: str) -> str:
     """A class name as folders and labels can be compared: lower case, words apart by one space."""
-    return " ".join(re.sub("[_-]", " ", name.lower()).split())
+    words = re.sub("[_-]", " ", name.lower()).split()
+    return " ".join(words)
 
 
 def find_labels(names: Sequence[str], labels: Mapping[str, int]) -> list[int | None]:
@@ -47,8 +48,8 @@ def find_labels(names: Sequence[str], labels: Mapping[str, int]) -> list[int | N
     known = {plain_name(label): row for label, row in labels.items()}
     rows = []
     for name in names:
-        found = [known[part] for part in map(plain_name, (name, *name.split(","))) if part in known]
-        rows.append(found[0] if found else None)
+        spellings = [plain_name(part) for part in (name, *name.split(","))]
+        rows.append(next((known[part] for part in spellings if part in known), None))
     return rows
 
 
@@ -97,7 +98,10 @@ def fit_labels(transformer: Any, names: Sequence[str], labels: Mapping[str, int]
         for index, row in zip(ids, known):
             # Drawn for every class: those that are known must not change the others' numbers.
             noise = 0.02 * torch.randn(len(null), generator=generator)
-            table[index] = null + noise.to(null) if row is None else old[row]
+            if row is None:
+                table[index] = null + noise.to(null)
+            else:
+                table[index] = old[row]
         _replace(embedder, table)
     transformer.register_to_config(num_embeds_ada_norm=rows - 1)
     return ids
@@ -106,9 +110,10 @@ def fit_labels(transformer: Any, names: Sequence[str], labels: Mapping[str, int]
 @torch.no_grad()
 def pad_labels(transformer: Any) -> None:
     """Move the unconditional row of a DiT of fewer classes to `NULL_LABEL`, in place; its classes stay."""
-    for embedder in label_tables(transformer):
+    embedders = label_tables(transformer)
+    for embedder in embedders:
         _replace(embedder, _longer(embedder, NULL_LABEL + 1))
-    transformer.register_to_config(num_embeds_ada_norm=label_tables(transformer)[0].num_classes)
+    transformer.register_to_config(num_embeds_ada_norm=embedders[0].num_classes)
 
 
 def stop_label_dropout(transformer: nn.Module) -> None:
@@ -120,11 +125,14 @@ def stop_label_dropout(transformer: nn.Module) -> None:
 def _longer(embedder: Any, rows: int) -> Tensor:
     """(at least `rows`, D) a copy of the table, with copies of its unconditional row at the end."""
     table = embedder.embedding_table.weight
-    null = table[min(NULL_LABEL, len(table) - 1)]
-    return torch.cat([table, null.expand(max(0, rows - len(table)), -1)])
+    count = len(table)
+    null = table[min(NULL_LABEL, count - 1)]
+    copies = null.expand(max(0, rows - count), -1)
+    return torch.cat([table, copies])
 
 
 def _replace(embedder: Any, table: Tensor) -> None:
+    """Give an embedder another table, (rows, D), that trains if the old one did."""
     frozen = not embedder.embedding_table.weight.requires_grad
     embedder.embedding_table = nn.Embedding.from_pretrained(table.clone(), freeze=frozen)
     embedder.num_classes = len(table) - 1

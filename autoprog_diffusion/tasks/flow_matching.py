@@ -168,6 +168,7 @@ class FlowMatching:
         return (weights * error).mean()
 
     def _image_tokens(self, side: int) -> int:
+        """Tokens of an image with a side of so many pixels."""
         pixels = self.pipeline.vae_scale_factor * self.family.patch  # per token and side
         return (side // pixels) ** 2
 
@@ -190,6 +191,7 @@ class FlowMatching:
         return self.family.encode(captions, self._length)
 
     def _check(self) -> None:
+        """Refuse settings of another objective, and those out of range."""
         for name in ("snr_gamma", "prediction_type", "noise_offset", "input_perturbation"):
             if value := getattr(self.noise, name):
                 raise ConfigError(f"--{name} {value} belongs to noise prediction; flow matching has no such setting.")

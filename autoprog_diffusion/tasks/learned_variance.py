@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,13 @@ from torch import Tensor
 
 
 def variational_bound(
-    epsilon: Tensor, variance: Tensor, *, clean: Tensor, noisy: Tensor, timesteps: Tensor, noise_scheduler: Any
+    epsilon: Tensor,
+    variance: Tensor,
+    *,
+    clean: Tensor,
+    noisy: Tensor,
+    timesteps: Tensor,
+    noise_scheduler: Any,
 ) -> Tensor:
     """The bound of one denoising step in bits per dimension, () float32; it trains the variance alone.
 
@@ -24,38 +31,59 @@ def variational_bound(
         timesteps: (N,) integers.
         noise_scheduler: A Diffusers scheduler with `alphas_cumprod`.
     """
-    epsilon, variance, clean, noisy = (values.float() for values in (epsilon.detach(), variance, clean, noisy))
+    epsilon = epsilon.detach().float()
+    clean = clean.float()
+    noisy = noisy.float()
+    # Tables over all timesteps, in float64; `at` takes a batch's entries.
     alpha_bar = noise_scheduler.alphas_cumprod.to(device=noisy.device, dtype=torch.float64)
     previous = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
     beta = 1 - alpha_bar / previous
     noise = 1 - alpha_bar
-
-    def at(values: Tensor) -> Tensor:
-        return values[timesteps].float().view(-1, 1, 1, 1)
-
-    def mean_of(start: Tensor) -> Tensor:
-        """Mean of q(x_{t-1} | x_t, x_0), a weighted sum of x_0 and x_t."""
-        start_weight = beta * previous.sqrt() / noise
-        noisy_weight = (1 - previous) * (alpha_bar / previous).sqrt() / noise
-        return at(start_weight) * start + at(noisy_weight) * noisy
-
     posterior = beta * (1 - previous) / noise
-    posterior[0] = posterior[1]  # it is 0 at step 0, where its logarithm is not needed
-    # The model's p(x_{t-1} | x_t), with its prediction of x_0.
-    predicted = (noisy - at(noise.sqrt()) * epsilon) / at(alpha_bar.sqrt())
-    mean = mean_of(predicted)
+    # It is 0 at step 0, where its logarithm is not needed.
+    posterior[0] = posterior[1]
+    at = partial(_entries, timesteps=timesteps)
+    # The mean of q(x_{t-1} | x_t, x_0) is a weighted sum of x_0 and x_t.
+    clean_weight = at(beta * previous.sqrt() / noise)
+    noisy_weight = at((1 - previous) * (alpha_bar / previous).sqrt() / noise)
+    noisy_part = noisy_weight * noisy
+    true_mean = clean_weight * clean + noisy_part
+    # The model's p(x_{t-1} | x_t) has its prediction of x_0 there.
+    predicted = noisy - at(noise.sqrt()) * epsilon
+    predicted = predicted / at(alpha_bar.sqrt())
+    mean = clean_weight * predicted + noisy_part
     lower = at(posterior.log())
-    upper = at(beta.log())
-    log_variance = lower + (variance + 1) / 2 * (upper - lower)
-    # Kullback-Leibler divergence of two Gaussians.
-    divergence = 0.5 * (log_variance - lower - 1 + (lower - log_variance).exp())
-    distance = (mean_of(clean) - mean).square()
-    divergence = divergence + 0.5 * distance * (-log_variance).exp()
+    log_variance = _log_variance(variance.float(), lower, at(beta.log()))
+    divergence = gaussian_divergence(true_mean - mean, lower, log_variance)
     # The last step is a likelihood of the data instead.
     likelihood = -discretized_log_likelihood(clean, mean, 0.5 * log_variance)
-    first = (timesteps == 0).view(-1, 1, 1, 1)
-    nats = torch.where(first, likelihood, divergence).mean()
+    last = (timesteps == 0).view(-1, 1, 1, 1)
+    nats = torch.where(last, likelihood, divergence).mean()
     return nats / math.log(2.0)
+
+
+def _entries(table: Tensor, timesteps: Tensor) -> Tensor:
+    """Entries of a table at (N,) timesteps, (N, 1, 1, 1) float32."""
+    return table[timesteps].float().view(-1, 1, 1, 1)
+
+
+def _log_variance(place: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Log variance at a place between its bounds: -1 is the lower, 1 the upper."""
+    share = (place + 1) / 2
+    return lower + share * (upper - lower)
+
+
+def gaussian_divergence(distance: Tensor, log_variance: Tensor, other: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of a Gaussian from another one, in nats, elementwise.
+
+    Args:
+        distance: Of the means.
+        log_variance: Of the first Gaussian.
+        other: Log variance of the other one.
+    """
+    variances = other - log_variance - 1 + (log_variance - other).exp()
+    means = 0.5 * distance.square() * (-other).exp()
+    return 0.5 * variances + means
 
 
 def discretized_log_likelihood(values: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:

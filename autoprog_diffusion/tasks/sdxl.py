@@ -86,9 +86,10 @@ class TextToImageXL(TextToImage):
         else:
             assert self._sizes is not None
             original = self._sizes[batch["index"]]
-            shorter = original.amin(dim=1, keepdim=True)
-            scaled = (original * (side / shorter)).round().clamp(min=side)
-            crop = (scaled - side) // 2  # cached latents are of the centre
+            scale = side / original.amin(dim=1, keepdim=True)
+            scaled = (original * scale).round().clamp(min=side)
+            # Cached latents are of the centre.
+            crop = (scaled - side) // 2
         return torch.cat([original, crop, torch.full_like(crop, side)], dim=1)
 
     def encoders(self) -> list[nn.Module]:
@@ -104,4 +105,5 @@ class TextToImageXL(TextToImage):
     def _measure(self, rows: Sequence[int]) -> Tensor:
         """Row numbers -> (len, 2) height and width in pixels."""
         images = [read_image(self.latents.data, row) for row in rows]
-        return torch.tensor([(image.height, image.width) for image in images])
+        sizes = [(image.height, image.width) for image in images]
+        return torch.tensor(sizes)

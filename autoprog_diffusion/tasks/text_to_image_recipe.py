@@ -63,7 +63,8 @@ def default_prompts(args: Arguments, data: Dataset) -> tuple[str, ...]:
         return tuple(data[: DEFAULT_PROMPTS // 2]["text"])
     held_out = emoji_dataset(DEFAULT_STYLE, size=8, split="held_out")
     by_category = sorted(zip(held_out["category"], held_out["text"]))
-    return tuple(by_category[row][1] for row in spread(len(by_category), DEFAULT_PROMPTS))
+    rows = spread(len(by_category), DEFAULT_PROMPTS)
+    return tuple(by_category[row][1] for row in rows)
 
 
 def reference_row(args: Arguments, prompts: Sequence[str], size: int) -> list[Row]:
@@ -72,5 +73,6 @@ def reference_row(args: Arguments, prompts: Sequence[str], size: int) -> list[Ro
         return []
     emoji = emoji_dataset(DEFAULT_STYLE, size=size)
     known = dict(zip(emoji["text"], emoji["image"]))
-    images = [known[prompt] for prompt in prompts if prompt in known]
-    return [("real", images)] if len(images) == len(prompts) else []
+    if not known.keys() >= set(prompts):
+        return []
+    return [("real", [known[prompt] for prompt in prompts])]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
@@ -19,6 +19,8 @@ POSITIVE = (
     "snr_gamma", "resolution", "num_inference_steps",
 )  # fmt: skip
 Value = TypeVar("Value")
+# Of a class of groups: no flag is prefixed with the name of its group. A subclass needs it again.
+flat_flags = tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 # A field that the run sets itself: no flag.
 Derived = Annotated[Value, tyro.conf.Fixed, tyro.conf.Suppress]
 
@@ -72,8 +74,8 @@ def growth_config(
     settings |= {"resolution_multiple": multiple, "ema_decay": ema_decay, "search_seed": seed}
     bounds = growth.boundaries
     # tyro reads "100" as 100.0.
-    if bounds is not None and all(bound >= 1 and bound == int(bound) for bound in bounds):
-        settings["boundaries"] = tuple(int(bound) for bound in bounds)
+    if bounds and all(bound >= 1 and bound == int(bound) for bound in bounds):
+        settings["boundaries"] = tuple(map(int, bounds))
     if not growth.growth_plan:
         return GrowthConfig(**settings), None
     plan = GrowthPlan.load(growth.growth_plan)
@@ -107,24 +109,32 @@ class OutputArguments:
     """Tracker files, inside the output folder."""
 
 
-def flag_value(argv: Sequence[str], name: str) -> str | None:
-    """Value of the last `--name value` or `--name=value` on a command line, or None; hyphens are underscores."""
+def take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """Take `--name value` or `--name=value` from a command line; hyphens are underscores.
+
+    Returns:
+        The flag's last value, or None without the flag; and the other words.
+    """
     found = None
-    for index, word in enumerate(argv):
+    rest = []
+    words = iter(argv)
+    for word in words:
         flag, equals, value = word.partition("=")
-        if flag.replace("-", "_") == f"__{name}":
-            found = value if equals else "".join(argv[index + 1 : index + 2])
-    return found
+        if flag.replace("-", "_") != f"__{name}":
+            rest.append(word)
+        else:
+            found = value if equals else next(words, "")
+    return found, rest
 
 
-def flat(args: Any) -> dict[str, Any]:
-    """Flag -> value over all groups of a script's arguments."""
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flag -> value over all groups of a script's settings, where a group is a dict."""
     values: dict[str, Any] = {}
-    for item in fields(args):
-        value = getattr(args, item.name)
-        found = flat(value) if is_dataclass(value) else {item.name: value}
-        # Groups share no flag; what `GrowthArguments` derives has the name of a flag, and comes after it.
-        values = {**found, **values}
+    for name, value in settings.items():
+        group = value if isinstance(value, dict) else {name: value}
+        for flag, setting in group.items():
+            # Groups share no flag; what `GrowthArguments` derives has the name of a flag, and comes after it.
+            values.setdefault(flag, setting)
     return values
 
 
@@ -139,16 +149,29 @@ def check_output(output: OutputArguments) -> None:
     check_choice("report_to", output.report_to, TRACKERS)
 
 
-def check_positive(values: dict[str, Any], names: Sequence[str]) -> None:
-    """Refuse values of the named flags that are not above 0; None and absent flags pass.
+def check_positive(values: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse values of the named flags that are not above 0; as `check_numbers`."""
+    check_numbers(values, names, lambda value: value > 0, "a number above 0")
+
+
+def check_numbers(
+    values: Mapping[str, Any], names: Sequence[str], allowed: Callable[[float], bool], words: str
+) -> None:
+    """Refuse values of the named flags that are not `allowed`; None and absent flags pass.
+
+    Args:
+        values: Flag -> value.
+        names: Flags to check.
+        allowed: Whether a value is allowed.
+        words: Which values are, for the message.
 
     Raises:
-        ConfigError: The message names the flag and its value.
+        ConfigError: The message names the flag, its value and what is allowed.
     """
     for name in names:
         value = values.get(name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"--{name} {value} is not allowed: use a number above 0.")
+        if value is not None and not allowed(value):
+            raise ConfigError(f"--{name} {value} is not allowed: use {words}.")
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
@@ -279,15 +302,16 @@ class PictureArguments(OutputArguments):
     """Classifier-free guidance of a picture [3.0 for the default model, 7.5 for others]."""
 
 
+@flat_flags
 @dataclass(frozen=True)
 class Arguments:
     """All groups of arguments of a recipe."""
 
-    model: tyro.conf.OmitArgPrefixes[ModelArguments] = field(default_factory=ModelArguments)
-    data: tyro.conf.OmitArgPrefixes[DataArguments] = field(default_factory=DataArguments)
-    train: tyro.conf.OmitArgPrefixes[TrainArguments] = field(default_factory=TrainArguments)
-    growth: tyro.conf.OmitArgPrefixes[GrowthArguments] = field(default_factory=GrowthArguments)
-    output: tyro.conf.OmitArgPrefixes[PictureArguments] = field(default_factory=PictureArguments)
+    model: ModelArguments = ModelArguments()
+    data: DataArguments = DataArguments()
+    train: TrainArguments = TrainArguments()
+    growth: GrowthArguments = GrowthArguments()
+    output: PictureArguments = PictureArguments()
 
 
 def check_arguments(args: Arguments) -> None:
@@ -297,6 +321,6 @@ def check_arguments(args: Arguments) -> None:
         ConfigError: The message names the flag, its value and what is allowed.
     """
     check_output(args.output)
-    check_positive(flat(args), POSITIVE)
+    check_positive(flat(asdict(args)), POSITIVE)
     check_choice("lr_scheduler", args.train.lr_scheduler, SCHEDULES)
     growth_config(args.growth, multiple=1, ema_decay=None, seed=args.train.seed)

@@ -1,4 +1,4 @@
-"""Objects of a training run: accelerator, loader, optimizer."""
+"""Objects of a training run: accelerator, latents, loader, optimizer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from autoprog_diffusion.data.images import ImageSettings, cut_square, read_image, seeded
+from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.growth import GrowthError
 
 from .arguments import Arguments, DataArguments, OutputArguments, TrainArguments
@@ -98,6 +99,21 @@ def image_settings(data: DataArguments) -> ImageSettings:
         interpolation=data.image_interpolation_mode,
         center_crop=data.center_crop,
         random_flip=data.random_flip,
+    )
+
+
+def make_latents(
+    pipeline: Any, data: datasets.Dataset, args: Arguments, accelerator: Accelerator, *, resolution: int
+) -> Latents:
+    """Latents of the data, cached in the output folder."""
+    return Latents(
+        pipeline.vae,
+        data,
+        accelerator,
+        resolution=resolution,
+        folder=Path(args.output.output_dir) / "cache",
+        images=image_settings(args.data),
+        cached=args.data.cache_latents,
     )
 
 

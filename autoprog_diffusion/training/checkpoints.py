@@ -97,16 +97,17 @@ def newest_checkpoint(root: Path) -> Path | None:
 
     Not the one of the highest step: a run that went back to an older checkpoint leaves later steps behind.
     """
-    found = _complete_ones(root)
-    return found[-1] if found else None
+    return next(reversed(_complete_ones(root)), None)
 
 
-def find_checkpoint(root: Path, wanted: str) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` names; for `latest`, the newest complete one or None.
+def find_checkpoint(root: Path, wanted: str | None) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` names, if it does; for `latest`, the newest complete one or None.
 
     Raises:
         StateError: A named checkpoint does not exist or is not complete; the message lists those that are.
     """
+    if wanted is None:
+        return None
     if wanted == "latest":
         return newest_checkpoint(root)
     for path in (Path(wanted), root / wanted):
@@ -133,9 +134,11 @@ def _marker(path: Path) -> dict[str, Any]:
 
 def _complete(temporary: Path, final: Path, step: int) -> None:
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    sizes = {}
     for path in files:
         _sync(path)
-    sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
+        name = str(path.relative_to(temporary))
+        sizes[name] = path.stat().st_size
     marker = {"step": step, "written": time.time_ns(), "files": sizes}
     write_text_atomically(temporary / MARKER, json.dumps(marker))
     if final.exists():
@@ -148,8 +151,11 @@ def _is_complete(path: Path) -> bool:
     """The marker is written last and the folder renamed after it; sizes catch a file lost on disk since."""
     try:
         marker = _marker(path)
-        sizes = all((path / name).stat().st_size == size for name, size in marker["files"].items())
-        return sizes and isinstance(marker["written"], int)
+        for name, size in marker["files"].items():
+            file = path / name
+            if file.stat().st_size != size:
+                return False
+        return isinstance(marker["written"], int)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

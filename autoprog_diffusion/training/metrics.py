@@ -75,7 +75,8 @@ class Metrics:
     def summaries(self) -> list[StageSummary]:
         """One summary for every stage and search that has run, in order."""
         places: dict[tuple[float, float], list[int]] = defaultdict(list)
-        for index, place in enumerate(zip(self.rows["stage"], self.rows["searching"])):
+        visited = zip(self.rows["stage"], self.rows["searching"])
+        for index, place in enumerate(visited):
             places[place].append(index)
         return [self._summary(rows) for rows in places.values()]
 
@@ -99,18 +100,17 @@ class Metrics:
 
     def state_dict(self) -> dict[str, Any]:
         """All metrics, as plain lists."""
-        return {"rows": self.rows, "flops": self.flops, "validations": self.validations}
+        return dict(vars(self))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go back to the metrics of a checkpoint."""
-        self.rows = state_dict["rows"]
-        self.flops = state_dict["flops"]
-        self.validations = state_dict["validations"]
+        vars(self).update(state_dict)
 
 
 def fullest(summaries: list[StageSummary]) -> StageSummary:
     """The stage that trained most of the model, the last one of several: the cost of full training."""
-    return max(reversed(summaries), key=lambda row: (not row.searching, row.resolution, row.blocks))
+    latest_first = reversed(summaries)
+    return max(latest_first, key=lambda row: (not row.searching, row.resolution, row.blocks))
 
 
 def saving(summaries: list[StageSummary]) -> dict[str, float]:

@@ -16,11 +16,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from autoprog_diffusion.data.captioned import load_captioned_images
+from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 
-from .arguments import Arguments, autoprog_zero, check_arguments, flag_value, growth_config
-from .build import make_accelerator, make_loader
+from .arguments import Arguments, autoprog_zero, check_arguments, growth_config, take_flag
+from .build import make_accelerator, make_latents, make_loader
 from .diffusion import DiffusionTrainer, Task
 from .run import Script
 from .samples import Pictures, Row
@@ -84,9 +85,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         return make_loader(data, args, resolution)
 
     @abstractmethod
-    def task(
-        self, pipeline: Any, data: datasets.Dataset, args: AnyArguments, accelerator: Accelerator, resolution: int
-    ) -> Task:
+    def task(self, pipeline: Any, latents: Latents, args: AnyArguments) -> Task:
         """Batches to losses."""
 
     @abstractmethod
@@ -111,9 +110,10 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         return args.model.pretrained_model_name_or_path or str(self.default_model)
 
     def parse(self, argv: Sequence[str], description: str | None = None) -> AnyArguments:
-        named = flag_value(argv, "pretrained_model_name_or_path") is not None
-        defaults = self.defaults if named else self.model_defaults
-        if flag_value(argv, "growth") == "autoprog_zero":
+        model, _ = take_flag(argv, "pretrained_model_name_or_path")
+        growth, _ = take_flag(argv, "growth")
+        defaults = self.model_defaults if model is None else self.defaults
+        if growth == "autoprog_zero":
             defaults = replace(defaults, growth=autoprog_zero())
         return tyro.cli(type(defaults), args=list(argv), default=defaults, description=description)
 
@@ -149,7 +149,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             denoiser,
             GrowthScheduler(denoiser, config, accelerator),
             plan=plan,
-            task=self.task(pipeline, data, args, accelerator, resolution),
+            task=self.task(pipeline, make_latents(pipeline, data, args, accelerator, resolution=resolution), args),
             loader=loader,
             args=args,
             accelerator=accelerator,

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Column, Table
@@ -44,6 +45,8 @@ def write_report(folder: Path, growth: Growth, metrics: Metrics, seconds: dict[s
 def write_growth_json(path: Path, growth: Growth, metrics: Metrics, seconds: dict[str, float]) -> None:
     """Write plan, configuration, history and measurements; `GrowthPlan.load` reads the plan back from it."""
     summaries = metrics.summaries()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    versions = {"autoprog_diffusion": autoprog_diffusion.__version__, "torch": torch.__version__}
     values: dict[str, Any] = {
         "plan": growth.plan.to_dict(),
         "config": growth.config.to_dict(),
@@ -55,8 +58,8 @@ def write_growth_json(path: Path, growth: Growth, metrics: Metrics, seconds: dic
         "seconds": seconds,
         "training_cpu_seconds": metrics.total("cpu_seconds"),
         "training_flops": metrics.total("flops"),
-        "versions": {"autoprog_diffusion": autoprog_diffusion.__version__, "torch": torch.__version__},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "versions": versions,
+        "device": device,
         "command": sys.argv,
     }
     write_text_atomically(path, json.dumps(values, indent=2) + "\n")
@@ -85,12 +88,14 @@ def print_summary(metrics: Metrics, num_blocks: int, seconds: dict[str, float]) 
     print(saving_sentence(summaries))
     for result in metrics.validations[-1:]:
         print(f"validation accuracy {result['accuracy']:.1%}, of the average {result['ema_accuracy']:.1%}.")
-    print("wall time: " + ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()))
+    times = [f"{name} {value:.1f} s" for name, value in seconds.items()]
+    print(f"wall time: {', '.join(times)}")
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, str]], caption: str | None = None) -> None:
     """Print rows of cells by the titles of their columns."""
-    table = Table(*(Column(name, justify="right") for name in rows[0]), title=title, caption=caption)
+    columns = [Column(name, justify="right") for name in rows[0]]
+    table = Table(*columns, title=title, caption=caption)
     for row in rows:
         table.add_row(*row.values())
     Console(width=None if sys.stdout.isatty() else 110).print(table)
@@ -98,36 +103,43 @@ def print_table(title: str, rows: Sequence[Mapping[str, str]], caption: str | No
 
 def saving_sentence(summaries: list[StageSummary]) -> str:
     """What the run saved, in one sentence."""
-    parts = []
     ratios = saving(summaries)
-    for cost, comparative, unit in (("flops", "fewer", "FLOPs"), ("time", "less", "time")):
-        share = 1 - 1 / ratios[cost]
-        parts.append(f"{abs(share):.0%} {comparative if share >= 0 else 'more'} {unit}")
-    return f"{' and '.join(parts)} than as many steps of full training (stage {fullest(summaries).stage + 1})."
+    flops = 1 - 1 / ratios["flops"]
+    time = 1 - 1 / ratios["time"]
+    return (
+        f"{abs(flops):.0%} {'fewer' if flops >= 0 else 'more'} FLOPs and {abs(time):.0%} "
+        f"{'less' if time >= 0 else 'more'} time than as many steps of full training "
+        f"(stage {fullest(summaries).stage + 1})."
+    )
 
 
 def print_decision(decision: dict[str, Any]) -> None:
     """Print the best candidates of one search: their scores, their cost, and which was chosen."""
-    candidates = decision["candidates"]
-    if "value" in candidates[0]:
-        candidates = sorted(candidates, key=lambda candidate: float(candidate["value"]))
-    most_expensive = max(float(candidate.get("cost", 0.0)) for candidate in candidates) or 1.0
+    # Where a search does not add up its scores, the order is its own.
+    candidates = sorted(decision["candidates"], key=lambda candidate: float(candidate.get("value", 0)))
+    costs = [scores(candidate).get("cost", 0) for candidate in candidates]
+    most_expensive = max(costs) or 1
     rows = []
     for candidate in candidates[:MOST_CANDIDATES]:
-        row = {name: f"{float(candidate[name]):.4g}" for name in SCORES if name in candidate}
-        if "cost" in row:
-            row["cost"] = f"{float(candidate['cost']) / most_expensive:.0%}"
-        shape = {
+        row = {
             "candidate": candidate.get("name", ""),
-            "blocks": f"{depth_of(candidate)}",
-            "pixels": f"{candidate.get('resolution', '')}",
+            "blocks": str(depth_of(candidate)),
+            "pixels": str(candidate.get("resolution", "")),
         }
-        rows.append({**shape, **row, "": "chosen" if is_chosen(decision, candidate) else ""})
+        for name, score in scores(candidate).items():
+            row[name] = f"{score / most_expensive:.0%}" if name == "cost" else f"{score:.4g}"
+        row[""] = "chosen" if is_chosen(decision, candidate) else ""
+        rows.append(row)
     method = decision.get("objective") or decision.get("search", "")
     seconds = f", {decision['seconds']:.1f} s" if "seconds" in decision else ""
-    more = len(candidates) - len(rows)
     title = f"search for stage {decision['stage'] + 1} ({method}{seconds})"
+    more = len(candidates) - len(rows)
     print_table(title, rows, caption=f"{more} more in growth.json" if more else None)
+
+
+def scores(candidate: dict[str, Any]) -> dict[str, float]:
+    """The numbers that a search gave a candidate; JSON has infinite ones as words."""
+    return {name: float(candidate[name]) for name in SCORES if name in candidate}
 
 
 def is_chosen(decision: dict[str, Any], candidate: dict[str, Any]) -> bool:
@@ -152,35 +164,46 @@ def draw_timeline(path: Path, metrics: Metrics) -> None:
     rows = metrics.rows
     panels = {
         "loss": rows["loss"],
-        "trains (%)": [100 * value for value in rows["trainable"]],
+        "trains (%)": 100 * np.array(rows["trainable"]),
         "pixels": rows["resolution"],
-        "step (ms)": [1000 * value for value in rows["seconds"]],
+        "step (ms)": 1000 * np.array(rows["seconds"]),
     }
-    count = len(panels) + bool(metrics.validations)
+    count = len(panels)
+    if metrics.validations:
+        count += 1
     figure = Figure(figsize=(9, 3 + count), dpi=110, layout="tight")
-    axes = figure.subplots(count, 1, sharex=True, height_ratios=[2] + [1] * (count - 1))
+    heights = [2] + [1] * (count - 1)
+    axes = figure.subplots(count, 1, sharex=True, height_ratios=heights)
     steps = range(1, len(metrics) + 1)
     for axis, (label, values) in zip(axes, panels.items()):
         axis.plot(steps, values, ".", color="0.7", markersize=2)
         axis.set_ylabel(label)
         if label != "loss":
             # The slowest steps, which build kernels or evaluate candidates, may lie outside the picture.
-            axis.set_ylim(0, 1.6 * sorted(values)[len(values) * 9 // 10])
+            most = np.quantile(values, 0.9)
+            axis.set_ylim(0, 1.6 * most)
     axes[0].plot(steps, smooth(rows["loss"]), color="C0")
     axes[0].set_yscale("log")
     if metrics.validations:
         _draw_accuracy(axes[-1], metrics.validations)
+    _draw_stages(axes, metrics.summaries())
+    axes[-1].set(xlabel="optimizer step", xlim=(0, len(metrics)))
+    figure.align_ylabels()
+    figure.savefig(path)
+
+
+def _draw_stages(axes: Sequence[Any], summaries: list[StageSummary]) -> None:
+    """Shade and name the stages in all panels, and draw the median time of their steps in the fourth."""
     end = 0
-    for row in metrics.summaries():
+    for row in summaries:
         start = end
         end += row.steps
         for axis in axes:
-            axis.axvspan(start, end, color=f"C{row.stage}", alpha=0.07 * (1 + row.searching), linewidth=0)
+            alpha = 0.14 if row.searching else 0.07
+            axis.axvspan(start, end, color=f"C{row.stage}", alpha=alpha, linewidth=0)
         axes[3].hlines(1000 * row.step_seconds, start, end, color="C3")
-        axes[0].text(start, 1.02, f" stage {row.stage + 1}", transform=axes[0].get_xaxis_transform(), fontsize=9)
-    axes[-1].set(xlabel="optimizer step", xlim=(0, end))
-    figure.align_ylabels()
-    figure.savefig(path)
+        above = axes[0].get_xaxis_transform()
+        axes[0].text(start, 1.02, f" stage {row.stage + 1}", transform=above, fontsize=9)
 
 
 def smooth(values: Iterable[float], weight: float = 0.98) -> list[float]:
@@ -191,18 +214,16 @@ def smooth(values: Iterable[float], weight: float = 0.98) -> list[float]:
         [2.0, 2.0, 2.0]
     """
     result = []
-    total = 0.0
-    norm = 0.0
-    for value in values:
-        total = weight * total + (1 - weight) * value
-        norm = weight * norm + (1 - weight)
-        result.append(total / norm)
+    average = 0.0
+    for count, value in enumerate(values, start=1):
+        average += (1 - weight) * (value - average)
+        result.append(average / (1 - weight**count))
     return result
 
 
 def _draw_accuracy(axis: Any, validations: list[dict[str, float]]) -> None:
-    steps = [row["step"] for row in validations]
-    for name, label in (("accuracy", "raw weights"), ("ema_accuracy", "average")):
-        axis.plot(steps, [100 * row[name] for row in validations], ".-", label=label)
+    for name, label in {"accuracy": "raw weights", "ema_accuracy": "average"}.items():
+        points = [(row["step"], 100 * row[name]) for row in validations]
+        axis.plot(*zip(*points), ".-", label=label)
     axis.set(ylabel="accuracy (%)", ylim=(0, None))
     axis.legend(loc="lower right", fontsize=8)

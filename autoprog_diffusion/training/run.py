@@ -7,14 +7,15 @@ import json
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import GrowthError, StateError
 
-from .arguments import OutputArguments
+from .arguments import OutputArguments, flat
 from .checkpoints import find_checkpoint
 from .output import RUN_FILE, check_output_dir
 from .report import write_report
@@ -95,7 +96,7 @@ def run(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
     if accelerator.is_main_process:
         script.save(trainer, output)
         clock.append(time.perf_counter())
-        seconds = [later - earlier for earlier, later in zip(clock, clock[1:])]
+        seconds = [later - earlier for earlier, later in pairwise(clock)]
         write_report(output, trainer.growth, trainer.metrics, dict(zip(PHASES, seconds)))
         print(f"the trained model, timeline.png and growth.json are in {output}/")
     accelerator.end_training()
@@ -127,13 +128,12 @@ def open_output(args: HasOutput, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         output = args.output
         folder = Path(output.output_dir)
-        resumes = output.resume_from_checkpoint is not None
-        check_output_dir(folder, resume=resumes, overwrite=output.overwrite_output_dir)
-        if output.resume_from_checkpoint is not None:
-            checkpoint = find_checkpoint(folder / "checkpoints", output.resume_from_checkpoint)
-            if checkpoint is not None:
-                # The checkpoint may be another folder's: its run is two folders up.
-                check_same_run(checkpoint.parents[1] / RUN_FILE, args)
+        wanted = output.resume_from_checkpoint
+        check_output_dir(folder, resume=wanted is not None, overwrite=output.overwrite_output_dir)
+        checkpoint = find_checkpoint(folder / "checkpoints", wanted)
+        if checkpoint is not None:
+            # The checkpoint may be another folder's: its run is two folders up.
+            check_same_run(checkpoint.parents[1] / RUN_FILE, args)
     accelerator.wait_for_everyone()
 
 
@@ -149,9 +149,13 @@ def check_same_run(file: Path, args: HasOutput) -> None:
     """
     if not file.exists():
         return
-    earlier = json.loads(file.read_text(encoding="utf-8"))
+    earlier = flat(json.loads(file.read_text(encoding="utf-8")))
     free = {*vars(args.output), *FREE}
-    differing = [words for name, words in _differences(args, earlier) if name not in free]
+    differing = []
+    for name, value in flat(json.loads(settings_text(args))).items():
+        before = earlier.get(name, value)  # an older version of the script may not have had the flag
+        if value != before and name not in free:
+            differing.append(f"--{name} was {before!r}, now {value!r}")
     if differing:
         raise StateError(
             f"the run in {file.parent} had other settings: {'; '.join(differing)}. Resume with its own flags, or "
@@ -171,18 +175,9 @@ def begin(trainer: Trainer, args: HasOutput) -> None:
         folder = Path(output.output_dir)
         trainer.growth.plan.save(folder / "growth_plan.json")
         if trainer.step == 0 or not (folder / RUN_FILE).exists():
-            text = json.dumps(dataclasses.asdict(args), indent=2)  # type: ignore[call-overload]
-            write_text_atomically(folder / RUN_FILE, text + "\n")
+            write_text_atomically(folder / RUN_FILE, settings_text(args) + "\n")
 
 
-def _differences(args: Any, earlier: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name of every flag whose value is not the earlier one, and both values in words."""
-    for item in dataclasses.fields(args):
-        value = getattr(args, item.name)
-        if dataclasses.is_dataclass(value):
-            yield from _differences(value, earlier.get(item.name, {}))
-        elif item.name in earlier:
-            before = earlier[item.name]
-            now = json.loads(json.dumps(value))  # tuples become lists
-            if now != before:
-                yield item.name, f"--{item.name} was {before!r}, now {now!r}"
+def settings_text(args: HasOutput) -> str:
+    """The arguments as JSON: groups of flags with their values."""
+    return json.dumps(dataclasses.asdict(args), indent=2)  # type: ignore[call-overload]

@@ -81,7 +81,9 @@ def save_grid(path: Path, prompts: Sequence[str], rows: Sequence[Row]) -> None:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(1.15 * len(prompts) + 1.0, 1.2 * len(rows) + 0.7), dpi=110)
+    width = 1.15 * len(prompts) + 1.0
+    height = 1.2 * len(rows) + 0.7
+    figure = Figure(figsize=(width, height), dpi=110)
     axes = figure.subplots(len(rows), len(prompts), squeeze=False)
     for line, (label, images) in zip(axes, rows):
         for axis, image in zip_longest(line, images):
@@ -125,7 +127,8 @@ class Pictures:
 
     def save_step(self, step: int) -> None:
         """Draw in the middle of training."""
-        save_grid(self._folder / f"validation-{step}.png", self._titles, [(f"step {step}", self._draw())])
+        row = (f"step {step}", self._draw())
+        save_grid(self._folder / f"validation-{step}.png", self._titles, [row])
 
     def save_before_after(self) -> None:
         """Set the pictures of before and after above rows of real ones."""
@@ -144,9 +147,10 @@ def save_images(folder: Path, images: Sequence[Image.Image]) -> None:
 
 def load_images(folder: Path, count: int) -> list[Image.Image]:
     """Read `count` images that `save_images` wrote; an empty list where it wrote fewer."""
-    if not all((folder / f"{index}.png").exists() for index in range(count)):
+    files = [folder / f"{index}.png" for index in range(count)]
+    if not all(file.exists() for file in files):
         return []
-    return [Image.open(folder / f"{index}.png").convert("RGB") for index in range(count)]
+    return [Image.open(file).convert("RGB") for file in files]
 
 
 def _wrap(prompt: str, width: int = 16, lines: int = 3) -> str:

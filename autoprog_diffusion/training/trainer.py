@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,29 +21,21 @@ from .arguments import OutputArguments
 from .checkpoints import TrainingError, checkpoint_step, find_checkpoint, newest_checkpoint, write_checkpoint
 from .measure import counted_flops, peak_memory, synchronize
 from .metrics import Metrics
-from .report import SCORES, is_chosen
+from .report import is_chosen, scores
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-
-class Place(NamedTuple):
-    """Where growth stands in one optimizer step.
-
-    Attributes:
-        stage: Index of the stage.
-        searching: Whether a supernet trains.
-        blocks: Number of blocks that train.
-        trainable: Share of the parameters that train, in [0, 1].
-        resolution: Side of the images in pixels.
-    """
-
-    stage: int
-    searching: bool
-    blocks: int
-    trainable: float
-    resolution: int
+# Name of a value for the trackers -> column of the metrics.
+LOGGED = {
+    "train_loss": "loss",
+    "growth/stage": "stage",
+    "growth/blocks": "blocks",
+    "growth/resolution": "resolution",
+    "growth/trainable_fraction": "trainable",
+    "growth/step_seconds": "seconds",
+}
 
 
 class Trainer(ABC):
@@ -174,23 +166,25 @@ class Trainer(ABC):
 
     def _train_step(self, bar: tqdm) -> None:
         """One optimizer step, and what follows from it: average, growth, metrics, the next stage."""
-        place = Place(
-            stage=self.growth.stage,
-            searching=self.growth.searching,
-            blocks=self.blocks,
-            trainable=self.growth.trainable_fraction,
-            resolution=self.pixels,
-        )
-        flops = self._count_flops()
+        row = {
+            "stage": self.growth.stage,
+            "searching": self.growth.searching,
+            "blocks": self.blocks,
+            "trainable": self.growth.trainable_fraction,
+            "resolution": self.pixels,
+            "flops": self._count_flops(),
+        }
         wall = time.perf_counter()
         cpu = time.process_time()
-        loss = self._optimizer_step()
+        row["loss"] = self._optimizer_step()
         self.average()
         self.step += 1
         entered = self.growth.step()
         synchronize(self.accelerator.device)
-        cost = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu, "flops": flops}
-        self._report(place, loss, cost, bar)
+        row["seconds"] = time.perf_counter() - wall
+        row["cpu_seconds"] = time.process_time() - cpu
+        row["memory"] = peak_memory(self.accelerator.device)
+        self._report(row, bar)
         if entered:
             self._enter_stage()
             self._log_decision()
@@ -213,7 +207,8 @@ class Trainer(ABC):
             if accelerator.sync_gradients:
                 break
         self.lr_scheduler.step()
-        mean: Any = accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
+        own = torch.stack(losses).mean()
+        mean: Any = accelerator.reduce(own, reduction="mean")
         self._check_finite("loss", float(mean))
         # The gradient scaler of fp16 skips steps whose gradients are not finite by itself.
         if norm is not None and accelerator.scaler is None:
@@ -254,31 +249,30 @@ class Trainer(ABC):
                 f"use --mixed_precision bf16. The newest complete checkpoint is {newest_checkpoint(self.root)}."
             )
 
-    def _report(self, place: Place, loss: float, cost: dict[str, float], bar: tqdm) -> None:
-        self.metrics.add(loss=loss, memory=peak_memory(self.accelerator.device), **cost, **place._asdict())
-        stage = f"{place.stage + 1}/{len(self.growth.plan.stages)}" + (" search" if place.searching else "")
-        share = f"{place.trainable:.0%}"
-        bar.set_postfix(loss=f"{loss:.4f}", stage=stage, px=place.resolution, blocks=place.blocks, trains=share)
+    def _report(self, row: dict[str, float], bar: tqdm) -> None:
+        """Give the metrics of one step to the checkpoints, the progress bar and the trackers."""
+        self.metrics.add(**row)
+        search = " search" if row["searching"] else ""
+        bar.set_postfix(
+            loss=f"{row['loss']:.4f}",
+            stage=f"{row['stage'] + 1}/{len(self.growth.plan.stages)}{search}",
+            px=row["resolution"],
+            blocks=row["blocks"],
+            trains=f"{row['trainable']:.0%}",
+        )
         bar.update(1)
         if self.step % self._output.log_interval == 0:
-            values = {
-                "train_loss": loss,
-                "lr": self.lr_scheduler.get_last_lr()[0],
-                "growth/stage": place.stage,
-                "growth/blocks": place.blocks,
-                "growth/resolution": place.resolution,
-                "growth/trainable_fraction": place.trainable,
-                "growth/step_seconds": cost["seconds"],
-            }
+            values = {name: row[column] for name, column in LOGGED.items()}
+            values["lr"] = self.lr_scheduler.get_last_lr()[0]
             self.accelerator.log(values, step=self.step)
 
     def _log_decision(self) -> None:
         """Give the trackers the scores of a choice that a search has just made."""
-        decision = self.growth.decisions[-1] if self.growth.decisions else None
-        if decision is None or decision["stage"] != self.growth.stage:
-            return
-        chosen = next(row for row in decision["candidates"] if is_chosen(decision, row))
-        values = {name: float(chosen[name]) for name in SCORES if name in chosen}
-        if "seconds" in decision:
-            values["seconds"] = decision["seconds"]
-        self.accelerator.log({f"growth/search/{name}": value for name, value in values.items()}, step=self.step)
+        for decision in self.growth.decisions[-1:]:
+            if decision["stage"] != self.growth.stage:
+                continue
+            chosen = next(row for row in decision["candidates"] if is_chosen(decision, row))
+            values = {f"growth/search/{name}": score for name, score in scores(chosen).items()}
+            if "seconds" in decision:
+                values["growth/search/seconds"] = decision["seconds"]
+            self.accelerator.log(values, step=self.step)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import ASSETS
 from PIL import Image
 from torch import Tensor, nn
 
+from assets.tiny_pipelines import load_tiny_dit, load_tiny_flow
 from autoprog_diffusion.data.emoji import emoji_classes, emoji_dataset
 from autoprog_diffusion.data.labelled import class_names
 from autoprog_diffusion.data.latents import Latents
@@ -22,20 +24,17 @@ from autoprog_diffusion.growth.errors import GrowthError
 from autoprog_diffusion.tasks.arguments import (
     ClassConditionalArguments,
     FlowMatchingArguments,
-    make_latents,
     noise_settings,
 )
 from autoprog_diffusion.tasks.class_conditional import ClassConditional, ClassSettings, draw_classes, set_classes
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, FlowSettings, draw_prompts
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
-from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_dit, load_tiny_flow
 from autoprog_diffusion.training.arguments import Arguments, PictureArguments, TrainArguments
-from autoprog_diffusion.training.build import make_accelerator
+from autoprog_diffusion.training.build import make_accelerator, make_latents
 from autoprog_diffusion.training.diffusion import Task
 from autoprog_diffusion.training.samples import sample_images
 
 
-ASSETS = Path(__file__).parents[2] / "recipes" / "assets"
 SIZE = 64
 PICTURE_STEPS, GUIDANCE, FIRST_PICTURE_SEED = 8, 3.0, 1000
 

@@ -14,10 +14,10 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 
 from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.growth import GrowthScheduler
-from autoprog_diffusion.tasks.arguments import make_latents, noise_settings
+from autoprog_diffusion.tasks.arguments import noise_settings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.training.arguments import Arguments, check_arguments
-from autoprog_diffusion.training.build import make_loader
+from autoprog_diffusion.training.build import make_latents, make_loader
 from autoprog_diffusion.training.diffusion import DiffusionTrainer
 
 from .tiny import accelerator_of, build_pipeline, growth_of, parse, write_images

@@ -18,11 +18,12 @@ from torch import Tensor
 from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.data.labelled import class_names, load_labelled_images
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
-from autoprog_diffusion.tasks.arguments import ClassConditionalArguments, make_latents, noise_settings
+from autoprog_diffusion.tasks.arguments import ClassConditionalArguments, noise_settings
 from autoprog_diffusion.tasks.class_conditional import ClassConditional, set_classes
 from autoprog_diffusion.tasks.dit_labels import label_tables
 from autoprog_diffusion.tasks.learned_variance import variational_bound
 from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.build import make_latents
 
 from .tiny import growth_of
 from .tiny_transformers import SIZE, build_dit, write_classes

@@ -14,7 +14,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from PIL import Image
 
 from autoprog_diffusion.growth import GrowthError, GrowthScheduler
-from autoprog_diffusion.tasks.arguments import DreamboothArguments, make_latents, noise_settings
+from autoprog_diffusion.tasks.arguments import DreamboothArguments, noise_settings
 from autoprog_diffusion.tasks.dreambooth import (
     Dreambooth,
     SubjectSettings,
@@ -26,7 +26,7 @@ from autoprog_diffusion.tasks.dreambooth import (
     pair_up,
 )
 from autoprog_diffusion.training.arguments import Arguments
-from autoprog_diffusion.training.build import make_loader
+from autoprog_diffusion.training.build import make_latents, make_loader
 
 from .tiny import growth_of
 

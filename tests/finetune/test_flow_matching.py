@@ -17,9 +17,10 @@ from diffusers.training_utils import compute_loss_weighting_for_sd3
 from torch import Tensor
 
 from autoprog_diffusion.growth import ConfigError, GrowthError, GrowthScheduler
-from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, make_latents, noise_settings
+from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, noise_settings
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, draw_prompts, load_flow, text_encoders
 from autoprog_diffusion.training.arguments import Arguments
+from autoprog_diffusion.training.build import make_latents
 
 from .tiny import growth_of
 from .tiny_transformers import SIZE, build_dit, build_flux, build_sd3, save

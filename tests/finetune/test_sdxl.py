@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from PIL import Image
 
 from autoprog_diffusion.growth import GrowthError, GrowthScheduler
-from autoprog_diffusion.tasks.arguments import make_latents, noise_settings
+from autoprog_diffusion.tasks.arguments import noise_settings
 from autoprog_diffusion.tasks.sdxl import TextToImageXL, load_sdxl
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.training.arguments import Arguments
-from autoprog_diffusion.training.build import make_loader
+from autoprog_diffusion.training.build import make_latents, make_loader
 
 from .tiny import build_sdxl, growth_of, parse
 

@@ -25,7 +25,7 @@ from autoprog_diffusion.growth.backends.ranks import (
     world_size,
 )
 from autoprog_diffusion.growth.errors import OrderError
-from autoprog_diffusion.growth.search_session import RunParts, open_plan, start_search
+from autoprog_diffusion.growth.search_session import RunParts, SearchSession, first_plan
 from autoprog_diffusion.growth.units import layout_from_patterns
 
 
@@ -194,8 +194,9 @@ def test_calls_of_ranks_that_are_gone_are_removed(tmp_path: Path) -> None:
         torch.save(["old"], tmp_path / f"growth_calls_{number}.pt")
     layout = layout_from_patterns(chain(), ["*"])
     config = GrowthConfig(search="zero_shot")
-    plan, model = open_plan(config, layout, 40), chain()
-    search = start_search(config, plan, None, RunParts(model, model, layout))
+    plan, model = first_plan(config, layout, 40), chain()
+    search = SearchSession(config)
+    search.start(plan, None, RunParts(model, model, layout))
     search.save_calls(None, None, str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["growth_calls_0.pt"]
     search.load_calls(None, str(tmp_path))

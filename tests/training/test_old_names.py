@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +26,13 @@ def test_the_warning_points_at_the_import() -> None:
         from autoprog_diffusion.finetune.loading import load_as
     assert load_as.__module__ == "autoprog_diffusion.tasks.loading"
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("old", finetune._LEFT)
+def test_an_old_name_that_left_the_package_says_where_it_is(old: str) -> None:
+    assert (Path(__file__).parents[2] / finetune._LEFT[old]).is_file()
+    with pytest.raises(ModuleNotFoundError, match=rf"finetune\.{old} is now {finetune._LEFT[old]}:"):
+        importlib.import_module(f"autoprog_diffusion.finetune.{old}")
 
 
 def test_other_names_are_unknown() -> None:

@@ -34,7 +34,7 @@ def supernet() -> tuple[ElasticModel, Any]:
     elastic = ElasticModel(model, find_groups(model))
     elastic.show((KEPT,))
     names = [name for group in elastic.groups for name in group.blocks]
-    return elastic, build_layout(model, [(name, [name]) for name in names], [])
+    return elastic, build_layout(model, [[name] for name in names], [])
 
 
 def shallow(deep: nn.Module) -> nn.Module:

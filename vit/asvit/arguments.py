@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
 from autoprog_diffusion.growth.errors import ConfigError
-from autoprog_diffusion.training.arguments import OutputArguments
+from autoprog_diffusion.training.arguments import OutputArguments, check_numbers, flat_flags, take_flag
 
 from ..retokenize import PUBLISHED_BOUNDARIES
-from ..training.arguments import DataArguments, SharedArguments, check_shared, output_arguments, split_preset
+from ..training.arguments import DataArguments, SharedArguments, check_shared, output_arguments
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class ScoreArguments:
     """Seed of everything random."""
 
 
+@flat_flags
 @dataclass(frozen=True)
 class SearchArguments:
     """Search a topology without training."""
@@ -49,10 +50,11 @@ class SearchArguments:
     """Folder of search.json, search.png and evaluations.json."""
     resume: bool = False
     """Continue the search that the folder holds."""
-    score: tyro.conf.OmitArgPrefixes[ScoreArguments] = field(default_factory=ScoreArguments)
-    data: tyro.conf.OmitArgPrefixes[DataArguments] = field(default_factory=DataArguments)
+    score: ScoreArguments = ScoreArguments()
+    data: DataArguments = DataArguments()
 
 
+@flat_flags
 @dataclass(frozen=True)
 class ScaleArguments:
     """Grow a topology into a family of networks, without training."""
@@ -77,10 +79,11 @@ class ScaleArguments:
     """Folder of family.json, family.png and evaluations.json."""
     resume: bool = False
     """Continue the scaling that the folder holds."""
-    score: tyro.conf.OmitArgPrefixes[ScoreArguments] = field(default_factory=ScoreArguments)
-    data: tyro.conf.OmitArgPrefixes[DataArguments] = field(default_factory=DataArguments)
+    score: ScoreArguments = ScoreArguments()
+    data: DataArguments = DataArguments()
 
 
+@flat_flags
 @dataclass(frozen=True)
 class TrainArguments(SharedArguments):
     """Train a network with progressive re-tokenization."""
@@ -99,9 +102,7 @@ class TrainArguments(SharedArguments):
     """Pixels from one token to the next in every stage; the last one is the network's own, 4."""
     boundaries: tuple[float, ...] = PUBLISHED_BOUNDARIES
     """First step of every stage but the first, as fractions of the run."""
-    output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(
-        default_factory=lambda: output_arguments("asvit-trained")
-    )
+    output: OutputArguments = output_arguments("asvit-trained")
 
 
 Command = (
@@ -128,7 +129,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> SearchArgument
     Raises:
         ConfigError: There is no such preset, or a value is not allowed.
     """
-    preset, words = split_preset(argv)
+    preset, words = take_flag(argv, "preset")
     if preset is not None:
         if preset not in PRESETS:
             raise ConfigError(f"--preset {preset} is not known: use one of {sorted(PRESETS)}, or flags without one.")
@@ -137,9 +138,9 @@ def parse(argv: Sequence[str], description: str | None = None) -> SearchArgument
     if isinstance(args, TrainArguments):
         check_shared(args)
     else:
-        for name in ("repeats", "ntk_batch"):
-            if getattr(args.score, name) < (2 if name == "ntk_batch" else 1):
-                raise ConfigError(f"--{name} {getattr(args.score, name)} is not allowed: use a larger number.")
+        score = vars(args.score)
+        check_numbers(score, ["repeats"], lambda number: number >= 1, "a larger number")
+        check_numbers(score, ["ntk_batch"], lambda number: number >= 2, "a larger number")
     return args
 
 

@@ -40,7 +40,12 @@ SEARCH_FILE, FAMILY_FILE, CACHE_FILE = "search.json", "family.json", "evaluation
 
 
 def main(argv: list[str], description: str | None = None) -> None:
-    """Run a command line; an error of ours ends it with one line."""
+    """Run a command line; an error of ours ends it with one line.
+
+    Args:
+        argv: Sub-command and flags, without the name of the script.
+        description: Of the script, for --help.
+    """
     try:
         args = parse(argv, description)
         if isinstance(args, SearchArguments):
@@ -62,7 +67,8 @@ def run_search(args: SearchArguments) -> Found:
         StateError: The folder holds another search.
     """
     seed = args.score.seed
-    space = SearchSpace(parse_space(args.space)).at(args.score.img_size, width=SEED_WIDTH)
+    whole = SearchSpace(parse_space(args.space))
+    space = whole.at(args.score.img_size, width=SEED_WIDTH)
     job = Job(args)
     cache = job.cache
 
@@ -70,19 +76,22 @@ def run_search(args: SearchArguments) -> Found:
         with tqdm(steps, desc=args.method) as bar:
             for step in bar:
                 yield step
-                bar.set_postfix(networks=len(cache), degenerate=sum(e.degenerate for e in cache.evaluations))
+                degenerate = [item for item in cache.evaluations if item.degenerate]
+                bar.set_postfix(networks=len(cache), degenerate=len(degenerate))
 
     if args.method == "reinforce":
-        found = reinforce(space, cache, ReinforceSettings(args.steps, seed=seed), progress)
+        settings = ReinforceSettings(args.steps, seed=seed)
+        found = reinforce(space, cache, settings, progress)
     else:
         settings = EvolutionSettings(args.steps, args.population, args.tournament, seed=seed)
         found = evolve(space, cache, settings, progress)
-    chosen = cache[found.genotype]
-    seen = [cache[genotype] for genotype in dict.fromkeys([*found.trace, found.genotype])]
+    # Each once, in the order they were drawn; REINFORCE may end in a network that it never drew.
+    genotypes = dict.fromkeys([*found.trace, found.genotype])
+    seen = [cache[genotype] for genotype in genotypes]
     job.write(
         SEARCH_FILE,
         genotype=found.genotype,
-        scores=chosen.to_dict(),
+        scores=cache[found.genotype].to_dict(),
         space=dict(space.choices),
         space_size=space.size,
         trace=found.trace,
@@ -105,16 +114,20 @@ def run_scaling(args: ScaleArguments) -> list[Member]:
         StateError: The folder holds another scaling.
     """
     topology = read_genotype(args.genotype)
-    # Equal names of the command line and of the settings mean the same.
-    shared = {field.name for field in fields(ScalingSettings)} & set(vars(args))
-    settings = ScalingSettings(image_size=args.score.img_size, **{name: getattr(args, name) for name in shared})
+    values: dict[str, Any] = {"image_size": args.score.img_size}
+    for field in fields(ScalingSettings):
+        # Equal names of the command line and of the settings mean the same.
+        if field.name in vars(args):
+            values[field.name] = getattr(args, field.name)
+    settings = ScalingSettings(**values)
     job = Job(args)
     with tqdm(desc="networks of the family") as bar:
 
         def accepted(member: Member) -> None:
             bar.update(1)
             params = f"{member.params / 1e6:.1f}M"
-            bar.set_postfix(genotype=member.genotype, params=params, evaluated=len(job.cache))
+            evaluated = len(job.cache)
+            bar.set_postfix(genotype=member.genotype, params=params, evaluated=evaluated)
 
         family = scale(topology, job.cache, settings, accepted)
     job.write(
@@ -132,6 +145,9 @@ def run_scaling(args: ScaleArguments) -> list[Member]:
 class Job:
     """A sub-command at work: its folder, the scores that are kept there, and its clocks.
 
+    Args:
+        args: Of the sub-command.
+
     Raises:
         GrowthError: The folder cannot be made, or holds the scores of another run.
     """
@@ -144,24 +160,42 @@ class Job:
         self._cpu_started = time.process_time()
 
     def write(self, name: str, **values: Any) -> None:
-        """Write `values` and a record of the run as JSON into a file of the folder."""
+        """Write `values` and a record of the run as JSON into a file of the folder.
+
+        Args:
+            name: Of the file.
+            values: Results, in JSON types.
+        """
+        versions = {"autoprog_diffusion": autoprog_diffusion.__version__, "torch": torch.__version__}
         values |= {
             "arguments": asdict(self.args),
             "seconds": time.perf_counter() - self._started,
             "cpu_seconds": time.process_time() - self._cpu_started,
             "evaluated_now": self.cache.fresh,
             "command": sys.argv,
-            "versions": {"autoprog_diffusion": autoprog_diffusion.__version__, "torch": torch.__version__},
+            "versions": versions,
         }
-        write_text_atomically(self.folder / name, json.dumps(values, indent=1) + "\n")
+        text = json.dumps(values, indent=1) + "\n"
+        write_text_atomically(self.folder / name, text)
 
 
 def make_cache(folder: Path, score: ScoreArguments, data: DataArguments, *, resume: bool) -> ScoreCache:
-    """Scores of networks by the arguments, kept in the folder."""
+    """Scores of networks by the arguments, kept in the folder.
+
+    Args:
+        folder: Of the output.
+        score: Settings of the scores; kept scores that were made with others are refused.
+        data: Of the images for the NTK.
+        resume: Whether scores that are there are used.
+
+    Raises:
+        StateError: The folder's scores cannot be continued.
+    """
     size = score.img_size
     if score.images == "noise":
         digest = "noise"
-        images = torch.randn(score.ntk_batch, 3, size, size, generator=torch.Generator().manual_seed(score.seed))
+        generator = torch.Generator().manual_seed(score.seed)
+        images = torch.randn(score.ntk_batch, 3, size, size, generator=generator)
     else:
         images = ntk_images(score, data)
         digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
@@ -171,18 +205,24 @@ def make_cache(folder: Path, score: ScoreArguments, data: DataArguments, *, resu
         found = topology_scores(parsed, image_size=size, images=images, repeats=score.repeats, seed=score.seed)
         return Evaluation(genotype, found.ntk, found.length_distortion, found.degenerate)
 
-    return ScoreCache(evaluate, folder / CACHE_FILE, {**asdict(score), "images": digest}, resume=resume)
+    settings = {**asdict(score), "images": digest}
+    return ScoreCache(evaluate, folder / CACHE_FILE, settings, resume=resume)
 
 
 def ntk_images(score: ScoreArguments, data: DataArguments) -> Tensor:
     """A random batch of the training data (N, 3, S, S), normalised as for training.
 
     The released code takes the first files of an unshuffled folder, which are all of one class.
+
+    Args:
+        score: Size of the images and of the batch, and the seed of the draw.
+        data: Names the training data.
     """
     train, _ = load_rows(data, score.img_size, score.seed)
     order = np.random.default_rng(score.seed).permutation(len(train))
     rows = train.select(order[: score.ntk_batch].tolist())
-    return normalised(decode_all(rows, score.img_size, data.corrupt).images.float() / 255)
+    pixels = decode_all(rows, score.img_size, data.corrupt).images  # (N, 3, S, S), 0 to 255
+    return normalised(pixels.float() / 255)
 
 
 def read_genotype(name: str, member: int = -1) -> Genotype:
@@ -199,7 +239,8 @@ def read_genotype(name: str, member: int = -1) -> Genotype:
     if name in ZOO or "|" in name or not path.exists():
         return Genotype.parse(ZOO.get(name, name))
     if path.is_dir():
-        found = [path / file for file in (FAMILY_FILE, SEARCH_FILE) if (path / file).exists()]
+        results = [path / FAMILY_FILE, path / SEARCH_FILE]
+        found = [file for file in results if file.exists()]
         if not found:
             raise GenotypeError(
                 f"the folder {path} holds neither {FAMILY_FILE} nor {SEARCH_FILE}: name one that does."
@@ -207,7 +248,9 @@ def read_genotype(name: str, member: int = -1) -> Genotype:
         path = found[0]
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        names = [row["genotype"] for row in values.get("family", [])] or [values["genotype"]]
+        names = [row["genotype"] for row in values.get("family", [])]
+        if not names:
+            names = [values["genotype"]]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GenotypeError(
             f"{path} holds no genotype ({error!r}): name the result of a search or scaling."
@@ -220,6 +263,11 @@ def read_genotype(name: str, member: int = -1) -> Genotype:
 
 
 def _folder(name: str) -> Path:
+    """The output folder, made where it does not exist.
+
+    Raises:
+        GrowthError: It cannot be made.
+    """
     folder = Path(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -90,14 +90,31 @@ def evolve(
 
 
 def _parent(alive: deque[str], seen: Evaluations, rng: Random, tournament: int) -> Genotype:
-    """The best of a random tournament, by rank sum among all networks evaluated so far; ties go to the first drawn."""
-    fitness = {item.genotype: total for item, total in zip(seen, rank_sums(seen))}
-    drawn = rng.sample(list(alive), min(tournament, len(alive)))
-    return Genotype.parse(min(drawn, key=fitness.__getitem__))
+    """The best of a random tournament, by rank sum among all networks evaluated so far; ties go to the first drawn.
+
+    Args:
+        alive: Genotypes of the population.
+        seen: All networks evaluated so far.
+        rng: Draws the tournament.
+        tournament: Networks in it.
+    """
+    fitness = {}
+    for item, rank_sum in zip(seen, rank_sums(seen)):
+        fitness[item.genotype] = rank_sum
+    size = min(tournament, len(alive))
+    drawn = rng.sample(list(alive), size)
+    winner = min(drawn, key=fitness.__getitem__)
+    return Genotype.parse(winner)
 
 
 def _new(genotype: Genotype, move: Callable[[Genotype], Genotype], seen: Container[str]) -> str:
-    """A network that was not drawn before; in a space that is used up, one that was."""
+    """A network that was not drawn before; in a space that is used up, one that was.
+
+    Args:
+        genotype: The first try.
+        move: The next try from the last one.
+        seen: Genotypes that were drawn.
+    """
     for _ in range(_TRIES):
         if str(genotype) not in seen:
             break

@@ -20,14 +20,24 @@ Features = Callable[[Any, Tensor], Tensor]  # (model, images (N, ...)) -> (N, C)
 
 
 class FeatureModel(nn.Module):
-    """A module whose output is `features(model, images)`, (N, C)."""
+    """A module whose output is `features(model, images)`, (N, C).
+
+    Args:
+        model: Its parameters are this module's, under "model.".
+        features: Of the model.
+    """
 
     def __init__(self, model: nn.Module, features: Features) -> None:
         super().__init__()
-        self.model, self._features = model, features
+        self.model = model
+        self._features = features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, ...) -> features (N, C)."""
+        """Images (N, ...) -> features (N, C).
+
+        Raises:
+            SearchError: The features have another shape.
+        """
         out = self._features(self.model, images)
         if out.dim() != 2 or len(out) != len(images):
             raise SearchError(f"features must have shape ({len(images)}, channels), they have {tuple(out.shape)}.")
@@ -38,9 +48,12 @@ class FeatureModel(nn.Module):
 def without_norms(model: nn.Module) -> Iterator[None]:
     """Every LayerNorm inside the model is the identity in this block, as As-ViT measures its curves."""
     swapped = []
+    # Lists: modules are replaced while these run.
+    parents = list(model.modules())
     try:
-        for parent in list(model.modules()):
-            for name, child in list(parent.named_children()):
+        for parent in parents:
+            children = list(parent.named_children())
+            for name, child in children:
                 if isinstance(child, nn.LayerNorm):
                     swapped.append((parent, name, child))
                     setattr(parent, name, nn.Identity())
@@ -85,9 +98,16 @@ def feature_condition_numbers(
         features: Of the model.
         images: One batch, (N, ...); the paper takes 16.
         states: From `initial_states`; None for the model as it is.
+
+    Returns:
+        One condition number for every initialisation.
+
+    Raises:
+        SearchError: The features have the wrong shape.
     """
     wrapped = FeatureModel(model, features)
-    call = RecordedCall((images,), {}, images.new_zeros(len(images)))
+    targets = images.new_zeros(len(images))  # the kernel does not depend on them
+    call = RecordedCall((images,), {}, targets)
     before = copied_state(model)
     kappas = []
     try:
@@ -97,8 +117,12 @@ def feature_condition_numbers(
                 _freeze_unreached(wrapped, images[:1])
                 grams = parameter_grams(wrapped, call)
             # In the model's order: rounding depends on the order of a sum.
-            weights = [grams[name] for name, _ in wrapped.named_parameters() if "weight" in name and name in grams]
-            kappas.append(condition_number(torch.stack(weights).sum(0)))
+            weights = []
+            for name, _ in wrapped.named_parameters():
+                if "weight" in name and name in grams:
+                    weights.append(grams[name])  # (N, N)
+            kernel = torch.stack(weights).sum(0)
+            kappas.append(condition_number(kernel))
     finally:
         model.load_state_dict(before)
     return kappas
@@ -110,8 +134,14 @@ def copied_state(model: nn.Module) -> State:
 
 
 def _freeze_unreached(model: nn.Module, image: Tensor) -> None:
-    """Parameters without influence, such as a classifier's, would each cost the core a pass per sample."""
+    """Freeze parameters without influence, such as a classifier's: each would cost the core a pass per sample.
+
+    Args:
+        model: Gives features.
+        image: A batch of one, (1, ...).
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = torch.autograd.grad(model(image).sum(), parameters, allow_unused=True)
+    total = model(image).sum()
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients):
         parameter.requires_grad_(gradient is not None)

@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
+from autoprog_diffusion.growth.config import is_number
 from autoprog_diffusion.growth.errors import GrowthError
 
 
@@ -63,7 +63,8 @@ class Genotype:
     width: int = SEED_WIDTH
 
     def __post_init__(self) -> None:
-        for letter, values in zip("KSEL", (self.kernels, self.splits, self.expansions, self.depths)):
+        per_stage = {"K": self.kernels, "S": self.splits, "E": self.expansions, "L": self.depths}
+        for letter, values in per_stage.items():
             if len(values) != STAGES:
                 meaning = _MEANINGS[letter]
                 raise GenotypeError(f"{meaning}: {list(values)} has {len(values)} entries, one for each of 4 stages.")
@@ -91,64 +92,89 @@ class Genotype:
                 f"genotype {text!r} has {len(pieces)} parts between bars, 5 are needed (four stages, then the heads), "
                 f"as in {EXAMPLE!r}."
             )
+        *stage_pieces, last_piece = pieces
         stages = []
-        for stage, piece in enumerate(pieces[:-1], 1):
+        for stage, piece in enumerate(stage_pieces, 1):
             names = [f"{letter}{stage}" for letter in "KSEL"]
             stages.append(_numbers(text, piece, names, allowed))
-        heads, width = _numbers(text, pieces[-1], ["H", "C"], allowed)
+        heads, width = _numbers(text, last_piece, ["H", "C"], allowed)
         kernels, splits, expansions, depths = zip(*stages)
         return cls(kernels, splits, expansions, heads, depths=depths, width=width)
 
     def __str__(self) -> str:
-        columns = [self.kernels, self.splits, self.expansions]
+        """The shortest string that `parse` reads as this genotype."""
+        scaled = self.depths != SEED_DEPTHS or self.width != SEED_WIDTH
+        pieces = []
+        for stage in range(STAGES):
+            piece = f"{self.kernels[stage]},{self.splits[stage]},{self.expansions[stage]}"
+            if scaled:
+                piece += f",{self.depths[stage]}"
+            pieces.append(piece)
         last = str(self.heads)
-        if self.depths != SEED_DEPTHS or self.width != SEED_WIDTH:
-            columns.append(self.depths)
+        if scaled:
             last += f",{self.width}"
-        stages = [",".join(map(str, row)) for row in zip(*columns)]
-        return "|".join([*stages, last])
+        pieces.append(last)
+        return "|".join(pieces)
 
     @property
     def choices(self) -> dict[str, int]:
-        """What the search chooses, by part: K1, S1, E1, ..., E4, H."""
-        stages = zip(self.kernels, self.splits, self.expansions)
-        return dict(zip(PUBLISHED, [*chain.from_iterable(stages), self.heads]))
+        """What the search chooses, by part, in the order of the string: K1, S1, E1, ..., E4, H."""
+        values = {}
+        for stage in range(STAGES):
+            values[f"K{stage + 1}"] = self.kernels[stage]
+            values[f"S{stage + 1}"] = self.splits[stage]
+            values[f"E{stage + 1}"] = self.expansions[stage]
+        values["H"] = self.heads
+        return values
 
     @property
     def widths(self) -> PerStage:
-        """Channels of the four stages."""
-        return tuple(min(MAX_WIDTH, self.width * 2**stage) for stage in range(STAGES))
+        """Channels of the four stages: doubled from each to the next, up to 1024."""
+        doubled = [self.width * 2**stage for stage in range(STAGES)]
+        return tuple(min(MAX_WIDTH, width) for width in doubled)
 
     @property
     def stage_heads(self) -> PerStage:
-        """Attention heads of the four stages."""
-        return tuple(self.heads // 2 ** (STAGES - 1 - stage) for stage in range(STAGES))
+        """Attention heads of the four stages: doubled from each to the next."""
+        first = self.heads // 8
+        return tuple(first * 2**stage for stage in range(STAGES))
 
     def grids(self, image_size: int) -> PerStage:
-        """Sides of the four token grids at the full stride."""
-        return tuple(image_size // (STRIDE * 2**stage) for stage in range(STAGES))
+        """Sides, in tokens, of the four token grids at the full stride.
+
+        Args:
+            image_size: Side of the images, in pixels.
+        """
+        strides = [STRIDE * 2**stage for stage in range(STAGES)]
+        return tuple(image_size // stride for stride in strides)
 
     def check(self, image_size: int) -> None:
         """Raise unless the network exists at this image size.
 
+        Args:
+            image_size: Side of the images, in pixels.
+
         Raises:
             GenotypeError: Strides do not divide the image, windows do not divide a grid, or heads a width.
         """
-        step = STRIDE * 2 ** (STAGES - 1)
+        step = STRIDE * 2 ** (STAGES - 1)  # of the last stage
         if image_size < step or image_size % step:
-            near = max(step, round(image_size / step) * step)
+            nearest = round(image_size / step) * step
+            near = max(step, nearest)
             raise GenotypeError(
                 f"image size {image_size} is not a multiple of {step}, the product of the strides (4, then 2 three "
                 f"times); use {near}."
             )
-        for stage, (side, splits) in enumerate(zip(self.grids(image_size), self.splits), 1):
+        for stage, side in enumerate(self.grids(image_size), 1):
+            splits = self.splits[stage - 1]
             if side % splits:
                 fitting = [value for value in PUBLISHED[f"S{stage}"] if side % value == 0]
                 raise GenotypeError(
                     f"S{stage}: {splits} windows do not divide the {side} x {side} tokens that stage {stage} has at "
                     f"image size {image_size}; S{stage} may be {_listed(fitting or [1])} there, or use another size."
                 )
-        for stage, (width, heads) in enumerate(zip(self.widths, self.stage_heads), 1):
+        for stage, width in enumerate(self.widths, 1):
+            heads = self.stage_heads[stage - 1]
             if width % heads:
                 raise GenotypeError(
                     f"C: stage {stage} has width {width}, which its {heads} heads do not divide; use a width C that "
@@ -157,7 +183,17 @@ class Genotype:
 
 
 def _numbers(text: str, piece: str, names: list[str], allowed: Allowed) -> list[int]:
-    """The integers of one part between bars; the last of the names may be left out."""
+    """The integers of one part between bars; the last of the names may be left out.
+
+    Args:
+        text: The whole genotype, for messages.
+        piece: The part, such as "4,1,2".
+        names: Of its integers, such as K2, S2, E2, L2.
+        allowed: Name -> the values it may hold.
+
+    Raises:
+        GenotypeError: There are too few or too many integers, or one is not allowed.
+    """
     words = piece.split(",")
     missing = len(names) - len(words)
     if missing not in (0, 1):
@@ -170,25 +206,39 @@ def _numbers(text: str, piece: str, names: list[str], allowed: Allowed) -> list[
 
 
 def _number(text: str, name: str, word: str, allowed: Allowed) -> int:
-    """One integer, checked against what its name may hold."""
+    """One integer, checked against what its name may hold.
+
+    Args:
+        text: The whole genotype, for messages.
+        name: Of the integer, such as K2.
+        word: Its digits.
+        allowed: Name -> the values it may hold.
+
+    Raises:
+        GenotypeError: It is none, below 1, or not allowed.
+    """
     start = f"genotype {text!r}: {name} ({_MEANINGS[name[0]]}) is"
     digits = word.strip()
     if not (digits.isascii() and digits.isdecimal()):
         raise GenotypeError(f"{start} {word!r}, not a whole number; it may be {_listed(allowed.get(name))}.")
     value = int(digits)
     _check_positive(name, value)
-    if value not in allowed.get(name, (value,)):
+    if name in allowed and value not in allowed[name]:
         raise GenotypeError(f"{start} {value}; it may be {_listed(allowed[name])}.")
     return value
 
 
 def _check_positive(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    """Raise `GenotypeError` where the part `name` is no whole number of at least 1."""
+    if not is_number(value, int) or value < 1:
         raise GenotypeError(f"{name} ({_MEANINGS[name[0]]}) is {value!r}; it must be a whole number of at least 1.")
 
 
 def _listed(values: Sequence[int] | None) -> str:
+    """Allowed values for a message, such as "16, 32 or 64"; None where any is allowed."""
     if values is None:
         return "any whole number of at least 1"
     *others, last = map(str, values)
-    return f"{', '.join(others)} or {last}" if others else last
+    if not others:
+        return last
+    return f"{', '.join(others)} or {last}"

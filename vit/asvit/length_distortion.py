@@ -51,15 +51,27 @@ def angles(points: int = POINTS) -> Tensor:
 
 
 def random_plane(shape: Sequence[int], seed: int) -> Tensor:
-    """Orthonormal basis U of a random plane in image space, (2, *shape); the same on every rank and device."""
+    """Orthonormal basis U of a random plane in image space, (2, *shape); the same on every rank and device.
+
+    Args:
+        shape: Of one image.
+        seed: Of the draw.
+    """
     generator = torch.Generator().manual_seed(seed)
-    basis, _ = torch.linalg.qr(torch.randn(math.prod(shape), 2, generator=generator, device="cpu"))
+    directions = torch.randn(math.prod(shape), 2, generator=generator, device="cpu")
+    basis, _ = torch.linalg.qr(directions)  # (numbers of an image, 2)
     return basis.T.reshape(2, *shape)
 
 
 def on_circle(plane: Tensor, theta: Tensor) -> Tensor:
-    """h(theta): plane (2, *shape), theta (n,) -> (n, *shape)."""
-    return torch.einsum("nk,k...->n...", torch.stack([theta.cos(), theta.sin()], dim=1), plane)
+    """h(theta) = U [cos theta; sin theta], images (n, *shape).
+
+    Args:
+        plane: U, (2, *shape).
+        theta: Angles, (n,).
+    """
+    coordinates = torch.stack([theta.cos(), theta.sin()], dim=1)  # (n, 2)
+    return torch.einsum("nk,k...->n...", coordinates, plane)
 
 
 def curve_scores(
@@ -83,6 +95,9 @@ def curve_scores(
         points: On the circle.
         second_order: Also the curvature and the Gauss-map length, for about twice the cost.
 
+    Returns:
+        One score for every initialisation.
+
     Raises:
         SearchError: There are fewer than two points, or the features have the wrong shape.
     """
@@ -93,36 +108,50 @@ def curve_scores(
     theta = angles(points).to(some)
     planes = [random_plane(shape, seed + index).to(some) for index in range(len(states))]
     wrapped = FeatureModel(model, features)
-    together = max(1, BATCHED_NUMBERS // (points * math.prod(shape)))
+    numbers = points * math.prod(shape)  # that the inputs of one initialisation hold
+    together = max(1, BATCHED_NUMBERS // numbers)
     scores: list[CurveScore] = []
     with leaving_no_trace(model), without_norms(model), torch.no_grad():
         for start in range(0, len(states), together):
             part = slice(start, start + together)
             found = _derivatives(wrapped, states[part], planes[part], theta, second=second_order)
-            scores += map(_score, *(derivative.double() for derivative in found))
+            derivatives = [derivative.double() for derivative in found]
+            scores += map(_score, *derivatives)
     return scores
 
 
 def _derivatives(
     wrapped: FeatureModel, states: Sequence[State], planes: Sequence[Tensor], theta: Tensor, second: bool
 ) -> tuple[Tensor, ...]:
-    """First (and second) derivative of the features along the circles at angles theta: (states, points, C) each."""
+    """First (and second) derivative of the features along the circles: (states, points, C) each.
+
+    Args:
+        wrapped: The model, without norms.
+        states: Initialisations.
+        planes: Of the circle of every initialisation, (2, *shape) each.
+        theta: Angles, (points,).
+        second: Whether the second derivative is wanted.
+    """
     kept = [name.removeprefix("model.") for name in wrapped.state_dict()]  # norms are not there
     ones = torch.ones_like(theta)
 
     def of_one(state: State, plane: Tensor) -> tuple[Tensor, ...]:
         def curve(at: Tensor) -> Tensor:
-            return functional_call(wrapped, state, (on_circle(plane, at),))
+            images = on_circle(plane, at)
+            return functional_call(wrapped, state, (images,))  # (points, C)
 
         def velocity(at: Tensor) -> Tensor:
+            # A point's features depend on its own angle only, so one tangent of ones serves all points.
             return jvp(curve, (at,), (ones,))[1]
 
-        # A point's features depend on its own angle only, so one tangent of ones serves all points.
-        return jvp(velocity, (theta,), (ones,))[:2] if second else (velocity(theta),)
+        if not second:
+            return (velocity(theta),)
+        return jvp(velocity, (theta,), (ones,))[:2]
 
     stacked = {}
     for name in kept:
-        stacked[f"model.{name}"] = torch.stack([state[name].to(theta.device) for state in states])
+        tensors = [state[name].to(theta.device) for state in states]
+        stacked[f"model.{name}"] = torch.stack(tensors)
     with sdpa_kernel(SDPBackend.MATH):  # the only one with forward mode
         if len(states) == 1:  # large images: batching gains nothing there
             only = {name: tensor[0] for name, tensor in stacked.items()}
@@ -131,12 +160,21 @@ def _derivatives(
 
 
 def _score(v: Tensor, a: Tensor | None = None) -> CurveScore:
-    """Scores from v (n, C) and a (n, C). A curve that stands still somewhere has no curvature: nan."""
-    speed = v.norm(dim=1)
+    """Scores of one curve (As-ViT, section 3.1). One that stands still somewhere has no curvature: nan.
+
+    Args:
+        v: First derivative of the features, (points, C).
+        a: Second derivative, (points, C); None where only the length is wanted.
+    """
+    speed = v.norm(dim=1)  # (points,)
     if a is None:
         return CurveScore(float(speed.sum()))
     # v / |v| turns by the part of a across v: no cancellation, unlike sqrt((v.v)(a.a) - (v.a)^2).
-    along = (a * v).sum(1) / speed.square()
-    across = (a - v * along[:, None]).norm(dim=1)
-    sums = torch.stack([speed, across / speed.square(), across / speed]).sum(1)
-    return CurveScore(*sums.tolist())
+    along = (a * v).sum(1) / speed.square()  # in units of v
+    parallel = v * along[:, None]
+    across = (a - parallel).norm(dim=1)  # (points,)
+    bend = across / speed.square()
+    turn = across / speed
+    sums = torch.stack([speed, bend, turn]).sum(1)
+    length, curvature, gauss_length = sums.tolist()
+    return CurveScore(length, curvature, gauss_length)

@@ -36,42 +36,65 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, in, H, W) -> (N, H / stride, W / stride, C)."""
+        """(N, in, H, W) -> (N, H / stride, W / stride, C).
+
+        Raises:
+            GenotypeError: The stride does not divide a side of the images.
+        """
         height, width = images.shape[-2:]
         stride = self.proj.stride[0]
         if height % stride or width % stride:
             raise GenotypeError(f"the stride {stride} does not divide images of {height} x {width} pixels.")
         # Negative where the stride outruns the kernel's reach: the uncovered margin is then shared by both sides.
-        missing = self.proj.dilation[0] * (self.kernel - 1) + 1 - stride
-        before, after = missing // 2, missing - missing // 2
-        tokens = self.proj(F.pad(images, (before, after, before, after)))
+        reach = self.proj.dilation[0] * (self.kernel - 1) + 1
+        missing = reach - stride
+        before = missing // 2
+        after = missing - before
+        padded = F.pad(images, (before, after, before, after))
+        tokens = self.proj(padded)  # (N, C, H / stride, W / stride)
         return self.norm(tokens.permute(0, 2, 3, 1))
 
 
 class Merging(nn.Module):
-    """Halve the grid: K x K tokens every second token, concatenated, LayerNorm, linear map without bias."""
+    """Halve the grid: K x K tokens every second token, concatenated, LayerNorm, linear map without bias.
+
+    Args:
+        kernel: K, in tokens.
+        width: C, channels of a token.
+        next_width: Channels after the map.
+    """
 
     def __init__(self, kernel: int, width: int, next_width: int) -> None:
         super().__init__()
         self.kernel = kernel
-        self.norm = nn.LayerNorm(kernel**2 * width)
-        self.reduction = nn.Linear(kernel**2 * width, next_width, bias=False)
+        merged = kernel**2 * width
+        self.norm = nn.LayerNorm(merged)
+        self.reduction = nn.Linear(merged, next_width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, h, w, C) -> (N, ceil(h / 2), ceil(w / 2), 2C); odd grids appear with coarse first strides only."""
         height, width = tokens.shape[1:3]
-        before, after = (self.kernel - 2) // 2, (self.kernel - 1) // 2
+        before = (self.kernel - 2) // 2
+        after = (self.kernel - 1) // 2
         # An odd side takes one more row or column behind, so that no token is left out.
-        padding = (before, after + width % 2, before, after + height % 2)
-        grid = F.pad(tokens.permute(0, 3, 1, 2), padding)
-        windows = F.unfold(grid, self.kernel, stride=2).transpose(1, 2)  # (N, L, C K K)
-        return self.reduction(self.norm(windows)).unflatten(1, (math.ceil(height / 2), -1))
+        right = after + width % 2
+        below = after + height % 2
+        grid = F.pad(tokens.permute(0, 3, 1, 2), (before, right, before, below))  # (N, C, padded h, padded w)
+        windows = F.unfold(grid, self.kernel, stride=2)  # (N, C K K, windows)
+        windows = windows.transpose(1, 2)
+        merged = self.reduction(self.norm(windows))  # (N, windows, 2C)
+        return merged.unflatten(1, (math.ceil(height / 2), -1))
 
 
 class WindowAttention(nn.Module):
     """Self-attention within each of splits x splits windows, without shift.
 
     Where a coarse grid cannot be cut into that many windows, it is cut into the largest number that divides both.
+
+    Args:
+        width: C, channels of a token.
+        heads: Attention heads; they divide the width.
+        splits: Windows along each side of the grid.
     """
 
     def __init__(self, width: int, heads: int, splits: int) -> None:
@@ -83,20 +106,35 @@ class WindowAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, h, w, C) -> (N, h, w, C)."""
-        height, width, channels = tokens.shape[1:]
-        rows, columns = math.gcd(height, self.splits), math.gcd(width, self.splits)
+        height, width = tokens.shape[1:3]
+        rows = math.gcd(height, self.splits)
+        columns = math.gcd(width, self.splits)
         window = (height // rows, width // columns)
         # The layers see whole images, one row a sample: windows are cut between them only.
-        x = self.qkv(tokens).unflatten(3, (3, self.heads, -1))
-        x = x.unflatten(2, (columns, -1)).unflatten(1, (rows, -1))  # (N, rows, y, columns, x, 3, heads, C / heads)
-        x = x.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(1, 3).flatten(3, 4)  # (3, N windows, heads, tokens, C / heads)
-        x = F.scaled_dot_product_attention(*x)
-        x = x.unflatten(2, window).unflatten(0, (-1, rows, columns))  # (N, rows, columns, heads, y, x, C / heads)
-        return self.proj(x.permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, height, width, channels))
+        x = self.qkv(tokens)  # (N, h, w, 3C)
+        x = x.unflatten(3, (3, self.heads, -1))  # (N, h, w, 3, heads, C / heads)
+        x = x.unflatten(2, (columns, -1))
+        x = x.unflatten(1, (rows, -1))  # (N, rows, y, columns, x, 3, heads, C / heads)
+        x = x.permute(5, 0, 1, 3, 6, 2, 4, 7)  # (3, N, rows, columns, heads, y, x, C / heads)
+        x = x.flatten(1, 3)
+        x = x.flatten(3, 4)  # (3, N windows, heads, tokens, C / heads)
+        query, key, value = x
+        x = F.scaled_dot_product_attention(query, key, value)
+        x = x.unflatten(2, window)
+        x = x.unflatten(0, (-1, rows, columns))  # (N, rows, columns, heads, y, x, C / heads)
+        x = x.permute(0, 1, 4, 2, 5, 3, 6)  # (N, rows, y, columns, x, heads, C / heads)
+        return self.proj(x.reshape(tokens.shape))
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each with a residual connection that training drops for some samples."""
+    """Pre-norm attention and MLP, each with a residual connection that training drops for some samples.
+
+    Args:
+        width: C, channels of a token.
+        heads: Attention heads.
+        splits: Windows along each side of the grid.
+        expansion: Hidden width of the MLP over C.
+    """
 
     def __init__(self, width: int, heads: int, splits: int, expansion: int) -> None:
         super().__init__()
@@ -109,8 +147,10 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, h, w, C) -> (N, h, w, C)."""
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        attended = self.attn(self.norm1(tokens))
+        tokens = tokens + self.drop_path(attended)
+        transformed = self.mlp(self.norm2(tokens))
+        return tokens + self.drop_path(transformed)
 
 
 class AsViT(nn.Module):
@@ -142,13 +182,20 @@ class AsViT(nn.Module):
             "in_channels": in_channels,
             "drop_path": drop_path,
         }
-        widths, last = genotype.widths, genotype.widths[-1]
-        self.embed = PatchEmbed(genotype.kernels[0], in_channels, widths[0])
-        self.merges = nn.ModuleList(map(Merging, genotype.kernels[1:], widths, widths[1:]))
+        widths = genotype.widths
+        first_kernel, *merging_kernels = genotype.kernels
+        self.embed = PatchEmbed(first_kernel, in_channels, widths[0])
+        self.merges = nn.ModuleList()
+        for kernel, width, next_width in zip(merging_kernels, widths, widths[1:]):
+            self.merges.append(Merging(kernel, width, next_width))
         self.stages = nn.ModuleList()
-        shapes = zip(widths, genotype.stage_heads, genotype.splits, genotype.expansions)
-        for shape, depth in zip(shapes, genotype.depths):
-            self.stages.append(nn.ModuleList(Block(*shape) for _ in range(depth)))
+        for stage, depth in enumerate(genotype.depths):
+            heads = genotype.stage_heads[stage]
+            splits = genotype.splits[stage]
+            expansion = genotype.expansions[stage]
+            blocks = [Block(widths[stage], heads, splits, expansion) for _ in range(depth)]
+            self.stages.append(nn.ModuleList(blocks))
+        last = widths[-1]
         self.norm = nn.LayerNorm(last)
         self.head = nn.Sequential(nn.Linear(last, last), nn.Tanh(), nn.Linear(last, num_classes))
         set_drop_path(self, drop_path)
@@ -168,25 +215,30 @@ class AsViT(nn.Module):
         """Names of the blocks that have one shape, group by group in forward order: one group a stage."""
         groups = []
         for stage, depth in enumerate(self.genotype.depths):
-            groups.append([f"stages.{stage}.{block}" for block in range(depth)])
+            names = [f"stages.{stage}.{block}" for block in range(depth)]
+            groups.append(names)
         return groups
 
     def tokens(self, images: Tensor) -> Tensor:
         """Tokens of the last stage before the final norm: (N, in, H, W) -> (N, h, w, 8C)."""
-        x = self.embed(images)
-        for merge, blocks in zip([nn.Identity(), *self.merges], self.stages):
-            x = merge(x)
+        x = self.embed(images)  # (N, H / stride, W / stride, C)
+        for stage, blocks in enumerate(self.stages):
+            if stage:
+                x = self.merges[stage - 1](x)
             for block in blocks:  # type: ignore[attr-defined]
                 x = block(x)
         return x
 
     def features(self, images: Tensor) -> Tensor:
-        """Features of the training-free scores: the mean of `tokens`, (N, 8C)."""
-        return self.tokens(images).mean(dim=(1, 2))
+        """Features of the training-free scores: the mean of `tokens`, (N, in, H, W) -> (N, 8C)."""
+        tokens = self.tokens(images)
+        return tokens.mean(dim=(1, 2))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, in, H, W) -> logits (N, num_classes)."""
-        return self.head(self.norm(self.tokens(images)).mean(dim=(1, 2)))
+        tokens = self.norm(self.tokens(images))  # (N, h, w, 8C)
+        pooled = tokens.mean(dim=(1, 2))
+        return self.head(pooled)
 
     def save_pretrained(self, folder: str | Path, labels: Sequence[str] | None = None) -> None:
         """Write `config.json` (with the genotype) and `model.safetensors`.
@@ -194,13 +246,17 @@ class AsViT(nn.Module):
         Args:
             folder: Created where it does not exist.
             labels: Names of the classes, for the configuration.
+
+        Raises:
+            OSError: The folder cannot be written.
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         config = {"architecture": "AsViT", **self._config}
         if labels is not None:
             config["label_names"] = list(labels)
-        (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(config, indent=2) + "\n"
+        (path / "config.json").write_text(text, encoding="utf-8")
         save_model(self, str(path / "model.safetensors"))
 
     @classmethod
@@ -213,9 +269,11 @@ class AsViT(nn.Module):
         path = Path(folder)
         try:
             config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-            sizes = (config[name] for name in ("num_classes", "image_size", "in_channels", "drop_path"))
-            model = cls(Genotype.parse(config["genotype"], {}), *sizes)
-            model.load_state_dict(load_file(path / "model.safetensors"))
+            genotype = Genotype.parse(config["genotype"], {})
+            sizes = {name: config[name] for name in ("num_classes", "image_size", "in_channels", "drop_path")}
+            model = cls(genotype, **sizes)
+            weights = load_file(path / "model.safetensors")
+            model.load_state_dict(weights)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise GenotypeError(f"{str(path)!r} holds no complete As-ViT checkpoint: {error}.") from error
         return model.eval()

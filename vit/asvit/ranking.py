@@ -19,14 +19,23 @@ def rank_sums(evaluations: Evaluations) -> list[float]:
     """Sum over the scores of a network's rank, 2 for one that is best in both; inf where it is degenerate.
 
     Degenerate networks are ranked behind all others and do not move the others' ranks.
+
+    Args:
+        evaluations: Networks to compare with each other.
+
+    Returns:
+        One sum for every network, in their order.
     """
     sums = [math.inf if item.degenerate else 0.0 for item in evaluations]
     for name, sign in SIGNS.items():
+        # From here on lower is better.
         values = [-sign * getattr(item, name) for item in evaluations]
+        sound = [value for value, item in zip(values, evaluations) if not item.degenerate]
         # In n log n, unlike `search.objective.ranks`: a search ranks all it has seen in every step.
-        ordered = sorted(value for value, item in zip(values, evaluations) if not item.degenerate)
+        sound.sort()
         for index, value in enumerate(values):
-            sums[index] += 1 + bisect_left(ordered, value)  # equal ones share the best rank
+            better = bisect_left(sound, value)  # networks; equal ones share the best rank
+            sums[index] += 1 + better
     return sums
 
 
@@ -36,6 +45,9 @@ def best(evaluations: Evaluations) -> int | None:
     Among tied networks the score with the larger relative range over the sound candidates, (max - min) / |max|,
     decides, in its own direction; then the order. Source: As-ViT's scaling rule as intended; the released code
     compares only the first two of the tied and takes the smaller value also of the score that should be large.
+
+    Args:
+        evaluations: Networks to choose from.
     """
     sums = rank_sums(evaluations)
     least = min(sums, default=math.inf)
@@ -43,16 +55,31 @@ def best(evaluations: Evaluations) -> int | None:
         return None
     tied = [index for index, value in enumerate(sums) if value == least]
     name = max(SIGNS, key=lambda score: _relative_range(evaluations, score))
-    return max(tied, key=lambda index: SIGNS[name] * getattr(evaluations[index], name))  # the first of equal ones
+    sign = SIGNS[name]
+    # `max` gives the first of equal ones.
+    return max(tied, key=lambda index: sign * getattr(evaluations[index], name))
 
 
 def order(evaluations: Evaluations) -> list[int]:
-    """Indices from the best rank sum to the worst; ties in the order given, degenerate networks last."""
+    """Indices from the best rank sum to the worst; ties in the order given, degenerate networks last.
+
+    Args:
+        evaluations: Networks to compare with each other.
+    """
     sums = rank_sums(evaluations)
     return sorted(range(len(sums)), key=sums.__getitem__)
 
 
 def _relative_range(evaluations: Evaluations, name: str) -> float:
+    """(max - min) / max |value| of one score; 0 where all are 0.
+
+    Args:
+        evaluations: Networks, at least one of them sound; degenerate ones do not count.
+        name: Of the score.
+    """
     values = [getattr(item, name) for item in evaluations if not item.degenerate]
     largest = max(map(abs, values))
-    return (max(values) - min(values)) / largest if largest > 0 else 0.0
+    if largest == 0:
+        return 0.0
+    spread = max(values) - min(values)
+    return spread / largest

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from autoprog_diffusion.growth.errors import ConfigError, SearchError
 
@@ -82,30 +83,56 @@ def reinforce(
     with a bias-corrected moving average of the rewards, the current one included, as the baseline.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    logits = []
-    for values in space.choices.values():
-        start = 1e-3 * torch.randn(len(values), generator=generator)
-        logits.append(start.requires_grad_())
+    logits = _initial_logits(space, generator)
     optimizer = torch.optim.Adam(logits, lr=settings.learning_rate)
     decay = settings.baseline_decay
-    baseline = weight = 0.0
+    baseline = 0.0
+    weight = 0.0  # of all rewards in the moving average, for the correction of its bias
     history: list[Evaluation] = []
     rewards: list[float] = []
     for _ in progress(range(settings.steps)):
-        picks = [int(torch.multinomial(row.detach().softmax(0), 1, generator=generator)) for row in logits]
-        history.append(cache[str(genotype_at(space, picks))])
+        picks = _draw(logits, generator)
+        genotype = genotype_at(space, picks)
+        history.append(cache[str(genotype)])
         gained = reward(history, settings.window)
         rewards.append(gained)
         baseline = decay * baseline + (1 - decay) * gained
         weight = decay * weight + (1 - decay)
         log_probabilities = [torch.log_softmax(row, 0)[pick] for row, pick in zip(logits, picks)]
-        loss = -(gained - baseline / weight) * torch.stack(log_probabilities).sum()
+        advantage = gained - baseline / weight
+        loss = -advantage * torch.stack(log_probabilities).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     trace = [item.genotype for item in history]
-    most_probable = cache[str(genotype_at(space, [int(row.argmax()) for row in logits]))]
-    return Found(_sound_one(most_probable, history).genotype, trace, rewards)
+    modes = [int(row.argmax()) for row in logits]
+    most_probable = genotype_at(space, modes)
+    chosen = _sound_one(cache[str(most_probable)], history)
+    return Found(chosen.genotype, trace, rewards)
+
+
+def _initial_logits(space: SearchSpace, generator: torch.Generator) -> list[Tensor]:
+    """One trainable row for every choice, (values of the choice,): nearly uniform probabilities."""
+    logits = []
+    for values in space.choices.values():
+        row = 1e-3 * torch.randn(len(values), generator=generator)
+        logits.append(row.requires_grad_())
+    return logits
+
+
+def _draw(logits: Sequence[Tensor], generator: torch.Generator) -> list[int]:
+    """The index of one value for every choice, drawn with the probabilities that its row of logits gives.
+
+    Args:
+        logits: One row for every choice, (values of the choice,).
+        generator: Of the draws.
+    """
+    picks = []
+    for row in logits:
+        probabilities = row.detach().softmax(0)
+        drawn = torch.multinomial(probabilities, 1, generator=generator)
+        picks.append(int(drawn))
+    return picks
 
 
 def reward(history: Evaluations, window: int) -> float:
@@ -114,6 +141,10 @@ def reward(history: Evaluations, window: int) -> float:
     A change is relative to the range of the score over the last `window` networks, so it lies in (-1, 1). The first
     network has reward 0. Ours: a degenerate network gets -1 for each score, the worst there is, and takes no part in
     the changes and ranges of the others (the released code lets its NTK of -1 pass for the best).
+
+    Args:
+        history: Networks in the order they were drawn.
+        window: Networks, the last one included, over which a range is taken.
     """
     if history[-1].degenerate:
         return -float(len(SIGNS))
@@ -124,17 +155,30 @@ def reward(history: Evaluations, window: int) -> float:
     for name, sign in SIGNS.items():
         values = [getattr(item, name) for item in sound]
         spread = max(values) - min(values)
-        total += sign * (values[-1] - values[-2]) / (spread + 1e-6)
+        change = values[-1] - values[-2]
+        total += sign * change / (spread + 1e-6)
     return total
 
 
 def genotype_at(space: SearchSpace, picks: Sequence[int]) -> Genotype:
-    """The genotype with the `picks[i]`-th value of choice i."""
-    return space.build({name: space.choices[name][pick] for name, pick in zip(space.choices, picks)})
+    """The genotype of one value for every choice.
+
+    Args:
+        space: The choices.
+        picks: For every choice, in the order of the space, the index of its value.
+    """
+    values = {}
+    for (name, allowed), pick in zip(space.choices.items(), picks):
+        values[name] = allowed[pick]
+    return space.build(values)
 
 
 def _sound_one(most_probable: Evaluation, history: Evaluations) -> Evaluation:
-    """The most probable network; where that is degenerate, the soundest network drawn by rank sum."""
+    """The most probable network; where that is degenerate, the soundest network drawn by rank sum.
+
+    Raises:
+        SearchError: All networks drawn are degenerate.
+    """
     if not most_probable.degenerate:
         return most_probable
     drawn = list(dict.fromkeys(history))

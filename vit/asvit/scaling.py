@@ -125,12 +125,24 @@ def scale(
 
 
 def _next(current: Genotype, cache: ScoreCache, settings: ScalingSettings) -> Member | None:
-    """The best candidate within the budget; None where there is none."""
+    """The best candidate within the budget; None where there is none.
+
+    Raises:
+        SearchError: All of them are degenerate.
+    """
     every = candidates(current, settings)
-    fitting = [genotype for genotype in every if not over(*cost(genotype, settings), settings)]
+    fitting = []
+    evaluations = []
+    for genotype in every:
+        params, flops = cost(genotype, settings)
+        if over(params, flops, settings):
+            continue
+        fitting.append(genotype)
+        scored = proxy(genotype, settings.shrink)
+        evaluations.append(cache[str(scored)])
     if not fitting:
         return None
-    winner = best([cache[str(proxy(genotype, settings.shrink))] for genotype in fitting])
+    winner = best(evaluations)
     if winner is None:
         raise SearchError(
             f"all {len(fitting)} networks one step above {current} are degenerate (singular kernel, nan or constant "
@@ -147,8 +159,10 @@ def smallest(topology: Genotype, settings: ScalingSettings) -> Genotype:
         ConfigError: They allow none.
     """
     step = width_step(topology, settings)
-    least = max(SEED_WIDTH, settings.min_head_dim * topology.heads // 8)
-    genotype = replace(topology, depths=SEED_DEPTHS, width=math.ceil(least / step) * step)
+    first_heads = topology.heads // 8
+    least = max(SEED_WIDTH, settings.min_head_dim * first_heads)
+    width = math.ceil(least / step) * step
+    genotype = replace(topology, depths=SEED_DEPTHS, width=width)
     if not fits_hardware(genotype, settings):
         raise ConfigError(
             f"min_head_dim={settings.min_head_dim} and head_dim_multiple={settings.head_dim_multiple} leave none: "
@@ -159,32 +173,52 @@ def smallest(topology: Genotype, settings: ScalingSettings) -> Genotype:
 
 
 def width_step(topology: Genotype, settings: ScalingSettings) -> int:
-    """What every width must be a multiple of: heads, proxies and hardware all have to divide it."""
+    """What every width C must be a multiple of: heads, proxies and hardware all have to divide it.
+
+    Args:
+        topology: Gives the heads.
+        settings: Constraints on widths and heads, and the proxies' share of the width.
+    """
     heads = topology.heads // 8  # of the first stage; a head has C / (H / 8) channels there
+    of_heads = heads * settings.head_dim_multiple
     of_proxy = settings.shrink * proxy_heads(topology.heads, settings.shrink) // 8
-    return math.lcm(heads * settings.head_dim_multiple, settings.width_multiple, of_proxy)
+    return math.lcm(of_heads, settings.width_multiple, of_proxy)
 
 
 def fits_hardware(genotype: Genotype, settings: ScalingSettings) -> bool:
     """Whether the channels of a head are as asked for in every stage, also where the width is capped."""
-    dims = [width // heads for width, heads in zip(genotype.widths, genotype.stage_heads)]
-    return min(dims) >= settings.min_head_dim and not any(dim % settings.head_dim_multiple for dim in dims)
+    for width, heads in zip(genotype.widths, genotype.stage_heads):
+        channels = width // heads
+        if channels < settings.min_head_dim or channels % settings.head_dim_multiple:
+            return False
+    return True
 
 
 def candidates(current: Genotype, settings: ScalingSettings) -> list[Genotype]:
     """Every network with one more block in one stage and a larger width, each once, in order.
 
     Widths are rounded to the nearest multiple that is allowed; where all round to no growth, the next one is taken.
+
+    Args:
+        current: The network that grows.
+        settings: Factors of the width, and constraints; the budget is not looked at.
     """
     step = width_step(current, settings)
-    rounded = {math.floor(current.width * factor / step + 0.5) * step for factor in settings.factors}
-    widths = sorted(width for width in rounded if width > current.width) or [current.width + step]
+    widths = set()
+    for factor in settings.factors:
+        steps = math.floor(current.width * factor / step + 0.5)
+        if steps * step > current.width:
+            widths.add(steps * step)
+    if not widths:
+        widths = {current.width + step}
     found = []
-    for stage, width in itertools.product(range(STAGES), widths):
+    for stage, width in itertools.product(range(STAGES), sorted(widths)):
         depths = list(current.depths)
         depths[stage] += 1
-        found.append(replace(current, depths=tuple(depths), width=width))
-    return [genotype for genotype in found if fits_hardware(genotype, settings)]
+        grown = replace(current, depths=tuple(depths), width=width)
+        if fits_hardware(grown, settings):
+            found.append(grown)
+    return found
 
 
 def proxy(genotype: Genotype, shrink: int) -> Genotype:
@@ -192,32 +226,57 @@ def proxy(genotype: Genotype, shrink: int) -> Genotype:
 
     Ours: it has fewer heads too (at least the 8 that four stages need), so that heads keep their channels; the
     released code keeps the heads, which leaves 2 channels each at the seed.
+
+    Args:
+        genotype: The network.
+        shrink: Divides the width; 1 for the network itself.
     """
-    return replace(genotype, width=genotype.width // shrink, heads=proxy_heads(genotype.heads, shrink))
+    width = genotype.width // shrink
+    heads = proxy_heads(genotype.heads, shrink)
+    return replace(genotype, width=width, heads=heads)
 
 
 def proxy_heads(heads: int, shrink: int) -> int:
-    """Heads of the last stage of a proxy: a power of two below that many times fewer, at least 8."""
-    return heads if shrink == 1 else max(8, 8 * (heads // (8 * shrink)))
+    """Heads of the last stage of a proxy: 1/shrink of the heads, a multiple of 8 and at least 8."""
+    if shrink == 1:
+        return heads
+    first = heads // (8 * shrink)  # heads of the first stage
+    return 8 * max(1, first)
 
 
 def cost(genotype: Genotype, settings: ScalingSettings) -> tuple[int, int]:
     """Parameters, and multiply-adds of one image."""
     params = parameter_count(genotype, settings.num_classes)
-    return params, multiply_adds(genotype, settings.image_size, settings.num_classes)
+    flops = multiply_adds(genotype, settings.image_size, settings.num_classes)
+    return params, flops
 
 
 def over(params: int, flops: int, settings: ScalingSettings) -> bool:
-    """Whether a network is beyond one of the budgets."""
-    return params > (settings.budget_params or math.inf) or flops > (settings.budget_flops or math.inf)
+    """Whether a network is beyond one of the budgets; a budget of None or 0 is no limit.
+
+    Args:
+        params: Parameters of the network.
+        flops: Multiply-adds of one image.
+        settings: The budgets.
+    """
+    most_params = settings.budget_params or math.inf
+    most_flops = settings.budget_flops or math.inf
+    return params > most_params or flops > most_flops
 
 
 def _member(genotype: Genotype, cache: ScoreCache, settings: ScalingSettings) -> Member:
-    scores = cache[str(proxy(genotype, settings.shrink))]
+    """The network with its cost, and the scores of its proxy."""
+    scored = proxy(genotype, settings.shrink)
+    scores = cache[str(scored)]
     params, flops = cost(genotype, settings)
-    return Member(str(genotype), params, flops, scores.ntk, scores.length)
+    return Member(str(genotype), params, flops, ntk=scores.ntk, length=scores.length)
 
 
 def _budget(settings: ScalingSettings) -> str:
-    limits = {"budget_params": settings.budget_params, "budget_flops": settings.budget_flops}
-    return ", ".join(f"{name} {limit:,.0f}" for name, limit in limits.items() if limit is not None)
+    """The budgets for a message, such as "budget_params 30,000,000"."""
+    limits = []
+    for name in ("budget_params", "budget_flops"):
+        limit = getattr(settings, name)
+        if limit is not None:
+            limits.append(f"{name} {limit:,.0f}")
+    return ", ".join(limits)

@@ -48,7 +48,12 @@ class Evaluation:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Evaluation:
         """The evaluation that `to_dict` wrote."""
-        return cls(values["genotype"], float(values["ntk"]), float(values["length"]), bool(values["degenerate"]))
+        return cls(
+            genotype=values["genotype"],
+            ntk=float(values["ntk"]),
+            length=float(values["length"]),
+            degenerate=bool(values["degenerate"]),
+        )
 
 
 class ScoreCache:
@@ -72,7 +77,9 @@ class ScoreCache:
         *,
         resume: bool = True,
     ) -> None:
-        self._evaluate, self._path = evaluate, path
+        self._evaluate = evaluate
+        self._path = path
+        # As JSON gives them back, so that lists and tuples compare equal.
         self._settings = json.loads(json.dumps(settings or {}))
         self._known: dict[str, Evaluation] = {}
         self.fresh = 0  # evaluations made by this process
@@ -101,15 +108,26 @@ class ScoreCache:
         return list(self._known.values())
 
     def _save(self) -> None:
-        if self._path is not None:
-            rows = ",\n".join(f"  {json.dumps(item.to_dict())}" for item in self._known.values())
-            head = f'"version": {CACHE_VERSION},\n"settings": {json.dumps(self._settings)}'
-            write_text_atomically(self._path, f'{{{head},\n"evaluations": [\n{rows}\n]}}\n')
+        """Write the file: JSON with one network on a line, so that a diff shows what came to it."""
+        if self._path is None:
+            return
+        rows = []
+        for item in self._known.values():
+            rows.append("  " + json.dumps(item.to_dict()))
+        listed = ",\n".join(rows)
+        head = f'"version": {CACHE_VERSION},\n"settings": {json.dumps(self._settings)}'
+        write_text_atomically(self._path, f'{{{head},\n"evaluations": [\n{listed}\n]}}\n')
 
     def _load(self, path: Path) -> None:
+        """Take over a file's evaluations.
+
+        Raises:
+            StateError: It is damaged, of another version, or made under other settings.
+        """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            version, settings = values["version"], values["settings"]
+            version = values["version"]
+            settings = values["settings"]
             known = [Evaluation.from_dict(item) for item in values["evaluations"]]
         except (ValueError, KeyError, TypeError) as error:
             raise StateError(
@@ -117,16 +135,19 @@ class ScoreCache:
             ) from error
         if version != CACHE_VERSION:
             raise StateError(f"{path} has version {version!r}, this library reads {CACHE_VERSION}.")
-        names = {**settings, **self._settings}
-        wrong = [
-            f"{name} was {settings.get(name)!r}, now {self._settings.get(name)!r}"
-            for name in names
-            if settings.get(name) != self._settings.get(name)
-        ]
+        wrong = []
+        for name in {**settings, **self._settings}:
+            before = settings.get(name)
+            now = self._settings.get(name)
+            if before != now:
+                wrong.append(f"{name} was {before!r}, now {now!r}")
         if wrong:
             raise StateError(f"{path} was made under other settings ({'; '.join(wrong)}): use them or another folder.")
         self._known = {item.genotype: item for item in known}
 
 
 def _number_out(value: Any) -> Any:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    """A value as JSON may hold it: infinities and nans, which JSON has not, as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -76,14 +76,20 @@ def topology_scores(
     kappas = feature_condition_numbers(model, AsViT.features, batch.to(device), states)
     curves = curve_scores(model, AsViT.features, shape, states, seed=seed, second_order=second_order)
     ntk = _mean(kappas)
-    length, curvature, gauss_length = (_mean(column) for column in zip(*map(astuple, curves)))
-    wanted = (ntk, length, curvature, gauss_length) if second_order else (ntk, length)
+    length = _mean([curve.length for curve in curves])
+    curvature = _mean([curve.curvature for curve in curves])
+    gauss_length = _mean([curve.gauss_length for curve in curves])
+    wanted = [ntk, length]
+    if second_order:
+        wanted += [curvature, gauss_length]
     degenerate = length <= 0 or not all(map(math.isfinite, wanted))
-    return Scores(ntk, length, curvature, gauss_length, degenerate)
+    return Scores(ntk, length, curvature, gauss_length=gauss_length, degenerate=degenerate)
 
 
 def _mean(values: Sequence[float]) -> float:
     """The mean of finite values; else nan if there is one, or inf."""
     if all(map(math.isfinite, values)):
         return math.fsum(values) / len(values)
-    return math.nan if any(map(math.isnan, values)) else math.inf
+    if any(map(math.isnan, values)):
+        return math.nan
+    return math.inf

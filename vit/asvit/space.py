@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from .genotype import PUBLISHED, SEED_DEPTHS, SEED_WIDTH, Genotype, GenotypeError, PerStage
+from .genotype import PUBLISHED, SEED_DEPTHS, SEED_WIDTH, STAGES, Genotype, GenotypeError, PerStage
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SearchSpace:
     @property
     def size(self) -> int:
         """Number of networks."""
-        return math.prod(len(values) for values in self.choices.values())
+        return math.prod(map(len, self.choices.values()))
 
     def at(self, image_size: int, width: int = SEED_WIDTH) -> SearchSpace:
         """The part of the space that exists at an image size and a first-stage width.
@@ -52,33 +52,60 @@ class SearchSpace:
         At a multiple of 32 pixels the grids have multiples of 8, 4, 2 and 1 tokens a side, which all
         published numbers of windows divide; only the heads are left to fit.
 
+        Args:
+            image_size: Side of the images, in pixels.
+            width: C, channels of the first stage.
+
         Raises:
             GenotypeError: Nothing is left, or the strides do not divide the image.
         """
         # Widths double from stage to stage as heads do, and all heads divide the cap of 1024.
-        heads = tuple(value for value in self.choices["H"] if width % (value // 8) == 0)
-        if not heads:
+        all_heads = self.choices["H"]
+        fitting = tuple(heads for heads in all_heads if width % (heads // 8) == 0)
+        if not fitting:
             raise GenotypeError(
-                f"no network is left at width {width}: H/8 must divide it and H is one of {list(self.choices['H'])}; "
-                f"allow fewer heads, or use a width that is a multiple of {min(self.choices['H']) // 8}."
+                f"no network is left at width {width}: H/8 must divide it and H is one of {list(all_heads)}; "
+                f"allow fewer heads, or use a width that is a multiple of {min(all_heads) // 8}."
             )
-        space = SearchSpace({**self.choices, "H": heads})
+        space = SearchSpace({**self.choices, "H": fitting})
         some = {name: values[0] for name, values in space.choices.items()}
         space.build(some, width=width).check(image_size)
         return space
 
     def build(self, values: Mapping[str, int], depths: PerStage = SEED_DEPTHS, width: int = SEED_WIDTH) -> Genotype:
-        """The genotype with these choices."""
-        flat = [values[name] for name in PUBLISHED]  # three for every stage, then the heads
-        kernels, splits, expansions = (tuple(flat[letter:-1:3]) for letter in range(3))
-        return Genotype(kernels, splits, expansions, flat[-1], depths=depths, width=width)
+        """The genotype with these choices.
+
+        Args:
+            values: Part (K1, S1, E1, ..., E4, H) -> its value.
+            depths: Blocks of every stage.
+            width: C, channels of the first stage.
+
+        Raises:
+            GenotypeError: A value is not a whole number of at least 1, or 8 does not divide the heads.
+        """
+        stages = range(1, STAGES + 1)
+        return Genotype(
+            kernels=tuple(values[f"K{stage}"] for stage in stages),
+            splits=tuple(values[f"S{stage}"] for stage in stages),
+            expansions=tuple(values[f"E{stage}"] for stage in stages),
+            heads=values["H"],
+            depths=depths,
+            width=width,
+        )
 
     def sample(self, rng: Random) -> Genotype:
-        """A network drawn uniformly."""
-        return self.build({name: rng.choice(values) for name, values in self.choices.items()})
+        """A network drawn uniformly, at the depths and the width of the seed networks."""
+        drawn = {}
+        for name, values in self.choices.items():
+            drawn[name] = rng.choice(values)
+        return self.build(drawn)
 
     def mutate(self, genotype: Genotype, rng: Random) -> Genotype:
         """A neighbour: one part, drawn uniformly among those with a choice, takes another value.
+
+        Args:
+            genotype: A network of the space; the neighbour has its depths and width.
+            rng: Draws the part, then the value.
 
         Raises:
             GenotypeError: The space has one network only.
@@ -86,11 +113,12 @@ class SearchSpace:
         values = genotype.choices
         others = {}
         for name, allowed in self.choices.items():
-            others[name] = [value for value in allowed if value != values[name]]
-        free = [name for name, left in others.items() if left]
-        if not free:
+            left = [value for value in allowed if value != values[name]]
+            if left:
+                others[name] = left
+        if not others:
             raise GenotypeError("the space holds one network only: nothing can be mutated; allow more values.")
-        name = rng.choice(free)
+        name = rng.choice(list(others))
         values[name] = rng.choice(others[name])
         return self.build(values, genotype.depths, genotype.width)
 
@@ -98,4 +126,7 @@ class SearchSpace:
         """Whether a genotype's choices lie in the space (depths and width are free)."""
         if not isinstance(genotype, Genotype):
             return False
-        return all(value in self.choices[name] for name, value in genotype.choices.items())
+        for name, value in genotype.choices.items():
+            if value not in self.choices[name]:
+                return False
+        return True

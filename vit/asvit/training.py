@@ -45,7 +45,6 @@ class Retokenization(ViTScript[TrainArguments]):
         set_seed(args.train.seed)  # the same weights on every rank, whatever the data drew
         model = AsViT(genotype, len(data.classes), size, drop_path=args.drop_path)
         growth = ViTGrowth(model, retoken_config(args), accelerator)
-        set_seed(args.train.seed, device_specific=True)
         return PretrainTrainer(model, growth, data, args, accelerator, image_size=size, drop_path=args.drop_path)
 
     def save_model(self, model: nn.Module, output: Path, classes: tuple[str, ...]) -> None:

@@ -56,7 +56,7 @@ class ElasticModel:
     def running(self) -> Ints:
         """Indices, in forward order over all groups, of the blocks that run now."""
         indices: list[int] = []
-        start = 0
+        start = 0  # index of the group's first block
         for group, kept in zip(self.groups, self._positions):
             indices += [start + position for position in kept]
             start += len(group)
@@ -65,13 +65,17 @@ class ElasticModel:
     def set_depths(self, depths: Depths) -> None:
         """Let the first `depths[g]` blocks of every group g run and train, and no other."""
         self.depths = tuple(depths)
-        set_trainable(self.model, self._outside | (self._trainable & self._names(depths)))
+        growing = self._trainable & self._names(depths)
+        set_trainable(self.model, self._outside | growing)
         self.show(prefix(depths))
 
     def show(self, positions: Positions) -> None:
-        """Let exactly the blocks at `positions` of every group run; the others return their input.
+        """Let exactly some blocks run; the others return their input.
 
         Blocks of the prefix that are left out stay trainable and get no gradient: no optimizer moves them.
+
+        Args:
+            positions: Of the blocks that run, for every group.
         """
         self._positions = positions
         for group, kept in zip(self.groups, positions):
@@ -89,7 +93,12 @@ class ElasticModel:
         self.set_depths(list(map(len, self.groups)))
 
     def maps(self, operator: Operator, depths: Depths) -> list[GrowthMap]:
-        """The origin of the blocks of a prefix of `depths`, if it grew from the current one."""
+        """The origin of the blocks of a deeper prefix, if it grew from the current one; one map for every group.
+
+        Args:
+            operator: How it grows.
+            depths: Of the deeper prefix, for every group.
+        """
         return [growth_map(operator, old, new) for old, new in zip(self.depths, depths)]
 
     def grow(
@@ -106,6 +115,14 @@ class ElasticModel:
 
         `momentum` first loads all weights from the average, which grows from its own previous copy (MoGrow);
         `identity` lets inserted blocks start as the identity; `random` gives them new weights.
+
+        Args:
+            depths: Of every group, in blocks.
+            operator: The origin of the inserted blocks.
+            policy: What the optimizer's state of an inserted block starts with.
+            average: Of the model.
+            optimizers: Of the model's parameters.
+            seed: Of new weights.
         """
         maps = self.maps(operator, depths)
         if operator == "momentum":
@@ -113,15 +130,29 @@ class ElasticModel:
         self._move(maps, policy, average, optimizers)
         for group, growth in zip(self.groups, maps):
             for position in growth.inserted:
-                for name in self._refill(group, position, operator, seed):
-                    if name in average.values:
-                        average.values[name].copy_(self.model.get_parameter(name).detach())
+                changed = self._refill(group, position, operator, seed)
+                self._average_anew(changed, average)
         self.set_depths(depths)
 
     def extract(self, positions: Positions, average: WeightAverage, optimizers: Optimizers) -> None:
-        """Keep the blocks at `positions` as the new prefix: weights, average and optimizer state move together."""
-        self._move([GrowthMap(kept, ()) for kept in positions], "copy", average, optimizers)
-        self.set_depths(list(map(len, positions)))
+        """Keep some blocks as the new prefix: weights, average and optimizer state move together.
+
+        Args:
+            positions: Of the blocks, for every group, increasing.
+            average: Of the model.
+            optimizers: Of the model's parameters.
+        """
+        maps = [GrowthMap(kept, ()) for kept in positions]
+        self._move(maps, "copy", average, optimizers)
+        depths = [len(kept) for kept in positions]
+        self.set_depths(depths)
+
+    def _average_anew(self, names: Sequence[str], average: WeightAverage) -> None:
+        """Let averages start again from the weights as they are; buffers among the names have none."""
+        for name in names:
+            if name in average.values:
+                weights = self.model.get_parameter(name).detach()
+                average.values[name].copy_(weights)
 
     def _names(self, depths: Depths) -> set[str]:
         """Names of the tensors in a prefix of `depths`."""
@@ -144,6 +175,7 @@ class ElasticModel:
     def _move(
         self, maps: Sequence[GrowthMap], policy: OptimizerState, average: WeightAverage, optimizers: Optimizers
     ) -> None:
+        """Move weights, averages and optimizer state of every group to the places its map gives."""
         parameters = dict(self.model.named_parameters())
         tensors = all_tensors(self.model)
         for group, growth in zip(self.groups, maps):

@@ -51,7 +51,8 @@ def find_groups(model: nn.Module, patterns: Sequence[str] | None = None) -> tupl
     """
     found: list[list[str]]
     if patterns is not None:
-        found = [[unit.name for unit in layout_from_patterns(model, patterns).blocks]]
+        blocks = layout_from_patterns(model, patterns).blocks
+        found = [[block.name for block in blocks]]
     elif hasattr(model, "block_groups"):
         found = model.block_groups()  # type: ignore[operator]
     elif isinstance(getattr(model, "network", None), nn.ModuleList) and hasattr(model, "post_network"):
@@ -84,34 +85,53 @@ def split_depths(depths: Iterable[int], sizes: Depths) -> list[Ints]:
         return [tuple(sizes)]
     if len(sizes) > 2:
         raise PlanError(f"a model with {len(sizes)} groups of blocks cannot grow in depth: use min_depth=1.")
-    first = second = 1  # each group holds a block, fits its full size, and never shrinks
+    # Each group holds a block, fits its full size, and never shrinks.
+    first, second = 1, 1
     result: list[Ints] = []
     for depth in depths:
-        low = max(first, depth - sizes[1])
-        high = min(sizes[0], depth - second)
-        first = min(max(make_divisible(OUTLOOKER_SHARE * depth, 2), low), high)
+        least = max(first, depth - sizes[1])
+        most = min(sizes[0], depth - second)
+        wanted = make_divisible(OUTLOOKER_SHARE * depth, 2)
+        first = min(max(wanted, least), most)
         second = depth - first
         result.append((first, second))
     return result
 
 
 def make_divisible(value: float, divisor: int) -> int:
-    """The multiple of `divisor` nearest to `value`, but not below 90 % of it (MobileNet's rule, as in timm)."""
-    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * value else rounded
+    """The multiple of `divisor` nearest to `value`, but not below 90 % of it (MobileNet's rule, as in timm).
+
+    Args:
+        value: To round.
+        divisor: Of the result, which is at least this.
+    """
+    nearest = int(value + divisor / 2) // divisor * divisor
+    rounded = max(divisor, nearest)
+    if rounded < 0.9 * value:
+        rounded += divisor
+    return rounded
 
 
 def depth_grid(config: ViTGrowthConfig, sizes: Depths) -> list[int]:
     """Total depth of every stage of the linear schedule; VOLO-D1's 18 blocks give 9, 12, 15, 18.
 
+    Args:
+        config: With the number of stages and the share of the blocks that the first one has.
+        sizes: Blocks of the full groups.
+
     Raises:
         PlanError: There are fewer blocks than stages.
     """
-    full, last = sum(sizes), config.num_stages - 1
-    low = max(len(sizes), round(config.min_depth * full))
+    full = sum(sizes)
+    last = config.num_stages - 1
+    low = max(len(sizes), round(config.min_depth * full))  # at least a block of each group
     if low < full <= last:
         raise PlanError(f"the model has {full} blocks for num_stages={last + 1}: use at most {full} stages.")
-    return [*(low + (full - low) * stage // last for stage in range(last)), full]
+    depths = []
+    for stage in range(last):
+        added = (full - low) * stage // last
+        depths.append(low + added)
+    return [*depths, full]
 
 
 def resolution_grid(config: ViTGrowthConfig, image_size: int | None, multiple: int) -> list[int]:
@@ -128,9 +148,15 @@ def resolution_grid(config: ViTGrowthConfig, image_size: int | None, multiple: i
     if config.resolutions is None:
         if image_size is None:
             raise ConfigError("the model does not say how large its images are: give resolutions=(...), in pixels.")
-        low, last = config.min_resolution, config.num_stages - 1
-        shares = [*(low + (1 - low) * stage / last for stage in range(last)), 1.0]
-        return [min(image_size, make_divisible(share * image_size, multiple)) for share in shares]
+        low = config.min_resolution
+        last = config.num_stages - 1
+        resolutions = []
+        for stage in range(last):
+            share = low + (1 - low) * stage / last
+            side = make_divisible(share * image_size, multiple)
+            resolutions.append(min(image_size, side))
+        full = make_divisible(image_size, multiple)
+        return [*resolutions, min(image_size, full)]
     for size in config.resolutions:
         if size % multiple:
             below = max(multiple, size // multiple * multiple)
@@ -147,16 +173,30 @@ def resolution_grid(config: ViTGrowthConfig, image_size: int | None, multiple: i
 
 
 def _volo(model: nn.Module) -> list[list[str]]:
-    """The outlookers of stage 1, and the transformer blocks of all later stages; class attention never grows."""
+    """The outlookers of stage 1, and the transformer blocks of all later stages; class attention never grows.
+
+    Args:
+        model: A VOLO; what its `network` holds besides stages (downsampling) are no blocks.
+
+    Returns:
+        Names of the two groups' blocks, in forward order.
+    """
     stages = []
     for index, stage in enumerate(model.network):  # type: ignore[arg-type]
         if isinstance(stage, nn.Sequential):
-            stages.append([f"network.{index}.{inner}" for inner in range(len(stage))])
-    return [stages[0], sum(stages[1:], [])]
+            names = [f"network.{index}.{inner}" for inner in range(len(stage))]
+            stages.append(names)
+    outlookers, *later = stages
+    transformer_blocks = [name for names in later for name in names]
+    return [outlookers, transformer_blocks]
 
 
 def _listed(model: nn.Module) -> list[str]:
-    """Members of the one list of repeated blocks: timm's `blocks`, or what transformers declares it never splits."""
+    """Members of the one list of repeated blocks: timm's `blocks`, or what transformers declares it never splits.
+
+    Raises:
+        UnitError: The model declares no such list.
+    """
     declared = set(getattr(model, "_no_split_modules", None) or ())
     for name, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(module):
@@ -167,18 +207,34 @@ def _listed(model: nn.Module) -> list[str]:
 
 
 def _group(model: nn.Module, names: Sequence[str]) -> BlockGroup:
+    """The group of some blocks.
+
+    Args:
+        model: The bare model.
+        names: Of the blocks, in forward order; at least one.
+
+    Raises:
+        UnitError: They differ in shape.
+    """
     first = _shapes(model, names[0])
+    tensors = []
     for name in names:
         shapes = _shapes(model, name)
-        if shapes != first:
-            key = min(key for key in {*shapes, *first} if shapes.get(key) != first.get(key))
-            raise UnitError(
-                f"block {name!r} differs from {names[0]!r} in {key!r}: {shapes.get(key)} instead of "
-                f"{first.get(key)}. Weights of one can only grow into the other where blocks have one shape."
-            )
-    return BlockGroup(tuple(names), tuple(tuple(f"{name}.{inner}" for inner in first) for name in names))
+        for key in sorted({*shapes, *first}):
+            found = shapes.get(key)
+            wanted = first.get(key)
+            if found != wanted:
+                raise UnitError(
+                    f"block {name!r} differs from {names[0]!r} in {key!r}: {found} instead of {wanted}. "
+                    "Weights of one can only grow into the other where blocks have one shape."
+                )
+        tensors.append(tuple(f"{name}.{inner}" for inner in first))
+    return BlockGroup(tuple(names), tuple(tensors))
 
 
 def _shapes(model: nn.Module, block: str) -> dict[str, Ints]:
     """Shapes of a block's parameters and buffers, by their names within it."""
-    return {name: tuple(tensor.shape) for name, tensor in all_tensors(model.get_submodule(block)).items()}
+    shapes = {}
+    for name, tensor in all_tensors(model.get_submodule(block)).items():
+        shapes[name] = tuple(tensor.shape)
+    return shapes

@@ -57,14 +57,20 @@ def fit_exponent(losses: Values, costs: Values) -> float:
     scipy's iterative `curve_fit`; in logarithms the fit needs no starting point and no scipy, and weighs relative
     errors alike, which is what the score compares.
 
+    Args:
+        losses: Positive and finite, one per candidate.
+        costs: Positive, in any unit, one per candidate.
+
     Example:
         >>> round(fit_exponent([4.0, 2.0, 1.0], [1.0, 4.0, 16.0]), 6)
         0.5
     """
-    x = [math.log(cost) for cost in costs]
-    if statistics.pvariance(x) * len(x) < 1e-12:  # one cost: nothing to trade
+    log_costs = [math.log(cost) for cost in costs]
+    squares = statistics.pvariance(log_costs) * len(log_costs)
+    if squares < 1e-12:  # one cost: nothing to trade
         return 0.0
-    line = statistics.linear_regression(x, [math.log(loss) for loss in losses])
+    log_losses = [math.log(loss) for loss in losses]
+    line = statistics.linear_regression(log_costs, log_losses)
     return max(-line.slope, 0.0)
 
 
@@ -74,15 +80,27 @@ def choose(shapes: Sequence[Shape], losses: Values, costs: Values) -> tuple[int,
     A loss that is not a positive number is left out of the fit and never wins while another is sound. Ties (within
     1e-12 relative) go to the cheaper candidate.
 
+    Args:
+        shapes: Candidates.
+        losses: One per candidate.
+        costs: One per candidate, in any unit.
+
     Returns:
         Index of the choice, w, and a verdict per candidate.
     """
     sound = [math.isfinite(loss) and loss > 0 for loss in losses]
-    w = fit_exponent(list(compress(losses, sound)), list(compress(costs, sound))) if any(sound) else 0.0
+    w = 0.0
+    if any(sound):
+        sound_losses = list(compress(losses, sound))
+        sound_costs = list(compress(costs, sound))
+        w = fit_exponent(sound_losses, sound_costs)
     most_expensive = max(costs)
     verdicts = []
     for shape, loss, cost, usable in zip(shapes, losses, costs, sound, strict=True):
-        score = loss * (cost / most_expensive) ** w if usable else math.inf
+        score = math.inf
+        if usable:
+            relative_cost = cost / most_expensive
+            score = loss * relative_cost**w
         verdicts.append(Verdict(shape, loss, cost, score))
     best = min(verdict.score for verdict in verdicts)
     tied = [index for index, verdict in enumerate(verdicts) if verdict.score <= best * (1 + 1e-12)]
@@ -103,28 +121,59 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def mean_loss(model: nn.Module, loss_fn: LossFn, batches: Batches, resize: Callable[[Tensor], Tensor]) -> float:
-    """Mean of the loss over batches (images (N, C, H, W), targets), resized first; batches count by their size."""
-    total, count = 0.0, 0
+    """Mean of the loss over batches, which count by their size.
+
+    Args:
+        model: As it is to be evaluated.
+        loss_fn: The mean over a batch.
+        batches: Images (N, C, H, W) and targets, on any device.
+        resize: Images (N, C, H, W) -> images of the resolution to evaluate at.
+    """
+    total = 0.0
+    count = 0
     device = next(model.parameters()).device
     for images, targets in batches:
-        loss = loss_fn(model, resize(images.to(device)), targets.to(device))
+        resized = resize(images.to(device))
+        loss = loss_fn(model, resized, targets.to(device))
         total += float(loss) * len(images)
         count += len(images)
     return total / count
 
 
 def step_flops(model: nn.Module, loss_fn: LossFn, images: Tensor, targets: Tensor) -> float:
-    """FLOPs of a forward and backward pass, per image; counted by torch, so the same in every run."""
+    """FLOPs of a forward and backward pass, per image; counted by torch, so the same in every run.
+
+    Args:
+        model: Left as it was.
+        loss_fn: Its loss.
+        images: (N, C, H, W); the first one is taken.
+        targets: Of the images.
+    """
     with _probing(model) as device, flop_counter() as counter:
-        loss_fn(model, images[:1].to(device), targets[:1].to(device)).backward()
+        image = images[:1].to(device)
+        target = targets[:1].to(device)
+        loss_fn(model, image, target).backward()
         return float(counter.get_total_flops())
 
 
 def step_seconds(model: nn.Module, loss_fn: LossFn, images: Tensor, targets: Tensor, repeats: int = 5) -> float:
-    """Seconds of a forward and backward pass on a batch: the median of `repeats`, after one that is not counted."""
+    """Seconds of a forward and backward pass on a batch.
+
+    Args:
+        model: Left as it was.
+        loss_fn: Its loss.
+        images: (N, C, H, W).
+        targets: Of the images.
+        repeats: Passes whose median is taken, after one that is not counted.
+    """
     with _probing(model) as device:
-        images, targets = images.to(device), targets.to(device)
-        return median_seconds(lambda: loss_fn(model, images, targets).backward(), device, repeats)
+        images = images.to(device)
+        targets = targets.to(device)
+
+        def one_pass() -> None:
+            loss_fn(model, images, targets).backward()
+
+        return median_seconds(one_pass, device, repeats)
 
 
 @contextmanager

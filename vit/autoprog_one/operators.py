@@ -44,34 +44,56 @@ def growth_map(operator: Operator, old: int, new: int) -> GrowthMap:
 
     `momentum` and `identity` use the map of `interpolation`; only the weights differ (see `ElasticModel.grow`).
 
+    Args:
+        operator: How the prefix grows.
+        old: Blocks of the prefix now.
+        new: Blocks of the deeper one.
+
     Example:
         >>> growth_map("interpolation", 3, 5)
         GrowthMap(sources=(0, 1, 1, 2, 2), inserted=(1, 3))
         >>> growth_map("stacking", 2, 3)
         GrowthMap(sources=(0, 1, 0), inserted=(2,))
     """
+    kept = range(old)
     appended = tuple(range(old, new))
     if operator == "random":
-        return GrowthMap((*range(old), *[None] * (new - old)), appended)
+        nothing = [None] * (new - old)
+        return GrowthMap((*kept, *nothing), appended)
     if operator == "stacking":
-        return GrowthMap(tuple(index % old for index in range(new)), appended)
+        stacked = tuple(index % old for index in range(new))
+        return GrowthMap(stacked, appended)
     sources = tuple(_interpolated(index, old, new) for index in range(new))
-    # Of equal neighbours the last one is the old block.
-    inserted = [index for index, (source, following) in enumerate(pairwise(sources)) if source == following]
+    inserted = []
+    for index, (source, following) in enumerate(pairwise(sources)):
+        if source == following:  # of equal neighbours the last one is the old block
+            inserted.append(index)
     return GrowthMap(sources, tuple(inserted))
 
 
 def _interpolated(index: int, old: int, new: int) -> int:
-    """Source of one block: each old block q = new // old times, the last new % old of them once more."""
+    """Source of one block: each old block q = new // old times, the last new % old of them once more.
+
+    Args:
+        index: Of the new block.
+        old: Blocks of the prefix now.
+        new: Blocks of the deeper one.
+    """
     times, rest = divmod(new, old)
-    source = index // times
-    return source if source < old - rest else (index + old - rest) // (times + 1)
+    plain = old - rest  # old blocks that appear q times
+    if index < plain * times:
+        return index // times
+    return (index + plain) // (times + 1)
 
 
 def kept_positions(growth: GrowthMap, depth: int) -> Ints:
     """Positions of the sub-network of `depth` in the grown one: the first inserted blocks are left out.
 
     So the deepest duplicates are kept longest, and sub-networks are nested.
+
+    Args:
+        growth: The origin of the grown network's blocks.
+        depth: Blocks that are kept; at least as many as are not inserted.
     """
     count = len(growth.sources)
     dropped = growth.inserted[: count - depth]
@@ -86,17 +108,17 @@ def move_tensors(tensors: Mapping[str, Tensor], names: Names, sources: Sequence[
         names: For every block the names of its tensors, in the same order.
         sources: None leaves a block as it is.
     """
-    copies = []
+    moved: dict[str, Tensor] = {}
     for position, source in enumerate(sources):
         if source is None or source == position:
             continue
         for target, origin in zip(names[position], names[source]):
             if origin in tensors:
                 # A copy: a block that is read may be written before its turn.
-                copies.append((tensors[target], tensors[origin].detach().clone()))
+                moved[target] = tensors[origin].detach().clone()
     with torch.no_grad():
-        for target, values in copies:
-            target.copy_(values)
+        for target, values in moved.items():
+            tensors[target].copy_(values)
 
 
 def move_state(
@@ -110,7 +132,15 @@ def move_state(
 
     Old blocks keep their state. An inserted one starts with a copy of its source's; with the mean of its source's and
     that of the old block behind it, since interpolation puts it between the two; or with none.
+
+    Args:
+        optimizer: Of the parameters, or of some of them.
+        parameters: Of the model, by name.
+        names: For every block the names of its tensors, in the same order.
+        growth: The origin of the blocks.
+        policy: What an inserted block starts with: "copy", "average" or "fresh".
     """
+    # All copied before any is written: a block that is read may be written before its turn.
     states = {}
     for name, parameter in parameters.items():
         if parameter in optimizer.state:
@@ -118,9 +148,9 @@ def move_state(
     last = max(source for source in growth.sources if source is not None)
     for position, block in enumerate(names):
         inserted = position in growth.inserted
-        source = growth.sources[position] if position < len(growth.sources) else None
-        if inserted and policy == "fresh":
-            source = None
+        source = None
+        if position < len(growth.sources) and not (inserted and policy == "fresh"):
+            source = growth.sources[position]
         for offset, name in enumerate(block):
             if name not in parameters:  # a buffer
                 continue
@@ -136,6 +166,10 @@ def move_state(
 
 def zero_branches(block: nn.Module, name: str) -> list[str]:
     """Make a residual block the identity: zero the last projection of both branches.
+
+    Args:
+        block: With residual branches for attention and MLP.
+        name: Of the block, for messages.
 
     Returns:
         Names of the zeroed parameters, relative to the block.
@@ -160,7 +194,13 @@ def zero_branches(block: nn.Module, name: str) -> list[str]:
 
 
 def initialise(model: nn.Module, block: nn.Module, seed: int) -> None:
-    """Give a block new weights by the model's own initialisation; the random state of the run does not move."""
+    """Give a block new weights by the model's own initialisation; the random state of the run does not move.
+
+    Args:
+        model: Has `_init_weights` where it is one of transformers, or of timm.
+        block: Of the model.
+        seed: Of the draw, the same on every rank.
+    """
     own = getattr(model, "_init_weights", lambda module: None)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
@@ -168,9 +208,10 @@ def initialise(model: nn.Module, block: nn.Module, seed: int) -> None:
             # transformers marks what it has initialised, and would pass over it.
             for marked in (module, *module.parameters(recurse=False)):
                 vars(marked).pop("_is_hf_initialized", None)
-            for reset in ("reset_parameters", "_reset_parameters"):  # the latter of nn.MultiheadAttention
-                if hasattr(module, reset):
-                    getattr(module, reset)()
+            for method in ("reset_parameters", "_reset_parameters"):  # the latter of nn.MultiheadAttention
+                reset = getattr(module, method, None)
+                if reset is not None:
+                    reset()
             own(module)
 
 
@@ -178,7 +219,8 @@ def _mean(state: State, other: State) -> State:
     """The mean of two states; step counters, which are no moments, are the first one's."""
     mean = dict(state)
     for key, value in state.items():
-        if key in other and isinstance(value, Tensor) and value.dim():
+        moment = isinstance(value, Tensor) and value.dim() > 0
+        if moment and key in other:
             mean[key] = (value + other[key]) / 2
     return mean
 

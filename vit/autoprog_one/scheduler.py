@@ -67,7 +67,7 @@ class ViTGrowth:
         self._tokens = make_retokenizer(config, model, self._grid, projection)
         self._resized = functools.partial(resize_images, multiple=size_multiple(model))
         names = [name for group in self._elastic.groups for name in group.blocks]
-        self.layout = build_layout(model, [(name, [name]) for name in names], [])
+        self.layout = build_layout(model, [[name] for name in names], [])
         self._runner: StageRunner | None = None
         self._running = False
 

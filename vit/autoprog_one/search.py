@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.growth.plan import GrowthPlan
@@ -23,6 +25,9 @@ from .operators import growth_map
 from .shapes import Grid, Shape, list_candidates, search_length, shape_of
 from .supernet import Supernet
 from .zero_shot import Resize, SubNetworkScores
+
+
+BATCHES_NEEDED = {"one_shot": 1, "zero_shot": 2}  # search -> the fewest batches it scores on
 
 
 @dataclass
@@ -54,8 +59,9 @@ class ShapeSearch:
     _seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
-        needed = {"one_shot": 1, "zero_shot": 2}.get(self.config.search, 0)
-        if len(self.batches) < needed or (needed and self.loss_fn is None):
+        needed = BATCHES_NEEDED.get(self.config.search, 0)
+        too_few = len(self.batches) < needed
+        if too_few or (needed and self.loss_fn is None):
             raise ConfigError(
                 f"search={self.config.search!r} scores candidates on at least {needed} batches, {len(self.batches)} "
                 "were given: pass growth.prepare held_out=[(images, targets), ...], training batches whose "
@@ -63,25 +69,46 @@ class ShapeSearch:
             )
 
     def candidates(self, stage: int, current: Shape | None) -> list[Shape]:
-        """Shapes the stage may take; one where it is not searched. `current` is None in stage 0."""
+        """Shapes the stage may take; one where it is not searched.
+
+        Args:
+            stage: Index of the stage.
+            current: The shape that trained before it; None in stage 0.
+        """
         if self.config.search == "fixed":
             return [self.grid.shape(stage)]
         found = list_candidates(self.grid, stage, current)
         if self.config.search == "random":
-            found = [random.Random(1000 * self.config.seed + stage).choice(found)]
+            rng = random.Random(1000 * self.config.seed + stage)
+            return [rng.choice(found)]
         return found
 
     def open(self, stage: int, plan: GrowthPlan, current: Shape | None) -> Supernet:
-        """The supernet of a stage's candidates; the model has the depth of the largest."""
-        config, splits = self.config, self.grid.splits
+        """The supernet of a stage's candidates; the model has the depth of the largest.
+
+        Args:
+            stage: Index of the stage.
+            plan: The stages, as decided so far.
+            current: The shape that trained before it; None in stage 0.
+
+        Raises:
+            PlanError: The supernet phase would fill the stage.
+        """
+        config = self.config
         candidates = self.candidates(stage, current)
         smallest = current or candidates[0]
-        depths = zip(splits[smallest.depth], splits[candidates[-1].depth])
+        largest = candidates[-1]
+        maps = []
+        for old, new in zip(self.grid.splits[smallest.depth], self.grid.splits[largest.depth]):
+            maps.append(growth_map(config.operator, old, new))
+        length = 0
+        if config.search == "one_shot":
+            length = search_length(config, plan, stage)
         self.supernet = Supernet(
             start=plan.stages[stage].start,
-            length=search_length(config, plan, stage) if config.search == "one_shot" else 0,
+            length=length,
             candidates=candidates,
-            maps=[growth_map(config.operator, old, new) for old, new in depths],
+            maps=maps,
             grid=self.grid,
             evaluations=config.evaluations,
             seed=config.seed,
@@ -92,6 +119,10 @@ class ShapeSearch:
     def evaluate(self, net: Supernet, average: WeightAverage) -> None:
         """Note the loss of every candidate, with averaged weights, as the mean over ranks.
 
+        Args:
+            net: The supernet; a row is added to its losses.
+            average: Of the model.
+
         Raises:
             SearchError: On every rank, where it failed on one.
         """
@@ -101,53 +132,86 @@ class ShapeSearch:
             with average.swapped_in(), evaluating(self.elastic.model):
                 return [self._loss(net, shape) for shape in net.candidates]
 
-        net.losses.append(_column_means(gather(losses)))
+        of_ranks = gather(losses)
+        net.losses.append(_column_means(of_ranks))
         self._seconds += time.perf_counter() - started
 
     def decide(self, net: Supernet, stage: int) -> tuple[Shape, JSON]:
         """The candidate to go on with, the same on every rank, and a record of the decision in plain JSON types.
 
+        Args:
+            net: The supernet at the end of its phase.
+            stage: Index of the stage.
+
         Raises:
             SearchError: On every rank, where scoring failed on one.
         """
         started = time.perf_counter()
-        index, details = self._one_shot(net) if self.config.search == "one_shot" else self._zero_shot(net)
+        if self.config.search == "one_shot":
+            index, details = self._one_shot(net)
+        else:
+            index, details = self._zero_shot(net)
         chosen = net.candidates[index]
+        cost_unit = "FLOPs" if self.config.search_cost == "flops" else "seconds"
+        seconds = time.perf_counter() - started
         record = {
             "stage": stage,
             "step": net.start + net.length,
             "search": self.config.search,
-            "cost_unit": "FLOPs" if self.config.search_cost == "flops" else "seconds",
+            "cost_unit": cost_unit,
             "choice": asdict(chosen),
             **details,
-            "seconds": self._seconds + time.perf_counter() - started,
+            "seconds": self._seconds + seconds,
         }
         self.supernet = None
         return chosen, record
 
     def state_dict(self) -> JSON | None:
         """Losses and seconds of the supernet phase so far; None outside of one."""
-        return None if self.supernet is None else {"losses": self.supernet.losses, "seconds": self._seconds}
+        if self.supernet is None:
+            return None
+        return {"losses": self.supernet.losses, "seconds": self._seconds}
 
     def load_state_dict(self, state: JSON | None, stage: int, plan: GrowthPlan) -> None:
-        """Continue the phase that `state_dict` was taken in."""
+        """Continue the phase that `state_dict` was taken in.
+
+        Args:
+            state: None outside of a phase.
+            stage: Index of the stage.
+            plan: The stages, as decided so far.
+        """
         self.supernet = None
-        if state is not None:
-            net = self.open(stage, plan, shape_of(plan.stages[stage - 1]) if stage else None)
-            net.losses = state["losses"]
-            self._seconds = state["seconds"]
+        if state is None:
+            return
+        current = None
+        if stage:
+            current = shape_of(plan.stages[stage - 1])
+        net = self.open(stage, plan, current)
+        net.losses = state["losses"]
+        self._seconds = state["seconds"]
 
     def _one_shot(self, net: Supernet) -> tuple[int, JSON]:
+        """Index of the candidate furthest below the trend of loss over cost, and the decision's details."""
+
+        def own_costs() -> list[float]:
+            return [self._cost(net, shape) for shape in net.candidates]
+
         losses = _column_means(net.losses)
-        costs = _column_means(gather(lambda: [self._cost(net, shape) for shape in net.candidates]))
+        costs = _column_means(gather(own_costs))
         index, exponent, verdicts = decide_once(lambda: choose(net.candidates, losses, costs))
         rows = [verdict.to_dict() for verdict in verdicts]
         return index, {"w": exponent, "candidates": rows, "evaluations": net.losses}
 
     def _zero_shot(self, net: Supernet) -> tuple[int, JSON]:
+        """Index of the candidate that the objective prefers by training-free scores, and the decision's details."""
         goal = self.config.search_objective
-        index, scores = agree(lambda: self._scores(net), lambda found: objective.choose(goal, found, self.config.seed))
-        return index, {"objective": goal, "candidates": [score.to_dict() for score in scores]}
+
+        def decide(scores: list[objective.Score]) -> objective.Decision:
+            return objective.choose(goal, scores, self.config.seed)
+
+        index, scores = agree(lambda: self._scores(net), decide)
+        rows = [score.to_dict() for score in scores]
+        return index, {"objective": goal, "candidates": rows}
 
     def _scores(self, net: Supernet) -> list[objective.Score]:
         """Training-free scores of every candidate, on this rank."""
@@ -167,21 +231,28 @@ class ShapeSearch:
         return found
 
     def _loss(self, net: Supernet, shape: Shape) -> float:
+        """Loss of one candidate on this rank's batches, at its resolution."""
+
+        def resize(images: Tensor) -> Tensor:
+            return self.resize(images, shape.resolution)
+
         self.elastic.show(net.positions(shape.depth))
-        return mean_loss(
-            self.elastic.model,
-            self.loss_fn,
-            self.batches,
-            resize=lambda images: self.resize(images, shape.resolution),
-        )
+        return mean_loss(self.elastic.model, self.loss_fn, self.batches, resize)
 
     def _cost(self, net: Supernet, shape: Shape) -> float:
         """FLOPs of a training step of an image, or seconds of a batch."""
         images, targets = self.batches[0]
-        measure = step_seconds if self.config.search_cost == "measured" else step_flops
+        resized = self.resize(images, shape.resolution)
+        measure = step_flops
+        if self.config.search_cost == "measured":
+            measure = step_seconds
         self.elastic.show(net.positions(shape.depth))
-        return measure(self.elastic.model, self.loss_fn, self.resize(images, shape.resolution), targets)
+        return measure(self.elastic.model, self.loss_fn, resized, targets)
 
 
 def _column_means(rows: Iterable[Sequence[float]]) -> list[float]:
-    return [sum(column) / len(column) for column in zip(*rows)]
+    """Mean of every candidate over rows (evaluations or ranks) of one value per candidate."""
+    means = []
+    for column in zip(*rows):
+        means.append(sum(column) / len(column))
+    return means

@@ -68,17 +68,24 @@ class Grid:
 def make_grid(config: ViTGrowthConfig, model: nn.Module, groups: Sequence[BlockGroup]) -> Grid:
     """The grid of a configuration for a model.
 
+    Args:
+        config: Of the run.
+        model: The bare model; it says how large its images are.
+        groups: Its block groups.
+
     Raises:
         PlanError: The model has fewer blocks than stages.
         ConfigError: The patches do not divide a resolution.
     """
     sizes = tuple(len(group) for group in groups)
     depths = depth_grid(config, sizes)
-    ladder = sorted(set(depths))
+    resolutions = resolution_grid(config, image_size(model), size_multiple(model))
+    different = sorted(set(depths))
+    splits = split_depths(different, sizes)
     return Grid(
         depths=tuple(depths),
-        resolutions=tuple(resolution_grid(config, image_size(model), size_multiple(model))),
-        splits=dict(zip(ladder, split_depths(ladder, sizes))),
+        resolutions=tuple(resolutions),
+        splits=dict(zip(different, splits)),
         sizes=sizes,
     )
 
@@ -88,6 +95,11 @@ def list_candidates(grid: Grid, stage: int, current: Shape | None) -> list[Shape
 
     Stage 0 has the smallest, middle and largest depth and resolution of the grid. A later one has up to three depths
     from one step above the current, and the current and the next resolution. The last stage is the full model.
+
+    Args:
+        grid: Shapes of the run.
+        stage: Index of the stage.
+        current: The shape that trained before it; None in stage 0.
     """
     count = len(grid.depths)
     if stage == count - 1:
@@ -107,15 +119,21 @@ def list_candidates(grid: Grid, stage: int, current: Shape | None) -> list[Shape
 def first_plan(config: ViTGrowthConfig, grid: Grid, num_training_steps: int) -> GrowthPlan:
     """The plan a run starts with: the linear schedule; with a search, the smallest shape until one is decided.
 
+    Args:
+        config: Of the run.
+        grid: Shapes of the run.
+        num_training_steps: Optimizer steps of the run.
+
     Raises:
         PlanError: The run is too short for its stages or supernet phases, or two stages of a fixed schedule are equal.
     """
     last = config.num_stages - 1
     shapes = [grid.shape(stage) for stage in range(last + 1)]
     strides = config.strides or (None,) * len(shapes)
-    kinds = list(zip(shapes, strides))
     for stage in range(last):
-        if kinds[stage] == kinds[stage + 1]:
+        same_shape = shapes[stage] == shapes[stage + 1]
+        same_stride = strides[stage] == strides[stage + 1]
+        if same_shape and same_stride:
             raise PlanError(
                 f"stages {stage} and {stage + 1} would both train {shapes[stage].depth} blocks at "
                 f"{shapes[stage].resolution} pixels: use fewer stages, or a smaller min_depth (now "
@@ -126,7 +144,8 @@ def first_plan(config: ViTGrowthConfig, grid: Grid, num_training_steps: int) -> 
     starts = stage_starts(last + 1, config.boundaries, num_training_steps)
     stages = []
     for start, shape, stride in zip(starts, shapes, strides, strict=True):
-        stages.append(Stage(start, grid.blocks(shape.depth), shape.resolution, stride))
+        blocks = grid.blocks(shape.depth)
+        stages.append(Stage(start, blocks, shape.resolution, stride))
     plan = GrowthPlan(sum(grid.sizes), num_training_steps, tuple(stages))
     if config.search == "one_shot":
         for stage in range(last):
@@ -141,6 +160,11 @@ def shape_of(stage: Stage) -> Shape:
 
 def search_length(config: ViTGrowthConfig, plan: GrowthPlan, stage: int) -> int:
     """Optimizer steps of the supernet phase at the start of a stage.
+
+    Args:
+        config: With `search_steps`: a number of steps, or a fraction of the stage.
+        plan: The stages.
+        stage: Index of the stage; not the last one.
 
     Raises:
         PlanError: It would fill the stage.

@@ -118,7 +118,15 @@ class StageRunner:
         return self._continue_search()
 
     def enter(self, stage: int) -> None:
-        """Begin a stage, in a known shape or with a supernet of the candidates."""
+        """Begin a stage, in a known shape or with a supernet of the candidates.
+
+        Args:
+            stage: Index of the stage; `step` is at its start.
+
+        Raises:
+            SyncError: The ranks' weights differ.
+            SearchError: Candidates could not be scored, on any rank.
+        """
         self.check_ranks(f"on entering stage {stage}")
         self._retokenize()
         current = self.shape if stage else None
@@ -137,8 +145,10 @@ class StageRunner:
 
     def check_ranks(self, when: str) -> None:
         """Raise `SyncError` where two ranks differ in weights or averages."""
-        averages = [(f"average of {name}", value) for name, value in self.average.values.items()]
-        check_ranks_equal([*self.elastic.model.named_parameters(), *averages], when)
+        tensors: list[tuple[str, torch.Tensor]] = list(self.elastic.model.named_parameters())
+        for name, value in self.average.values.items():
+            tensors.append((f"average of {name}", value))
+        check_ranks_equal(tensors, when)
 
     def state_dict(self) -> JSON:
         """Counter, plan, averages, search and history; what trains is derived from them on load."""
@@ -157,6 +167,9 @@ class StageRunner:
 
     def load_state_dict(self, state_dict: JSON) -> None:
         """Continue where `state_dict` was taken; weights and optimizer state are loaded by the host.
+
+        Args:
+            state_dict: Of a run with the same model and configuration.
 
         Raises:
             StateError: The state is of another model, preset or version.
@@ -180,11 +193,14 @@ class StageRunner:
         self._rebuild_reducer()
 
     def _fingerprint(self) -> JSON:
+        """Names and shapes of the model, so that a checkpoint of another one is refused."""
         return fingerprint(self.elastic.model, self.search.layout)
 
     def _retokenize(self) -> None:
+        """Set the stride of the current stage, where tokens grow."""
         if self.tokens is not None:
-            self.tokens.enter(self.plan.stages[self.stage].stride)
+            stage = self.plan.stages[self.stage]
+            self.tokens.enter(stage.stride)
 
     def _continue_search(self) -> bool:
         """Go on with a supernet phase, if there is one, after an optimizer step; True where it ends."""
@@ -201,6 +217,7 @@ class StageRunner:
         return False
 
     def _draw(self, net: Supernet) -> None:
+        """Let the candidate run that the next step trains."""
         self.shape = net.draw(self.step)
         self.elastic.show(net.positions(self.shape.depth))
 
@@ -208,7 +225,8 @@ class StageRunner:
         """Go on with the chosen part of a supernet, which keeps its weights, average and optimizer state."""
         shape, record = self.search.decide(net, self.stage)
         self.decisions.append(record)
-        self.elastic.extract(net.positions(shape.depth), self.average, self.optimizers)
+        kept = net.positions(shape.depth)
+        self.elastic.extract(kept, self.average, self.optimizers)
         self._settle(shape)
 
     def _grow(self, depth: int, fresh: bool) -> None:
@@ -228,11 +246,12 @@ class StageRunner:
 
     def _settle(self, shape: Shape) -> None:
         """Train a shape to the end of the stage."""
-        if self.config.search != "fixed":
+        last = len(self.plan.stages) - 1
+        if self.config.search != "fixed" and self.stage < last:
+            planned = self.plan.stages[self.stage]
             blocks = self.grid.blocks(shape.depth)
-            choice = replace(self.plan.stages[self.stage], blocks=blocks, resolution=shape.resolution)
-            if self.stage < len(self.plan.stages) - 1:
-                self.plan = with_choice(self.plan, self.stage, choice)
+            choice = replace(planned, blocks=blocks, resolution=shape.resolution)
+            self.plan = with_choice(self.plan, self.stage, choice)
         self.shape = shape
         self._rebuild_reducer()
         self._record(shape)
@@ -247,19 +266,19 @@ class StageRunner:
             torch.compiler.reset()
 
     def _record(self, shape: Shape) -> None:
+        """Note and log a shape that was entered."""
         trainable, total = count_trainable(self.elastic.model)
-        self.history.append(
-            ShapeRecord(
-                stage=self.stage,
-                step=self.step,
-                searching=self.searching,
-                depth=shape.depth,
-                resolution=shape.resolution,
-                trainable_parameters=trainable,
-                trainable_fraction=trainable / total,
-                stride=None if self.tokens is None else self.tokens.stride,
-            )
+        record = ShapeRecord(
+            stage=self.stage,
+            step=self.step,
+            searching=self.searching,
+            depth=shape.depth,
+            resolution=shape.resolution,
+            trainable_parameters=trainable,
+            trainable_fraction=trainable / total,
+            stride=None if self.tokens is None else self.tokens.stride,
         )
+        self.history.append(record)
         logger.info(
             "stage %d of %d at step %d: %s%d of %d blocks, %d pixels",
             self.stage + 1,
@@ -275,11 +294,11 @@ class StageRunner:
 def _check_settings(state: JSON, config: ViTGrowthConfig) -> None:
     """Raise `StateError` where a state was written under another configuration."""
     saved = state.get("config", {})
-    wrong = [
-        f"{name} was {saved.get(name)!r}, now {value!r}"
-        for name, value in config.to_dict().items()
-        if saved.get(name) != value
-    ]
+    wrong = []
+    for name, now in config.to_dict().items():
+        before = saved.get(name)
+        if before != now:
+            wrong.append(f"{name} was {before!r}, now {now!r}")
     if wrong:
         raise StateError(
             f"the checkpoint was written under other growth settings ({'; '.join(wrong)}): resume with its preset."

@@ -41,8 +41,10 @@ class Supernet:
 
     def positions(self, depth: int) -> Positions:
         """Blocks of the supernet that a candidate of total `depth` runs, for every group."""
-        depths = self.grid.splits[depth]
-        return tuple(kept_positions(growth, of_group) for growth, of_group in zip(self.maps, depths))
+        kept = []
+        for growth, group_depth in zip(self.maps, self.grid.splits[depth]):
+            kept.append(kept_positions(growth, group_depth))
+        return tuple(kept)
 
     def evaluates(self, step: int) -> bool:
         """Whether candidates are evaluated when `step` optimizer steps of the run are done.
@@ -52,7 +54,12 @@ class Supernet:
         half = self.length - self.length // 2
         count = min(self.evaluations, half + 1)
         gaps = max(count - 1, 1)
-        return step - self.start in {self.length - half * index // gaps for index in range(count)}
+        done = step - self.start  # steps of the phase
+        for index in range(count):
+            from_end = half * index // gaps
+            if done == self.length - from_end:
+                return True
+        return False
 
     def ends(self, step: int) -> bool:
         """Whether the phase is over when `step` optimizer steps of the run are done."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import chain
 
 from torch import Tensor, nn
 
@@ -51,31 +50,45 @@ class SubNetworkScores:
         Args:
             running: Indices of its blocks.
             resolution: Its image side in pixels.
-            cost: Cost of its training step.
+            cost: Cost of its training step, in the unit of the search.
         """
         layout = self.layout
-        units = [layout.inputs, *(layout.blocks[index] for index in running), layout.outputs]
-        growing = trainable_now(self.model)
-        trainable = growing.intersection(chain.from_iterable(unit.parameters for unit in units))
+        blocks = [layout.blocks[index] for index in running]
+        units = [layout.inputs, *blocks, layout.outputs]
+        names: set[str] = set()
+        for unit in units:
+            names.update(unit.parameters)
+        trainable = trainable_now(self.model) & names
         with leaving_no_trace(self.model, names=trainable):
-            reference = None if resolution == self.full else self._full_gradients(running)
+            reference = None
+            if resolution != self.full:
+                reference = self._full_gradients(running)
             calls = self._calls(resolution)
             scores = score_units(self.model, layout, calls, trainable, reference)
         candidate = Candidate(f"{len(running)} blocks at {resolution}", running, resolution)
         return scores.score(candidate, units, cost)
 
     def _calls(self, resolution: int) -> list[RecordedCall]:
+        """The model's calls on the first batches at a resolution (in pixels), with the gradients of its outputs."""
+
+        def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            images, targets = batch
+            return self.loss_fn(model, images, targets)
+
         batches = [self._sized(batch, resolution) for batch in self.batches[:BATCHES]]
-        return calls_from_loss(self.model, lambda model, batch: self.loss_fn(model, *batch), batches, len(batches))
+        return calls_from_loss(self.model, loss, batches, len(batches))
 
     def _full_gradients(self, running: Ints) -> dict[str, Tensor]:
         """Gradient of the first batch at full resolution; kept for the next candidate of the same blocks."""
         if running not in self._reference:
-            self.loss_fn(self.model, *self._sized(self.batches[0], self.full)).backward()
+            images, targets = self._sized(self.batches[0], self.full)
+            self.loss_fn(self.model, images, targets).backward()
             self._reference = {running: take_gradients(self.model)}
         return self._reference[running]
 
     def _sized(self, batch: tuple[Tensor, Tensor], resolution: int) -> tuple[Tensor, Tensor]:
+        """A batch on the model's device, its images at a resolution in pixels."""
         device = next(self.model.parameters()).device
         images, targets = batch
-        return self.resize(images.to(device), resolution), targets.to(device)
+        resized = self.resize(images.to(device), resolution)
+        return resized, targets.to(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +14,12 @@ from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.training.arguments import (
     Derived,
     OutputArguments,
+    check_numbers,
     check_output,
     check_positive,
-    flag_value,
     flat,
+    flat_flags,
+    take_flag,
 )
 
 from ..autoprog_one.config import ViTGrowthConfig
@@ -137,30 +139,29 @@ class ViTGrowthArguments(ViTGrowthConfig):
         """Leave the checks to `growth_config`: an error while tyro parses would come in a frame of several lines."""
 
 
+def output_arguments(folder: str) -> OutputArguments:
+    """The defaults of output and checkpoints, in a folder."""
+    return OutputArguments(output_dir=folder, checkpoints_total_limit=2, tracker_project_name="autoprog-vit")
+
+
 @dataclass(frozen=True)
 class SharedArguments:
     """Groups of arguments of every script that trains a vision transformer."""
 
-    data: tyro.conf.OmitArgPrefixes[DataArguments] = field(default_factory=DataArguments)
-    train: tyro.conf.OmitArgPrefixes[TrainArguments] = field(default_factory=TrainArguments)
-    augment: tyro.conf.OmitArgPrefixes[AugmentSettings] = field(default_factory=AugmentSettings)
-    output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(default_factory=lambda: output_arguments("vit-output"))
+    data: DataArguments = DataArguments()
+    train: TrainArguments = TrainArguments()
+    augment: AugmentSettings = AugmentSettings()
+    output: OutputArguments = output_arguments("vit-output")
 
 
+@flat_flags
 @dataclass(frozen=True)
 class Arguments(SharedArguments):
     """All groups of arguments of `vit/pretrain.py`."""
 
-    model: tyro.conf.OmitArgPrefixes[ModelArguments] = field(default_factory=ModelArguments)
-    growth: tyro.conf.OmitArgPrefixes[ViTGrowthArguments] = field(default_factory=ViTGrowthArguments)
-    output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(
-        default_factory=lambda: output_arguments("vit-pretrained")
-    )
-
-
-def output_arguments(folder: str) -> OutputArguments:
-    """The defaults of output and checkpoints, in a folder."""
-    return OutputArguments(output_dir=folder, checkpoints_total_limit=2, tracker_project_name="autoprog-vit")
+    model: ModelArguments = ModelArguments()
+    growth: ViTGrowthArguments = ViTGrowthArguments()
+    output: OutputArguments = output_arguments("vit-pretrained")
 
 
 def growth_config(args: Arguments) -> ViTGrowthConfig:
@@ -183,8 +184,9 @@ def parse(argv: Sequence[str], description: str | None = None) -> Arguments:
     Raises:
         ConfigError: There is no such preset, or a value is not allowed.
     """
-    preset, rest = split_preset(argv)
-    if preset is None and flag_value(rest, "model") is None:
+    preset, rest = take_flag(argv, "preset")
+    model, _ = take_flag(rest, "model")
+    if preset is None and model is None:
         preset = DEFAULT_PRESET
     words = preset_words(preset) if preset else []
     args = tyro.cli(Arguments, args=[*words, *rest], description=description)
@@ -218,38 +220,18 @@ def _words(flag: str, value: Any) -> list[str]:
     return [f"--{flag}", *(str(word) for word in (value if isinstance(value, list) else [value]))]
 
 
-def split_preset(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Value of `--preset`, or None, and the other words of a command line."""
-    preset = None
-    rest = []
-    words = iter(argv)
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if flag != "--preset":
-            rest.append(word)
-        else:
-            preset = value if equals else next(words, "")
-    return preset, rest
-
-
 def check_shared(args: SharedArguments) -> None:
     """Refuse values that would only fail in the middle of a run, of the groups and flags that the scripts share.
 
     Raises:
         ConfigError: The message names the flag, its value and what is allowed.
     """
-    values = flat(args)
+    values = flat(asdict(args))
     check_output(args.output)
     check_positive(values, POSITIVE)
-    for name in SHARES:
-        if not 0 <= values.get(name, 0) <= 1:
-            raise ConfigError(f"--{name} {values[name]} is not allowed: use a number from 0 to 1.")
-    for name in RATES:
-        if not 0 <= values.get(name, 0) < 1:
-            raise ConfigError(f"--{name} {values[name]} is not allowed: use a number from 0 to below 1.")
-    for name in NOT_NEGATIVE:
-        if not values[name] >= 0:
-            raise ConfigError(f"--{name} {values[name]} is not allowed: use 0 or more.")
+    check_numbers(values, SHARES, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+    check_numbers(values, RATES, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+    check_numbers(values, NOT_NEGATIVE, lambda value: value >= 0, "0 or more")
     low, high = args.augment.scale
     if not 0 < low <= high <= 1:
         raise ConfigError(f"--scale {low} {high} is not allowed: use two fractions of the area, the smaller first.")

@@ -51,22 +51,28 @@ class Augment:
     def __call__(self, images: Tensor, labels: Tensor, strength: Strength) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W) images in [0, 1] and (N,) classes -> normalised images and (N, classes) targets."""
         settings = self.settings
+        targets = one_hot(labels, self.num_classes, self.smoothing)
         if self.crop:
             images = cropped(images, settings)
         images = mirrored(images, settings.hflip)
         if settings.aa and strength.magnitude > 0:
-            images = rand_augment(images, replace(parse_randaugment(settings.aa), magnitude=strength.magnitude))
-        images = erased(normalised(images), strength.reprob)
-        return mixed(images, one_hot(labels, self.num_classes, self.smoothing), settings)
+            randaugment = parse_randaugment(settings.aa)
+            images = rand_augment(images, replace(randaugment, magnitude=strength.magnitude))
+        images = normalised(images)
+        images = erased(images, strength.reprob)
+        return mixed(images, targets, settings)
 
 
 def cropped(images: Tensor, settings: AugmentSettings) -> Tensor:
     """Crop each image in a place of its own, as `settings.crop` says; the size stays."""
     height, width = images.shape[2:]
+    size = (height, width)
     if settings.crop == "resized":
-        return RandomResizedCrop((height, width), scale=settings.scale, ratio=settings.ratio)(images)
+        crop = RandomResizedCrop(size, scale=settings.scale, ratio=settings.ratio)
+        return crop(images)
     if settings.crop == "pad":
-        return RandomCrop((height, width), padding=max(1, height // 8), padding_mode="reflect")(images)
+        crop = RandomCrop(size, padding=max(1, height // 8), padding_mode="reflect")
+        return crop(images)
     return images
 
 
@@ -77,8 +83,8 @@ def normalised(images: Tensor) -> Tensor:
 
 def mirrored(images: Tensor, probability: float) -> Tensor:
     """Mirror each image left to right with a probability."""
-    flip = (torch.rand(len(images)) < probability).to(images.device)
-    return torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
+    flip = torch.rand(len(images), 1, 1, 1) < probability
+    return torch.where(flip.to(images.device), images.flip(3), images)
 
 
 def erased(images: Tensor, probability: float) -> Tensor:
@@ -93,13 +99,15 @@ def erased(images: Tensor, probability: float) -> Tensor:
     height, width = images.shape[2:]
     size, shape, y, x, chance = torch.rand(len(images), 5).unbind(1)
     area = height * width * between(*_ERASED_AREA, size)
-    ratio = between(*_ERASED_LOG_RATIO, shape).exp()
+    log_ratio = between(*_ERASED_LOG_RATIO, shape)
+    ratio = log_ratio.exp()
     rows = _interval(height, area * ratio, y)
     columns = _interval(width, area / ratio, x)
     chosen = (chance < probability).view(-1, 1, 1)
     inside = rows.unsqueeze(2) & columns.unsqueeze(1) & chosen
+    inside = inside.unsqueeze(1).to(images.device)
     noise = torch.randn_like(images)
-    return torch.where(inside.to(images.device).unsqueeze(1), noise, images)
+    return torch.where(inside, noise, images)
 
 
 def _interval(length: int, square: Tensor, place: Tensor) -> Tensor:
@@ -110,17 +118,19 @@ def _interval(length: int, square: Tensor, place: Tensor) -> Tensor:
         square: (N,) squares of the intervals' lengths.
         place: (N,) where an interval lies: 0 at the beginning of the side, 1 at its end.
     """
-    extent = square.sqrt().clamp(1, length)
-    first = (place * (length - extent)).round()
+    extent = square.sqrt().clamp(1, length).unsqueeze(1)
+    first = place.unsqueeze(1) * (length - extent)
+    first = first.round()
     last = first + extent.round()
     pixels = torch.arange(length)
-    return (pixels >= first.unsqueeze(1)) & (pixels < last.unsqueeze(1))
+    return (pixels >= first) & (pixels < last)
 
 
 def one_hot(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     """(N,) classes -> (N, classes) targets that sum to 1, `smoothing` of it spread over all classes."""
     chosen = F.one_hot(labels, num_classes)
-    return chosen * (1 - smoothing) + smoothing / num_classes
+    spread = smoothing / num_classes
+    return chosen * (1 - smoothing) + spread
 
 
 def mixed(images: Tensor, targets: Tensor, settings: AugmentSettings) -> tuple[Tensor, Tensor]:
@@ -130,9 +140,14 @@ def mixed(images: Tensor, targets: Tensor, settings: AugmentSettings) -> tuple[T
     """
     mixup = settings.mixup
     cutmix = settings.cutmix
-    if not (mixup or cutmix) or not _happens(settings.mixup_prob):
+    if not (mixup or cutmix):
         return images, targets
-    cut = bool(cutmix) and (not mixup or _happens(settings.mixup_switch_prob))
+    if not _happens(settings.mixup_prob):
+        return images, targets
+    # Chance decides only where both are on.
+    cut = bool(cutmix)
+    if mixup and cutmix:
+        cut = _happens(settings.mixup_switch_prob)
     alpha = cutmix if cut else mixup
     share = float(torch.distributions.Beta(alpha, alpha).sample())
     if cut:
@@ -143,6 +158,7 @@ def mixed(images: Tensor, targets: Tensor, settings: AugmentSettings) -> tuple[T
 
 
 def _happens(probability: float) -> bool:
+    """Draw once for the whole batch."""
     return float(torch.rand(())) < probability
 
 
@@ -154,16 +170,21 @@ def _blended(values: Tensor, share: float) -> Tensor:
 def _cut_and_pasted(images: Tensor, share: float) -> tuple[Tensor, float]:
     """Images with a square of their partners in them, and the part of each image that was kept."""
     height, width = images.shape[2:]
-    half = math.sqrt(1 - share) / 2  # of the square's side, as a fraction of the image's
+    # Half of the square's side, as a fraction of the image's.
+    half = math.sqrt(1 - share) / 2
     y, x = torch.rand(2).tolist()
+    rows = _clipped(y, half, height)
+    columns = _clipped(x, half, width)
     images = images.clone()
-    square = images[:, :, _clipped(y, half, height), _clipped(x, half, width)]
+    square = images[:, :, rows, columns]
     square.copy_(square.flip(0))
-    return images, 1 - square[0, 0].numel() / (height * width)
+    pasted = square[0, 0].numel() / (height * width)
+    return images, 1 - pasted
 
 
 def _clipped(centre: float, half: float, length: int) -> slice:
     """Pixels within `half` of `centre`, both as fractions of an image's side of `length` pixels."""
     first = round(centre * length - half * length)
     last = round(centre * length + half * length)
-    return slice(max(0, first), min(length, last))
+    first = max(0, first)
+    return slice(first, min(length, last))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -15,8 +15,9 @@ from autoprog_diffusion.training.arguments import (
     GrowthArguments,
     OutputArguments,
     autoprog_zero,
-    flag_value,
+    flat_flags,
     growth_config,
+    take_flag,
 )
 
 from ..ema import WeightAverage
@@ -45,24 +46,19 @@ class PretrainedArguments:
     """Rate of stochastic depth of the last block, in the last stage."""
 
 
+@flat_flags
 @dataclass(frozen=True)
 class FinetuneArguments(SharedArguments):
-    """All groups of arguments of `vit/finetune.py`."""
+    """All groups of arguments of `vit/finetune.py`.
 
-    model: tyro.conf.OmitArgPrefixes[PretrainedArguments] = field(default_factory=PretrainedArguments)
-    train: tyro.conf.OmitArgPrefixes[TrainArguments] = field(
-        default_factory=lambda: TrainArguments(epochs=20, batch_size=64, lr=5e-4, warmup_epochs=1.0)
-    )
-    augment: tyro.conf.OmitArgPrefixes[AugmentSettings] = field(
-        default_factory=lambda: AugmentSettings(scale=(0.5, 1.0), mixup=0.0, cutmix=0.0, reprob=0.0)
-    )
-    # A classifier has no timestep, so no stage embedding. Its steps are cheap: a search may record more of them.
-    growth: tyro.conf.OmitArgPrefixes[GrowthArguments] = field(
-        default_factory=lambda: GrowthArguments(stage_embedding=False, search_batches=8)
-    )
-    output: tyro.conf.OmitArgPrefixes[OutputArguments] = field(
-        default_factory=lambda: output_arguments("vit-finetuned")
-    )
+    A classifier has no timestep, so no stage embedding. Its steps are cheap: a search may record more of them.
+    """
+
+    model: PretrainedArguments = PretrainedArguments()
+    train: TrainArguments = TrainArguments(epochs=20, batch_size=64, lr=5e-4, warmup_epochs=1.0)
+    augment: AugmentSettings = AugmentSettings(scale=(0.5, 1.0), mixup=0.0, cutmix=0.0, reprob=0.0)
+    growth: GrowthArguments = GrowthArguments(stage_embedding=False, search_batches=8)
+    output: OutputArguments = output_arguments("vit-finetuned")
 
 
 class FinetuneTrainer(ViTTrainer):
@@ -100,7 +96,8 @@ class Finetuning(ViTScript[FinetuneArguments]):
 
     def parse(self, argv: Sequence[str], description: str | None = None) -> FinetuneArguments:
         defaults = FinetuneArguments()
-        if flag_value(argv, "growth") == "autoprog_zero":
+        growth, _ = take_flag(argv, "growth")
+        if growth == "autoprog_zero":
             # The scores of a search replay calls, whose logits belong to one size of image.
             preset = autoprog_zero(stage_embedding=False, stage_dropout=0.0, resolutions=None)
             defaults = replace(defaults, growth=preset)
@@ -123,7 +120,6 @@ class Finetuning(ViTScript[FinetuneArguments]):
         data = load_data(args, size=size)
         fit_head(model, data.classes)
         growth = GrowthScheduler(model, config, accelerator)
-        set_seed(args.train.seed, device_specific=True)
         drop_path = args.model.drop_path
         return FinetuneTrainer(model, growth, data, args, accelerator, image_size=size, drop_path=drop_path, plan=plan)
 

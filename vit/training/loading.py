@@ -89,9 +89,10 @@ def check_sizes(size: int, resolutions: Sequence[int], multiple: int) -> None:
     Raises:
         ConfigError: The message names the flag, the size and the nearest that is allowed.
     """
-    for flag, side in [("img_size", size), *(("resolutions", side) for side in resolutions)]:
+    for index, side in enumerate((size, *resolutions)):
         if side % multiple or not 0 < side <= size:
             near = max(multiple, min(side, size) // multiple * multiple)
+            flag = "resolutions" if index else "img_size"
             raise ConfigError(
                 f"--{flag} {side} is not a multiple of the model's patch ({multiple} pixels), or larger than "
                 f"--img_size {size}: use for example {near}."

@@ -56,14 +56,21 @@ class PretrainTrainer(ViTTrainer):
         settings = replace(self.args.augment, mixup=0.0, cutmix=0.0)
         augment = Augment(settings, len(self.data.classes), train.smoothing)
         strength = strengths(settings, 0.0, 1)[0]
-        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        images = held.images[mine]
-        labels = held.labels[mine]
-        size = min(train.batch_size, max(1, len(labels) // 2))
+        # Every rank evaluates other images.
+        rank = self.accelerator.process_index
+        world = self.accelerator.num_processes
+        images = held.images[rank::world]
+        labels = held.labels[rank::world]
+        half = max(1, len(labels) // 2)
+        size = min(train.batch_size, half)
+        batches = []
+        # The search draws nothing from the generator of the training.
         with torch.random.fork_rng():
             torch.manual_seed(train.seed)
-            pairs = zip(images.split(size), labels.split(size))
-            return [augment(pixels.float() / 255, classes, strength) for pixels, classes in pairs]
+            for pixels, classes in zip(images.split(size), labels.split(size)):
+                batch = augment(pixels.float() / 255, classes, strength)
+                batches.append(batch)
+        return batches
 
 
 class Pretraining(ViTScript[Arguments]):
@@ -76,13 +83,15 @@ class Pretraining(ViTScript[Arguments]):
         size = args.model.img_size
         config = growth_config(args)
         set_seed(args.train.seed)  # the same weights on every rank
-        check_sizes(size, args.growth.resolutions or (), size_multiple(_build(args, 2)))
-        searched = config.search in ("one_shot", "zero_shot")
-        data = load_data(args, size=size, held_out=args.growth.search_samples if searched else 0)
+        multiple = size_multiple(_build(args, 2))
+        check_sizes(size, args.growth.resolutions or (), multiple)
+        held_out = 0
+        if config.search in ("one_shot", "zero_shot"):
+            held_out = args.growth.search_samples
+        data = load_data(args, size=size, held_out=held_out)
         set_seed(args.train.seed)
         model = _build(args, len(data.classes))
         growth = ViTGrowth(model, config, accelerator)
-        set_seed(args.train.seed, device_specific=True)
         drop_path = args.model.drop_path
         return PretrainTrainer(model, growth, data, args, accelerator, image_size=size, drop_path=drop_path)
 

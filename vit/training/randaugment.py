@@ -47,7 +47,12 @@ def parse_randaugment(text: str) -> RandAugment:
         ConfigError: A part is not one of these; the message names it.
     """
     first, *parts = text.split("-")
-    found = {"m": 10.0, "n": 2.0, "mstd": 0.0, "inc": 1.0}
+    found = {
+        "m": 10.0,
+        "n": 2.0,
+        "mstd": 0.0,
+        "inc": 1.0,
+    }
     for part in parts:
         match = re.fullmatch(r"(mstd|m|n|inc)(\d+(?:\.\d+)?)", part)
         if match is None:
@@ -55,11 +60,12 @@ def parse_randaugment(text: str) -> RandAugment:
         found[match[1]] = float(match[2])
     layers = found["n"]
     magnitude = found["m"]
+    deviation = found["mstd"]
     if first != "rand" or found["inc"] != 1.0:
         raise ConfigError(f"--aa {text}: only RandAugment with increasing strength is known, rand-...-inc1.")
     if layers < 1 or layers % 1 or magnitude > 10:
         raise ConfigError(f"--aa {text}: n is a whole number above 0 and m at most 10.")
-    return RandAugment(magnitude, found["mstd"], int(layers))
+    return RandAugment(magnitude, deviation, int(layers))
 
 
 def rand_augment(images: Tensor, settings: RandAugment) -> Tensor:
@@ -68,17 +74,24 @@ def rand_augment(images: Tensor, settings: RandAugment) -> Tensor:
     count = len(images)
     for _ in range(settings.layers):
         chosen = torch.randint(len(_OPERATIONS), (count,))
-        chosen[torch.rand(count) >= _PROBABILITY] = -1
-        level = torch.full((count,), float(settings.magnitude))
-        if settings.deviation:
-            level += settings.deviation * torch.randn(count)
-        sign = torch.randint(2, (count,)) * 2.0 - 1
-        strengths = (sign * level.clamp(0, 10) / 10).to(images.device)
+        skipped = torch.rand(count) >= _PROBABILITY
+        chosen[skipped] = -1
+        strengths = _strengths(count, settings).to(images.device)
         for index, operation in enumerate(_OPERATIONS.values()):
             rows = (chosen == index).nonzero().flatten()
             if len(rows):
-                images[rows] = operation(images[rows], strengths[rows]).clamp(0, 1)
+                changed = operation(images[rows], strengths[rows])
+                images[rows] = changed.clamp(0, 1)
     return images
+
+
+def _strengths(count: int, settings: RandAugment) -> Tensor:
+    """(count,) strengths in [-1, 1]: a tenth of magnitudes around the settings', with random signs."""
+    level = torch.full((count,), float(settings.magnitude))
+    if settings.deviation:
+        level += settings.deviation * torch.randn(count)
+    sign = torch.randint(2, (count,)) * 2.0 - 1
+    return sign * level.clamp(0, 10) / 10
 
 
 def _affine(images: Tensor, entries: dict[tuple[int, int], Tensor]) -> Tensor:
@@ -92,30 +105,42 @@ def _affine(images: Tensor, entries: dict[tuple[int, int], Tensor]) -> Tensor:
     for (row, column), values in entries.items():
         matrix[:, row, column] = values
     height, width = images.shape[2:]
-    centre = images.new_tensor([[(width - 1) / 2], [(height - 1) / 2]])
-    linear = matrix[..., :2]
-    shift = centre - linear @ centre + matrix[..., 2:]
-    about_centre = torch.cat([linear, shift], dim=-1)
-    fill = images.new_full((3,), _FILL)
-    return warp_affine(images, about_centre, (height, width), padding_mode="fill", fill_value=fill)
+    centre = images.new_tensor([[width - 1], [height - 1]]) / 2
+    linear, shift = matrix.split([2, 1], dim=-1)
+    shift = centre - linear @ centre + shift
+    return warp_affine(
+        images,
+        torch.cat([linear, shift], dim=-1),
+        (height, width),
+        padding_mode="fill",
+        fill_value=images.new_full((3,), _FILL),
+    )
 
 
 def _rotate(images: Tensor, strength: Tensor) -> Tensor:
+    """Rotate by at most 30 degrees."""
     angle = strength * math.radians(30)
     cos = angle.cos()
     sin = angle.sin()
-    return _affine(images, {(0, 0): cos, (0, 1): -sin, (1, 0): sin, (1, 1): cos})
+    matrix = {
+        (0, 0): cos,
+        (0, 1): -sin,
+        (1, 0): sin,
+        (1, 1): cos,
+    }
+    return _affine(images, matrix)
 
 
 def _shear(images: Tensor, strength: Tensor, axis: int) -> Tensor:
-    """Shear along an axis: 0 is x, 1 is y."""
+    """Shear by at most 0.3 along an axis: 0 is x, 1 is y."""
     return _affine(images, {(axis, 1 - axis): 0.3 * strength})
 
 
 def _translate(images: Tensor, strength: Tensor, axis: int) -> Tensor:
-    """Shift along an axis: 0 is x, 1 is y."""
+    """Shift by at most 45 % of the side along an axis: 0 is x, 1 is y."""
     side = images.shape[3 - axis]
-    return _affine(images, {(axis, 2): 0.45 * side * strength})
+    pixels = 0.45 * side * strength
+    return _affine(images, {(axis, 2): pixels})
 
 
 def _always(change: Callable[[Tensor], Tensor]) -> Operation:
@@ -124,28 +149,41 @@ def _always(change: Callable[[Tensor], Tensor]) -> Operation:
 
 
 def _per_image(values: Tensor) -> Tensor:
+    """(n,) values, one for each of n images, as (n, 1, 1, 1)."""
     return values.view(-1, 1, 1, 1)
 
 
 def _posterize(images: Tensor, strength: Tensor) -> Tensor:
+    """Keep the 4 to 1 highest bits of every pixel."""
+    lost = (4 * strength.abs()).floor()
     # At least one bit: timm allows none at magnitude 10, which is a black image.
-    bits = (4 - (4 * strength.abs()).floor()).clamp(min=1)
+    bits = (4 - lost).clamp(min=1)
     step = _per_image(2 ** (8 - bits))
-    return torch.floor((images * 255).round() / step) * step / 255
+    levels = (images * 255).round()
+    return torch.floor(levels / step) * step / 255
 
 
 def _solarize(images: Tensor, strength: Tensor) -> Tensor:
-    return torch.where(images < _per_image(1 - strength.abs()), images, 1 - images)
+    """Invert pixels above a threshold."""
+    threshold = _per_image(1 - strength.abs())
+    return torch.where(images < threshold, images, 1 - images)
 
 
 def _solarize_add(images: Tensor, strength: Tensor) -> Tensor:
+    """Brighten the darker half of the pixels by at most 110 of 255."""
     added = _per_image(110 / 255 * strength.abs())
-    return torch.where(images < 128 / 255, images + added, images)
+    dark = images < 128 / 255
+    return torch.where(dark, images + added, images)
 
 
 def _by_factor(enhanced: Operation) -> Operation:
     """An enhancement by a factor: 1 changes nothing, both less and more are stronger."""
-    return lambda images, strength: enhanced(images, (1 + 0.9 * strength).clamp(min=0.1))
+
+    def change(images: Tensor, strength: Tensor) -> Tensor:
+        factor = (1 + 0.9 * strength).clamp(min=0.1)
+        return enhanced(images, factor)
+
+    return change
 
 
 # timm's increasing transforms; each takes (n, 3, H, W) images in [0, 1] and n signed strengths in [-1, 1].

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from autoprog_diffusion.data.images import DataError
@@ -67,6 +68,7 @@ class ViTTrainer(Trainer):
         plan: GrowthPlan | None = None,
     ) -> None:
         train = args.train
+        set_seed(train.seed, device_specific=True)  # the weights were drawn alike on every rank, augmentation is not
         super().__init__(
             model,
             growth,
@@ -79,7 +81,8 @@ class ViTTrainer(Trainer):
         self.data = data
         self.args = args
         self._plan = plan
-        self._epoch_batches = len(data.train) // (train.batch_size * accelerator.num_processes)
+        images_a_batch = train.batch_size * accelerator.num_processes
+        self._epoch_batches = len(data.train) // images_a_batch
         if not self._epoch_batches:
             raise DataError(
                 f"--batch_size {train.batch_size} on {accelerator.num_processes} processes is more than the "
@@ -152,15 +155,15 @@ class ViTTrainer(Trainer):
         done = self.metrics.validations
         if done and done[-1]["step"] == self.step:
             return done[-1]
-        raw = self.evaluate(averaged=False)
-        average = self.evaluate(averaged=True)
-        row = {"step": float(self.step), **raw}
-        row |= {f"ema_{name}": value for name, value in average.items()}
+        row = {"step": float(self.step), **self.evaluate(averaged=False)}
+        for name, value in self.evaluate(averaged=True).items():
+            row[f"ema_{name}"] = value
         row["blocks"] = float(self.blocks)
         for name in ("seconds", "cpu_seconds", "flops"):
             row[name] = self.metrics.total(name)
         done.append(row)
-        self.accelerator.log({f"validation/{name}": row[name] for name in row if name != "step"}, step=self.step)
+        values = {f"validation/{name}": value for name, value in row.items() if name != "step"}
+        self.accelerator.log(values, step=self.step)
         return row
 
     def evaluate(self, *, averaged: bool) -> dict[str, float]:
@@ -174,11 +177,14 @@ class ViTTrainer(Trainer):
         """
         val = self.data.val
         batches = torch.arange(len(val)).split(self.args.train.batch_size)
+        # No rank waits for another in the loop: each adds up its own batches.
         mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
-        loader = make_loader(val, [rows.tolist() for rows in mine], self.args.data.workers)
+        sampler = [rows.tolist() for rows in mine]
+        loader = make_loader(val, sampler, self.args.data.workers)
         sums = torch.zeros(3, dtype=torch.float64)
         was_training = self.bare.training
-        with torch.no_grad(), self.averaged() if averaged else nullcontext():
+        weights = self.averaged() if averaged else nullcontext()
+        with torch.no_grad(), weights:
             self.bare.eval()
             for images, labels in loader:
                 pixels = self.growth.resize(self._floats(images))
@@ -188,7 +194,8 @@ class ViTTrainer(Trainer):
                 right = (output.argmax(1) == labels).sum()
                 sums += torch.tensor([len(labels), float(loss), right])
         self.bare.train(was_training)
-        total = self.accelerator.reduce(sums.float().to(self.accelerator.device), reduction="sum")
+        on_device = sums.float().to(self.accelerator.device)
+        total = self.accelerator.reduce(on_device, reduction="sum")
         count, loss, right = total.tolist()  # type: ignore[union-attr]
         return {"loss": loss / count, "accuracy": right / count}
 
@@ -220,7 +227,8 @@ class ViTScript(Script[AnyArguments, ViTTrainer]):
 
     def save(self, trainer: ViTTrainer, output: Path) -> None:
         """Write the model, with averaged weights if they are asked for, and the names of its classes."""
-        with trainer.averaged() if trainer.args.train.model_ema else nullcontext():
+        weights = trainer.averaged() if trainer.args.train.model_ema else nullcontext()
+        with weights:
             self.save_model(trainer.bare, output, trainer.data.classes)
 
     def save_model(self, model: nn.Module, output: Path, classes: tuple[str, ...]) -> None:

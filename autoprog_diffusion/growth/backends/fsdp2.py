@@ -99,7 +99,7 @@ def check_optimizer_state(
 
 def _groups(model: nn.Module) -> list[Any]:
     """The groups of parameters that FSDP2 gathers and reduces together, of all submodules."""
-    found: list[Any] = []
+    found = []
     for module in _fsdp_modules(model):
         state = module._get_fsdp_state()
         # Until torch 2.12 a module had one group.

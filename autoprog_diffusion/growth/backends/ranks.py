@@ -27,6 +27,13 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def gather_object(value: Any) -> list[Any]:
+    """The `value` of every rank, in the order of ranks; it must be picklable."""
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """The bare module inside DistributedDataParallel, DataParallel and torch.compile wrappers."""
     while True:
@@ -92,8 +99,7 @@ def check_ranks_equal(named: Iterable[tuple[str, Tensor]], when: str) -> None:
     if world_size() == 1:
         return
     tensors = dict(named)
-    gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, checksums(tensors.values()).tolist())
+    gathered = gather_object(checksums(tensors.values()).tolist())
     wrong = [name for name, of_ranks in zip(tensors, zip(*gathered)) if len(set(of_ranks)) > 1]
     if wrong:
         raise SyncError(

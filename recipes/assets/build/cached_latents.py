@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from emoji_images import encode
 from torch import Tensor, nn
 
 
-ASSETS = Path(__file__).parents[1]
+ASSETS = Path(__file__).resolve().parents[1]
+sys.path.append(str(ASSETS.parent))  # the scripts beside this one import `assets`, as recipes do
 
 
 class Data:
