@@ -10,9 +10,9 @@ import pytest
 from .density import ROOT, Density, is_tuple_assignment, measure, measure_tree, sources
 
 
-MAX_NODES_PER_LINE = 7.5
-MAX_TUPLE_ASSIGNMENTS = 3  # per 1,000 code lines
-MAX_LINES = 17_500  # in total; 17,004 before the packed code was unpacked
+MAX_NODES_PER_LINE = 7.0
+MAX_TUPLE_ASSIGNMENTS = 1  # per 1,000 code lines
+MAX_LINES = 18_500  # in total; 17,004 before the packed code was unpacked and its docstrings completed
 MAX_FILE = 350
 MAX_FUNCTION = 50
 STARTS_WITH_WHAT = 0  # module docstrings whose first word is "What"

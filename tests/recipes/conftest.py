@@ -21,8 +21,8 @@ from autoprog_diffusion.training.recipe import Recipe
 from autoprog_diffusion.training.run import begin
 from autoprog_diffusion.training.samples import Pictures
 
-from ..finetune.conftest import forget
-from ..finetune.tiny import build_pipeline, build_sdxl, write_images
+from ..tasks.conftest import forget
+from ..tasks.tiny import build_pipeline, build_sdxl, write_images
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))

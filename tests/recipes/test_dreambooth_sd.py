@@ -11,7 +11,7 @@ from PIL import Image
 from autoprog_diffusion.growth import GrowthError
 from autoprog_diffusion.training.run import run
 
-from ..finetune.training import same, weights
+from ..tasks.training import same, weights
 from .conftest import NewRun, Script, load_recipe
 
 

@@ -17,8 +17,8 @@ from autoprog_diffusion.growth import GrowthError, GrowthPlan
 from autoprog_diffusion.tasks.arguments import ClassConditionalArguments
 from autoprog_diffusion.training.run import run
 
-from ..finetune.conftest import forget
-from ..finetune.tiny_transformers import CLASSES, IMAGENET, build_dit, save, write_classes
+from ..tasks.conftest import forget
+from ..tasks.tiny_transformers import CLASSES, IMAGENET, build_dit, save, write_classes
 from .conftest import Script, load_recipe
 
 

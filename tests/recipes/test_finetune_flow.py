@@ -18,9 +18,9 @@ from autoprog_diffusion.growth import GrowthError, GrowthPlan
 from autoprog_diffusion.tasks.arguments import FlowMatchingArguments
 from autoprog_diffusion.training.run import run
 
-from ..finetune.conftest import forget
-from ..finetune.tiny import write_images
-from ..finetune.tiny_transformers import build_dit, build_flux, build_sd3, save
+from ..tasks.conftest import forget
+from ..tasks.tiny import write_images
+from ..tasks.tiny_transformers import build_dit, build_flux, build_sd3, save
 from .conftest import Script, load_recipe
 
 

@@ -16,7 +16,7 @@ from autoprog_diffusion.growth import GrowthError
 from autoprog_diffusion.training.run import run
 from autoprog_diffusion.training.samples import sample_images
 
-from ..finetune.tiny_transformers import build_dit, build_sd3, save
+from ..tasks.tiny_transformers import build_dit, build_sd3, save
 from .conftest import NewRun, Script, load_recipe
 
 

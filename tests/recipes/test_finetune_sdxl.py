@@ -14,7 +14,7 @@ from autoprog_diffusion.growth import GrowthError
 from autoprog_diffusion.training.run import run
 from autoprog_diffusion.training.samples import sample_images
 
-from ..finetune.training import same, weights
+from ..tasks.training import same, weights
 from .conftest import NewRun, Script, load_recipe
 
 

@@ -15,7 +15,7 @@ from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.recipe import check_resolution
 from autoprog_diffusion.training.run import run
 
-from ..finetune.tiny import parse, write_images
+from ..tasks.tiny import parse, write_images
 from .conftest import Script, load_recipe
 
 
