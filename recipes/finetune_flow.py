@@ -30,7 +30,6 @@ from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, hub_option
 from autoprog_diffusion.tasks.flow_matching import (
     FlowMatching,
     FlowSettings,
-    draw_prompts,
     flow_family,
     load_flow,
     text_length,
@@ -38,6 +37,7 @@ from autoprog_diffusion.tasks.flow_matching import (
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
 from autoprog_diffusion.training.arguments import TrainArguments
 from autoprog_diffusion.training.run import main
+from autoprog_diffusion.training.samples import draw_prompts
 
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class FinetuneFlow(TextToImageRecipe[FlowMatchingArguments]):
             steps=args.output.num_inference_steps,
             guidance=guidance_scale(args, flow_family(pipeline).guidance_scale),
             seed=args.train.seed,
-            length=text_length(pipeline, args.flow.max_sequence_length),
+            max_sequence_length=text_length(pipeline, args.flow.max_sequence_length),
         )
 
 

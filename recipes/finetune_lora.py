@@ -30,7 +30,7 @@ from PIL import Image
 from torch import nn
 
 from autoprog_diffusion.tasks.arguments import LoraArguments, hub_options, noise_settings
-from autoprog_diffusion.tasks.flow_matching import FlowMatching, draw_prompts, flow_family, text_length
+from autoprog_diffusion.tasks.flow_matching import FlowMatching, flow_family, text_length
 from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, check_flow_flags, load_any, save_lora
 from autoprog_diffusion.tasks.sdxl import TextToImageXL
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage
@@ -38,6 +38,7 @@ from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, gui
 from autoprog_diffusion.training.arguments import GrowthArguments, TrainArguments
 from autoprog_diffusion.training.diffusion import Task
 from autoprog_diffusion.training.run import main
+from autoprog_diffusion.training.samples import draw_prompts
 
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class FinetuneLora(TextToImageRecipe[LoraArguments]):
             steps=args.output.num_inference_steps,
             guidance=guidance_scale(args, flow_family(pipeline).guidance_scale),
             seed=args.train.seed,
-            length=text_length(pipeline, args.flow.max_sequence_length),
+            max_sequence_length=text_length(pipeline, args.flow.max_sequence_length),
         )
 
     def save_pipeline(self, pipeline: Any, output: Path) -> None:

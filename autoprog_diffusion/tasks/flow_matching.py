@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
-from PIL import Image
 from torch import Tensor, nn
 
 from autoprog_diffusion.data.captions import Captions, Embeddings
 from autoprog_diffusion.data.latents import Batch, Latents
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError
-from autoprog_diffusion.training.samples import sampling, seeds
 
 from .flow_families import FAMILIES, SD3, Flux, shift_time, stage_shift
 from .loading import load_as, pipeline_class, pipeline_config
@@ -80,22 +77,6 @@ def flow_family(pipeline: Any, guidance: float = 1.0) -> SD3 | Flux:
         if isinstance(pipeline, family.pipeline_class):
             return family(pipeline, guidance)
     raise GrowthError(f"a {type(pipeline).__name__} was given: {_ALLOWED}")
-
-
-def draw_prompts(
-    pipeline: Any, prompts: Sequence[str], *, size: int, steps: int, guidance: float, seed: int, length: int
-) -> list[Image.Image]:
-    """One image per prompt, every prompt with a seed of its own (`seed`, `seed + 1`, ...)."""
-    with sampling(pipeline):
-        return pipeline(
-            list(prompts),
-            height=size,
-            width=size,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=seeds(seed, len(prompts)),
-            max_sequence_length=length,
-        ).images
 
 
 def text_length(pipeline: Any, max_sequence_length: int | None) -> int:

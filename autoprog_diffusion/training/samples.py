@@ -47,20 +47,30 @@ def seeds(first: int, count: int) -> list[torch.Generator]:
     return [torch.Generator("cpu").manual_seed(first + index) for index in range(count)]
 
 
-def sample_images(
-    pipeline: Any, prompts: Sequence[str], *, size: int, steps: int, guidance: float, seed: int
+def draw_prompts(
+    pipeline: Any,
+    prompts: Sequence[str],
+    *,
+    size: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    scheduler: Any = None,
+    **options: Any,
 ) -> list[Image.Image]:
-    """One image per prompt, by DDIM, every prompt with a seed of its own (`seed`, `seed + 1`, ...).
+    """One image per prompt, every prompt with a seed of its own (`seed`, `seed + 1`, ...).
 
     Args:
-        pipeline: A Stable Diffusion or SDXL pipeline.
+        pipeline: A text-to-image pipeline.
         prompts: What to draw.
         size: Side of the images in pixels.
         steps: Denoising steps.
         guidance: Scale of classifier-free guidance.
         seed: Of the first prompt.
+        scheduler: Instead of the pipeline's own.
+        options: Further arguments of the pipeline's call.
     """
-    with sampling(pipeline, DDIMScheduler.from_config(pipeline.scheduler.config)):
+    with sampling(pipeline, scheduler):
         return pipeline(
             list(prompts),
             height=size,
@@ -68,7 +78,14 @@ def sample_images(
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=seeds(seed, len(prompts)),
+            **options,
         ).images
+
+
+def sample_images(pipeline: Any, prompts: Sequence[str], **settings: Any) -> list[Image.Image]:
+    """Images of a Stable Diffusion or SDXL pipeline by DDIM; `settings` as `draw_prompts` takes them."""
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    return draw_prompts(pipeline, prompts, scheduler=scheduler, **settings)
 
 
 def save_grid(path: Path, prompts: Sequence[str], rows: Sequence[Row]) -> None:

@@ -27,12 +27,12 @@ from autoprog_diffusion.tasks.arguments import (
     noise_settings,
 )
 from autoprog_diffusion.tasks.class_conditional import ClassConditional, ClassSettings, draw_classes, set_classes
-from autoprog_diffusion.tasks.flow_matching import FlowMatching, FlowSettings, draw_prompts
+from autoprog_diffusion.tasks.flow_matching import FlowMatching, FlowSettings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.training.arguments import Arguments, PictureArguments, TrainArguments
 from autoprog_diffusion.training.build import make_accelerator, make_latents
 from autoprog_diffusion.training.diffusion import Task
-from autoprog_diffusion.training.samples import sample_images
+from autoprog_diffusion.training.samples import draw_prompts, sample_images
 
 
 SIZE = 64
@@ -205,7 +205,7 @@ def _flow(style: str) -> Callable[[int, Path, Path | None], Subject]:
         ]
 
         def draw() -> list[Image.Image]:
-            options = {"size": SIZE, "steps": PICTURE_STEPS, "guidance": GUIDANCE, "length": 16}
+            options = {"size": SIZE, "steps": PICTURE_STEPS, "guidance": GUIDANCE, "max_sequence_length": 16}
             return _chunked(held["text"], lambda some, seed: draw_prompts(pipeline, some, seed=seed, **options))
 
         return _captioned(pipeline, pipeline.transformer, parts, (train, held), multiple=8, draw=draw)

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from autoprog_diffusion.growth import ConfigError, GrowthError, GrowthScheduler
 from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, noise_settings
-from autoprog_diffusion.tasks.flow_matching import FlowMatching, draw_prompts, load_flow, text_encoders
+from autoprog_diffusion.tasks.flow_matching import FlowMatching, load_flow, text_encoders
 from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.build import make_latents
+from autoprog_diffusion.training.samples import draw_prompts
 
 from .tiny import growth_of
 from .tiny_transformers import SIZE, build_dit, build_flux, build_sd3, save
@@ -143,7 +144,7 @@ def test_flux_shifts_time_as_its_pipeline_does_at_that_size(new_task: NewTask, s
         growth.step()
     task.enter_stage(growth)
     pipeline = task.pipeline
-    draw_prompts(pipeline, ["a"], size=side, steps=4, guidance=1.0, seed=0, length=6)
+    draw_prompts(pipeline, ["a"], size=side, steps=4, guidance=1.0, seed=0, max_sequence_length=6)
     literal = pipeline.scheduler.sigmas[:-1]
     unshifted = torch.linspace(1, 1 / 4, 4)
     ours = task.shift * unshifted / (1 + (task.shift - 1) * unshifted)
