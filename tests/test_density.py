@@ -12,7 +12,9 @@ from .density import ROOT, Density, is_tuple_assignment, measure, measure_tree, 
 
 MAX_NODES_PER_LINE = 7.0
 MAX_TUPLE_ASSIGNMENTS = 1  # per 1,000 code lines
-MAX_LINES = 18_500  # in total; 17,004 before the packed code was unpacked and its docstrings completed
+# In total. 17,004 before the packed code was unpacked and its docstrings completed, 18,411 after it; the rest is room for
+# what is added on purpose: a new capability raises the limit in the commit that adds it.
+MAX_LINES = 20_500
 MAX_FILE = 350
 MAX_FUNCTION = 50
 STARTS_WITH_WHAT = 0  # module docstrings whose first word is "What"
@@ -30,7 +32,7 @@ def test_a_line_holds_one_thing(today: Density) -> None:
     assert today.per_thousand(today.tuple_assignments) <= MAX_TUPLE_ASSIGNMENTS
 
 
-def test_the_whole_is_not_longer_than_before(today: Density) -> None:
+def test_the_whole_grows_on_purpose_only(today: Density) -> None:
     assert today.lines <= MAX_LINES
 
 
