@@ -68,6 +68,29 @@ def write_checkpoint(accelerator: Accelerator, root: Path, step: int, limit: int
         ) from error
 
 
+def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
+    """Load a complete checkpoint into all that is prepared and registered.
+
+    Raises:
+        StateError: It does not fit what is there; the message says where the two part.
+    """
+    states = len(list(path.glob("random_states_*.pkl")))
+    if states != accelerator.num_processes:
+        raise StateError(
+            f"{path} was written by {states} processes, this run has {accelerator.num_processes}: resume with as many."
+        )
+    try:
+        accelerator.load_state(str(path))
+    except GrowthError:
+        raise
+    except Exception as error:  # torch, safetensors and Accelerate each have their own
+        reason = " ".join(str(error).split())[:300]
+        raise StateError(
+            f"{path} does not fit this run: {reason}. Resume with the model and the flags that it was written with "
+            f"({path / 'run.json'} holds them)."
+        ) from error
+
+
 def keep_only(accelerator: Accelerator, model: nn.Module, names: Sequence[str]) -> None:
     """Let checkpoints hold only the named parameters of the model: the rest never trains, so it need not be kept."""
 

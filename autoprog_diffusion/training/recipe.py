@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from autoprog_diffusion.data.captioned import load_captioned_images
+from autoprog_diffusion.data.identity import data_identity
 from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
@@ -23,6 +24,7 @@ from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 from .arguments import Arguments, autoprog_zero, check_arguments, growth_config, take_flag
 from .build import make_accelerator, make_latents, make_loader
 from .diffusion import DiffusionTrainer, Task
+from .flag_checks import explicit_wins
 from .run import Script
 from .samples import Pictures, Row
 
@@ -115,7 +117,8 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         defaults = self.model_defaults if model is None else self.defaults
         if growth == "autoprog_zero":
             defaults = replace(defaults, growth=autoprog_zero())
-        return tyro.cli(type(defaults), args=list(argv), default=defaults, description=description)
+        args = tyro.cli(type(defaults), args=list(argv), default=defaults, description=description)
+        return explicit_wins(args, argv)
 
     def make_accelerator(self, args: AnyArguments) -> Accelerator:
         check_arguments(args)
@@ -154,6 +157,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             args=args,
             accelerator=accelerator,
         )
+        trainer.identity = data_identity(data)
         if accelerator.is_main_process:
             titles = self.titles(args, data)
             trainer.pictures = Pictures(

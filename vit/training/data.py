@@ -23,6 +23,7 @@ from autoprog_diffusion.data.images import (
     seeded,
     shrink,
 )
+from autoprog_diffusion.training.ends import keep_worker_alive
 
 from .augment_settings import AugmentSettings
 
@@ -152,6 +153,7 @@ def make_loader(rows: Decoded | Encoded, batches: Iterable[list[int]], workers: 
         pin_memory=torch.cuda.is_available(),
         # Its own generator: starting an epoch must not advance the one that draws the augmentation.
         generator=torch.Generator(),
+        worker_init_fn=keep_worker_alive,
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autoprog_diffusion.data.identity import data_identity
 from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.data.labelled import class_names, load_train_and_val
 from autoprog_diffusion.data.sources import split_by
@@ -31,12 +32,14 @@ class Data:
         val: For validation.
         held_out: Training images that are set aside for a search, or None.
         classes: Names.
+        identity: Of all training images, those that are set aside too.
     """
 
     train: Decoded | Encoded
     val: Decoded | Encoded
     held_out: Decoded | None
     classes: tuple[str, ...]
+    identity: dict[str, Any]
 
 
 def load_data(args: SharedArguments, *, size: int, held_out: int = 0) -> Data:
@@ -52,6 +55,7 @@ def load_data(args: SharedArguments, *, size: int, held_out: int = 0) -> Data:
     """
     seed = args.train.seed
     train, val = load_rows(args.data, size, seed)
+    identity = data_identity(train)
     aside = None
     if held_out:
         train, aside = _set_aside(train, held_out, seed)
@@ -61,6 +65,7 @@ def load_data(args: SharedArguments, *, size: int, held_out: int = 0) -> Data:
         val=_decoded_if_small(val, args, size),
         held_out=decode_all(aside, size, args.data.corrupt) if aside else None,
         classes=tuple(class_names(train)),
+        identity=identity,
     )
 
 
