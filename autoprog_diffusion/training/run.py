@@ -118,6 +118,8 @@ def run(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
         # What follows changes the weights: a failure in it must not cost the training.
         trainer.checkpoint()
         save_results(script, trainer, args, clock)
+        # A launcher ends all ranks when one fails: none may leave, and fail doing so, while the main process writes.
+        trainer.accelerator.wait_for_everyone()
         trainer.accelerator.end_training()
     return trainer
 
