@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from autoprog_diffusion.growth.errors import PlanError
-from autoprog_diffusion.growth.plan import GrowthPlan, Stage, stage_starts
+from autoprog_diffusion.growth.fixed import stage_starts
+from autoprog_diffusion.growth.plan import GrowthPlan, Stage
 
 from ..models import size_multiple
 from ..resolution import image_size

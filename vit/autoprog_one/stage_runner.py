@@ -15,6 +15,7 @@ from autoprog_diffusion.growth.backends.ranks import check_ranks_equal
 from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.plan import GrowthPlan
+from autoprog_diffusion.growth.planning import extended_plan
 from autoprog_diffusion.growth.search_session import with_choice
 from autoprog_diffusion.growth.state import STATE_VERSION, check_state, fingerprint
 from autoprog_diffusion.growth.units import count_trainable
@@ -176,10 +177,10 @@ class StageRunner:
             SyncError: The ranks' weights differ after loading.
         """
         _check_settings(state_dict, self.config)
-        # The settings agree, so only a search can have made another plan.
-        check_state(state_dict, self.plan, self._fingerprint(), embedding=None, searched=True)
+        # The settings agree, so only a search, or another number of steps, can have made another plan.
+        check_state(state_dict, self._fingerprint(), embedding=None)
+        self.plan = extended_plan(state_dict, self.plan.num_training_steps)
         self.step = state_dict["step"]
-        self.plan = GrowthPlan.from_dict(state_dict["plan"])
         self.average.load_state_dict(state_dict["average"], self.step)
         self.history = [ShapeRecord(**record) for record in state_dict["history"]]
         self.decisions = state_dict["decisions"]
