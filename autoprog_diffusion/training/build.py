@@ -39,6 +39,8 @@ def make_accelerator(
     folder = Path(output.output_dir)
     try:
         accelerator = _accelerator(output, folder, accumulation, mixed_precision, seed=seed)
+        if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+            raise ValueError("fp16 mixed precision on a CPU would be float32.")  # Accelerate drops it without a word
     except ValueError as error:
         if "precision" not in str(error):
             raise

@@ -131,7 +131,10 @@ def applied_line(starts: Sequence[JSON], args: Any) -> str | None:
     before = flat(starts[-1]["settings"])
     now = flat(settings_of(args))
     found = changes(before, now, "applied") | changes(before, now, "extendable")
-    words = [f"--{name} {new} (was {old})" for name, (old, new) in found.items() if name not in OF_THE_START]
+    words = []
+    for name, (old, new) in found.items():
+        if name not in OF_THE_START:
+            words.append(f"no --{name} (was {old})" if new is None else f"--{name} {new} (was {old})")
     return f"resumed with {', '.join(words)}" if words else None
 
 
