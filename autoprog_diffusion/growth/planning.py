@@ -57,7 +57,7 @@ class Planner:
         """
         if given is None:
             plan = first_plan(self._config, self._layout, num_training_steps)
-            _announce_merges(self._config, plan)
+            announce_merges(plan, self._config.plan_stages)
         else:
             plan = given
             names = [unit.name for unit in self._layout.blocks]
@@ -171,17 +171,15 @@ def _agrees(state: State, ours: GrowthPlan) -> bool:
     return ours.stages[: current + 1] == begun and ours.stage_at(state["step"]) == current
 
 
-def _announce_merges(config: GrowthConfig, plan: GrowthPlan) -> None:
-    """Say in one line which stages are left of the configuration's, if it has more."""
-    searched = config.search != "none"
-    wanted = config.plan_stages
+def announce_merges(plan: GrowthPlan, wanted: int) -> None:
+    """Say in one line which stages are left, if the configuration has more of them (`wanted`)."""
     if len(plan.stages) == wanted or rank() != 0:
         return
     starts = [stage.start for stage in plan.stages]
     blocks = [len(stage.blocks) for stage in plan.stages]
     logger.warning(
-        f"{wanted} stages{' of a search' * searched} do not fit {plan.num_training_steps} steps and {plan.num_blocks} "
-        f"blocks: {len(starts)} are left, which begin at steps {starts} and train {blocks} blocks"
+        f"{wanted} stages do not fit {plan.num_training_steps} steps and {plan.num_blocks} blocks: {len(starts)} are "
+        f"left, which begin at steps {starts} and train {blocks} blocks"
     )
 
 

@@ -29,6 +29,7 @@ from .checkpoints import (
     write_checkpoint,
 )
 from .ends import Ends, Stopped
+from .manifest import check_files
 from .measure import counted_flops, peak_memory, synchronize
 from .metrics import Metrics
 from .rates import Rates
@@ -156,7 +157,7 @@ class Trainer(ABC):
         Learning rate, weight decay and schedule are those of this run from now on.
 
         Raises:
-            StateError: It is not complete, of another plan or model, or beyond the end of the run.
+            StateError: It is not complete, damaged, of another plan or model, or beyond the end of the run.
         """
         path = find_checkpoint(self.root, wanted)
         self.accelerator.wait_for_everyone()
@@ -168,6 +169,7 @@ class Trainer(ABC):
                 f"{path.name} is at step {step}, and the run would end at step {self.max_steps}: ask for {step} steps "
                 "or more, or resume an earlier checkpoint."
             )
+        check_files(path, self.accelerator)
         rates = Rates(self.optimizer, self.lr_scheduler)
         load_checkpoint(self.accelerator, path)
         rates.put_back()

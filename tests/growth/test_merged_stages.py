@@ -126,7 +126,7 @@ def test_a_short_run_is_searched_as_often_as_it_has_room(
     ("settings", "steps", "line"),
     [
         ({}, 2, "4 stages do not fit 2 steps and 8 blocks: 2 are left, which begin at steps [0, 1] and train [8, 4]"),
-        ({"search": "zero_shot"}, 3, "5 stages of a search do not fit 3 steps and 8 blocks: 3 are left"),
+        ({"search": "zero_shot"}, 3, "5 stages do not fit 3 steps and 8 blocks: 3 are left"),
     ],
     ids=["fixed", "search"],
 )

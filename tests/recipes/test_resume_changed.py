@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from autoprog_diffusion.growth import StateError
+from autoprog_diffusion.training.manifest import sealed
 from autoprog_diffusion.training.run import ready, run
 from autoprog_diffusion.vit.training.pretraining import Pretraining
 
@@ -40,7 +41,7 @@ def begun(script: Script, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flags(script: Script, folder: Path, *more: object) -> list[str]:
     own = (
         "--cache_dir",
-        folder / "hub",
+        script.model.parent / "hub",
         "--train_batch_size",
         4,
         "--validation_prompts",
@@ -59,8 +60,9 @@ def forget_settings(folder: Path, values: object = None) -> None:
     for marker in folder.rglob("complete.json"):
         known = json.loads(marker.read_text())
         paths = [path for path in marker.parent.rglob("*") if path.is_file() and path != marker]
-        known["files"] = {str(path.relative_to(marker.parent)): path.stat().st_size for path in paths}
-        marker.write_text(json.dumps(known))
+        files = {str(path.relative_to(marker.parent)): path.stat().st_size for path in paths}
+        entries = {"step": known["step"], "written": known["written"], "files": files}
+        marker.write_text(json.dumps(sealed(entries, marker.parent)))
 
 
 @pytest.fixture
@@ -121,6 +123,7 @@ def test_resume_goes_on_with_a_longer_run(
     assert trainer.max_steps == steps
     printed = capsys.readouterr().out
     assert f"resumed with {more[0]} {more[1]} (was " in printed
+    assert ("no --max_train_steps (was 4)" in printed) == (more[0] == "--num_train_epochs")
     plan = trainer.growth.plan
     assert plan.num_training_steps == steps
     assert [stage.start for stage in plan.stages] == [0, 2]  # the second stage has begun
