@@ -9,6 +9,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
@@ -17,7 +18,6 @@ from autoprog_diffusion.growth.resize import stage_size
 from .arguments import Arguments
 from .build import make_optimizer
 from .checkpoints import keep_only
-from .flag_checks import check_warmup
 from .samples import Pictures
 from .trainer import Trainer
 
@@ -96,20 +96,10 @@ class DiffusionTrainer(Trainer):
         self.ema = self._make_ema()
         self.epoch_batches = max(1, len(loader) // accelerator.num_processes)
         self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
-        note = check_warmup("lr_warmup_steps", self._warmup_steps, self.max_steps, args.given)
-        if note:
-            accelerator.print(note)
+        self.check_warmup("lr_warmup_steps", self._warmup_steps, args.given)
         images = train.train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
         optimizer = make_optimizer(growth.parameters(), train, images)
-        # Accelerate advances a prepared schedule once per process and step.
-        scale = accelerator.num_processes
-        lr_scheduler = get_scheduler(
-            train.lr_scheduler,
-            optimizer,
-            num_warmup_steps=train.lr_warmup_steps * scale,
-            num_training_steps=self.max_steps * scale,
-        )
-        prepared = accelerator.prepare(denoiser, optimizer, loader, lr_scheduler)
+        prepared = accelerator.prepare(denoiser, optimizer, loader, self._make_schedule(optimizer))
         self.model, self.optimizer, self._loader, self.lr_scheduler = prepared
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
         self._check_resolutions()
@@ -171,6 +161,16 @@ class DiffusionTrainer(Trainer):
         planned = [stage.resolution for stage in self.growth.plan.stages]
         for resolution in (*planned, *(self.growth.config.resolutions or ())):
             stage_size((side, side), resolution, self.growth.config.resolution_multiple)
+
+    def _make_schedule(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+        # Accelerate advances a prepared schedule once per process and step.
+        scale = self.accelerator.num_processes
+        return get_scheduler(
+            self._train.lr_scheduler,
+            optimizer,
+            num_warmup_steps=self._train.lr_warmup_steps * scale,
+            num_training_steps=self.max_steps * scale,
+        )
 
     def _ema_device(self) -> torch.device:
         return torch.device("cpu") if self._train.offload_ema else self.accelerator.device

@@ -1,4 +1,4 @@
-"""What a resumed run may change: every flag of every script belongs to one of three classes."""
+"""Classes of flags: every flag of every script says whether a resumed run may change it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a resumed run applies: the optimizer's settings of its own command line, not those of the checkpoint."""
+"""Rates of a resumed run: the optimizer's settings are those of its own command line, not those of the checkpoint."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from .checkpoints import (
     write_checkpoint,
 )
 from .ends import Ends, Stopped
+from .flag_checks import check_warmup
 from .manifest import check_files
 from .measure import counted_flops, peak_memory, synchronize
 from .metrics import Metrics
@@ -150,6 +151,16 @@ class Trainer(ABC):
     def network(self) -> str:
         """Name of the network that trains now. Networks of one name need as many FLOPs."""
         return f"stage {self.growth.stage + 1}, {self.blocks} blocks, {self.pixels} pixels"
+
+    def check_warmup(self, flag: str, steps: int, given: Sequence[str]) -> None:
+        """Refuse a warm-up of the command line that is longer than the run; a default one is only said.
+
+        Raises:
+            ConfigError: As `flag_checks.check_warmup`.
+        """
+        note = check_warmup(flag, steps, self.max_steps, given)
+        if note is not None:
+            self.accelerator.print(note)
 
     def resume(self, wanted: str) -> bool:
         """Load a checkpoint by name, or the newest complete one; returns whether there was one.

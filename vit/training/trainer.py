@@ -17,7 +17,6 @@ from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.growth import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
 from autoprog_diffusion.training.build import make_accelerator
-from autoprog_diffusion.training.flag_checks import check_warmup
 from autoprog_diffusion.training.run import Script
 from autoprog_diffusion.training.trainer import Trainer
 
@@ -91,11 +90,8 @@ class ViTTrainer(Trainer):
                 f"{len(data.train)} training images: use a smaller one."
             )
         self.max_steps = train.max_train_steps or train.epochs * self.epoch_steps
-        warmup = warmup_steps(train, self.epoch_steps)
         flag = "warmup_epochs" if train.warmup_steps is None else "warmup_steps"
-        note = check_warmup(flag, warmup, self.max_steps, args.given)
-        if note:
-            accelerator.print(note)
+        self.check_warmup(flag, warmup_steps(train, self.epoch_steps), args.given)
         optimizer = make_optimizer(model, train)
         self.lr_scheduler = make_schedule(optimizer, train, self.max_steps, self.epoch_steps)
         if train.channels_last:
