@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from autoprog_diffusion.data.report import DataReport
 from autoprog_diffusion.growth import ConfigError
 from autoprog_diffusion.tasks.arguments import DreamboothArguments, hub_options, noise_settings
 from autoprog_diffusion.tasks.dreambooth import (
@@ -97,8 +98,10 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
         from datasets import concatenate_datasets
 
         subject = args.subject
+        report = self.data_report or DataReport()
         if subject.instance_data_dir:
-            files = list_images(subject.instance_data_dir, "instance_data_dir")
+            reading = report.add("taught from", subject.instance_data_dir)
+            files = list_images(subject.instance_data_dir, "instance_data_dir", reading)
         else:
             files = default_subject(Path(args.output.output_dir) / "instance_images", resolution, accelerator)
         instances = images_of(files, subject.instance_prompt or "")
@@ -115,6 +118,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
             steps=args.output.num_inference_steps,
             guidance=guidance_scale(args),
             seed=args.train.seed,
+            reading=report.add("kept as they are", str(folder)),
         )
         return concatenate_datasets([instances, images_of(files, subject.class_prompt or "")])
 
@@ -140,7 +144,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
         """Pictures of the subject that it was taught from."""
         folder = args.subject.instance_data_dir or Path(args.output.output_dir) / "instance_images"
         files = list_images(folder, "instance_data_dir")[: len(titles)]
-        return [("taught", [Image.open(file).convert("RGB").resize((size, size)) for file in files])]
+        return [("taught", [Image.open(file.path).convert("RGB").resize((size, size)) for file in files])]
 
 
 if __name__ == "__main__":
