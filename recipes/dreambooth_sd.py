@@ -144,7 +144,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
         """Pictures of the subject that it was taught from."""
         folder = args.subject.instance_data_dir or Path(args.output.output_dir) / "instance_images"
         files = list_images(folder, "instance_data_dir")[: len(titles)]
-        return [("taught", [Image.open(file.path).convert("RGB").resize((size, size)) for file in files])]
+        return [("taught", [Image.open(file).convert("RGB").resize((size, size)) for file in files])]
 
 
 if __name__ == "__main__":

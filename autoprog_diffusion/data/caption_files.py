@@ -56,9 +56,11 @@ def items_of_captions(listing: Listing, texts: dict[str, File], reading: Reading
             "or remove the image."
         )
     endings = sorted({file.ending for file in texts.values()})
-    reading.notes.append(f"captions are those of {len(texts)} {' and '.join(endings)} files beside the images")
+    reading.notes.append(f"captions are those of the {' and '.join(endings)} files beside the images")
     if several:
-        reading.notes.append(f"{several} of them have several lines: each is a caption, one is drawn in every epoch")
+        reading.notes.append(
+            f"{several} of the files have several lines: each is a caption, one is drawn in every epoch"
+        )
     return items
 
 

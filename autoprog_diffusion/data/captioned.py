@@ -58,10 +58,10 @@ def load_captioned_images(
         image_column=image_column,
         caption_column=caption_column,
     )
+    data = with_captions(data, lambda row: file_of(data, row))
     data = draw_samples(data, max_train_samples, seed, reading=reading)
     if not len(data):
         raise DataError("the training set is empty.")
-    data = with_captions(data, lambda row: file_of(data, row))
     if has_lists(data):
         reading.notes.append("rows have several captions: one is drawn in every epoch, by seed, epoch and row")
     return data

@@ -115,10 +115,7 @@ def load_train_and_val(
     else:
         train, val = _read_pair(train_data, columns, reading, held_out=not val_data)
     if val_data:
-        splits = read_splits(val_data, cache_dir=None, reading=validation, **columns)
-        chosen = choose_split(splits, HELD_OUT, val_data)
-        count_other_splits(splits, [chosen], validation)
-        val = _chosen(chosen, columns)
+        val = _read_validation(val_data, columns, validation)
     if val is None:
         train, val = _split(train, val_fraction, seed)
         reading.leave_out("held out for validation", count=len(val))
@@ -154,6 +151,14 @@ def _read_pair(
         val = choose_split(splits, HELD_OUT, source)
     count_other_splits(splits, [train, val], reading)
     return _chosen(train, columns), None if val is None else _chosen(val, columns)
+
+
+def _read_validation(source: str, columns: dict[str, str], reading: Reading) -> Dataset:
+    """The validation split of a source of its own."""
+    splits = read_splits(source, cache_dir=None, reading=reading, **columns)
+    val = choose_split(splits, HELD_OUT, source)
+    count_other_splits(splits, [val], reading)
+    return _chosen(val, columns)
 
 
 def _chosen(data: Dataset, columns: dict[str, str]) -> Dataset:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from PIL import Image
 
@@ -22,6 +23,8 @@ SYSTEM_FOLDERS = {
 }  # fmt: skip
 HIDDEN = "hidden"
 SYSTEM = "of the operating system"
+IN_HIDDEN = "in hidden folders"
+IN_SYSTEM = "in folders of the operating system"
 NO_IMAGE = "not an image"
 EMPTY = "empty (0 bytes)"
 BROKEN_LINK = "a broken link"
@@ -41,17 +44,17 @@ class File:
     name: str
     stamp: str
 
-    @property
+    @cached_property
     def stem(self) -> str:
         """The name without its ending."""
         return os.path.splitext(self.name)[0]
 
-    @property
+    @cached_property
     def empty(self) -> bool:
         """Whether it has no content."""
         return self.stamp.startswith("0 ")
 
-    @property
+    @cached_property
     def ending(self) -> str:
         """Ending in lower case, with its dot; empty where there is none."""
         return os.path.splitext(self.name)[1].lower()
@@ -194,8 +197,8 @@ def _reason_of_folder(base: str, name: str, listing: Listing) -> str | None:
     if reason is None:
         listing.folders.append(printable(name))
         return None
-    listing.notes.append(f"the folder {printable(name)} is skipped, it is {reason}")
-    return f"in folders that are {reason}"
+    listing.notes.append(f"the folder {printable(name)} is {reason} and not read")
+    return IN_HIDDEN if reason == HIDDEN else IN_SYSTEM
 
 
 def _add(listing: Listing, entry: os.DirEntry[str], name: str, *, reason: str | None, endings: set[str]) -> None:

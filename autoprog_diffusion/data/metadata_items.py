@@ -61,6 +61,12 @@ def items_of_rows(listing: Listing, rows: Sequence[Row], columns: Columns, readi
     return good
 
 
+def unlisted_reason(listing: Listing) -> str:
+    """Why images are left out that no metadata file names."""
+    names = {os.path.basename(file.name) for file in listing.metadata}
+    return f"not listed in {' or '.join(sorted(names))}"
+
+
 def _check_columns(rows: Sequence[Row], columns: Columns) -> None:
     """Refuse metadata that lacks the columns that are asked for."""
     keys = keys_of(rows)

@@ -1,4 +1,4 @@
-"""What a data set holds, what of it is used and what is left out: one table at the start of a run, and in run.json."""
+"""Count what a data set holds, and what of it is left out: for a table at the start of a run, and for run.json."""
 
 from __future__ import annotations
 

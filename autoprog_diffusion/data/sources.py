@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .folders import read_captioned, read_labelled
+from .captioned_folder import read_captioned
+from .class_folders import read_labelled
 from .images import DataError
 from .items import Columns
 from .listing import File, Listing, list_files, printable
 from .report import DataReport, Reading
 from .splits import TRAIN, WHOLE, group_tables
-from .tables import read_npz, read_parquet
+from .tables import has_columns, read_npz, read_parquet
 
 
 if TYPE_CHECKING:
@@ -234,23 +235,31 @@ def _wanted(columns: dict[str, str]) -> Columns:
 
 def _read_folder(listing: Listing, cache_dir: str | None, reading: Reading, columns: dict[str, str]) -> Splits:
     """Images with captions or classes where there are some, else parquet files."""
-    if listing.empty:
-        raise DataError(f"{printable(listing.root)} is not a folder with files in it.")
     wanted = _wanted(columns)
-    read = read_labelled if wanted.flag == "label_column" else read_captioned
-    splits = read(listing, wanted, reading)
+    if listing.empty and wanted.flag != "label_column":
+        raise DataError(f"{printable(listing.root)} is not a folder with files in it.")
+    splits = _read_images(listing, wanted, reading)
     if splits is not None:
         return splits
     tables = listing.tables or [file for file in listing.metadata if file.ending == ".parquet"]
-    if tables:
+    # A stray file beside images is not the data.
+    if tables and (not listing.images or has_columns(tables[0].path, columns.values())):
         return _read_tables(listing, tables, cache_dir, reading, columns)
-    if not listing.images:
+    if not listing.images and not listing.empty:
         held = [file.name for file in (*listing.others, *listing.captions, *listing.metadata)]
         held += [name for names in listing.skipped.values() for name in names]
         raise DataError(f"{listing.root} holds no image and no parquet file; it holds for example {held[:5]}.")
     if wanted.flag == "label_column":
         raise DataError(f"{listing.root} has no folders: it must hold one folder of images per class.")
     raise wanted.missing(wanted.flag, ["image"])
+
+
+def _read_images(listing: Listing, wanted: Columns, reading: Reading) -> Splits | None:
+    """Images that have captions or classes, by split; None where there are none."""
+    if wanted.flag == "label_column":
+        return read_labelled(listing, wanted, reading)
+    data = read_captioned(listing, wanted, reading)
+    return None if data is None else {WHOLE: data}
 
 
 def _read_tables(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,18 @@ def read_parquet(
     if classes and label_column in data.column_names:
         data = data.cast_column(label_column, datasets.ClassLabel(names=classes))
     return data
+
+
+def has_columns(file: str, names: Iterable[str]) -> bool:
+    """Whether a parquet file has all these columns; False for one that cannot be read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(file)
+    except (OSError, ValueError, pyarrow.ArrowException):
+        return False
+    return set(names) <= set(schema.names)
 
 
 def read_npz(path: Path) -> dict[str, Dataset]:

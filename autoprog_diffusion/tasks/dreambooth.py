@@ -15,7 +15,7 @@ from autoprog_diffusion.data.emoji import emoji_dataset
 from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.data.items import image_table, leave_out_unused
 from autoprog_diffusion.data.latents import Batch
-from autoprog_diffusion.data.listing import File, Listing, list_files
+from autoprog_diffusion.data.listing import File, Listing, list_files, stamp_of
 from autoprog_diffusion.data.report import Reading
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.training.samples import sampling, seeds
@@ -77,7 +77,7 @@ def check_subject(subject: SubjectSettings) -> None:
         raise ConfigError(f"--prior_loss_weight {subject.prior_loss_weight} is not allowed: use 0 or more.")
 
 
-def list_images(folder: str | Path, flag: str, reading: Reading | None = None, most: int | None = None) -> list[File]:
+def list_images(folder: str | Path, flag: str, reading: Reading | None = None, most: int | None = None) -> list[Path]:
     """The image files of a folder, in the order of their names; folders in it are not read.
 
     Args:
@@ -99,7 +99,7 @@ def list_images(folder: str | Path, flag: str, reading: Reading | None = None, m
     if reading is not None:
         leave_out_unused(listing, files, reading, f"beyond the first {most}")
         reading.used = len(files)
-    return files
+    return [Path(file.path) for file in files]
 
 
 def _held(listing: Listing) -> str:
@@ -109,9 +109,10 @@ def _held(listing: Listing) -> str:
     return f"; it holds for example {names[:3]}" if names else ""
 
 
-def images_of(files: Sequence[File], prompt: str) -> datasets.Dataset:
+def images_of(files: Sequence[Path], prompt: str) -> datasets.Dataset:
     """Columns `image` and `text`, the same prompt for every file."""
-    return image_table(files, "image", {"text": [prompt] * len(files)})
+    found = [File(str(file), file.name, stamp_of(file.stat())) for file in files]
+    return image_table(found, [prompt] * len(found), image_column="image", column="text")
 
 
 def draw_class_images(
@@ -125,7 +126,7 @@ def draw_class_images(
     guidance: float,
     seed: int,
     reading: Reading | None = None,
-) -> list[File]:
+) -> list[Path]:
     """The files of the class, after the pipeline has drawn those that are missing; processes share the work.
 
     Every picture has a seed of its own, so that a run that was killed here draws the same ones.
@@ -191,7 +192,7 @@ def _missing_pictures(folder: Path, count: int) -> list[int]:
     return [number for number in range(count - len(given)) if _drawn_name(number) not in present]
 
 
-def default_subject(folder: Path, size: int, accelerator: Accelerator) -> list[File]:
+def default_subject(folder: Path, size: int, accelerator: Accelerator) -> list[Path]:
     """Six faces of a blue cat, saved as files: Twemoji's yellow one with red and blue exchanged."""
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
