@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .images import DataError
+from .errors import DataError
 from .items import Item
 from .listing import File, Listing
 from .metadata import read_text

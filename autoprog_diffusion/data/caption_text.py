@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from .images import DataError
+from .errors import DataError
 
 
 if TYPE_CHECKING:

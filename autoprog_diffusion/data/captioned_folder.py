@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .caption_files import caption_files, items_of_captions
 from .caption_text import as_captions
-from .images import DataError
+from .errors import DataError
 from .items import Columns, Item, image_table, leave_out_unused
 from .listing import File, Listing
 from .metadata import Row

@@ -15,7 +15,7 @@ from autoprog_diffusion.growth.errors import ConfigError
 
 from .cache import ArrayCache, build_cache, module_fingerprint, text_fingerprint
 from .caption_text import Caption
-from .images import DataError
+from .errors import DataError
 
 
 if TYPE_CHECKING:

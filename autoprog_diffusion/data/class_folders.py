@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .images import DataError
+from .errors import DataError
 from .items import Columns, Item, image_table, leave_out_unused
 from .listing import File, Listing
 from .metadata_items import items_of_rows, keys_of, read_rows, unlisted_reason

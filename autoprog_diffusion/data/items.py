@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .images import DataError
+from .errors import DataError
 from .listing import NO_IMAGE, File, Listing
 from .report import Reading
 

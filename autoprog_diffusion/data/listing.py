@@ -10,7 +10,7 @@ from functools import cached_property
 
 from PIL import Image
 
-from .images import DataError
+from .errors import DataError
 
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

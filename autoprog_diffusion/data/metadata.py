@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .images import DataError
+from .errors import DataError
 from .listing import File
 
 

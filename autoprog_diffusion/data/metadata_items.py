@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .images import UNREADABLE, DataError
+from .errors import DataError
 from .items import FILE_NAME, Columns, Item
 from .listing import NO_IMAGE, File, Listing, image_endings, stamp_of
 from .metadata import Row, read_metadata
@@ -112,7 +112,8 @@ def _is_image(path: str) -> bool:
     try:
         with Image.open(path):
             return True
-    except UNREADABLE:
+    except Exception:
+        # Pillow's formats raise errors of any kind on content that is not theirs.
         return False
 
 

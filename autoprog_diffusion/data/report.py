@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from bisect import bisect_right
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 
 logger = logging.getLogger(__name__)
+DAMAGED = "damaged"
 EXAMPLES = 3  # names that the table gives for each reason
 
 
@@ -114,6 +117,16 @@ class DataReport:
         reading = Reading(verb, source)
         self.readings.append(reading)
         return reading
+
+    def leave_out_rows(self, reason: str, rows: Iterable[int]) -> None:
+        """Count rows of the data that are left out after all; its rows are those of the readings, one after another."""
+        if not self.readings:
+            return
+        ends = list(accumulate(reading.used for reading in self.readings))
+        for row in rows:
+            reading = self.readings[bisect_right(ends, row)]
+            reading.used -= 1
+            reading.leave_out(reason, count=1)
 
     def table(self) -> str:
         """All readings as lines of text."""

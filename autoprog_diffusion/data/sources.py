@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .captioned_folder import read_captioned
 from .class_folders import read_labelled
-from .images import DataError
+from .errors import DataError
 from .items import Columns
 from .listing import File, Listing, list_files, printable
 from .report import DataReport, Reading

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .images import DataError
+from .errors import DataError
 from .listing import File, Listing
 
 

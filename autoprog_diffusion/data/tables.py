@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .images import DataError
+from .errors import DataError
 from .rows import split_by
 from .splits import WHOLE
 

@@ -109,10 +109,11 @@ def _held(listing: Listing) -> str:
     return f"; it holds for example {names[:3]}" if names else ""
 
 
-def images_of(files: Sequence[Path], prompt: str) -> datasets.Dataset:
-    """Columns `image` and `text`, the same prompt for every file."""
+def images_of(files: Sequence[Path], prompt: str, *, subject: bool = True) -> datasets.Dataset:
+    """Columns `image` and `text`, the same prompt for every file, and `subject`: whether they show it or its class."""
     found = [File(str(file), file.name, stamp_of(file.stat())) for file in files]
-    return image_table(found, [prompt] * len(found), image_column="image", column="text")
+    data = image_table(found, [prompt] * len(found), image_column="image", column="text")
+    return data.add_column("subject", [subject] * len(found))  # type: ignore[call-arg]
 
 
 def draw_class_images(

@@ -16,8 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from autoprog_diffusion.data.captioned import load_captioned_images
+from autoprog_diffusion.data.damaged import usable_images
 from autoprog_diffusion.data.latents import Latents
-from autoprog_diffusion.data.report import DataReport
+from autoprog_diffusion.data.report import DAMAGED, DataReport
 from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 
@@ -145,6 +146,8 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         config, plan = growth_config(args.growth, multiple=multiple, ema_decay=ema_decay, seed=train.seed)
         self.data_report = DataReport()
         data = self.data(args, pipeline, resolution, accelerator)
+        data, damaged = usable_images(data, args.data.corrupt, accelerator)
+        self.data_report.leave_out_rows(DAMAGED, damaged)
         self.data_report.log()
         loader = self.loader(data, args, resolution)
         rows: Any = loader.dataset

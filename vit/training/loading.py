@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autoprog_diffusion.data.damaged import usable_images
 from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.data.labelled import class_names, load_train_and_val
-from autoprog_diffusion.data.report import DataReport
+from autoprog_diffusion.data.report import DAMAGED, DataReport
 from autoprog_diffusion.data.rows import split_by
 from autoprog_diffusion.growth.errors import ConfigError
 
@@ -20,6 +21,7 @@ from .data import Decoded, Encoded, decode_all
 
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from datasets import Dataset
 
 
@@ -42,13 +44,14 @@ class Data:
     report: DataReport | None = None
 
 
-def load_data(args: SharedArguments, *, size: int, held_out: int = 0) -> Data:
+def load_data(args: SharedArguments, *, size: int, held_out: int = 0, accelerator: Accelerator | None = None) -> Data:
     """Load the data that the arguments name; in memory where it fits.
 
     Args:
         args: Arguments of any script.
         size: Side of the images in pixels.
         held_out: Number of training images to set aside for a search.
+        accelerator: Its processes share the search for damaged images.
 
     Raises:
         DataError: As `load_train_and_val`, or an image cannot be decoded and `--corrupt refuse`.
@@ -61,10 +64,10 @@ def load_data(args: SharedArguments, *, size: int, held_out: int = 0) -> Data:
         train, aside = _set_aside(train, held_out, seed)
         report.readings[0].leave_out("set aside for the search", count=held_out)
     crop = args.augment if args.augment.crop == "resized" else None
-    rows = _decoded_if_small(train, args, size, crop)
-    val_rows = _decoded_if_small(val, args, size)
+    rows = _decoded_if_small(train, args, size, accelerator=accelerator, crop=crop)
+    val_rows = _decoded_if_small(val, args, size, accelerator=accelerator)
     for reading, data, used in zip(report.readings, (train, val), (rows, val_rows)):
-        reading.leave_out("that cannot be decoded", count=len(data) - len(used))
+        reading.leave_out(DAMAGED, count=len(data) - len(used))
         reading.used = len(used)
     report.log()
     return Data(
@@ -113,11 +116,17 @@ def check_sizes(size: int, resolutions: Sequence[int], multiple: int) -> None:
 
 
 def _decoded_if_small(
-    data: Dataset, args: SharedArguments, size: int, crop: AugmentSettings | None = None
+    data: Dataset,
+    args: SharedArguments,
+    size: int,
+    *,
+    accelerator: Accelerator | None,
+    crop: AugmentSettings | None = None,
 ) -> Decoded | Encoded:
     if len(data) * 3 * size**2 <= args.data.memory * 2**20:
         return decode_all(data, size, args.data.corrupt)
-    return Encoded(data, size=size, crop=crop, corrupt=args.data.corrupt, seed=args.train.seed)
+    data, _ = usable_images(data, args.data.corrupt, accelerator)
+    return Encoded(data, size=size, crop=crop, seed=args.train.seed)
 
 
 def _set_aside(data: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
