@@ -28,6 +28,11 @@ _REPEATS = re.compile(r"\d+_")
 def read_captioned(listing: Listing, columns: Columns, reading: Reading) -> Dataset | None:
     """The images to train on, with their captions; None where the folder has no captions.
 
+    Args:
+        listing: Of the folder.
+        columns: Those that are asked for.
+        reading: Counts what is left out.
+
     Raises:
         DataError: Captions are missing, come from two sources, or belong to files that are not there.
     """
@@ -48,7 +53,10 @@ def read_captioned(listing: Listing, columns: Columns, reading: Reading) -> Data
         return None
     chosen = _of_split(items, splits, listing, reading)
     used = [item.file for item in items]
-    used += [file for name in splits for file in _of_folder(listing, name) if name != TRAIN]
+    for name in splits:
+        if name != TRAIN:
+            # They are counted by their split.
+            used += _of_folder(listing, name)
     leave_out_unused(listing, [*texts.values(), *used], reading, unlisted)
     _note_repeats(listing, reading)
     return _table(chosen, columns)
@@ -79,8 +87,8 @@ def _of_split(items: Sequence[Item], splits: Sequence[str], listing: Listing, re
         raise DataError(f"{listing.root} has the splits {list(splits)}, none of ['train'].")
     for name in splits:
         if name != TRAIN:
-            images = _of_folder(listing, name)
-            reading.leave_out(f"in the split {name}", [file.name for file in images])
+            names = [file.name for file in _of_folder(listing, name)]
+            reading.leave_out(f"in the split {name}", names)
     chosen = []
     outside = []
     for item in items:

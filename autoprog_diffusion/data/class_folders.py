@@ -22,6 +22,11 @@ OUTSIDE = "outside of the class folders"
 def read_labelled(listing: Listing, columns: Columns, reading: Reading) -> dict[str, Dataset] | None:
     """Images with their labels, by split; None where the folder has neither labels nor class folders.
 
+    Args:
+        listing: Of the folder.
+        columns: Those that are asked for.
+        reading: Counts what is left out.
+
     Raises:
         DataError: A class folder holds no image, or metadata names files that are not there.
     """
@@ -32,7 +37,10 @@ def read_labelled(listing: Listing, columns: Columns, reading: Reading) -> dict[
         groups = _by_split(listing, items, reading)
         used = [item.file for item in items]
         leave_out_unused(listing, used, reading, unlisted_reason(listing))
-        return {name: _table(group, columns) for name, group in groups.items()}
+        tables = {}
+        for name, group in groups.items():
+            tables[name] = _table(group, columns)
+        return tables
     folders = {top_folder(file) for file in listing.images}
     folders.discard("")
     if not folders or (listing.tables and len(folders) < 2):
@@ -48,6 +56,10 @@ def read_labelled(listing: Listing, columns: Columns, reading: Reading) -> dict[
 def read_class_folders(listing: Listing, reading: Reading) -> dict[str, Dataset]:
     """Images in one folder per class, in alphabetical order, as torchvision's ImageFolder; by split.
 
+    Args:
+        listing: Of the folder.
+        reading: Counts what is left out.
+
     Raises:
         DataError: There is no class folder, or one holds no image.
     """
@@ -59,11 +71,14 @@ def read_class_folders(listing: Listing, reading: Reading) -> dict[str, Dataset]
         found = _by_class(listing, prefix)
         if not found:
             unlabelled = _without_classes(listing, prefix)
-            reading.leave_out(f"in {name}, which has no class folders", [file.name for file in unlabelled])
+            names = [file.name for file in unlabelled]
+            reading.leave_out(f"in {name}, which has no class folders", names)
             used += unlabelled
             continue
         _check_filled(listing, prefix, found)
-        files = [file for group in found.values() for file in group]
+        files = []
+        for group in found.values():
+            files += group
         used += files
         data[name] = _class_table(files, found)
     leave_out_unused(listing, used, reading, OUTSIDE)
@@ -72,16 +87,18 @@ def read_class_folders(listing: Listing, reading: Reading) -> dict[str, Dataset]
 
 def _by_class(listing: Listing, prefix: str) -> dict[str, list[File]]:
     """Images by class below a folder."""
-    below = [name.removeprefix(prefix) for name in listing.folders if name.startswith(prefix)]
     found: dict[str, list[File]] = {}
-    for name in sorted(below):
-        if "/" not in name:
+    for folder in sorted(listing.folders):
+        name = folder.removeprefix(prefix)
+        if folder.startswith(prefix) and "/" not in name:
             found[name] = []
     for file in listing.images:
-        if file.name.startswith(prefix):
-            name, slash, _ = file.name.removeprefix(prefix).partition("/")
-            if slash:
-                found[name].append(file)
+        if not file.name.startswith(prefix):
+            continue
+        inside = file.name.removeprefix(prefix)
+        name, slash, _ = inside.partition("/")
+        if slash:
+            found[name].append(file)
     return found
 
 
@@ -98,9 +115,12 @@ def _check_filled(listing: Listing, prefix: str, found: dict[str, list[File]]) -
     empty = [name for name, files in found.items() if not files]
     if not empty:
         return
+    but = ""
     inside = tuple(f"{prefix}{name}/" for name in empty)
-    held = [file.name for file in listing.others if file.name.startswith(inside)]
-    but = f", only files such as {held[0]}" if held else ""
+    for file in listing.others:
+        if file.name.startswith(inside):
+            but = f", only files such as {file.name}"
+            break
     raise DataError(f"the class folders {empty[:5]} of {listing.root} hold no image{but}: fill them or remove them.")
 
 
@@ -133,10 +153,12 @@ def _by_split(listing: Listing, items: list[Item], reading: Reading) -> dict[str
 
 def _table(items: Sequence[Item], columns: Columns) -> Dataset:
     """Items as a data set with the columns that were asked for, and `stamp`; labels of several types become text."""
+    files = [item.file for item in items]
     values: list[Any] = [item.value for item in items]
     kinds = {type(value) for value in values}
     kinds.discard(type(None))
     if len(kinds) > 1:
-        values = [None if value is None else str(value) for value in values]
-    files = [item.file for item in items]
+        for row, value in enumerate(values):
+            if value is not None:
+                values[row] = str(value)
     return image_table(files, values, image_column=columns.image, column=columns.value)

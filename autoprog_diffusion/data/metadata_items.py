@@ -23,21 +23,34 @@ def read_rows(listing: Listing) -> list[Row]:
     Raises:
         DataError: Two of them lie in one folder, or one cannot be read.
     """
-    folders = Counter(os.path.dirname(file.name) for file in listing.metadata)
-    for folder, count in folders.items():
-        if count > 1:
-            names = [file.name for file in listing.metadata if os.path.dirname(file.name) == folder]
-            raise DataError(f"{listing.root} has {count} metadata files in one folder, {names}: keep one of them.")
-    return [row for file in listing.metadata for row in read_metadata(file)]
+    rows: list[Row] = []
+    by_folder: dict[str, str] = {}
+    for file in listing.metadata:
+        folder = os.path.dirname(file.name)
+        if folder in by_folder:
+            names = [by_folder[folder], file.name]
+            raise DataError(f"{listing.root} has 2 metadata files in one folder, {names}: keep one of them.")
+        by_folder[folder] = file.name
+        rows += read_metadata(file)
+    return rows
 
 
 def keys_of(rows: Iterable[Row]) -> list[str]:
     """Columns of metadata rows, in the order in which they appear."""
-    return list(dict.fromkeys(key for row in rows for key in row.values))
+    keys: dict[str, None] = {}
+    for row in rows:
+        keys.update(dict.fromkeys(row.values))
+    return list(keys)
 
 
 def items_of_rows(listing: Listing, rows: Sequence[Row], columns: Columns, reading: Reading) -> list[Item]:
     """The images that metadata rows name, in the order of the rows.
+
+    Args:
+        listing: Of the folder.
+        rows: Of its metadata files.
+        columns: Those that are asked for.
+        reading: Counts what lies outside of the folder and is no image; gets notes.
 
     Raises:
         DataError: A column is missing, a row has no file name, or its file is not there.
@@ -51,7 +64,8 @@ def items_of_rows(listing: Listing, rows: Sequence[Row], columns: Columns, readi
         if file is None:
             missing.append(row)
         else:
-            items.append(Item(file, row.values.get(columns.value), row.where))
+            value = row.values.get(columns.value)
+            items.append(Item(file, value, row.where))
     if missing:
         raise _no_file(listing, missing, columns.file_key)
     good = _images_of(items, listing.root, reading)
@@ -70,7 +84,10 @@ def unlisted_reason(listing: Listing) -> str:
 def _check_columns(rows: Sequence[Row], columns: Columns) -> None:
     """Refuse metadata that lacks the columns that are asked for."""
     keys = keys_of(rows)
-    shown = ["image" if key == FILE_NAME else key.removesuffix(f"_{FILE_NAME}") for key in keys]
+    shown = []
+    for key in keys:
+        name = key.removesuffix(f"_{FILE_NAME}")
+        shown.append("image" if name == FILE_NAME else name)
     if columns.file_key not in keys:
         if shown == keys:
             raise DataError(f"{rows[0].file.name} has the columns {keys}, but no {FILE_NAME}. {columns.hint}")
@@ -117,6 +134,16 @@ def _is_image(path: str) -> bool:
         return False
 
 
+def _name_of(row: Row, key: str) -> str:
+    """The file name of a row."""
+    name = row.values.get(key)
+    if not isinstance(name, str) or not name.strip():
+        raise DataError(f"{row.where} has no {key}: got {name!r}.")
+    if "://" in name:
+        raise DataError(f"{row.where}: {key} {name!r} is an address: download the file, and give its name.")
+    return name
+
+
 class _Finder:
     """Finds the files that metadata rows name."""
 
@@ -129,14 +156,14 @@ class _Finder:
     def find(self, row: Row, key: str) -> File | None:
         """The file of a row, or None where it is not there.
 
+        Args:
+            row: Of a metadata file, to whose folder names are relative.
+            key: Column that holds the file name.
+
         Raises:
             DataError: The row has no file name, or names an address.
         """
-        name = row.values.get(key)
-        if not isinstance(name, str) or not name.strip():
-            raise DataError(f"{row.where} has no {key}: got {name!r}.")
-        if "://" in name:
-            raise DataError(f"{row.where}: {key} {name!r} is an address: download the file, and give its name.")
+        name = _name_of(row, key)
         folder = os.path.dirname(row.file.path)
         path = os.path.normpath(os.path.join(folder, name))
         # Windows writes backslashes.
@@ -161,18 +188,33 @@ class _Finder:
     def _like(self, path: str) -> File | None:
         """The file whose name has the same letters in another Unicode form, as a Mac writes them."""
         if self._normal is None:
-            self._normal = {unicodedata.normalize("NFC", path): file for path, file in self._files.items()}
-        return self._normal.get(unicodedata.normalize("NFC", path))
+            self._normal = {}
+            for known, file in self._files.items():
+                self._normal[_composed(known)] = file
+        return self._normal.get(_composed(path))
+
+
+def _composed(path: str) -> str:
+    """The Unicode form in which an accented letter is one character."""
+    return unicodedata.normalize("NFC", path)
 
 
 def _no_file(listing: Listing, rows: Sequence[Row], key: str) -> DataError:
     """The error for rows whose file is not there."""
     row = rows[0]
     name = row.values[key]
-    base = os.path.basename(name.replace("\\", "/")).lower()
-    near = [file.name for file in listing.images if os.path.basename(file.name).lower() == base]
-    hint = f" There is {near[0]}: file names are relative to the metadata file." if near else ""
-    more = f" {len(rows)} rows name files that are not there." if len(rows) > 1 else ""
-    return DataError(
-        f"{row.where}: there is no file {name!r}.{hint}{more} Add the files, or remove the rows from the metadata."
-    )
+    words = [f"{row.where}: there is no file {name!r}."]
+    base = _base(name)
+    near = [file.name for file in listing.images if _base(file.name) == base]
+    if near:
+        words.append(f"There is {near[0]}: file names are relative to the metadata file.")
+    if len(rows) > 1:
+        words.append(f"{len(rows)} rows name files that are not there.")
+    words.append("Add the files, or remove the rows from the metadata.")
+    return DataError(" ".join(words))
+
+
+def _base(name: str) -> str:
+    """Last part of a name, in lower case."""
+    portable = name.replace("\\", "/")
+    return os.path.basename(portable).lower()

@@ -119,7 +119,12 @@ class DataReport:
         return reading
 
     def leave_out_rows(self, reason: str, rows: Iterable[int]) -> None:
-        """Count rows of the data that are left out after all; its rows are those of the readings, one after another."""
+        """Count rows that are left out after all.
+
+        Args:
+            reason: Words that follow a number.
+            rows: Row numbers of the data, which has the rows of all readings one after another.
+        """
         if not self.readings:
             return
         ends = list(accumulate(reading.used for reading in self.readings))

@@ -18,7 +18,12 @@ def split_by(data: Dataset, held_out: np.ndarray) -> tuple[Dataset, Dataset]:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """`most` of `count` rows, evenly spread; all rows where there are fewer."""
+    """Row numbers, evenly spread; all rows where there are fewer.
+
+    Args:
+        count: Number of rows.
+        most: How many to take of them.
+    """
     most = min(most, count)
     return [row * count // most for row in range(most)]
 
