@@ -37,5 +37,6 @@ def image_names(data: Dataset, column: str) -> Iterable[str]:
     from datasets import Image
 
     paths = data.select_columns(column).cast_column(column, Image(decode=False)).flatten()
-    for path in paths.select_columns(f"{column}.path")[:][f"{column}.path"]:
+    # `flatten` may leave a format of the column that it replaced.
+    for path in paths.with_format(None).select_columns(f"{column}.path")[:][f"{column}.path"]:
         yield PurePath(path).name if path else ""

@@ -25,6 +25,7 @@ from .output import RUN_FILE
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+DATA_KEY = "data_report"  # what the data holds: beside the groups of flags
 PACKAGES = ("autoprog-diffusion", "torch", "accelerate", "diffusers", "transformers", "peft", "timm", "datasets")
 
 
@@ -45,6 +46,7 @@ def read_starts(file: Path) -> list[JSON]:
         return []
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
+        values.pop(DATA_KEY, None)
         return values.get("starts") or [{"step": 0, "settings": values}]
     except (OSError, ValueError, AttributeError) as error:
         raise StateError(
@@ -138,14 +140,22 @@ def applied_line(starts: Sequence[JSON], args: Any) -> str | None:
     return f"resumed with {', '.join(words)}" if words else None
 
 
-def note_start(file: Path, before: Sequence[JSON], start: JSON) -> None:
+def note_start(file: Path, before: Sequence[JSON], start: JSON, data_report: JSON | None = None) -> None:
     """Add a start to `run.json`; earlier ones are never changed.
 
     The settings of the start that began from nothing also stand at the top, where older versions looked for them.
+
+    Args:
+        file: The file.
+        before: Earlier starts.
+        start: This one.
+        data_report: What today's data holds, and what of it is left out.
     """
     starts = [*before, start]
     first = [entry for entry in starts if entry["step"] == 0] or starts
     values = {**first[-1]["settings"], "starts": starts}
+    if data_report is not None:
+        values[DATA_KEY] = data_report
     write_text_atomically(file, json.dumps(values, indent=2) + "\n")
 
 

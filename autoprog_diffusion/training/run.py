@@ -228,7 +228,8 @@ def begin(trainer: Trainer, args: HasOutput) -> None:
         trainer.growth.plan.save(folder / "growth_plan.json")
         # A new folder takes over the history of the run that it goes on with.
         known = read_starts(file) or before
-        note_start(file, known if output.resume_from_checkpoint else [], start_of(trainer, args))
+        report = None if trainer.data_report is None else trainer.data_report.to_dict()
+        note_start(file, known if output.resume_from_checkpoint else [], start_of(trainer, args), report)
     keep_in_checkpoints(accelerator, file)
 
 

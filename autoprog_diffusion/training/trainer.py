@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from autoprog_diffusion.data.report import DataReport
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.protocol import Growth
 
@@ -63,6 +64,7 @@ class Trainer(ABC):
         step: Number of optimizer steps done.
         max_steps: Number of optimizer steps of the run.
         epoch_batches: Batches of an epoch on this process.
+        data_report: What the data holds and what of it is left out, if that is known.
         root: Folder of the checkpoints.
         ends: What hears the signals that end the run early; it hears none by default.
         identity: Of the data, so that a resumed run notices other data.
@@ -74,6 +76,7 @@ class Trainer(ABC):
     lr_scheduler: Any
     max_steps: int
     epoch_batches: int
+    data_report: DataReport | None = None
 
     def __init__(
         self,

@@ -80,6 +80,7 @@ class ViTTrainer(Trainer):
         )
         self.data = data
         self.identity = data.identity
+        self.data_report = data.report
         self.args = args
         self._plan = plan
         images_a_batch = train.batch_size * accelerator.num_processes
