@@ -182,11 +182,13 @@ class GrowthConfig:
         """Read a configuration that `save` wrote.
 
         Raises:
-            ConfigError: The file is not JSON or holds unknown fields.
+            ConfigError: The file is missing, not JSON, or holds unknown fields.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except OSError as error:
+            raise ConfigError(f"cannot read the growth configuration {path}: {error}.") from error
+        except ValueError as error:  # not JSON, or not text at all
             raise ConfigError(f"{path} is not a JSON file: {error}.") from error
         return cls.from_dict(values)
 
