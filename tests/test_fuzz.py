@@ -11,9 +11,7 @@ import pytest
 from . import fuzz
 
 
-def test_damage_of_everything_that_is_read_ends_in_an_error_of_ours_or_in_what_is_reported(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_reader_and_resume_end_in_an_error_of_ours_or_in_what_they_report() -> None:
     with fuzz.silence():
         fuzzer = fuzz.fuzz(seconds=5, seed=0)
     assert not fuzzer.findings, "\n".join(fuzzer.findings)

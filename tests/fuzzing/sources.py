@@ -14,6 +14,7 @@ from data.damage import encode, picture
 from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.images import read_image
 from autoprog_diffusion.data.labelled import load_train_and_val
+from autoprog_diffusion.data.report import DataReport
 
 from .mutate import changed_value, damaged, require
 
@@ -37,8 +38,14 @@ class Captions:
             (self._folder / f"{number}.png").write_bytes(self._image)
         write = chance.choice([self._lines, self._table, self._texts])
         write(chance)
-        data = load_captioned_images(train_data_dir=str(self._folder), resolution=8, cache_dir=str(self._cache))
-        require(0 < len(data) <= COUNT, f"{len(data)} rows of {COUNT} images")
+        report = DataReport()
+        data = load_captioned_images(
+            train_data_dir=str(self._folder), resolution=8, cache_dir=str(self._cache), report=report
+        )
+        (reading,) = report.readings
+        require(reading.used == len(data), f"{len(data)} rows, reported as {reading.line()}")
+        require(reading.found >= COUNT, f"of {COUNT} images some are not reported: {reading.line()}")
+        require(len(data), "no row, and no error")
         for row, text in enumerate(data["text"]):
             texts = text if isinstance(text, list) else [text]
             require(texts and all(isinstance(one, str) and one.strip() for one in texts), f"row {row} has {text!r}")
