@@ -31,7 +31,8 @@ from torch import nn
 
 from autoprog_diffusion.tasks.arguments import LoraArguments, hub_options, noise_settings
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, flow_family, text_length
-from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, check_flow_flags, load_any, save_lora
+from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, check_flow_flags, load_any
+from autoprog_diffusion.tasks.lora_file import check_lora_saves, save_lora
 from autoprog_diffusion.tasks.sdxl import TextToImageXL
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
@@ -69,6 +70,7 @@ class FinetuneLora(TextToImageRecipe[LoraArguments]):
     def load(self, args: LoraArguments) -> Any:
         pipeline = load_any(self.model_name(args), **hub_options(args))
         add_lora(self.denoiser(pipeline), args.lora, args.train.seed)
+        check_lora_saves(pipeline, self.denoiser(pipeline))
         return pipeline
 
     def denoiser(self, pipeline: Any) -> nn.Module:
