@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def _scales(model: nn.Module, adapter: str) -> dict[str, tuple[float, bool]]:
     scales = {}
     for name, module in model.named_modules():
         layer: Any = module
-        if isinstance(layer, BaseTunerLayer) and adapter in getattr(layer, "scaling", {}):
+        if isinstance(module, BaseTunerLayer) and adapter in getattr(layer, "scaling", {}):
             apart = adapter in getattr(layer, "lora_magnitude_vector", {})
             scales[name] = (layer.scaling[adapter], apart)
     return scales
@@ -154,7 +155,7 @@ def _scales(model: nn.Module, adapter: str) -> dict[str, tuple[float, bool]]:
 def _quiet() -> Iterator[None]:
     """Silence notes, such as that a text encoder has no adapters: the comparison says what is wrong."""
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

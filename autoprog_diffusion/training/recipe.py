@@ -65,6 +65,10 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         """The side of an image must be a multiple of this: the VAE's factor times the denoiser's patch."""
         return pipeline.vae_scale_factor
 
+    def drawn_multiple(self, pipeline: Any) -> int:
+        """The side of a picture that the pipeline draws must be a multiple of this; a stage's images need not be."""
+        return self.multiple(pipeline)
+
     def data(self, args: AnyArguments, pipeline: Any, resolution: int, accelerator: Accelerator) -> datasets.Dataset:
         """The training set; by default columns `image` and `text`."""
         del pipeline, accelerator
@@ -135,7 +139,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         denoiser = self.denoiser(pipeline)
         multiple = self.multiple(pipeline)
         resolution = args.data.resolution or self.resolution(pipeline)
-        check_resolution(resolution, multiple)
+        check_resolution(resolution, self.drawn_multiple(pipeline))
         ema_decay = train.ema_decay if train.use_ema else None
         config, plan = growth_config(args.growth, multiple=multiple, ema_decay=ema_decay, seed=train.seed)
         data = self.data(args, pipeline, resolution, accelerator)
@@ -175,7 +179,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
 
 
 def check_resolution(resolution: int, multiple: int) -> None:
-    """Refuse a side of the images that the VAE or the denoiser cannot divide.
+    """Refuse a side of the images that the VAE or the denoiser cannot divide, or the pipeline does not draw.
 
     Raises:
         ConfigError: The message names the multiple and the nearest size.
@@ -183,5 +187,5 @@ def check_resolution(resolution: int, multiple: int) -> None:
     if resolution <= 0 or resolution % multiple:
         near = max(multiple, round(resolution / multiple) * multiple)
         raise ConfigError(
-            f"--resolution {resolution} is not a multiple of {multiple} (VAE factor times patch): use {near}."
+            f"--resolution {resolution} is not a multiple of {multiple} (of VAE, denoiser and pipeline): use {near}."
         )
