@@ -97,7 +97,7 @@ def describe_folder(folder: Path) -> str:
     kind = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
     if kind:
         return f"It is one part of a pipeline, a {kind}: give the folder above it."
-    files = [file for file in folder.iterdir() if is_single_file(str(file))] if folder.is_dir() else []
+    files = [file for file in folder.iterdir() if file.suffix.lower() in SINGLE_FILES] if folder.is_dir() else []
     if files:
         return f"It holds checkpoint files: give one of them, for example {min(files)}."
     return "Give a folder that Diffusers' save_pretrained has written, or a Hub name."

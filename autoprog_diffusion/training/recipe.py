@@ -23,6 +23,7 @@ from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 from .arguments import Arguments, autoprog_zero, check_arguments, growth_config, take_flag
 from .build import make_accelerator, make_latents, make_loader
 from .diffusion import DiffusionTrainer, Task
+from .plain_pipeline import save_plain
 from .run import Script
 from .samples import Pictures, Row
 
@@ -107,7 +108,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
 
     def save_pipeline(self, pipeline: Any, output: Path) -> None:
         """Write the trained pipeline so that Diffusers alone loads it."""
-        pipeline.save_pretrained(output)
+        save_plain(pipeline, self.denoiser(pipeline), output)
 
     def model_name(self, args: AnyArguments) -> str:
         """Folder or Hub name of the pipeline to train."""

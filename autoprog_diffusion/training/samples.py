@@ -36,7 +36,7 @@ def sampling(pipeline: Any, scheduler: Any = None) -> Iterator[None]:
     try:
         pipeline.scheduler = own if scheduler is None else scheduler
         if checker is not None:
-            pipeline.safety_checker = None
+            pipeline.register_modules(safety_checker=None)
         for module in modules:
             module.eval()
         with torch.no_grad(), torch.random.fork_rng():
@@ -44,7 +44,7 @@ def sampling(pipeline: Any, scheduler: Any = None) -> Iterator[None]:
     finally:
         pipeline.scheduler = own
         if checker is not None:
-            pipeline.safety_checker = checker
+            pipeline.register_modules(safety_checker=checker)
         for module, mode in zip(modules, modes):
             module.train(mode)
 
