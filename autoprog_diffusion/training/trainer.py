@@ -19,6 +19,7 @@ from autoprog_diffusion.growth.protocol import Growth
 
 from .arguments import OutputArguments
 from .checkpoints import TrainingError, checkpoint_step, find_checkpoint, newest_checkpoint, write_checkpoint
+from .manifest import check_files
 from .measure import counted_flops, peak_memory, synchronize
 from .metrics import Metrics
 from .report import is_chosen, scores
@@ -135,12 +136,13 @@ class Trainer(ABC):
         """Load a checkpoint by name, or the newest complete one; returns whether there was one.
 
         Raises:
-            StateError: It is not complete, or of another plan or model.
+            StateError: It is not complete, damaged, or of another plan or model.
         """
         path = find_checkpoint(self.root, wanted)
         self.accelerator.wait_for_everyone()
         if path is None:
             return False
+        check_files(path, self.accelerator)
         self.accelerator.load_state(str(path))
         self.step = checkpoint_step(path)
         return True
