@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from autoprog_diffusion.data.report import DataReport
 from autoprog_diffusion.growth.protocol import Growth
 
 from .arguments import OutputArguments
@@ -60,6 +61,7 @@ class Trainer(ABC):
         metrics: Metrics of the steps done.
         step: Number of optimizer steps done.
         max_steps: Number of optimizer steps of the run.
+        data_report: What the data holds and what of it is left out, if that is known.
         root: Folder of the checkpoints.
     """
 
@@ -68,6 +70,7 @@ class Trainer(ABC):
     optimizer: torch.optim.Optimizer
     lr_scheduler: Any
     max_steps: int
+    data_report: DataReport | None = None
 
     def __init__(
         self,
