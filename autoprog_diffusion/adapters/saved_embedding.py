@@ -112,7 +112,8 @@ def read_embedding(folder: str | Path) -> tuple[NamedTensors, JSON]:
         about = json.loads(words)
     except ValueError as error:
         raise StateError(f"{path} is damaged: {error}.") from error
-    if "stage" not in rows or not isinstance(about, dict) or not {"points", "folded"} <= about.keys():
+    whole = isinstance(about, dict) and "points" in about and "folded" in about
+    if not whole or "stage" not in rows:
         raise StateError(f"{path} is damaged: it lacks the stage's row, or where the row enters.")
     return rows, about
 
@@ -121,8 +122,10 @@ def _checksum(rows: NamedTensors, words: str) -> str:
     """Of the rows' names and bytes, and of the words about them."""
     value = zlib.crc32(words.encode())
     for name in sorted(rows):
+        row = rows[name].contiguous()
+        content = row.view(torch.uint8).numpy()
         value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(rows[name].contiguous().view(torch.uint8).numpy().tobytes(), value)
+        value = zlib.crc32(content.tobytes(), value)
     return f"{value:08x}"
 
 
