@@ -4,9 +4,9 @@
     python benchmarks/make_fashion.py --folder /usr/share/datasets/fashion-mnist   # where the package is installed
 
 Fashion-MNIST (Zalando SE, 2017, MIT; Debian's `dataset-fashion-mnist`): 60,000 and 10,000 grey images of 28 pixels
-in ten classes. Columns `image` (PNG) and `label`; the names of the classes are in the schema's metadata. The four files
-are compared with checksums of their content, so a copy from elsewhere does as well. The files that are written are
-inputs of benchmarks: do not commit them.
+in ten classes. Columns `image` (PNG) and `label`; the names of the classes are in the schema's metadata. The four
+files are compared with checksums of their content, so a copy from elsewhere does as well. The files that are written
+are inputs of benchmarks: do not commit them.
 """
 
 from __future__ import annotations

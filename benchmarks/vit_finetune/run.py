@@ -4,7 +4,8 @@
 
 pretrains a ViT of 8 blocks, width 64, patch 6, on five classes of Fashion-MNIST at 24 pixels (once, 12,500 images),
 and then fine-tunes it to the other five by each method, on 2,500 images: same steps, same batches, own decayed rate.
-The new classes are what is worn on the chest: the other five are told apart so easily that methods would all end alike.
+The new classes are what is worn on the chest: the other five are told apart so easily that all methods would end
+alike.
 `full_short` is full fine-tuning for as many FLOPs as `zero_shot` takes. The learning rates of `full` and `last_layer`
 are chosen on another seed, by validation images that the results do not use; the other methods take that of `full`.
 One line per run in runs.jsonl; what is there is not run again. Times are CPU seconds of a single-threaded
