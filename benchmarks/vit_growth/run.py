@@ -4,9 +4,9 @@
 
 trains a ViT of 12 blocks, width 64, patch 4, on 20,000 images of Fashion-MNIST at 24 pixels. `full` is ordinary
 training for STEPS optimizer steps; `full_short` is ordinary training for as many FLOPs as `fixed` takes; all others
-grow, for STEPS steps. Every run has its own fully decayed learning rate and ends in the whole model at full resolution.
-One line per run in runs.jsonl; what is there is not run again. `--report` only prints the table and draws the plot.
-Times are CPU seconds of a single-threaded process, steps and search included, validation left out.
+grow, for STEPS steps. Every run has its own fully decayed learning rate and ends in the whole model at full
+resolution. One line per run in runs.jsonl; what is there is not run again. `--report` only prints the table and draws
+the plot. Times are CPU seconds of a single-threaded process, steps and search included, validation left out.
 """
 
 from __future__ import annotations
