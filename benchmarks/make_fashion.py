@@ -17,6 +17,7 @@ import hashlib
 import io
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def content(file: Path) -> bytes:
     """
     try:
         data = gzip.decompress(file.read_bytes())
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file} cannot be read: {error}; it is part of Debian's {PACKAGE}.") from error
     digest = hashlib.sha256(data).hexdigest()
     expected = SHA256[file.name]
