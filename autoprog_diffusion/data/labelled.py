@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .emoji import DEFAULT_STYLE, emoji_classes, emoji_in_both_styles
-from .images import DataError, undecoded
+from .images import DataError, read_image, undecoded
 from .sources import (
     HELD_OUT,
     Splits,
@@ -135,8 +135,7 @@ def example_images(data: Dataset, names: Sequence[str], size: int) -> list[Image
     labels = data["label"]
     classes = class_names(data)
     rows = [labels.index(classes.index(name)) for name in names]
-    images = [data[row]["image"].convert("RGB") for row in rows]
-    return [ImageOps.fit(image, (size, size)) for image in images]
+    return [ImageOps.fit(read_image(data, row), (size, size)) for row in rows]
 
 
 def _with_classes(data: Dataset) -> Dataset:

@@ -95,12 +95,17 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in known)
 
 
-def images_of(files: Sequence[Path], prompt: str) -> datasets.Dataset:
-    """Columns `image` and `text`, the same prompt for every file."""
+def images_of(files: Sequence[Path], prompt: str, *, subject: bool = True) -> datasets.Dataset:
+    """Columns `image` and `text`, the same prompt for every file, and `subject`: whether they show it or its class."""
     import datasets
 
     names = [str(file) for file in files]
-    columns = {"image": names, "text": [prompt] * len(files), "stamp": file_stamps(files)}
+    columns = {
+        "image": names,
+        "text": [prompt] * len(files),
+        "stamp": file_stamps(files),
+        "subject": [subject] * len(files),
+    }
     return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.data.cache import ArrayCache, build_cache, text_fingerprint
 from autoprog_diffusion.data.captions import Embeddings
-from autoprog_diffusion.data.images import read_image
+from autoprog_diffusion.data.images import read_image, undecoded
 from autoprog_diffusion.data.latents import Batch
 
 from .loading import check_unet, load_as
@@ -104,6 +104,7 @@ class TextToImageXL(TextToImage):
 
     def _measure(self, rows: Sequence[int]) -> Tensor:
         """Row numbers -> (len, 2) height and width in pixels."""
-        images = [read_image(self.latents.data, row) for row in rows]
+        data = undecoded(self.latents.data)
+        images = [read_image(data, row) for row in rows]
         sizes = [(image.height, image.width) for image in images]
         return torch.tensor(sizes)

@@ -214,6 +214,8 @@ class DataArguments:
     """Column that holds the captions."""
     max_train_samples: int | None = None
     """Use only the first so many images."""
+    corrupt: Literal["refuse", "skip"] = "refuse"
+    """What to do with images that cannot be decoded: stop and name them, or leave them out and name them."""
     resolution: int | None = None
     """Side of the training images in pixels [the pipeline's own size]."""
     center_crop: bool = False

@@ -12,7 +12,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from autoprog_diffusion.data.images import ImageSettings, cut_square, read_image, seeded
+from autoprog_diffusion.data.images import ImageSettings, cut_square, read_image, seeded, undecoded
 from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.growth import GrowthError
 
@@ -68,7 +68,7 @@ class RowDataset(Dataset):
         resolution: int | None,
         groups: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
-        self._data = data
+        self._data = undecoded(data)
         self._images = image_settings(args.data)
         self._seed = args.train.seed
         self._resolution = resolution

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from autoprog_diffusion.data.captioned import load_captioned_images
+from autoprog_diffusion.data.damaged import usable_images
 from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
@@ -139,6 +140,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         ema_decay = train.ema_decay if train.use_ema else None
         config, plan = growth_config(args.growth, multiple=multiple, ema_decay=ema_decay, seed=train.seed)
         data = self.data(args, pipeline, resolution, accelerator)
+        data, _ = usable_images(data, args.data.corrupt, accelerator)
         loader = self.loader(data, args, resolution)
         rows: Any = loader.dataset
         check_batch(len(rows), train.train_batch_size * accelerator.num_processes)

@@ -99,6 +99,8 @@ def run(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
         seconds = [later - earlier for earlier, later in pairwise(clock)]
         write_report(output, trainer.growth, trainer.metrics, dict(zip(PHASES, seconds)))
         print(f"the trained model, timeline.png and growth.json are in {output}/")
+    # A launcher ends all ranks when one fails: none may leave, and fail doing so, while the main process still writes.
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return trainer
 

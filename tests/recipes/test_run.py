@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.emoji import emoji_dataset
@@ -70,6 +71,18 @@ def test_a_corrupt_picture_stops_the_run_with_its_name(script: Script, tmp_path:
     flags = ["--cache_dir", str(tmp_path / "cache"), "--max_train_steps", "4", "--validation_prompts", "a"]
     with pytest.raises(GrowthError, match=r"image 11 of the training set cannot be decoded \(.*11\.png\)"):
         run(RECIPE, RECIPE.parse([*script.flags(tmp_path / "out"), "--train_data_dir", str(folder), *flags]))
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_reader_leaves_a_corrupt_picture_out_of_a_run(script: Script, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    (folder / "11.png").write_bytes(b"nothing")
+    flags = ["--train_data_dir", str(folder), "--cache_dir", str(tmp_path / "cache"), "--corrupt", "skip"]
+    args = RECIPE.parse([*script.flags(tmp_path / "out"), *flags, "--no-cache_latents", "--validation_prompts", "a"])
+    trainer = RECIPE.get_ready(args, RECIPE.make_accelerator(args))
+    batches = trainer.batches()
+    rows = torch.cat([next(batches)["index"] for _ in range(23 // args.train.train_batch_size)])
+    assert set(rows.tolist()) <= set(range(23))
 
 
 def test_the_default_model_brings_its_flags_and_any_flag_wins() -> None:

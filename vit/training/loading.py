@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autoprog_diffusion.data.damaged import usable_images
 from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.data.labelled import class_names, load_train_and_val
 from autoprog_diffusion.data.sources import split_by
@@ -19,6 +20,7 @@ from .data import Decoded, Encoded, decode_all
 
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from datasets import Dataset
 
 
@@ -39,13 +41,14 @@ class Data:
     classes: tuple[str, ...]
 
 
-def load_data(args: SharedArguments, *, size: int, held_out: int = 0) -> Data:
+def load_data(args: SharedArguments, *, size: int, held_out: int = 0, accelerator: Accelerator | None = None) -> Data:
     """Load the data that the arguments name; in memory where it fits.
 
     Args:
         args: Arguments of any script.
         size: Side of the images in pixels.
         held_out: Number of training images to set aside for a search.
+        accelerator: Its processes share the search for damaged images.
 
     Raises:
         DataError: As `load_train_and_val`, or an image cannot be decoded and `--corrupt refuse`.
@@ -57,8 +60,8 @@ def load_data(args: SharedArguments, *, size: int, held_out: int = 0) -> Data:
         train, aside = _set_aside(train, held_out, seed)
     crop = args.augment if args.augment.crop == "resized" else None
     return Data(
-        train=_decoded_if_small(train, args, size, crop),
-        val=_decoded_if_small(val, args, size),
+        train=_decoded_if_small(train, args, size, accelerator=accelerator, crop=crop),
+        val=_decoded_if_small(val, args, size, accelerator=accelerator),
         held_out=decode_all(aside, size, args.data.corrupt) if aside else None,
         classes=tuple(class_names(train)),
     )
@@ -100,11 +103,17 @@ def check_sizes(size: int, resolutions: Sequence[int], multiple: int) -> None:
 
 
 def _decoded_if_small(
-    data: Dataset, args: SharedArguments, size: int, crop: AugmentSettings | None = None
+    data: Dataset,
+    args: SharedArguments,
+    size: int,
+    *,
+    accelerator: Accelerator | None,
+    crop: AugmentSettings | None = None,
 ) -> Decoded | Encoded:
     if len(data) * 3 * size**2 <= args.data.memory * 2**20:
         return decode_all(data, size, args.data.corrupt)
-    return Encoded(data, size=size, crop=crop, corrupt=args.data.corrupt, seed=args.train.seed)
+    data, _ = usable_images(data, args.data.corrupt, accelerator)
+    return Encoded(data, size=size, crop=crop, seed=args.train.seed)
 
 
 def _set_aside(data: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
