@@ -33,8 +33,6 @@ BAD = {
     "8bit": (("--use_8bit_adam",), "needs bitsandbytes"),
     "plan": (("--growth_plan", "{tmp}/none.json"), "cannot read the growth plan"),
     "plan text": (("--growth_plan", "{tmp}/file"), "is not JSON"),
-    "stages": (("--num_stages", 20), "stage"),
-    "short": (("--max_train_steps", 2), "num_training_steps=2 is shorter than num_stages=4"),
     "checkpoint": (("--resume_from_checkpoint", "checkpoint-5"), "checkpoint-5 is not a complete checkpoint"),
     "schedule": (("--lr_scheduler", "zigzag"), "zigzag"),
     "tracker": (("--report_to", "nonsense"), "nonsense"),
