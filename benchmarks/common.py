@@ -26,7 +26,7 @@ from autoprog_diffusion.files import write_text_atomically
 
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"  # where make_data.py's files are looked for
+DATA = ROOT.parent / "shared" / "data"  # where the files that make_*.py write are looked for
 ASSETS = ROOT / "recipes" / "assets"
 sys.path.append(str(ASSETS.parent))  # the bundled models are imported as recipes import them: `assets`
 DIGITS = 6
