@@ -71,6 +71,18 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def input_file(data_dir: Path, name: str, script: str) -> Path:
+    """An input file that a script of this folder makes.
+
+    Raises:
+        SystemExit: It is not there; the message says how to make it.
+    """
+    path = data_dir / name
+    if not path.is_file():
+        raise SystemExit(f"there is no {path}: `python benchmarks/{script} --data_dir {data_dir}` makes it.")
+    return path
+
+
 class Runs:
     """The single runs of a benchmark, one JSON line each: a script that is started again does what is missing.
 

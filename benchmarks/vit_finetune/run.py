@@ -31,7 +31,7 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
-from common import DATA, Runs, facts, load, print_rows, save
+from common import DATA, Runs, facts, input_file, load, print_rows, save
 
 from autoprog_diffusion.data.images import open_image, undecoded
 from autoprog_diffusion.data.sources import read_parquet
@@ -87,7 +87,8 @@ def split_classes(data_dir: Path, folder: Path) -> None:
     for name, wanted in COUNTS.items():
         arrays: dict[str, list[Any]] = {"x": [], "y": [], "test": []}
         for part, count in zip(("train", "test"), wanted):
-            data = undecoded(read_parquet(data_dir / f"fashion_{part}.parquet", "label"))
+            file = input_file(data_dir, f"fashion_{part}.parquet", "make_fashion.py")
+            data = undecoded(read_parquet(file, "label"))
             found = data["label"][:]
             for index, label in enumerate(data.features["label"].str2int(list(CLASSES[name]))):
                 rows = [row for row in range(len(data)) if found[row] == label][: count // 5]

@@ -27,7 +27,7 @@ from accelerate.utils import set_seed
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
-from common import DATA, Runs, facts, print_rows, save
+from common import DATA, Runs, facts, input_file, print_rows, save
 
 from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
 from autoprog_diffusion.vit.models import build_model
@@ -66,7 +66,7 @@ CURVE_EVERY, CURVE_IMAGES, FINAL_IMAGES = 40, 500, 2500
 
 def arguments(method: str, seed: int, steps: int, data_dir: Path, extra: list[str]) -> Arguments:
     flags = f"{COMMON} {({**METHODS, **ABLATIONS})[method]} --seed {seed} --max_train_steps {steps}".split()
-    files = [str(data_dir / f"fashion_{part}.parquet") for part in ("train", "test")]
+    files = [str(input_file(data_dir, f"fashion_{part}.parquet", "make_fashion.py")) for part in ("train", "test")]
     output = ["--output_dir", tempfile.gettempdir(), "--checkpointing_steps", "1000000"]
     return parse([*flags, "--train_data", files[0], "--val_data", files[1], *output, *extra])
 
