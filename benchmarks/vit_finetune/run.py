@@ -70,7 +70,7 @@ METHODS = {
     "random": "--search zero_shot --search_objective random --num_stages 3 --search_orders suffix interleaved",
     "full_short": "--growth off",
 }
-RATES = {"full": (5e-4, 1e-3, 2e-3), "last_layer": (5e-3, 1e-2, 3e-2)}
+RATES = {"full": (2.5e-4, 5e-4, 1e-3, 2e-3), "last_layer": (1e-2, 3e-2, 1e-1, 3e-1, 1.0)}
 TUNING_SEED = 100
 
 
