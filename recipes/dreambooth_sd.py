@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 
 from autoprog_diffusion.data.decode import read_file
 from autoprog_diffusion.data.errors import DataError
+from autoprog_diffusion.data.report import DataReport
 from autoprog_diffusion.growth import ConfigError
 from autoprog_diffusion.tasks.arguments import DreamboothArguments, hub_options, noise_settings
 from autoprog_diffusion.tasks.dreambooth import (
@@ -92,10 +93,13 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
         from datasets import concatenate_datasets
 
         subject = args.subject
+        report = self.data_report or DataReport()
+        reading = report.add("taught from", subject.instance_data_dir or "the default subject")
         if subject.instance_data_dir:
-            files = list_images(subject.instance_data_dir, "instance_data_dir")
+            files = list_images(subject.instance_data_dir, "instance_data_dir", reading)
         else:
             files = default_subject(Path(args.output.output_dir) / "instance_images", resolution, accelerator)
+            reading.used = len(files)
         instances = images_of(files, subject.instance_prompt or "", subject=True)
         if not subject.with_prior_preservation:
             return instances
@@ -109,6 +113,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
             steps=args.output.num_inference_steps,
             guidance=guidance_scale(args),
             seed=args.train.seed,
+            reading=report.add("kept as they are", str(folder)),
         )
         return concatenate_datasets([instances, images_of(files, subject.class_prompt or "", subject=False)])
 

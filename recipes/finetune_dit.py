@@ -101,6 +101,8 @@ class FinetuneDiT(Recipe[ClassConditionalArguments]):
             max_train_samples=flags.max_train_samples,
             resolution=resolution,
             cache_dir=args.model.cache_dir,
+            seed=args.train.seed,
+            report=self.data_report,
         )
         names = class_names(data)
         self._rows = set_classes(pipeline, names, keep=args.classes.keep_classes, seed=args.train.seed)

@@ -72,7 +72,7 @@ class TextToImageXL(TextToImage):
 
     def conditions(self, batch: Batch) -> dict[str, Any]:
         """Both encoders' tokens (N, L, D), pooled text (N, P), and the six sizes (N, 6) in pixels."""
-        tokens, pooled = self.captions.draw(batch["index"])
+        tokens, pooled = self.captions.draw(batch["index"], batch.get("draw"))
         added = {"text_embeds": pooled, "time_ids": self.sizes(batch).to(tokens)}
         return {"encoder_hidden_states": tokens, "added_cond_kwargs": added}
 

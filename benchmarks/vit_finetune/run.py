@@ -34,7 +34,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that al
 from common import DATA, Runs, facts, input_file, load, print_rows, save
 
 from autoprog_diffusion.data.images import open_image, undecoded
-from autoprog_diffusion.data.sources import read_parquet
+from autoprog_diffusion.data.tables import read_parquet
 from autoprog_diffusion.growth import GrowthScheduler, find_adapter
 from autoprog_diffusion.training.run import run as run_script
 from autoprog_diffusion.vit.models import size_multiple
@@ -88,7 +88,7 @@ def split_classes(data_dir: Path, folder: Path) -> None:
         arrays: dict[str, list[Any]] = {"x": [], "y": [], "test": []}
         for part, count in zip(("train", "test"), wanted):
             file = input_file(data_dir, f"fashion_{part}.parquet", "make_fashion.py")
-            data = undecoded(read_parquet(file, "label"))
+            data = undecoded(read_parquet([file], "label"))
             found = data["label"][:]
             for index, label in enumerate(data.features["label"].str2int(list(CLASSES[name]))):
                 rows = [row for row in range(len(data)) if found[row] == label][: count // 5]

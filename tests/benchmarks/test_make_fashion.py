@@ -39,11 +39,11 @@ def test_a_part_is_read_back_with_the_names_of_its_classes(
     fashion: ModuleType, package: Path, images: np.ndarray, tmp_path: Path
 ) -> None:
     from autoprog_diffusion.data.images import open_image, undecoded
-    from autoprog_diffusion.data.sources import read_parquet
+    from autoprog_diffusion.data.tables import read_parquet
 
     target = tmp_path / "out" / "fashion_test.parquet"
     assert fashion.write(package, "test", target) == 12
-    data = read_parquet(target, "label")
+    data = read_parquet([target], "label")
     assert data.features["label"].names == list(fashion.NAMES)
     assert data["label"][:] == [*range(10), 0, 1]
     rows = undecoded(data)

@@ -79,6 +79,7 @@ class ViTTrainer(Trainer):
             max_norm=train.clip_grad,
         )
         self.data = data
+        self.data_report = data.report
         self.args = args
         self._plan = plan
         images_a_batch = train.batch_size * accelerator.num_processes
