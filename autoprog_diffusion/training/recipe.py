@@ -25,6 +25,7 @@ from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 from .arguments import Arguments, autoprog_zero, check_arguments, growth_config, take_flag
 from .build import make_accelerator, make_latents, make_loader
 from .diffusion import DiffusionTrainer, Task
+from .real_images import real_rows
 from .run import Script
 from .samples import Pictures, Row
 
@@ -103,7 +104,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         """One picture per title with the pipeline as it is, `size` pixels wide, the same seeds each time."""
 
     def references(self, args: AnyArguments, titles: Sequence[str], size: int) -> list[Row]:
-        """Rows of real pictures of the titles, to set beside the drawn ones; none by default."""
+        """Rows of real pictures of the titles, beside the drawn ones; with none, `real_rows` takes the data's."""
         del args, titles, size
         return []
 
@@ -171,7 +172,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
                 Path(args.output.output_dir),
                 titles,
                 draw=lambda: self.draw(pipeline, args, titles, resolution),
-                references=lambda: self.references(args, titles, resolution),
+                references=lambda: self.references(args, titles, resolution) or real_rows(data, titles, resolution),
             )
         return trainer
 

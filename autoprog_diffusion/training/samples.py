@@ -14,8 +14,8 @@ from PIL import Image
 from torch import nn
 
 
-# A row of pictures and its label.
-Row = tuple[str, Sequence[Image.Image]]
+# A row of pictures and its label; None leaves a column out.
+Row = tuple[str, Sequence[Image.Image | None]]
 
 
 @contextmanager
