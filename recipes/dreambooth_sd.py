@@ -94,7 +94,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
 
         subject = args.subject
         report = self.data_report or DataReport()
-        reading = report.add("taught from", subject.instance_data_dir or "the default subject")
+        reading = report.add("trained on", subject.instance_data_dir or "the default subject")
         if subject.instance_data_dir:
             files = list_images(subject.instance_data_dir, "instance_data_dir", reading)
         else:
@@ -113,7 +113,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
             steps=args.output.num_inference_steps,
             guidance=guidance_scale(args),
             seed=args.train.seed,
-            reading=report.add("kept as they are", str(folder)),
+            reading=report.add("trained on", str(folder)),
         )
         return concatenate_datasets([instances, images_of(files, subject.class_prompt or "", subject=False)])
 

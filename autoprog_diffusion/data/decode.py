@@ -63,9 +63,11 @@ def undecoded(data: Dataset) -> Dataset:
     """The data with images as files or bytes, for `open_image`."""
     from datasets import Image as ImageFeature
 
-    if getattr(data.features["image"], "decode", False):
-        return data.cast_column("image", ImageFeature(decode=False))
-    return data
+    image = data.features["image"]
+    if isinstance(image, ImageFeature) and not image.decode:
+        return data
+    # Bytes of a parquet file, too, become images here.
+    return data.cast_column("image", ImageFeature(decode=False))
 
 
 def open_image(data: Dataset, row: int) -> Image.Image:
