@@ -22,6 +22,7 @@ from .search_session import LossFunction, RunParts, SearchSession, check_argumen
 from .stage import StageApplier, check_freezing, release_state
 from .state import STATE_VERSION, NamedTensors, StageRecord, State, check_state, describe, fingerprint, record_stage
 from .units import count_trainable, only_growing
+from .watch.training import TrainingWatch
 
 
 class GrowthScheduler:
@@ -71,6 +72,7 @@ class GrowthScheduler:
         self._averages = EMAParameters(model, self.layout.names)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._search = SearchSession(config)
+        self._watch = TrainingWatch(model, accelerator)
         # Set by `prepare`; `fold` takes the model away.
         self._wrapped: nn.Module | None = None
         self._plan: GrowthPlan | None = None
@@ -131,6 +133,7 @@ class GrowthScheduler:
         rows = self.config.plan_stages if self._embedding else None
         check_plan_fits(plan, [unit.name for unit in self.layout.blocks], num_training_steps, rows)
         check_freezing(plan, self._optimizers, self._accelerator)
+        self._watch.start(model, self._applier.growing(), self._optimizers)
         self._wrapped = model
         self._plan = plan
         self._applier.prepare(model, ddp)
@@ -157,8 +160,10 @@ class GrowthScheduler:
             # It was prepared after `growth.prepare`.
             self._watch_optimizers(None)
         before = plan.stage_at(self._step)
+        stage = plan.stage_at(self._step + 1)
+        left = plan.num_training_steps - self._step
+        self._watch.check(ends=stage != before or left == 1, over=left == 0)
         self._step += 1
-        stage = plan.stage_at(self._step)
         # Not at the first step alone: an average may begin late.
         if plan.freezes and (stage != before or not self._averages_checked):
             self._averages.check()
@@ -193,6 +198,7 @@ class GrowthScheduler:
             OrderError: Another model, or called twice or before `prepare`.
         """
         host.check_foldable(model, self._model, self._wrapped is not None)
+        self._watch.stop(self._step, self.plan.num_training_steps)
         self._applier.finish()
         self._rewarmup.stop()
         self._search.stop()
@@ -310,6 +316,7 @@ class GrowthScheduler:
         """Apply a stage to model and optimizers; a fresh one, rather than a loaded one, goes into the history."""
         self._applier.enter(stage, self.plan.stages[stage].blocks, fresh=fresh)
         release_state(self.plan, self._optimizers)
+        self._watch.enter([self.layout.blocks[index] for index in self.plan.stages[stage].blocks], fresh=fresh)
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
 

@@ -195,6 +195,11 @@ def prepared_optimizers(accelerator: Any) -> list[Any]:
     return list(getattr(accelerator, "_optimizers", []))
 
 
+def accumulates_now(accelerator: Any) -> bool:
+    """Whether the accelerator is in the middle of an optimizer step, between two micro-batches."""
+    return not getattr(accelerator, "sync_gradients", True)
+
+
 def check_same_parameters(model: nn.Module, known: Iterable[str]) -> None:
     """Check that the model has the parameters it had when its units were cut.
 
