@@ -72,7 +72,7 @@ class GrowthScheduler:
         self._averages = EMAParameters(model, self.layout.names)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._search = SearchSession(config)
-        self._watch = TrainingWatch(model, accelerator)
+        self._watch = TrainingWatch(model, accelerator, self._applier.front)
         # Set by `prepare`; `fold` takes the model away.
         self._wrapped: nn.Module | None = None
         self._plan: GrowthPlan | None = None
@@ -102,7 +102,7 @@ class GrowthScheduler:
         *,
         num_training_steps: int,
         plan: GrowthPlan | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         loss_fn: LossFunction | None = None,
         batches: Iterable[Any] | None = None,
     ) -> None:
@@ -112,7 +112,7 @@ class GrowthScheduler:
             model: What `accelerator.prepare` returned for the model.
             num_training_steps: Optimizer steps of the whole run.
             plan: Stages to follow instead of the configuration's fixed schedule.
-            optimizer: Checked for missing parameters; with an accelerator its prepared optimizers are.
+            optimizer: One or several, checked for missing parameters; an accelerator's prepared ones are known.
             loss_fn: `loss_fn(model, batch) -> loss` for the search, instead of replaying what the loop does.
             batches: For `loss_fn`, for example a dataloader.
 
@@ -162,7 +162,7 @@ class GrowthScheduler:
         before = plan.stage_at(self._step)
         stage = plan.stage_at(self._step + 1)
         left = plan.num_training_steps - self._step
-        self._watch.check(ends=stage != before or left == 1, over=left == 0)
+        self._watch.check(ends=stage != before or left == 1, over=left <= 0)
         self._step += 1
         # Not at the first step alone: an average may begin late.
         if plan.freezes and (stage != before or not self._averages_checked):
@@ -325,10 +325,9 @@ class GrowthScheduler:
         self._rewarmup.follow(self.history, self._step)
         self._search.observe(self.plan, self._step)
 
-    def _watch_optimizers(self, optimizer: torch.optim.Optimizer | None) -> None:
+    def _watch_optimizers(self, optimizer: Any) -> None:
         """Check the optimizers known by now, and let the re-warm-up hook them."""
-        given = [] if optimizer is None else [optimizer]
-        self._optimizers = [*given, *host.prepared_optimizers(self._accelerator)]
+        self._optimizers = host.known_optimizers(optimizer, self._accelerator)
         host.check_optimizers(self._optimizers, self._applier.growing().items())
         if self._optimizers or self._accelerator is None:
             # Sharding puts other parameters in place, so names are looked up now.

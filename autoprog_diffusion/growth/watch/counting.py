@@ -30,6 +30,8 @@ class StepCount:
     def __init__(self, trust_gradients: bool) -> None:
         self._trust = trust_gradients
         self.optimizer_steps = 0
+        self.iterations = 0  # the same, where several optimizers step together
+        self._first: set[nn.Parameter] = set()  # what the first optimizer heard holds
         self._since = 0  # optimizer steps since the last call
         self._others = 0  # steps since then of optimizers that hold nothing of this model
         self._idle = 0  # calls since the last one that had an optimizer step
@@ -37,11 +39,13 @@ class StepCount:
         self._kept: tuple[nn.Parameter, Tensor, int] | None = None
         self._survived = False
 
-    def after_step(self, own: bool) -> None:
-        """Count an optimizer step, of this model's or of another optimizer; gradients are still there."""
-        if not own:
+    def after_step(self, held: set[nn.Parameter]) -> None:
+        """Count a step of an optimizer that holds `held` of this model, maybe nothing; gradients are still there."""
+        if not held:
             self._others += 1
             return
+        self._first = self._first or held
+        self.iterations += not self._first.isdisjoint(held)
         self.optimizer_steps += 1
         self._since += 1
         self._survived = self._survived or self._is_kept()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import OrderError
-from ..frozen_front import called_modules
+from ..frozen_front import FrozenFront, called_modules
 from ..units import Unit
 
 
@@ -26,13 +28,13 @@ class _Part:
     """A module of a block, with its parameters that train.
 
     A single tensor without gradient is no fault: models have tensors that they never use, and experts that no sample
-    is sent to. A module in which nothing gets one is.
+    is sent to. A module in which nothing gets one is, unless it did not run.
     """
 
     module: str
     parameters: list[nn.Parameter]
     stepped: bool = field(default=False, init=False)  # an optimizer that holds it has stepped
-    ran: bool = field(default=False, init=False)  # its forward pass was seen
+    cut: bool = field(default=False, init=False)  # it computed something that gradients cannot come back through
 
 
 class GradientWatch:
@@ -40,14 +42,18 @@ class GradientWatch:
 
     Args:
         model: The bare model.
+        front: Its frozen front, which sees blocks that are called without gradient.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, front: FrozenFront) -> None:
         self._model = model
+        self._front = front
         self._waiting: list[_Part] = []
         self._all = 0
         self._first: _Part | None = None
         self._looks = 0
+        self._arrived = False  # whether any parameter of this model got a gradient
+        self._trains_now = False  # whether the model was called with gradient
         self._hooks = ExitStack()
 
     def enter(self, blocks: Iterable[Unit]) -> None:
@@ -67,12 +73,17 @@ class GradientWatch:
         """Look no more."""
         self._hooks.close()
         self._waiting = []
+        self._arrived = False
         self._looks = 0
 
-    def after_step(self, held: set[nn.Parameter]) -> None:
-        """Look at the gradients of the parameters that an optimizer, which has just stepped, holds."""
-        if not self._waiting or all(parameter.grad is None for parameter in held):
+    def after_step(self, held: set[nn.Parameter], optimizer: Any) -> None:
+        """Look at the gradients of the parameters that an optimizer, which has just stepped, holds of this model."""
+        if not self._waiting:
             return
+        arrived = any(parameter.grad is not None for parameter in held)
+        if not arrived and not _has_gradients(optimizer):
+            return  # a step without a backward pass
+        self._arrived = self._arrived or arrived
         waiting = []
         for part in self._waiting:
             own = [parameter for parameter in part.parameters if parameter in held]
@@ -84,7 +95,8 @@ class GradientWatch:
     def check(self) -> None:
         """Refuse to go on where a block's gradient does not arrive.
 
-        Where only some parts lack it they may not have run, as under layer dropping: a second step decides then.
+        Where nothing says why it did not, the modules may have been left out (layer dropping): the next step is
+        watched too.
 
         Raises:
             OrderError: It names the first modules and the likely cause.
@@ -94,11 +106,13 @@ class GradientWatch:
             return
         self._looks += 1
         # Recomputation that loses gradients loses the first ones, up to a layer outside of it.
-        certain = len(lacking) == self._all or (self._first in lacking and _recomputes(self._model))
+        likely = len(lacking) == self._all or self._first in lacking
+        # Where only another model of the optimizer got gradients, it may have trained alone.
+        certain = likely and self._arrived and (self._front.without_gradient or _recomputes(self._model))
         if not certain and self._looks == 1:
             self._look_again(lacking)
             return
-        wrong = [part for part in lacking if certain or part.ran]
+        wrong = [part for part in lacking if certain or part.cut]
         if wrong:
             tensors = sum(len(part.parameters) for part in wrong)
             names = [part.module for part in wrong[:3]]
@@ -109,16 +123,42 @@ class GradientWatch:
         self.stop()
 
     def _look_again(self, parts: Sequence[_Part]) -> None:
-        """Watch from now on whether modules run."""
+        """Watch from now on what modules do."""
+        hook = self._hooks.enter_context
+        hook(self._model.register_forward_pre_hook(self._begin))
         self._waiting = list(parts)
         for part in parts:
             part.stepped = False
             for module in called_modules(self._model, [part.module]):
+                hook(module.register_forward_hook(partial(self._note, part), with_kwargs=True))
 
-                def note(*ignored: Any, part: _Part = part) -> None:
-                    part.ran = True
+    def _begin(self, *ignored: Any) -> None:
+        """Forward pre-hook of the model: validation runs without gradient."""
+        self._trains_now = torch.is_grad_enabled()
 
-                self._hooks.enter_context(module.register_forward_pre_hook(note))
+    def _note(self, part: _Part, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Forward hook of a module: does what it computed carry gradients?"""
+        given = set(map(id, [*_tensors(args), *_tensors(kwargs)]))
+        # A block that is left out may return its input.
+        computed = [tensor for tensor in _tensors(output) if id(tensor) not in given]
+        if self._trains_now and computed and not any(tensor.requires_grad for tensor in computed):
+            part.cut = True
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested dictionaries, lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _has_gradients(optimizer: Any) -> bool:
+    """Whether anything in an optimizer has a gradient."""
+    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _recomputes(model: nn.Module) -> bool:

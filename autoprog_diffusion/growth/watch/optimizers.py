@@ -1,4 +1,4 @@
-"""Hearing the steps of optimizers that growth was never told of: torch calls global hooks at every step of each one."""
+"""Hearing the steps of optimizers that growth was never told of: torch calls global hooks at each of them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Parameters = set[nn.Parameter]
 class Listener(Protocol):
     """Hears of the steps of optimizers, each with the watched parameters that it holds; there may be none."""
 
-    def before_step(self, held: Parameters) -> None:
+    def before_step(self, held: Parameters, optimizer: Any) -> None:
         """An optimizer is about to step."""
         ...
 
-    def after_step(self, held: Parameters) -> None:
+    def after_step(self, held: Parameters, optimizer: Any) -> None:
         """An optimizer has stepped; gradients are still there."""
         ...
 
@@ -42,7 +42,7 @@ class OptimizerWatch:
         self._listener = weakref.ref(listener)
         # Of every optimizer heard: how many parameters it had when it was looked at, and the watched ones among them.
         self._known: weakref.WeakKeyDictionary[Any, tuple[int, Parameters]] = weakref.WeakKeyDictionary()
-        me = weakref.ref(self)
+        me: weakref.ref[Any] = weakref.ref(self)
         self._handles = [
             register_optimizer_step_pre_hook(_weak_hook(me, "before_step")),
             register_optimizer_step_post_hook(_weak_hook(me, "after_step")),
@@ -81,7 +81,7 @@ class OptimizerWatch:
         """Tell the listener of a step."""
         listener = self._listener()
         if listener is not None:
-            getattr(listener, event)(self._look_at(optimizer))
+            getattr(listener, event)(self._look_at(optimizer), optimizer)
 
     def _look_at(self, optimizer: Any) -> Parameters:
         """The watched parameters that an optimizer holds."""

@@ -12,6 +12,7 @@ from ..backends import accelerate as host
 from ..backends.fsdp2 import reshard
 from ..backends.ranks import find_ddp
 from ..errors import GrowthWarning, OrderError
+from ..frozen_front import FrozenFront
 from ..units import Unit
 from .counting import INSIDE, StepCount
 from .flags import ParameterFlags
@@ -20,6 +21,7 @@ from .gradients import GradientWatch
 from .optimizers import OptimizerWatch
 
 
+PATIENCE = 100  # optimizer steps without a call of `growth.step`
 FIRST_STEPS = 2  # of a stage, in which parameters are looked at closely
 
 
@@ -33,9 +35,10 @@ class TrainingWatch:
     Args:
         model: The bare model.
         accelerator: The loop's, if there is one.
+        front: The model's frozen front.
     """
 
-    def __init__(self, model: nn.Module, accelerator: Any = None) -> None:
+    def __init__(self, model: nn.Module, accelerator: Any = None, front: FrozenFront | None = None) -> None:
         self._model = model
         self._wrapped = model
         self._accelerator = accelerator
@@ -44,10 +47,11 @@ class TrainingWatch:
         self._flags = ParameterFlags(model)
         self._frozen = FrozenSamples()
         self._sampled = False
-        self._gradients = GradientWatch(model)
+        self._gradients = GradientWatch(model, front or FrozenFront())
         self._count = StepCount(trust_gradients=True)
         self._optimizers: OptimizerWatch | None = None
         self._given: set[nn.Parameter] = set()
+        self._called = False  # whether the loop calls `growth.step`
         self._looks = 0  # steps of this stage that were checked
         self._held = False  # whether an optimizer is known to hold everything, in this stage
 
@@ -89,15 +93,18 @@ class TrainingWatch:
         if fresh and self._count.optimizer_steps > 0:
             self._sample()
 
-    def before_step(self, held: set[nn.Parameter]) -> None:
+    def before_step(self, held: set[nn.Parameter], optimizer: Any) -> None:
         """An optimizer is about to step: what is loaded is loaded by now."""
         if held and not self._sampled:
             self._sample()
 
-    def after_step(self, held: set[nn.Parameter]) -> None:
+    def after_step(self, held: set[nn.Parameter], optimizer: Any) -> None:
         """An optimizer has stepped."""
-        self._count.after_step(len(held) > 0)
-        self._gradients.after_step(held)
+        self._count.after_step(held)
+        self._gradients.after_step(held, optimizer)
+        if not self._called and self._count.iterations == PATIENCE:
+            self._called = True
+            _warn(f"{PATIENCE} optimizer steps, and growth.step was never called: no stage is ever left; {INSIDE}")
 
     def check(self, *, ends: bool, over: bool = False) -> None:
         """Look at the step that was just done, before growth changes anything.
@@ -118,6 +125,7 @@ class TrainingWatch:
         self._count.check(self._trains)
         if over and self._count.optimizer_steps > 0:
             _warn("growth.step was called after the last step of the plan: training goes on in the last stage.")
+        self._called = True
         self._looks += 1
         self._check_optimizers()
         self._gradients.check()
