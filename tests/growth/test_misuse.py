@@ -15,55 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler, GrowthWarning, OrderError
 
-from ..settings import BY_ID
-from .preparing import DIT, UNET
+from .looping import DIT, SD, SMALL, UNET, add_adapter, begin, begin_adapters, run, scheduler, train
 
 
-Parts = tuple[nn.Module, GrowthScheduler, torch.optim.Optimizer]
-SD = BY_ID["sd"]  # takes adapters
 REENTRANT = functools.partial(checkpoint, use_reentrant=True)
-
-
-def begin(steps: int = 8, *, family: Any = DIT, known: bool = True, **settings: Any) -> Parts:
-    """A model in stage 0 of a plan that opens blocks from the output on, with an optimizer of everything."""
-    model = family.build().train()
-    config = GrowthConfig(
-        **{"num_stages": 2, "min_trainable": 0.5, "direction": "unfreeze", "stage_embedding": False, **settings}
-    )
-    growth = GrowthScheduler(model, config)
-    optimizer = torch.optim.AdamW(growth.parameters(), lr=1e-3)
-    growth.prepare(model, num_training_steps=steps, optimizer=optimizer if known else None)
-    return model, growth, optimizer
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, family: Any = DIT) -> None:
-    family.loss(model, step).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def run(parts: Parts, steps: int, family: Any = DIT) -> None:
-    model, growth, optimizer = parts
-    for step in range(steps):
-        train(model, optimizer, step, family)
-        growth.step()
-
-
-def add_adapter(model: Any) -> None:
-    from peft import LoraConfig
-
-    model.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
-
-
-def begin_adapters(**settings: Any) -> Parts:
-    """A UNet of which only adapters train."""
-    model = SD.build().train()
-    model.requires_grad_(False)
-    add_adapter(model)
-    growth = GrowthScheduler(model, GrowthConfig(num_stages=2, **settings))
-    optimizer = torch.optim.AdamW(growth.parameters())
-    growth.prepare(model, num_training_steps=4, optimizer=optimizer if growth.config.direction == "freeze" else None)
-    return model, growth, optimizer
 
 
 # Optimizers that lack what will train
@@ -76,12 +31,13 @@ def test_misuse_an_optimizer_of_what_requires_grad_after_prepare(embedding: Any)
     growth.prepare(model, num_training_steps=8)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     with pytest.raises(OrderError, match=r"no optimizer holds \d+ of the \d+ .*growth.parameters\(\)"):
-        run((model, growth, optimizer), 1)
+        run((model, growth, optimizer), 1, DIT)
 
 
 def test_misuse_an_optimizer_outside_of_the_accelerator_that_lacks_parameters(accelerator: Any) -> None:
-    model = DIT.build().train()
-    growth = GrowthScheduler(model, GrowthConfig(direction="unfreeze"), accelerator)
+    model = SMALL.build()
+    config = GrowthConfig(direction="unfreeze", stage_embedding=False)
+    growth = GrowthScheduler(model, config, accelerator, blocks=SMALL.patterns)
     model = accelerator.prepare(model)
     growth.prepare(model, num_training_steps=8)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -133,8 +89,8 @@ def test_misuse_requires_grad_is_flipped(flag: bool, steps: int) -> None:
 
 
 def test_misuse_a_flag_changes_between_construction_and_prepare() -> None:
-    model = DIT.build()
-    growth = GrowthScheduler(model, GrowthConfig(direction="unfreeze"))
+    model = SMALL.build()
+    growth = scheduler(model, GrowthConfig(direction="unfreeze", stage_embedding=False))
     model.transformer_blocks[2].requires_grad_(False)
     with pytest.raises(OrderError, match=r"requires_grad of \d+ parameters was changed between .*blocks.2"):
         growth.prepare(model, num_training_steps=8)
@@ -229,7 +185,7 @@ def decay(model: nn.Module) -> None:
 
 def edit(model: nn.Module) -> None:
     with torch.no_grad():
-        model.transformer_blocks[0].attn1.to_q.weight.add_(0.1)
+        model.transformer_blocks[0].to_q.weight.add_(0.1)
 
 
 def load(model: nn.Module) -> None:
@@ -282,7 +238,7 @@ def test_misuse_a_step_per_micro_batch(accumulation: int, known: bool) -> None:
     def loop() -> None:
         for micro in range(32):
             calls.append(micro)
-            DIT.loss(model, micro).backward()
+            SMALL.loss(model, micro).backward()
             if (micro + 1) % accumulation == 0:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -313,12 +269,12 @@ def test_misuse_a_step_per_micro_batch_under_accelerate() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
-    model = DIT.build().train()
-    growth = GrowthScheduler(model, GrowthConfig(), accelerator)
+    model = SMALL.build()
+    growth = GrowthScheduler(model, GrowthConfig(stage_embedding=False), accelerator, blocks=SMALL.patterns)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(growth.parameters()))
     growth.prepare(model, num_training_steps=8)
     with accelerator.accumulate(model):
-        accelerator.backward(DIT.loss(model, 0))
+        accelerator.backward(SMALL.loss(model, 0))
         optimizer.step()
         optimizer.zero_grad()
     with pytest.raises(OrderError, match="sync_gradients is False"):

@@ -14,15 +14,14 @@ from torch.utils.checkpoint import checkpoint
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
-from .preparing import DIT, UNET
-from .test_misuse import SD, Parts, begin, begin_adapters, run, train
+from .looping import DIT, SD, SMALL, UNET, Parts, begin, begin_adapters, run, scheduler, train
 
 
 DIRECTIONS = pytest.mark.parametrize("direction", ["freeze", "unfreeze"])
 STEPS = 4
 
 
-def finish(parts: Parts, loss: Any = None) -> None:
+def finish(parts: Parts) -> None:
     """Train to the end and fold."""
     model, growth, _ = parts
     run(parts, growth.plan.num_training_steps)
@@ -43,14 +42,15 @@ def test_misuse_silent_optimizer_built_after_prepare_from_everything() -> None:
     model = DIT.build().train()
     growth = GrowthScheduler(model, GrowthConfig(direction="unfreeze"))
     growth.prepare(model, num_training_steps=STEPS)
-    finish((model, growth, torch.optim.SGD(growth.parameters(), lr=1e-3)))
+    run((model, growth, torch.optim.SGD(growth.parameters(), lr=1e-3)), STEPS, DIT)
+    growth.fold(model)
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_misuse_silent_several_optimizers(known: bool) -> None:
     """Two optimizers share the model; one may step every second time, another belongs to another model."""
-    model = DIT.build().train()
-    growth = GrowthScheduler(model, GrowthConfig(direction="unfreeze", stage_embedding=False))
+    model = SMALL.build()
+    growth = scheduler(model, GrowthConfig(direction="unfreeze", stage_embedding=False))
     parameters = list(growth.parameters())
     optimizers = [torch.optim.SGD(parameters[::2], lr=1e-3), torch.optim.AdamW(parameters[1::2], lr=1e-3)]
     other = nn.Linear(2, 2)
@@ -59,7 +59,7 @@ def test_misuse_silent_several_optimizers(known: bool) -> None:
     for step in range(STEPS):
         other(torch.ones(2)).sum().backward()
         foreign.step()
-        DIT.loss(model, step).backward()
+        SMALL.loss(model, step).backward()
         for optimizer in optimizers[: 1 + step % 2]:
             optimizer.step()
             optimizer.zero_grad()
@@ -84,17 +84,17 @@ def test_misuse_silent_alternating_models() -> None:
 
 @DIRECTIONS
 def test_misuse_silent_frozen_by_the_user(direction: Any) -> None:
-    model = DIT.build().train()
+    model = SMALL.build()
     model.pos_embed.requires_grad_(False)
     model.transformer_blocks[2].requires_grad_(False)
-    growth = GrowthScheduler(model, GrowthConfig(direction=direction, stage_embedding=False))
+    growth = scheduler(model, GrowthConfig(direction=direction, stage_embedding=False))
     optimizer = torch.optim.AdamW([p for p in growth.parameters() if p.requires_grad], lr=1e-3)
     growth.prepare(model, num_training_steps=STEPS, optimizer=optimizer)
     # The user's own: not among those that growth ever trains.
     with torch.no_grad():
-        model.transformer_blocks[2].attn1.to_q.weight.add_(1.0)
+        model.transformer_blocks[2].to_q.weight.add_(1.0)
     finish((model, growth, optimizer))
-    assert not model.transformer_blocks[2].attn1.to_q.weight.requires_grad
+    assert not model.transformer_blocks[2].to_q.weight.requires_grad
 
 
 @DIRECTIONS
@@ -114,7 +114,7 @@ def test_misuse_silent_another_mode_and_flags_put_back() -> None:
         train(model, optimizer, step)
         flags = [parameter.requires_grad for parameter in model.parameters()]
         model.eval().requires_grad_(False)
-        DIT.loss(model, 0)
+        SMALL.loss(model, 0)
         for parameter, flag in zip(model.train().parameters(), flags):
             parameter.requires_grad_(flag)
         growth.step()
@@ -133,7 +133,7 @@ def test_misuse_silent_average_for_validation(direction: Any, foreach: bool) -> 
         average.store(model.parameters())
         average.copy_to(model.parameters())
         with torch.no_grad():
-            DIT.loss(model, 0)
+            SMALL.loss(model, 0)
         average.restore(model.parameters())
     average.copy_to(model.parameters())
     growth.fold(model)
@@ -193,7 +193,7 @@ def test_misuse_silent_gradient_scaler_that_skips(zero: str, to_none: bool) -> N
     for step in range(24):
         if zero == "before":
             optimizer.zero_grad(set_to_none=to_none)
-        scaler.scale(DIT.loss(model, step)).backward()
+        scaler.scale(SMALL.loss(model, step)).backward()
         scaler.step(optimizer)
         scaler.update()
         if zero == "after":
@@ -209,7 +209,7 @@ def test_misuse_silent_steps_that_the_loop_leaves_out(to_none: bool) -> None:
     model, growth, optimizer = begin(steps=24)
     for step in range(24):
         optimizer.zero_grad(set_to_none=to_none)
-        DIT.loss(model, step).backward()
+        SMALL.loss(model, step).backward()
         nn.utils.clip_grad_norm_(growth.parameters(), 1.0)
         if step not in (3, 4, 9, 15, 16, 17):
             optimizer.step()
@@ -222,7 +222,7 @@ def test_misuse_silent_steps_that_the_loop_leaves_out(to_none: bool) -> None:
 def test_misuse_silent_accumulation(direction: Any, accumulation: int) -> None:
     model, growth, optimizer = begin(STEPS, direction=direction)
     for micro in range(accumulation * STEPS):
-        DIT.loss(model, micro).backward()
+        SMALL.loss(model, micro).backward()
         if (micro + 1) % accumulation == 0:
             optimizer.step()
             optimizer.zero_grad()
@@ -233,15 +233,15 @@ def test_misuse_silent_accumulation(direction: Any, accumulation: int) -> None:
 def test_misuse_silent_no_zero_grad() -> None:
     model, growth, optimizer = begin(STEPS)
     for step in range(STEPS):
-        DIT.loss(model, step).backward()
+        SMALL.loss(model, step).backward()
         optimizer.step()
         growth.step()
     growth.fold(model)
 
 
 def test_misuse_silent_optimizer_per_parameter_in_the_backward_pass() -> None:
-    model = DIT.build().train()
-    growth = GrowthScheduler(model, GrowthConfig(direction="unfreeze", stage_embedding=False))
+    model = SMALL.build()
+    growth = scheduler(model, GrowthConfig(direction="unfreeze", stage_embedding=False))
     growth.prepare(model, num_training_steps=STEPS)
     optimizers = {parameter: torch.optim.SGD([parameter], lr=1e-3) for parameter in growth.parameters()}
 
@@ -257,7 +257,7 @@ def test_misuse_silent_optimizer_per_parameter_in_the_backward_pass() -> None:
         parameter.requires_grad_(flag)
     assert frozen
     for seed in range(STEPS):
-        DIT.loss(model, seed).backward()
+        SMALL.loss(model, seed).backward()
         growth.step()
     growth.fold(model)
 

@@ -17,6 +17,7 @@ from autoprog_diffusion.growth.errors import OrderError
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
 from autoprog_diffusion.growth.units import build_layout, count_trainable
+from autoprog_diffusion.growth.watch.training import TrainingWatch
 
 from ..models import size_multiple
 from ..resolution import enable_dynamic_resolution, resize_images
@@ -68,6 +69,7 @@ class ViTGrowth:
         self._resized = functools.partial(resize_images, multiple=size_multiple(model))
         names = [name for group in self._elastic.groups for name in group.blocks]
         self.layout = build_layout(model, [[name] for name in names], [])
+        self._watch = TrainingWatch(model, accelerator)
         self._runner: StageRunner | None = None
         self._running = False
 
@@ -114,10 +116,13 @@ class ViTGrowth:
             loss_fn=loss_fn,
         )
         plan = first_plan(self.config, self._grid, num_training_steps)
+        growing = {name: value for name, value in self._model.named_parameters() if value.requires_grad}
+        self._watch.start(model, growing, optimizers)
         self._runner = StageRunner(search, plan, optimizers, wrapped=model, ddp=ddp, tokens=self._tokens)
         self._disable_resolutions = enable_dynamic_resolution(self._model)
         self._running = True
         self._runner.enter(0)
+        self._note(fresh=True)
         if self._accelerator is not None:
             host.register(self._accelerator, self)
 
@@ -132,14 +137,21 @@ class ViTGrowth:
             Whether a new sub-network shape was entered: a stage began, or a search ended.
 
         Raises:
-            OrderError: `prepare` has not been called, or `fold` has.
+            OrderError: `prepare` has not been called, or `fold` has, or the loop does something that growth cannot
+                live with (`growth/watch`).
             SyncError: A new shape is entered, or training ends, and the ranks' weights differ.
             SearchError: Candidates could not be scored, on any rank.
         """
         runner = self._started
         if not self._running:
             raise OrderError("step was called after fold: the run is over, construct a new ViTGrowth.")
-        return runner.advance()
+        left = runner.plan.num_training_steps - runner.step
+        following = runner.plan.stage_at(runner.step + 1)
+        self._watch.check(ends=left == 1 or following != runner.stage, over=left <= 0)
+        entered = runner.advance()
+        if entered:
+            self._note(fresh=True)
+        return entered
 
     def resize(self, images: Tensor) -> Tensor:
         """(N, C, H, W) images -> the same at the current resolution, bilinear with antialiasing.
@@ -180,6 +192,7 @@ class ViTGrowth:
                 f"{self.plan.stages[-1].start} at least."
             )
         runner.check_ranks("at the end of training")
+        self._watch.stop(runner.step, runner.plan.num_training_steps)
         self._elastic.restore()
         self._disable_resolutions()
         self._running = False
@@ -246,6 +259,12 @@ class ViTGrowth:
             SyncError: The ranks' weights differ after loading.
         """
         self._started.load_state_dict(state_dict)
+        self._note(fresh=False)
+
+    def _note(self, *, fresh: bool) -> None:
+        """Tell the watch what trains now. Sub-networks of a search leave blocks out, which get no gradient."""
+        running = () if self.searching else self._elastic.running
+        self._watch.enter([self.layout.blocks[index] for index in running], fresh=fresh)
 
     @property
     def _started(self) -> StageRunner:
