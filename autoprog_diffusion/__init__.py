@@ -24,7 +24,7 @@ from .growth.errors import (
 
 
 if TYPE_CHECKING:
-    from .data.images import DataError
+    from .data.errors import DataError
     from .tasks.dit_labels import LabelError
     from .training.checkpoints import TrainingError
     from .training.output import OutputError
@@ -65,7 +65,7 @@ __all__ = [
 # Errors of the parts that import more than torch: they are imported when they are asked for.
 _LAZY = {
     "BudgetError": "vit.asvit.scaling",
-    "DataError": "data.images",
+    "DataError": "data.errors",
     "GenotypeError": "vit.asvit.genotype",
     "LabelError": "tasks.dit_labels",
     "ModelError": "vit.models",

@@ -24,9 +24,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from torch.utils.data import DataLoader
 
+from autoprog_diffusion.data.decode import read_file
+from autoprog_diffusion.data.errors import DataError
+from autoprog_diffusion.data.report import DataReport
 from autoprog_diffusion.growth import ConfigError
 from autoprog_diffusion.tasks.arguments import DreamboothArguments, hub_options, noise_settings
 from autoprog_diffusion.tasks.dreambooth import (
@@ -55,13 +57,7 @@ if TYPE_CHECKING:
 
 
 class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
-    """Full fine-tuning of the UNet on one subject.
-
-    Attributes:
-        instances: Number of the subject's pictures, once the data are loaded.
-    """
-
-    instances = 0
+    """Full fine-tuning of the UNet on one subject."""
 
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
     defaults = DreamboothArguments(train=TrainArguments(train_batch_size=4))
@@ -97,12 +93,14 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
         from datasets import concatenate_datasets
 
         subject = args.subject
+        report = self.data_report or DataReport()
+        reading = report.add("taught from", subject.instance_data_dir or "the default subject")
         if subject.instance_data_dir:
-            files = list_images(subject.instance_data_dir, "instance_data_dir")
+            files = list_images(subject.instance_data_dir, "instance_data_dir", reading)
         else:
             files = default_subject(Path(args.output.output_dir) / "instance_images", resolution, accelerator)
-        instances = images_of(files, subject.instance_prompt or "")
-        self.instances = len(instances)
+            reading.used = len(files)
+        instances = images_of(files, subject.instance_prompt or "", subject=True)
         if not subject.with_prior_preservation:
             return instances
         folder = Path(subject.class_data_dir or Path(args.output.output_dir) / "class_images")
@@ -115,11 +113,16 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
             steps=args.output.num_inference_steps,
             guidance=guidance_scale(args),
             seed=args.train.seed,
+            reading=report.add("kept as they are", str(folder)),
         )
-        return concatenate_datasets([instances, images_of(files, subject.class_prompt or "")])
+        return concatenate_datasets([instances, images_of(files, subject.class_prompt or "", subject=False)])
 
     def loader(self, data: datasets.Dataset, args: DreamboothArguments, resolution: int) -> DataLoader:
-        pairs = pair_up(self.instances, len(data) - self.instances) if len(data) > self.instances else None
+        instances = sum(data["subject"])
+        classes = len(data) - instances
+        if not instances or (args.subject.with_prior_preservation and not classes):
+            raise DataError("no picture of the subject, or none of its class, can be decoded.")
+        pairs = pair_up(instances, classes) if classes else None
         return make_loader(data, args, resolution, pairs)
 
     def task(self, pipeline: Any, latents: Latents, args: DreamboothArguments) -> Dreambooth:
@@ -140,7 +143,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
         """Pictures of the subject that it was taught from."""
         folder = args.subject.instance_data_dir or Path(args.output.output_dir) / "instance_images"
         files = list_images(folder, "instance_data_dir")[: len(titles)]
-        return [("taught", [Image.open(file).convert("RGB").resize((size, size)) for file in files])]
+        return [("taught", [read_file(file).resize((size, size)) for file in files])]
 
 
 if __name__ == "__main__":

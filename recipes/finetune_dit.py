@@ -92,7 +92,7 @@ class FinetuneDiT(Recipe[ClassConditionalArguments]):
     ) -> datasets.Dataset:
         del accelerator
         flags = args.data
-        self._data = load_labelled_images(
+        data = load_labelled_images(
             train_data_dir=flags.train_data_dir,
             dataset_name=flags.dataset_name,
             dataset_config_name=flags.dataset_config_name,
@@ -101,12 +101,15 @@ class FinetuneDiT(Recipe[ClassConditionalArguments]):
             max_train_samples=flags.max_train_samples,
             resolution=resolution,
             cache_dir=args.model.cache_dir,
+            seed=args.train.seed,
+            report=self.data_report,
         )
-        names = class_names(self._data)
+        names = class_names(data)
         self._rows = set_classes(pipeline, names, keep=args.classes.keep_classes, seed=args.train.seed)
-        return self._data
+        return data
 
     def task(self, pipeline: Any, latents: Latents, args: ClassConditionalArguments) -> ClassConditional:
+        self._data = latents.data  # what is trained on, for the real pictures
         return ClassConditional(pipeline, latents, noise_settings(args), args.classes)
 
     def titles(self, args: ClassConditionalArguments, data: datasets.Dataset) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from faults.worker import Settings  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from autoprog_diffusion.growth import GrowthPlan  # noqa: E402
-from autoprog_diffusion.growth.plan import stage_starts  # noqa: E402
+from autoprog_diffusion.growth.fixed import stage_starts  # noqa: E402
 from autoprog_diffusion.training.checkpoints import checkpoint_step, newest_checkpoint  # noqa: E402
 
 

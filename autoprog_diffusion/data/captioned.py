@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .caption_text import has_lists, with_captions
 from .emoji import DEFAULT_STYLE, emoji_dataset
 from .images import DataError, file_of
+from .report import DataReport
 from .sources import read_training_set
+from .subset import draw_samples
 
 
 if TYPE_CHECKING:
@@ -23,36 +26,42 @@ def load_captioned_images(
     max_train_samples: int | None = None,
     resolution: int,
     cache_dir: str | None = None,
+    seed: int = 0,
+    report: DataReport | None = None,
 ) -> Dataset:
     """A training set with the columns `image` and `text`; by default OpenMoji's training split.
 
+    A row's `text` is one caption, or a list of them where the data has lists.
+
     Args:
-        train_data_dir: Folder of images with a metadata file, of parquet files, or one that `save_to_disk` wrote.
+        train_data_dir: As `sources.read_splits` takes it.
         dataset_name: Hub name or folder of a `datasets` data set, instead of `train_data_dir`.
         dataset_config_name: Configuration of that data set.
         image_column: Column that holds the images.
         caption_column: Column that holds the captions.
-        max_train_samples: Take only the first so many images.
+        max_train_samples: Take only so many images, a random choice.
         resolution: Side in pixels at which the default data is rendered.
         cache_dir: Where `datasets` keeps what it downloads and converts.
+        seed: Of the random choice.
+        report: Gets what was found and left out.
 
     Raises:
         DataError: Both a folder and a name are given, nothing is there, the columns are missing, or a caption is.
     """
-    data = read_training_set(
+    data, reading = read_training_set(
         train_data_dir,
         dataset_name,
         dataset_config_name,
         cache_dir=cache_dir,
         default=lambda: emoji_dataset(DEFAULT_STYLE, size=resolution, split="train"),
+        report=report,
         image_column=image_column,
         caption_column=caption_column,
     )
-    if max_train_samples is not None:
-        data = data.select(range(min(max_train_samples, len(data))))
+    data = with_captions(data, lambda row: file_of(data, row))
+    data = draw_samples(data, max_train_samples, seed, reading=reading)
     if not len(data):
         raise DataError("the training set is empty.")
-    for row, text in enumerate(data["text"]):
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"row {row} of the training set has no caption{file_of(data, row)}: got {text!r}.")
+    if has_lists(data):
+        reading.notes.append("rows have several captions: one is drawn in every epoch, by seed, epoch and row")
     return data

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from autoprog_diffusion.growth.errors import ConfigError
 
 from .cache import ArrayCache, build_cache, module_fingerprint, text_fingerprint
+from .caption_text import Caption
+from .errors import DataError
 
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ class Captions:
     """Text embeddings of training batches.
 
     Attributes:
-        texts: Caption of every row of the data.
+        texts: Caption of every row of the data, or a list of captions of which one is drawn.
         encode: Captions -> their embeddings.
         encoders: The frozen text encoders; they are moved to the device.
         accelerator: Of the run.
@@ -39,7 +41,7 @@ class Captions:
         ConfigError: The probability is not in [0, 1].
     """
 
-    texts: Sequence[str]
+    texts: Sequence[Caption]
     encode: Encode
     encoders: Sequence[nn.Module]
     accelerator: Accelerator
@@ -55,13 +57,17 @@ class Captions:
         device = self.accelerator.device
         for encoder in self.encoders:
             encoder.requires_grad_(False).eval().to(device)
-        different = set(self.texts)
+        options = [[text] if isinstance(text, str) else text for text in self.texts]
+        different = {text for texts in options for text in texts}
         if self.empty:
             different.add("")
         # Every different caption once; the empty one, which `draw` needs for dropout, comes first.
         self._different = sorted(different)
         places = {text: place for place, text in enumerate(self._different)}
-        self._places = torch.tensor([places[text] for text in self.texts])
+        # Places of all captions, row after row: where each row's begin, and how many they are.
+        self._places = torch.tensor([places[text] for texts in options for text in texts])
+        self._counts = torch.tensor([len(texts) for texts in options])
+        self._starts = self._counts.cumsum(0) - self._counts
 
     def ready(self) -> None:
         """Compute the embeddings, or find them on disk."""
@@ -81,10 +87,18 @@ class Captions:
             title="encoding text",
         )
 
-    def draw(self, rows: Tensor) -> Embeddings:
-        """(N,) row numbers of the data -> (N, L, D) tokens and (N, P) pooled on the device, some of no caption."""
+    def draw(self, rows: Tensor, draws: Tensor | None = None) -> Embeddings:
+        """(N, L, D) tokens and (N, P) pooled on the device, some of no caption.
+
+        Args:
+            rows: (N,) row numbers of the data.
+            draws: (N,) random numbers of 0 or more, which choose among several captions of a row.
+
+        Raises:
+            DataError: A row has several captions, and nothing chooses.
+        """
         assert self._cache is not None
-        places = self._places[rows.cpu()]
+        places = self._places[self._starts[rows.cpu()] + self._choices(rows.cpu(), draws)]
         if self.empty:
             dropped = torch.rand(len(places)) < self.empty
             places = torch.where(dropped, 0, places)
@@ -93,6 +107,15 @@ class Captions:
         end = math.prod(self._tokens)
         tokens = row[:, :end].unflatten(1, self._tokens)
         return tokens, row[:, end:]
+
+    def _choices(self, rows: Tensor, draws: Tensor | None) -> Tensor:
+        """(N,) which caption of each row."""
+        counts = self._counts[rows]
+        if draws is not None:
+            return draws.cpu() % counts
+        if (counts > 1).any():
+            raise DataError("rows have several captions: give `draws`, random numbers that choose one.")
+        return torch.zeros_like(counts)
 
     def _compute(self, places: Sequence[int]) -> Tensor:
         """Caption numbers -> (len, L * D + P)."""

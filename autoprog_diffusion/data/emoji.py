@@ -29,7 +29,7 @@ import numpy as np
 
 from autoprog_diffusion.growth.errors import ConfigError
 
-from .sources import split_by, with_labels
+from .rows import split_by, with_labels
 
 
 if TYPE_CHECKING:

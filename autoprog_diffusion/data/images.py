@@ -1,11 +1,10 @@
-"""Pixels: decode an image, cut a square from it, and turn that into a tensor."""
+"""Pixels: cut a square from an image, and turn that into a tensor; `decode` reads the image."""
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,20 +12,33 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from autoprog_diffusion.growth.errors import GrowthError
+from .colours import to_rgb
+from .decode import decoding, file_of, open_image, read_image, undecoded
+from .errors import DataError
 
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-# Raised by Pillow for a file that is damaged or is no image.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+__all__ = [
+    "DataError",
+    "ImageSettings",
+    "between",
+    "cut_square",
+    "decoding",
+    "file_of",
+    "open_image",
+    "random_square",
+    "random_window",
+    "read_image",
+    "read_square",
+    "seeded",
+    "shrink",
+    "to_pixels",
+    "to_rgb",
+    "undecoded",
+]
 Bounds = tuple[float, float]
 Number = TypeVar("Number", float, Tensor)
-
-
-class DataError(GrowthError):
-    """The data cannot be used."""
+# Of an image that is so many times as long as wide, only the square is resized: the whole would fill the memory.
+LONG = 64
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,7 @@ def cut_square(
     Returns:
         (3, size, size) float32 in [-1, 1], and top and left of the square in the resized and perhaps mirrored image.
     """
+    image = to_rgb(image)
     scale = size / min(image.size)
     # Rounding must not make the shorter side too short.
     width = max(size, round(image.width * scale))
@@ -69,11 +82,17 @@ def cut_square(
     mirrored = False
     if generator is not None and settings.random_flip:
         mirrored = bool(torch.rand((), generator=generator) < 0.5)
-    image = to_rgb(image)
-    if image.size != (width, height):
-        resampling = Image.Resampling[settings.interpolation.upper()]
-        image = image.resize((width, height), resampling)
-    square = image.crop((left, top, left + size, top + size))
+    resampling = Image.Resampling[settings.interpolation.upper()]
+    if max(width, height) > LONG * size:
+        # Rounding must not reach beyond the image.
+        right = min((left + size) / scale, image.width)
+        bottom = min((top + size) / scale, image.height)
+        part = (left / scale, top / scale, right, bottom)
+        square = image.resize((size, size), resampling, part)
+    else:
+        if image.size != (width, height):
+            image = image.resize((width, height), resampling)
+        square = image.crop((left, top, left + size, top + size))
     pixels = _tensor(square).float()
     if mirrored:
         pixels = pixels.flip(2)
@@ -87,43 +106,6 @@ def to_pixels(
     """The square alone, (3, size, size) float32 in [-1, 1]; arguments as `cut_square` takes them."""
     pixels, _ = cut_square(image, size, settings, generator)
     return pixels
-
-
-def read_image(data: Dataset, row: int) -> Image.Image:
-    """Decode one image.
-
-    Raises:
-        DataError: It is corrupt or missing; the message names the row and the file.
-    """
-    try:
-        image = data[row]["image"]
-        image.load()
-    except (*UNREADABLE, AttributeError) as error:  # a missing image is None
-        name = file_of(data, row)
-        raise DataError(f"image {row} of the training set cannot be decoded{name}: {error}.") from error
-    return image
-
-
-def undecoded(data: Dataset) -> Dataset:
-    """The data with images as files or bytes, for `open_image`."""
-    from datasets import Image as ImageFeature
-
-    return data.cast_column("image", ImageFeature(decode=False))
-
-
-def open_image(data: Dataset, row: int) -> Image.Image:
-    """Open an image of `undecoded` data without decoding it: Pillow can decode a JPEG at a fraction of its size."""
-    value: Any = data[row]["image"]
-    if value["bytes"] is None:
-        return Image.open(value["path"])
-    return Image.open(io.BytesIO(value["bytes"]))
-
-
-def file_of(data: Dataset, row: int) -> str:
-    """The file of an image, in brackets and after a space; empty where the image is not a file of its own."""
-    image = undecoded(data)[row]["image"] or {}
-    path = image.get("path")
-    return f" ({path})" if path else ""
 
 
 def read_square(image: Image.Image, size: int) -> Tensor:
@@ -142,6 +124,7 @@ def random_square(
 ) -> Tensor:
     """A random part of an image at `size` pixels, (3, size, size) uint8; arguments as `random_window` takes them."""
     image.draft("RGB", (2 * size, 2 * size))
+    image = to_rgb(image)  # before its sides are looked at: EXIF may exchange them
     top, left, height, width = random_window(
         image.height,
         image.width,
@@ -150,7 +133,7 @@ def random_square(
         generator=generator,
     )
     box = (left, top, left + width, top + height)
-    return _tensor(to_rgb(image).resize((size, size), Image.Resampling.BICUBIC, box))
+    return _tensor(image.resize((size, size), Image.Resampling.BICUBIC, box))
 
 
 def random_window(
@@ -194,15 +177,6 @@ def shrink(images: Tensor, size: int) -> Tensor:
     """(N, 3, S, S) uint8 images -> (N, 3, size, size) uint8, by area averaging."""
     averages = F.interpolate(images.float(), size=(size, size), mode="area")
     return averages.round().to(torch.uint8)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode in RGB; transparent parts are white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 def between(low: float, high: float, share: Number) -> Number:

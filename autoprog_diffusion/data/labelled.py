@@ -9,20 +9,19 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .emoji import DEFAULT_STYLE, emoji_classes, emoji_in_both_styles
-from .images import DataError, undecoded
+from .images import DataError, read_image, undecoded
+from .report import DataReport, Reading
+from .rows import split_by, unused, with_labels
 from .sources import (
-    HELD_OUT,
-    Splits,
     choose_columns,
     choose_split,
+    count_other_splits,
     default_data,
     read_splits,
     read_training_set,
-    split_by,
-    spread,
-    unused,
-    with_labels,
 )
+from .splits import HELD_OUT, TRAIN
+from .subset import draw_samples
 
 
 if TYPE_CHECKING:
@@ -39,6 +38,8 @@ def load_labelled_images(
     max_train_samples: int | None = None,
     resolution: int,
     cache_dir: str | None = None,
+    seed: int = 0,
+    report: DataReport | None = None,
 ) -> Dataset:
     """A training set with the columns `image` and `label`, a `ClassLabel`.
 
@@ -50,27 +51,28 @@ def load_labelled_images(
         dataset_config_name: Configuration of that data set.
         image_column: Column that holds the images.
         label_column: Column that holds the classes, names or numbers.
-        max_train_samples: Take so many rows evenly spread over the data, which folders sort by class.
+        max_train_samples: Take only so many images, a random choice, evenly from all classes.
         resolution: Side in pixels at which the default data is rendered.
         cache_dir: Where `datasets` keeps what it downloads and converts.
+        seed: Of the random choice.
+        report: Gets what was found and left out.
 
     Raises:
         DataError: Nothing is there, a column is missing, a row has no label, or a class has no image.
     """
-    data = read_training_set(
+    data, reading = read_training_set(
         train_data_dir,
         dataset_name,
         dataset_config_name,
         cache_dir=cache_dir,
         default=lambda: emoji_classes(DEFAULT_STYLE, "new", size=resolution),
+        report=report,
         image_column=image_column,
         label_column=label_column,
     )
     if not len(data):
         raise DataError("the training set is empty.")
-    if max_train_samples is not None:
-        data = data.select(spread(len(data), max_train_samples))
-    return _with_classes(data)
+    return draw_samples(_with_classes(data), max_train_samples, seed, reading=reading, balanced=True)
 
 
 def load_train_and_val(
@@ -83,6 +85,7 @@ def load_train_and_val(
     max_train_samples: int | None = None,
     size: int,
     seed: int,
+    report: DataReport | None = None,
 ) -> tuple[Dataset, Dataset]:
     """Training and validation set with the columns `image` and `label`, a `ClassLabel`; images are not decoded.
 
@@ -97,31 +100,29 @@ def load_train_and_val(
         max_train_samples: Use only so many training images, a random choice.
         size: Side in pixels at which the default data is rendered.
         seed: Of the random choices.
+        report: Gets what was found and left out.
 
     Raises:
         DataError: Nothing is there, a class is empty, there are fewer than 2, or the two sets differ in classes.
     """
-
-    def choose(splits: Splits, names: tuple[str, ...], source: str) -> Dataset:
-        data = choose_split(splits, names, source)
-        return _with_classes(choose_columns(data, image_column=image_column, label_column=label_column))
-
+    report = report or DataReport()
+    columns = {"image_column": image_column, "label_column": label_column}
+    reading = report.add("trained on", train_data or "the default data")
+    validation = report.add("validated on", val_data or reading.source)
     val = None
     if train_data is None:
         train, val = default_data(lambda: emoji_in_both_styles(size))
     else:
-        splits = read_splits(train_data, label_column=label_column)
-        train = choose(splits, ("train",), train_data)
-        if not val_data and any(name in splits for name in HELD_OUT):
-            val = choose(splits, HELD_OUT, train_data)
+        train, val = _read_pair(train_data, columns, reading, held_out=not val_data)
     if val_data:
-        val = choose(read_splits(val_data, label_column=label_column), HELD_OUT, val_data)
+        val = _read_validation(val_data, columns, validation)
     if val is None:
         train, val = _split(train, val_fraction, seed)
+        reading.leave_out("held out for validation", count=len(val))
     _check_classes(train, val)
-    if max_train_samples and max_train_samples < len(train):
-        rows = np.random.default_rng(seed).permutation(len(train))[:max_train_samples]
-        train = train.select(np.sort(rows))
+    reading.used = len(train)
+    validation.used = len(val)
+    train = draw_samples(train, max_train_samples or None, seed, reading=reading)
     return undecoded(train), undecoded(val)
 
 
@@ -135,8 +136,32 @@ def example_images(data: Dataset, names: Sequence[str], size: int) -> list[Image
     labels = data["label"]
     classes = class_names(data)
     rows = [labels.index(classes.index(name)) for name in names]
-    images = [data[row]["image"].convert("RGB") for row in rows]
-    return [ImageOps.fit(image, (size, size)) for image in images]
+    return [ImageOps.fit(read_image(data, row), (size, size)) for row in rows]
+
+
+def _read_pair(
+    source: str, columns: dict[str, str], reading: Reading, *, held_out: bool
+) -> tuple[Dataset, Dataset | None]:
+    """The training split of a source, and where it is asked for a split to validate on, if there is one."""
+    splits = read_splits(source, cache_dir=None, reading=reading, **columns)
+    train = choose_split(splits, (TRAIN,), source)
+    val = None
+    if held_out and any(name in splits for name in HELD_OUT):
+        val = choose_split(splits, HELD_OUT, source)
+    count_other_splits(splits, [train, val], reading)
+    return _chosen(train, columns), None if val is None else _chosen(val, columns)
+
+
+def _read_validation(source: str, columns: dict[str, str], reading: Reading) -> Dataset:
+    """The validation split of a source of its own."""
+    splits = read_splits(source, cache_dir=None, reading=reading, **columns)
+    val = choose_split(splits, HELD_OUT, source)
+    count_other_splits(splits, [val], reading)
+    return _chosen(val, columns)
+
+
+def _chosen(data: Dataset, columns: dict[str, str]) -> Dataset:
+    return _with_classes(choose_columns(data, **columns))
 
 
 def _with_classes(data: Dataset) -> Dataset:

@@ -14,7 +14,7 @@ from torch import Tensor
 from autoprog_diffusion.growth.resize import resize_images, stage_size
 
 from .cache import ArrayCache, build_cache, module_fingerprint, text_fingerprint
-from .images import ImageSettings, read_image, to_pixels
+from .images import ImageSettings, read_image, to_pixels, undecoded
 
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class Latents:
 
     def __post_init__(self) -> None:
         self.vae.requires_grad_(False).eval().to(self.accelerator.device)
+        self._files = undecoded(self.data)
 
     def enter_stage(self, growth: GrowthScheduler) -> None:
         """Get the cache of the stage's resolution ready."""
@@ -112,7 +113,7 @@ class Latents:
         images = []
         for row in rows:
             mirrored, index = divmod(row, len(self.data))
-            pixels = to_pixels(read_image(self.data, index), self.side, self.images)
+            pixels = to_pixels(read_image(self._files, index), self.side, self.images)
             images.append(pixels.flip(-1) if mirrored else pixels)
         return self._moments(torch.stack(images))
 

@@ -3,7 +3,8 @@
 from .adapter import Adapter, find_adapter, register_adapter, supported_classes
 from .config import GrowthConfig
 from .errors import ConfigError, GrowthError, OrderError, PlanError, StateError, SyncError, UnitError
-from .plan import GrowthPlan, Stage, fixed_plan, select_blocks
+from .fixed import fixed_plan, select_blocks
+from .plan import GrowthPlan, Stage
 from .scheduler import GrowthScheduler, StageRecord
 from .units import Layout, Unit
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .config import JSON, GrowthConfig, Order, Resolution, as_resolution, check_increasing_resolutions
+from .config import JSON, Resolution, as_resolution, check_increasing_resolutions
 from .errors import PlanError
 
 
@@ -156,93 +155,79 @@ class GrowthPlan:
             stages.append(replace(stage, start=start))
         return GrowthPlan(self.num_blocks, num_training_steps, tuple(stages))
 
+    def extended(self, num_training_steps: int, at_step: int, *, shortest: int = 1) -> GrowthPlan:
+        """The plan of a run that goes on to another length after `at_step` steps.
 
-def stage_starts(num_stages: int, boundaries: Sequence[float] | None, num_training_steps: int) -> list[int]:
-    """First optimizer step of every stage.
+        Stages that have begun stay. Those to come keep their place in what is left of the run. In a run that is made
+        shorter, those that no longer fit join the one before them, or are left out if that one has begun.
+
+        Args:
+            num_training_steps: Optimizer steps of the whole run, those done included.
+            at_step: Optimizer steps done.
+            shortest: Steps before a stage to come but the last (fewer only where there were fewer), for a search.
+
+        Raises:
+            PlanError: More steps are done.
+
+        Example:
+            >>> plan = GrowthPlan(2, 100, (Stage(0, (0, 1)), Stage(25, (0,)), Stage(75, ())))
+            >>> [stage.start for stage in plan.extended(150, at_step=50).stages]
+            [0, 25, 100]
+        """
+        if num_training_steps < at_step:
+            raise PlanError(
+                f"{at_step} steps are done, so the run cannot end after {num_training_steps}: use at least {at_step}."
+            )
+        current = self.stage_at(at_step)
+        begun = self.stages[: current + 1]
+        coming: list[Stage] = []
+        before = at_step
+        for stage in self.stages[current + 1 :]:
+            # Not begun, so at_step lies before the old plan's end.
+            moved = (stage.start - at_step) * (num_training_steps - at_step) // (self.num_training_steps - at_step)
+            start = at_step + max(1, moved)
+            distance = start - (coming[-1].start if coming else at_step)
+            needed = 1 if stage is self.stages[-1] else min(shortest, stage.start - before)
+            fits = start < num_training_steps and distance >= needed
+            before = stage.start
+            if fits:
+                coming.append(replace(stage, start=start))
+            elif coming:
+                coming[-1] = join(coming[-1], stage)
+        # A stage may have begun at the very step at which the run is now to end.
+        length = max(num_training_steps, begun[-1].start + 1)
+        return GrowthPlan(self.num_blocks, length, (*begun, *coming))
+
+
+def join(stage: Stage, later: Stage) -> Stage:
+    """One stage in place of two neighbours: it trains what either of them trains, at the later one's resolution."""
+    blocks = tuple(sorted({*stage.blocks, *later.blocks}))
+    return replace(stage, blocks=blocks, resolution=later.resolution, stride=later.stride)
+
+
+def join_stages(stages: Sequence[Stage], num_training_steps: int) -> tuple[Stage, ...]:
+    """Stages that a run has room for: one without a step of its own joins the one before it.
 
     Args:
-        num_stages: Number of stages.
-        boundaries: First step of every stage but the first, in steps (int) or fractions of the run (float); `None`
-            spaces the stages evenly.
+        stages: The first one begins at 0; starts do not decrease, and may lie beyond the end of the run.
         num_training_steps: Optimizer steps of the run.
-
-    Raises:
-        PlanError: The run has fewer steps than stages.
     """
-    if num_training_steps < num_stages:
-        raise PlanError(
-            f"num_training_steps={num_training_steps} is shorter than num_stages={num_stages}: "
-            "every stage needs at least one step."
-        )
-    if boundaries is None:
-        return [num_training_steps * k // num_stages for k in range(num_stages)]
-    starts = [0]
-    for bound in boundaries:
-        if isinstance(bound, float):
-            # The rounding error of 0.29 * 100 must not cost a step.
-            bound = math.floor(bound * num_training_steps + 1e-9)
-        starts.append(bound)
-    return starts
+    fitting = list(stages[:1])
+    for stage in stages[1:]:
+        if fitting[-1].start < stage.start < num_training_steps:
+            fitting.append(stage)
+        else:
+            fitting[-1] = join(fitting[-1], stage)
+    return tuple(fitting)
 
 
-def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -> GrowthPlan:
-    """The fixed schedule of a configuration: linear growth from `min_trainable` to the full model, or back.
-
-    For 28 blocks and the defaults, which freeze, 28, 21, 14, 7 blocks train. With `direction="unfreeze"`
-    it is AutoProg-Zero's linear schedule, 7, 14, 21, 28.
-
-    Raises:
-        PlanError: The run has fewer steps than stages, a boundary lies beyond the last step, or two neighbouring
-            stages would train the same blocks at the same resolution (fewer blocks than stages).
-    """
-    count = config.num_stages
-    low = config.min_trainable
-    starts = stage_starts(count, config.boundaries, num_training_steps)
-    fractions = [low + (1 - low) * k / (count - 1) for k in range(count - 1)]
-    # Exactly all: a rounded fraction might leave a block out.
-    fractions.append(1.0)
-    if config.freezes:
-        fractions.reverse()
-    stages = []
-    for start, fraction, resolution in zip(starts, fractions, config.resolutions or (1.0,) * count):
-        stages.append(Stage(start, select_blocks(config.order, num_blocks, fraction, low), resolution))
-    for index, (early, late) in enumerate(pairwise(stages)):
-        if replace(early, start=late.start) == late:
-            raise PlanError(
-                f"stages {index} and {index + 1} of num_stages={count} would both train {len(late.blocks)} of "
-                f"{num_blocks} blocks at resolution {late.resolution}: use fewer stages, a smaller min_trainable "
-                f"(now {low}), or let resolutions grow."
-            )
-    return GrowthPlan(num_blocks, num_training_steps, tuple(stages))
-
-
-def select_blocks(order: Order, num_blocks: int, fraction: float, min_trainable: float = 0.25) -> tuple[int, ...]:
-    """Indices of the blocks that train when `fraction` of them does; a larger fraction always holds a smaller one's.
-
-    `interleaved` is the paper's rule, index mod L < l, with L = round(1 / min_trainable) levels and l = fraction * L;
-    where l is not whole, the first blocks of the next residue class join (our reading of the paper's intent: its
-    released code matches block names by substring and so trains 20 of 28 blocks at level 2 instead of 14).
-
-    Example:
-        >>> select_blocks("interleaved", 8, 0.5)
-        (0, 1, 4, 5)
-        >>> select_blocks("suffix", 8, 0.5)
-        (4, 5, 6, 7)
-    """
-    # The tolerance keeps a rounding error from adding a block.
-    count = min(num_blocks, math.ceil(fraction * num_blocks - 1e-9))
-    if order == "prefix":
-        return tuple(range(count))
-    if order == "suffix":
-        return tuple(range(num_blocks - count, num_blocks))
-    levels = max(1, round(1 / min_trainable))
-    complete = math.floor(fraction * levels + 1e-9)
-    chosen = [index for index in range(num_blocks) if index % levels < complete]
-    if complete < levels:
-        next_class = range(complete, num_blocks, levels)
-        share = fraction * levels - complete
-        chosen += next_class[: math.ceil(share * len(next_class) - 1e-9)]
-    return tuple(sorted(chosen))
+def drop_repeats(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages without those that train what the stage before them trains."""
+    different = list(stages[:1])
+    for stage in stages[1:]:
+        if replace(stage, start=different[-1].start) != different[-1]:
+            different.append(stage)
+    return tuple(different)
 
 
 def check_plan_fits(plan: GrowthPlan, blocks: list[str], num_training_steps: int, rows: int | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from .config import JSON, GrowthConfig, Resolution
 from .ema import EMAParameters
 from .errors import OrderError
 from .lr_rewarmup import LRRewarmup
-from .plan import GrowthPlan, check_plan_fits
+from .plan import GrowthPlan
+from .planning import Planner
 from .resize import resize_images
-from .search_session import LossFunction, RunParts, SearchSession, check_arguments, first_plan
+from .search_session import LossFunction, RunParts, SearchSession, check_arguments
 from .stage import StageApplier, check_freezing, release_state
-from .state import STATE_VERSION, NamedTensors, StageRecord, State, check_state, describe, fingerprint, record_stage
+from .state import STATE_VERSION, StageRecord, State, describe, fingerprint, record_stage
 from .units import count_trainable, only_growing
 from .watch.training import TrainingWatch
 
@@ -72,6 +73,7 @@ class GrowthScheduler:
         self._averages = EMAParameters(model, self.layout.names)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._search = SearchSession(config)
+        self._planner = Planner(config, self.layout, embedded=self._embedding is not None)
         self._watch = TrainingWatch(model, accelerator, self._applier.front)
         # Set by `prepare`; `fold` takes the model away.
         self._wrapped: nn.Module | None = None
@@ -111,7 +113,7 @@ class GrowthScheduler:
         Args:
             model: What `accelerator.prepare` returned for the model.
             num_training_steps: Optimizer steps of the whole run.
-            plan: Stages to follow instead of the configuration's fixed schedule.
+            plan: Stages to follow instead of the configuration's, which are merged where the run has no room for them.
             optimizer: One or several, checked for missing parameters; an accelerator's prepared ones are known.
             loss_fn: `loss_fn(model, batch) -> loss` for the search, instead of replaying what the loop does.
             batches: For `loss_fn`, for example a dataloader.
@@ -129,9 +131,7 @@ class GrowthScheduler:
         host.check_same_parameters(self._model, self._names)
         ddp = host.check_prepared(model, self._model, self._accelerator, search=self.config.search)
         self._watch_optimizers(optimizer)
-        plan = plan or first_plan(self.config, self.layout, num_training_steps)
-        rows = self.config.plan_stages if self._embedding else None
-        check_plan_fits(plan, [unit.name for unit in self.layout.blocks], num_training_steps, rows)
+        plan = self._planner.prepare(plan, num_training_steps)
         check_freezing(plan, self._optimizers, self._accelerator)
         self._watch.start(model, self._applier.growing(), self._optimizers)
         self._wrapped = model
@@ -208,8 +208,7 @@ class GrowthScheduler:
     def folded(self, model: nn.Module) -> Iterator[None]:
         """Fold inside a `with` block only, to save a plain model in the middle of training; raises as `fold` does."""
         host.check_foldable(model, self._model, self._wrapped is not None)
-        self._applier.reshard()
-        with nullcontext() if self._embedding is None else self._embedding.folded(self._model):
+        with self._applier.folded():
             yield
 
     def save_stage_embedding(self, folder: str | Path) -> None:
@@ -277,8 +276,10 @@ class GrowthScheduler:
             "version": STATE_VERSION,
             "step": self._step,
             "plan": self.plan.to_dict(),
+            "planned": self._planner.planned.to_dict(),
+            "searched": self._search.searches,
             "model": fingerprint(self._model, self.layout),
-            "embedding": self._embedding_state(),
+            "embedding": self._applier.embedding_state(),
             "history": [record.to_dict() for record in self.history],
             "decisions": self.decisions,
         }
@@ -296,16 +297,19 @@ class GrowthScheduler:
     def load_state_dict(self, state_dict: State) -> None:
         """Continue where `state_dict` was taken; the model's own weights are loaded by the host.
 
+        With another number of steps than the saved run had, the stages that have begun stay, and those to come move.
+
         Raises:
             StateError: The state is of another plan, model or version.
             SyncError: The ranks' weights differ after loading.
         """
-        self._check_state(state_dict)
+        plan = self._check_state(state_dict)
         self._applier.check_loaded(self._optimizers, state_dict)
         self._step = state_dict["step"]
-        self._plan = self._search.load(self.plan, state_dict)
-        if self._embedding is not None:
-            self._embedding.load_state_dict(state_dict["embedding"])
+        self._plan = plan
+        check_freezing(plan, self._optimizers, self._accelerator)
+        self._search.load(state_dict)
+        self._applier.load_embedding(state_dict)
         if self.plan.freezes:
             self._averages.note()
         self._enter(self.stage, fresh=False)
@@ -333,14 +337,7 @@ class GrowthScheduler:
             # Sharding puts other parameters in place, so names are looked up now.
             self._rewarmup.watch(self._optimizers, dict(self._model.named_parameters()))
 
-    def _embedding_state(self) -> NamedTensors | None:
-        """A copy of the stage embedding's state, on the CPU; None without one."""
-        if self._embedding is None:
-            return None
-        return {name: value.cpu().clone() for name, value in self._embedding.state_dict().items()}
-
-    def _check_state(self, state_dict: State) -> None:
-        """Raise `StateError` where a saved state belongs to another run."""
+    def _check_state(self, state_dict: State) -> GrowthPlan:
+        """The plan to go on with; raises `StateError` where a saved state belongs to another run."""
         model = fingerprint(self._model, self.layout)
-        searched = self.config.search != "none"
-        check_state(state_dict, self.plan, model, embedding=self._embedding_state(), searched=searched)
+        return self._planner.resume(state_dict, model, self._applier.embedding_state())

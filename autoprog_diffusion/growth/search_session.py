@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from .adapter import StageEmbeddingLike
 from .backends.ranks import rank, world_size
 from .config import JSON, GrowthConfig, Resolution
-from .errors import ConfigError, PlanError
-from .plan import GrowthPlan, Stage, fixed_plan, stage_starts
+from .errors import ConfigError
+from .fixed import fixed_plan, stage_starts
+from .plan import GrowthPlan, Stage
 from .state import State
 from .units import Layout
 
@@ -108,7 +108,7 @@ class SearchSession:
             ConfigError: It is not registered.
         """
         name = self._config.search
-        if name == "none":
+        if searched_starts(self._config, plan.num_training_steps) is None:
             return
         if name not in _SEARCHES:
             raise ConfigError(f"search={name!r} is not registered; known are {sorted(_SEARCHES)}.")
@@ -143,12 +143,17 @@ class SearchSession:
         if self._search is not None:
             self._search.stop()
 
-    def load(self, plan: GrowthPlan, state: State) -> GrowthPlan:
-        """Take the decisions of a saved growth state; returns the plan they made of `plan`."""
-        if self._search is None:
-            return plan
+    @property
+    def searches(self) -> bool:
+        """Whether a search decides stages of the run."""
+        return self._search is not None
+
+    def load(self, state: State) -> None:
+        """Take the decisions of a saved growth state; where its run was too short to be searched, search no more."""
         self.decisions = state["decisions"]
-        return GrowthPlan.from_dict(state["plan"])
+        if not state.get("searched", self.searches):
+            self.stop()
+            self._search = None
 
     def save_calls(self, models: Any, weights: Any, folder: str) -> None:
         """Write this rank's recorded calls into a checkpoint; an `accelerator.register_save_state_pre_hook` hook."""
@@ -183,36 +188,50 @@ def first_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) ->
     That one has a short warm-up, stages that repeat the warm-up's blocks until they are decided, then the full model.
     The warm-up trains `warm_blocks` only, so that every candidate contains what trains already.
 
+    A run that is too short to be searched follows the fixed schedule.
+
     Raises:
         ConfigError: There is a search, and `num_stages` is 1: there is nothing to choose.
-        PlanError: As `fixed_plan`; the warm-up does not fit before the second stage, or a stage is too short to be
-            watched.
+        PlanError: The run has no step.
     """
     num_blocks = len(layout.blocks)
-    if config.search == "none":
+    starts = searched_starts(config, num_training_steps)
+    if starts is None:
         return fixed_plan(config, num_blocks, num_training_steps)
-    if config.num_stages < 2:
-        raise ConfigError(f"num_stages={config.num_stages} leaves a search nothing to choose: use at least 2.")
-    warm_up = config.search_batches
-    starts = stage_starts(config.num_stages, config.boundaries, num_training_steps)
-    if starts[1] <= warm_up:
-        raise PlanError(
-            f"the search watches {warm_up} steps first, but the second stage begins at step {starts[1]}: train "
-            'longer, move the boundaries, lower search_batches (at least 2), or use search="none".'
-        )
-    starts = [0, warm_up, *starts[1:]]
-    # The last stage needs no decision, and so none at its end either.
-    for start, end in pairwise(starts[:-1]):
-        if end - start < warm_up:
-            raise PlanError(
-                f"the stage from step {start} to step {end} is too short for the search at its end, which looks at "
-                f"{warm_up} steps: train longer, move the boundaries, or lower search_batches (at least 2)."
-            )
     resolutions = config.resolutions or (1.0,) * config.num_stages
     blocks = warm_blocks(layout)
     stages = [Stage(start, blocks, resolutions[0]) for start in starts[:-1]]
     last = Stage(starts[-1], tuple(range(num_blocks)), resolutions[-1])
     return GrowthPlan(num_blocks, num_training_steps, (*stages, last))
+
+
+def searched_starts(config: GrowthConfig, num_training_steps: int) -> list[int] | None:
+    """First step of the warm-up, of every stage that a search decides, and of the last, which trains everything.
+
+    A stage joins the one before it where that one would be too short for the search at its end.
+
+    Returns:
+        None without a search, or where the run has no room for a single decision.
+
+    Raises:
+        ConfigError: There is a search, and `num_stages` is 1.
+        PlanError: The run has no step.
+    """
+    if config.search == "none":
+        return None
+    if config.num_stages < 2:
+        raise ConfigError(f"num_stages={config.num_stages} leaves a search nothing to choose: use at least 2.")
+    watched = config.search_batches
+    _, *middle, last = stage_starts(config.num_stages, config.boundaries, num_training_steps)
+    starts = [0, watched]
+    for start in middle:
+        if start - starts[-1] >= watched and start < num_training_steps:
+            starts.append(start)
+    # The last stage needs no decision, and so none at its end either.
+    if starts[-1] < last < num_training_steps:
+        starts.append(last)
+    decides = len(starts) > 2
+    return starts if decides else None
 
 
 def with_choice(plan: GrowthPlan, stage: int, choice: Stage) -> GrowthPlan:

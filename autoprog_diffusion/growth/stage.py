@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from .backends.ranks import average_gradient, check_ranks_equal, world_size
 from .errors import OrderError
 from .frozen_front import FrozenFront
 from .plan import GrowthPlan
-from .state import State
+from .state import NamedTensors, State
 from .units import Layout, set_trainable, trainable_names, trainable_now
 
 
@@ -89,6 +89,24 @@ class StageApplier:
         if self._embedding is not None:
             self._embedding.fold(self._model)
         set_trainable(self._model, self._layout.names)
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """Fold the stage embedding inside a `with` block only."""
+        self.reshard()
+        with nullcontext() if self._embedding is None else self._embedding.folded(self._model):
+            yield
+
+    def embedding_state(self) -> NamedTensors | None:
+        """A copy of the stage embedding's state, on the CPU; None without one."""
+        if self._embedding is None:
+            return None
+        return {name: value.cpu().clone() for name, value in self._embedding.state_dict().items()}
+
+    def load_embedding(self, state: State) -> None:
+        """Continue with the stage embedding of a saved growth state."""
+        if self._embedding is not None:
+            self._embedding.load_state_dict(state["embedding"])
 
     def reshard(self) -> None:
         """Give sharded parameters back their shards, which optimizer and checkpoints know."""

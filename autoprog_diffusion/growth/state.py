@@ -16,6 +16,7 @@ from .units import Layout, count_trainable
 
 
 STATE_VERSION = 1
+STATE_KEYS = {"step", "plan", "model", "history", "decisions"}
 State = dict[str, Any]  # what `GrowthScheduler.state_dict` returns
 NamedTensors = dict[str, Tensor]
 
@@ -101,17 +102,13 @@ def fingerprint(model: nn.Module, layout: Layout) -> JSON:
     }
 
 
-def check_state(
-    state: State, plan: GrowthPlan, model: JSON, *, embedding: NamedTensors | None, searched: bool
-) -> None:
-    """Refuse a state that was written under another version, model, plan or stage-embedding setting.
+def check_state(state: State, model: JSON, *, embedding: NamedTensors | None) -> None:
+    """Refuse a state that was written under another version, model or stage-embedding setting.
 
     Args:
         state: The state of the checkpoint.
-        plan: This run's plan. Of a searched one only blocks, steps and starts must agree: a search decides the rest.
         model: This model's `fingerprint`.
         embedding: State of this run's stage embedding.
-        searched: Whether a search decides the plan.
 
     Raises:
         StateError: They differ; the message says in what.
@@ -121,13 +118,15 @@ def check_state(
             f"the checkpoint's growth state has version {state.get('version')!r}; this library reads {STATE_VERSION}: "
             "resume with the library version that wrote it."
         )
+    missing = sorted(STATE_KEYS - state.keys())
+    if missing:
+        raise StateError(f"the checkpoint's growth state lacks {missing}: it is damaged, resume from another one.")
     for key, value in model.items():
         saved = state["model"].get(key)
         if saved != value:
             if key == "parameters":  # a hash says nothing to a reader
                 saved, value = "these shapes", "other shapes"
             raise StateError(f"the checkpoint is of another model: its {key} is {saved!r}, this model's is {value!r}.")
-    _check_plan(state["plan"], plan.to_dict(), searched)
     saved_shapes = _shapes(state.get("embedding"))
     shapes = _shapes(embedding)
     if saved_shapes != shapes:
@@ -135,24 +134,6 @@ def check_state(
             f"the checkpoint's stage embedding holds {saved_shapes}, this run's {shapes}: use the same "
             "stage_embedding, stage_dropout, num_stages and ema_decay (on or off)."
         )
-
-
-def _check_plan(theirs: JSON, ours: JSON, searched: bool) -> None:
-    """Raise `StateError` where two plans differ; with a search only in what it does not decide."""
-    if searched:
-        theirs, ours = _starts_only(theirs), _starts_only(ours)
-    if theirs != ours:
-        changes = [f"{key} was {theirs.get(key)}, now {ours[key]}" for key in ours if theirs.get(key) != ours[key]]
-        detail = "; ".join(changes)
-        raise StateError(
-            f"the checkpoint follows another growth plan ({detail}): resume with the same growth settings and number "
-            "of training steps, or pass the old plan."
-        )
-
-
-def _starts_only(plan: JSON) -> JSON:
-    """The plan with nothing left of its stages but their starts."""
-    return {**plan, "stages": [stage["start"] for stage in plan["stages"]]}
 
 
 def _shapes(tensors: NamedTensors | None) -> dict[str, tuple[int, ...]] | None:

@@ -11,7 +11,7 @@ from operator import attrgetter
 
 from autoprog_diffusion.growth.config import JSON, GrowthConfig, Resolution
 from autoprog_diffusion.growth.errors import SearchError
-from autoprog_diffusion.growth.plan import select_blocks
+from autoprog_diffusion.growth.fixed import select_blocks
 
 
 MEASURES = ("cost", "kappa", "zico", "gain")

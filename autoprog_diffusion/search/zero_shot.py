@@ -13,7 +13,8 @@ import torch
 from autoprog_diffusion.growth.backends.ranks import world_size
 from autoprog_diffusion.growth.config import JSON, GrowthConfig, Resolution
 from autoprog_diffusion.growth.errors import SearchError
-from autoprog_diffusion.growth.plan import Stage, fixed_plan
+from autoprog_diffusion.growth.fixed import fixed_stages
+from autoprog_diffusion.growth.plan import Stage
 from autoprog_diffusion.growth.search_session import RunParts, warm_blocks
 from autoprog_diffusion.growth.units import trained_units
 
@@ -118,8 +119,8 @@ class ZeroShotSearch:
         if config.search_objective != "fixed":
             return list_candidates(config, num_blocks, current.blocks, resolutions, self._always)
         # A baseline: the only candidate is what the fixed schedule would train. Where its stages begin plays no part.
-        schedule = fixed_plan(replace(config, boundaries=None), num_blocks, config.num_stages)
-        fixed = schedule.stages[stage - 1]
+        schedule = fixed_stages(config, num_blocks, range(config.num_stages))
+        fixed = schedule[stage - 1]
         blocks = sorted({*fixed.blocks, *self._always})
         return [Candidate("fixed", tuple(blocks), fixed.resolution)]
 

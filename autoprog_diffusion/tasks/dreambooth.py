@@ -13,8 +13,10 @@ from torch import Tensor
 
 from autoprog_diffusion.data.emoji import emoji_dataset
 from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.data.items import image_table, leave_out_unused
 from autoprog_diffusion.data.latents import Batch
-from autoprog_diffusion.data.sources import file_stamps
+from autoprog_diffusion.data.listing import File, Listing, list_files, stamp_of
+from autoprog_diffusion.data.report import Reading
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.training.samples import sampling, seeds
 
@@ -75,8 +77,14 @@ def check_subject(subject: SubjectSettings) -> None:
         raise ConfigError(f"--prior_loss_weight {subject.prior_loss_weight} is not allowed: use 0 or more.")
 
 
-def list_images(folder: str | Path, flag: str) -> list[Path]:
-    """The image files of a folder, in the order of their names.
+def list_images(folder: str | Path, flag: str, reading: Reading | None = None, most: int | None = None) -> list[Path]:
+    """The image files of a folder, in the order of their names; folders in it are not read.
+
+    Args:
+        folder: To list.
+        flag: That names it.
+        reading: Counts what is left out.
+        most: Take only the first so many.
 
     Raises:
         DataError: It is not a folder, or holds none.
@@ -84,24 +92,28 @@ def list_images(folder: str | Path, flag: str) -> list[Path]:
     path = Path(folder)
     if not path.is_dir():
         raise DataError(f"--{flag} {folder} is not a folder.")
-    files = _image_files(path)
-    if not files:
-        raise DataError(f"--{flag} {folder} holds no image file (such as .png or .jpg).")
-    return files
+    listing = list_files(path, deep=False)
+    if not listing.images:
+        raise DataError(f"--{flag} {folder} holds no image file (such as .png or .jpg){_held(listing)}.")
+    files = listing.images[:most]
+    if reading is not None:
+        leave_out_unused(listing, files, reading, f"beyond the first {most}")
+        reading.used = len(files)
+    return [Path(file.path) for file in files]
 
 
-def _image_files(folder: Path) -> list[Path]:
-    known = Image.registered_extensions()
-    return sorted(file for file in folder.iterdir() if file.is_file() and file.suffix.lower() in known)
+def _held(listing: Listing) -> str:
+    """Some of the files that are no images, for a message."""
+    names = [file.name for file in (*listing.others, *listing.captions)]
+    names += [name for skipped in listing.skipped.values() for name in skipped]
+    return f"; it holds for example {names[:3]}" if names else ""
 
 
-def images_of(files: Sequence[Path], prompt: str) -> datasets.Dataset:
-    """Columns `image` and `text`, the same prompt for every file."""
-    import datasets
-
-    names = [str(file) for file in files]
-    columns = {"image": names, "text": [prompt] * len(files), "stamp": file_stamps(files)}
-    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+def images_of(files: Sequence[Path], prompt: str, *, subject: bool = True) -> datasets.Dataset:
+    """Columns `image` and `text`, the same prompt for every file, and `subject`: whether they show it or its class."""
+    found = [File(str(file), file.name, stamp_of(file.stat())) for file in files]
+    data = image_table(found, [prompt] * len(found), image_column="image", column="text")
+    return data.add_column("subject", [subject] * len(found))  # type: ignore[call-arg]
 
 
 def draw_class_images(
@@ -114,6 +126,7 @@ def draw_class_images(
     steps: int,
     guidance: float,
     seed: int,
+    reading: Reading | None = None,
 ) -> list[Path]:
     """The files of the class, after the pipeline has drawn those that are missing; processes share the work.
 
@@ -128,6 +141,7 @@ def draw_class_images(
         steps: Denoising steps.
         guidance: Scale of classifier-free guidance.
         seed: Of the first picture.
+        reading: Counts what is left out.
 
     Raises:
         DataError: The folder cannot be written.
@@ -151,7 +165,7 @@ def draw_class_images(
         for number, image in zip(numbers, images):
             _save(image, folder / _drawn_name(number))
     accelerator.wait_for_everyone()
-    return list_images(folder, "class_data_dir")[: subject.num_class_images]
+    return list_images(folder, "class_data_dir", reading, subject.num_class_images)
 
 
 def _make_folder(folder: Path) -> None:
@@ -174,7 +188,7 @@ def _drawn_name(number: int) -> str:
 
 def _missing_pictures(folder: Path, count: int) -> list[int]:
     """Numbers of the pictures to draw, so that there are `count` with the files that the user put there."""
-    present = {file.name for file in _image_files(folder)}
+    present = {file.name for file in list_files(folder, deep=False).images}
     given = present - set(map(_drawn_name, range(count)))
     return [number for number in range(count - len(given)) if _drawn_name(number) not in present]
 

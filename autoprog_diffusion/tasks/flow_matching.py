@@ -114,7 +114,7 @@ class FlowMatching:
         self._length = text_length(self.pipeline, flow.max_sequence_length)
         self._check()
         self.captions = Captions(
-            latents.data["text"],
+            latents.data["text"][:],
             self._encode,
             text_encoders(self.pipeline),
             latents.accelerator,
@@ -138,7 +138,7 @@ class FlowMatching:
             batch: As `Latents.draw` takes it.
         """
         latents = self.latents.draw(batch)
-        tokens, pooled = self.captions.draw(batch["index"])
+        tokens, pooled = self.captions.draw(batch["index"], batch.get("draw"))
         noise = torch.randn_like(latents)
         sigmas = self._draw_times(len(latents)).to(latents.device)
         mix = sigmas.view(-1, 1, 1, 1)

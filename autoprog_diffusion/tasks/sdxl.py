@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.data.cache import ArrayCache, build_cache, text_fingerprint
 from autoprog_diffusion.data.captions import Embeddings
-from autoprog_diffusion.data.images import read_image
+from autoprog_diffusion.data.images import read_image, undecoded
 from autoprog_diffusion.data.latents import Batch
 
 from .loading import check_unet, load_as
@@ -72,7 +72,7 @@ class TextToImageXL(TextToImage):
 
     def conditions(self, batch: Batch) -> dict[str, Any]:
         """Both encoders' tokens (N, L, D), pooled text (N, P), and the six sizes (N, 6) in pixels."""
-        tokens, pooled = self.captions.draw(batch["index"])
+        tokens, pooled = self.captions.draw(batch["index"], batch.get("draw"))
         added = {"text_embeds": pooled, "time_ids": self.sizes(batch).to(tokens)}
         return {"encoder_hidden_states": tokens, "added_cond_kwargs": added}
 
@@ -104,6 +104,7 @@ class TextToImageXL(TextToImage):
 
     def _measure(self, rows: Sequence[int]) -> Tensor:
         """Row numbers -> (len, 2) height and width in pixels."""
-        images = [read_image(self.latents.data, row) for row in rows]
+        data = undecoded(self.latents.data)
+        images = [read_image(data, row) for row in rows]
         sizes = [(image.height, image.width) for image in images]
         return torch.tensor(sizes)

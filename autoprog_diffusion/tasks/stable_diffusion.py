@@ -65,7 +65,7 @@ class TextToImage:
         self.resolution = latents.resolution
         self.noise_scheduler = training_scheduler(self.pipeline, self.noise.prediction_type)
         self.captions = Captions(
-            latents.data["text"],
+            latents.data["text"][:],
             self.encode,
             self.encoders(),
             latents.accelerator,
@@ -101,7 +101,7 @@ class TextToImage:
 
     def conditions(self, batch: Batch) -> dict[str, Any]:
         """Inputs of the UNet beside latents and timesteps."""
-        tokens, _ = self.captions.draw(batch["index"])
+        tokens, _ = self.captions.draw(batch["index"], batch.get("draw"))
         return {"encoder_hidden_states": tokens}
 
     def encoders(self) -> list[nn.Module]:

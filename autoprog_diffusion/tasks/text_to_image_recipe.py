@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import nn
 
+from autoprog_diffusion.data.caption_text import first_captions
 from autoprog_diffusion.data.emoji import DEFAULT_STYLE, emoji_dataset
-from autoprog_diffusion.data.sources import spread
+from autoprog_diffusion.data.rows import spread
 from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.recipe import AnyArguments, Recipe
 from autoprog_diffusion.training.samples import Row, sample_images
@@ -60,7 +61,7 @@ def is_default_data(args: Arguments) -> bool:
 def default_prompts(args: Arguments, data: Dataset) -> tuple[str, ...]:
     """Captions to draw: held-out emoji, evenly spread over the categories, or the first captions of other data."""
     if not is_default_data(args):
-        return tuple(data[: DEFAULT_PROMPTS // 2]["text"])
+        return first_captions(data, DEFAULT_PROMPTS // 2)
     held_out = emoji_dataset(DEFAULT_STYLE, size=8, split="held_out")
     by_category = sorted(zip(held_out["category"], held_out["text"]))
     rows = spread(len(by_category), DEFAULT_PROMPTS)

@@ -203,7 +203,7 @@ class DataArguments:
     """Data; without a name OpenMoji emoji with their captions, from a pip package."""
 
     train_data_dir: str | None = None
-    """Folder of images with a metadata.jsonl or metadata.csv that holds the captions."""
+    """Folder of images with captions in a metadata.jsonl, a metadata.csv or text files, or of parquet files."""
     dataset_name: str | None = None
     """Hub name or folder of a `datasets` data set."""
     dataset_config_name: str | None = None
@@ -213,7 +213,9 @@ class DataArguments:
     caption_column: str = "text"
     """Column that holds the captions."""
     max_train_samples: int | None = None
-    """Use only the first so many images."""
+    """Use only so many images, a random choice by --seed."""
+    corrupt: Literal["refuse", "skip"] = "refuse"
+    """What to do with images that cannot be decoded: stop and name them, or leave them out and name them."""
     resolution: int | None = None
     """Side of the training images in pixels [the pipeline's own size]."""
     center_crop: bool = False

@@ -12,7 +12,8 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from autoprog_diffusion.data.images import ImageSettings, cut_square, read_image, seeded
+from autoprog_diffusion.data.caption_text import has_lists
+from autoprog_diffusion.data.images import ImageSettings, cut_square, read_image, seeded, undecoded
 from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.growth import GrowthError
 
@@ -52,10 +53,11 @@ class RowDataset(Dataset):
     """Row numbers, and for uncached training the decoded images.
 
     An item is `index` and, uncached, `pixel_values` (3, H, W) in [-1, 1] and `window` (4,): height and width of the
-    image, top and left of the crop in the resized image, in pixels. With groups each has a first axis of one row each.
+    image, top and left of the crop in the resized image, in pixels. Where rows have several captions, it is also
+    `draw`, a random number that chooses one. With groups each has a first axis of one row each.
 
     Args:
-        data: Column `image`.
+        data: Column `image`, and perhaps `text`.
         args: The recipe's arguments.
         resolution: Side of the images in pixels, or None for row numbers only.
         groups: Rows that are trained together, an item each; None for one row each.
@@ -68,11 +70,12 @@ class RowDataset(Dataset):
         resolution: int | None,
         groups: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
-        self._data = data
+        self._data = undecoded(data)
         self._images = image_settings(args.data)
         self._seed = args.train.seed
         self._resolution = resolution
         self._groups = groups
+        self._has_lists = has_lists(data)
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -86,11 +89,16 @@ class RowDataset(Dataset):
         return default_collate([self._item(row, generator) for row in self._groups[index]])
 
     def _item(self, row: int, generator: torch.Generator) -> dict[str, Any]:
+        item: dict[str, Any] = {"index": row}
+        if self._has_lists:
+            # A generator of its own: crops are the same with one caption and with several.
+            item["draw"] = torch.randint(2**62, (), generator=seeded(self._seed, self.epoch, row, 1))
         if self._resolution is None:
-            return {"index": row}
+            return item
         image = read_image(self._data, row)
         pixels, corner = cut_square(image, self._resolution, self._images, generator)
-        return {"index": row, "pixel_values": pixels, "window": torch.tensor([image.height, image.width, *corner])}
+        window = torch.tensor([image.height, image.width, *corner])
+        return {**item, "pixel_values": pixels, "window": window}
 
 
 def image_settings(data: DataArguments) -> ImageSettings:

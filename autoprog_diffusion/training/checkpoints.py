@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import GrowthError, StateError
 
+from .manifest import MARKER, is_intact, sealed
+
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-MARKER = "complete.json"
+logger = logging.getLogger(__name__)
 TRAINED_FILE = "trained.safetensors"
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
@@ -109,6 +112,9 @@ def find_checkpoint(root: Path, wanted: str | None) -> Path | None:
     if wanted is None:
         return None
     if wanted == "latest":
+        damaged = [path.name for path in _folders(root) if not _is_complete(path)]
+        if damaged:
+            logger.warning("%s in %s are not complete, or damaged, and are left aside.", damaged, root)
         return newest_checkpoint(root)
     for path in (Path(wanted), root / wanted):
         if _NAME.search(path.name) and path.is_dir() and _is_complete(path):
@@ -124,8 +130,12 @@ def checkpoint_step(path: Path) -> int:
 
 def _complete_ones(root: Path) -> list[Path]:
     """Complete checkpoints in the order they were written."""
-    found = [path for path in root.glob("checkpoint-*") if _NAME.match(path.name) and _is_complete(path)]
+    found = [path for path in _folders(root) if _is_complete(path)]
     return sorted(found, key=lambda path: _marker(path)["written"])
+
+
+def _folders(root: Path) -> list[Path]:
+    return [path for path in sorted(root.glob("checkpoint-*")) if _NAME.match(path.name)]
 
 
 def _marker(path: Path) -> dict[str, Any]:
@@ -140,7 +150,7 @@ def _complete(temporary: Path, final: Path, step: int) -> None:
         name = str(path.relative_to(temporary))
         sizes[name] = path.stat().st_size
     marker = {"step": step, "written": time.time_ns(), "files": sizes}
-    write_text_atomically(temporary / MARKER, json.dumps(marker))
+    write_text_atomically(temporary / MARKER, json.dumps(sealed(marker, temporary)))
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
@@ -155,7 +165,7 @@ def _is_complete(path: Path) -> bool:
             file = path / name
             if file.stat().st_size != size:
                 return False
-        return isinstance(marker["written"], int)
+        return isinstance(marker["written"], int) and is_intact(marker)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -16,7 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from autoprog_diffusion.data.captioned import load_captioned_images
+from autoprog_diffusion.data.damaged import usable_images
 from autoprog_diffusion.data.latents import Latents
+from autoprog_diffusion.data.report import DAMAGED, DataReport
 from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 
@@ -42,12 +44,14 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         model_defaults: Values of the flags where the command line names no model, and the default one trains.
         default_model: Folder of the default model.
         pipeline: The pipeline, once it is loaded.
+        data_report: What the data holds and what of it is left out, once it is read.
     """
 
     defaults: ClassVar[Any] = Arguments()
     model_defaults: ClassVar[Any] = Arguments()
     default_model: Path
     pipeline: Any
+    data_report: DataReport | None = None
 
     @abstractmethod
     def load(self, args: AnyArguments) -> Any:
@@ -78,6 +82,8 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             max_train_samples=data.max_train_samples,
             resolution=resolution,
             cache_dir=args.model.cache_dir,
+            seed=args.train.seed,
+            report=self.data_report,
         )
 
     def loader(self, data: datasets.Dataset, args: AnyArguments, resolution: int) -> DataLoader:
@@ -138,7 +144,11 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         check_resolution(resolution, multiple)
         ema_decay = train.ema_decay if train.use_ema else None
         config, plan = growth_config(args.growth, multiple=multiple, ema_decay=ema_decay, seed=train.seed)
+        self.data_report = DataReport()
         data = self.data(args, pipeline, resolution, accelerator)
+        data, damaged = usable_images(data, args.data.corrupt, accelerator)
+        self.data_report.leave_out_rows(DAMAGED, damaged)
+        self.data_report.log()
         loader = self.loader(data, args, resolution)
         rows: Any = loader.dataset
         check_batch(len(rows), train.train_batch_size * accelerator.num_processes)
@@ -154,6 +164,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             args=args,
             accelerator=accelerator,
         )
+        trainer.data_report = self.data_report
         if accelerator.is_main_process:
             titles = self.titles(args, data)
             trainer.pictures = Pictures(

@@ -143,10 +143,11 @@ def scores(candidate: dict[str, Any]) -> dict[str, float]:
 
 
 def is_chosen(decision: dict[str, Any], candidate: dict[str, Any]) -> bool:
-    """Whether a search decided for this candidate, which it names, or tells by depth and resolution."""
-    if "name" in candidate:
-        return candidate["name"] == decision["choice"]
-    return {"depth": depth_of(candidate), "resolution": candidate["resolution"]} == decision["choice"]
+    """Whether a search decided for this candidate: the choice is its name, or its depth and resolution."""
+    choice = decision["choice"]
+    if isinstance(choice, str):
+        return candidate["name"] == choice
+    return {"depth": depth_of(candidate), "resolution": candidate["resolution"]} == choice
 
 
 def depth_of(candidate: dict[str, Any]) -> int:

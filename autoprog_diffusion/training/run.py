@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from autoprog_diffusion.data.report import DataReport
 from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import GrowthError, StateError
 
@@ -25,6 +26,7 @@ from .trainer import Trainer
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+DATA_KEY = "data_report"  # of what the data holds, in the file of the run's settings
 PHASES = ("getting ready", "training", "saving")
 # Beside the flags of the output: they change where and how fast a run trains, not what.
 FREE = ("dataloader_num_workers", "workers", "cache_dir", "gradient_checkpointing", "offload_ema")
@@ -99,6 +101,8 @@ def run(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
         seconds = [later - earlier for earlier, later in pairwise(clock)]
         write_report(output, trainer.growth, trainer.metrics, dict(zip(PHASES, seconds)))
         print(f"the trained model, timeline.png and growth.json are in {output}/")
+    # A launcher ends all ranks when one fails: none may leave, and fail doing so, while the main process still writes.
+    accelerator.wait_for_everyone()
     accelerator.end_training()
     return trainer
 
@@ -176,6 +180,17 @@ def begin(trainer: Trainer, args: HasOutput) -> None:
         trainer.growth.plan.save(folder / "growth_plan.json")
         if trainer.step == 0 or not (folder / RUN_FILE).exists():
             write_text_atomically(folder / RUN_FILE, settings_text(args) + "\n")
+        if trainer.data_report is not None:
+            note_data(folder / RUN_FILE, trainer.data_report)
+
+
+def note_data(file: Path, report: DataReport) -> None:
+    """Write what the data holds, and what of it is left out, into the file of the run's settings."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    # The last group: those before it are flags.
+    settings.pop(DATA_KEY, None)
+    settings[DATA_KEY] = report.to_dict()
+    write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
 
 
 def settings_text(args: HasOutput) -> str:

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from autoprog_diffusion.data.report import DataReport
 from autoprog_diffusion.growth.protocol import Growth
 
 from .arguments import OutputArguments
 from .checkpoints import TrainingError, checkpoint_step, find_checkpoint, newest_checkpoint, write_checkpoint
+from .manifest import check_files
 from .measure import counted_flops, peak_memory, synchronize
 from .metrics import Metrics
 from .report import is_chosen, scores
@@ -59,6 +61,7 @@ class Trainer(ABC):
         metrics: Metrics of the steps done.
         step: Number of optimizer steps done.
         max_steps: Number of optimizer steps of the run.
+        data_report: What the data holds and what of it is left out, if that is known.
         root: Folder of the checkpoints.
     """
 
@@ -67,6 +70,7 @@ class Trainer(ABC):
     optimizer: torch.optim.Optimizer
     lr_scheduler: Any
     max_steps: int
+    data_report: DataReport | None = None
 
     def __init__(
         self,
@@ -135,12 +139,13 @@ class Trainer(ABC):
         """Load a checkpoint by name, or the newest complete one; returns whether there was one.
 
         Raises:
-            StateError: It is not complete, or of another plan or model.
+            StateError: It is not complete, damaged, or of another plan or model.
         """
         path = find_checkpoint(self.root, wanted)
         self.accelerator.wait_for_everyone()
         if path is None:
             return False
+        check_files(path, self.accelerator)
         self.accelerator.load_state(str(path))
         self.step = checkpoint_step(path)
         return True

@@ -32,7 +32,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that al
 from common import DATA, Runs, facts, load, print_rows, save
 
 from autoprog_diffusion.data.images import open_image, undecoded
-from autoprog_diffusion.data.sources import read_parquet
+from autoprog_diffusion.data.tables import read_parquet
 from autoprog_diffusion.growth import GrowthScheduler, find_adapter
 from autoprog_diffusion.training.run import run as run_script
 from autoprog_diffusion.vit.models import size_multiple
@@ -81,7 +81,7 @@ def split_classes(data_dir: Path, folder: Path) -> None:
     for name, wanted in COUNTS.items():
         arrays: dict[str, list[Any]] = {"x": [], "y": [], "test": []}
         for part, count in zip(("train", "test"), wanted):
-            data = undecoded(read_parquet(data_dir / f"cifar10_{part}.parquet", "label"))
+            data = undecoded(read_parquet([data_dir / f"cifar10_{part}.parquet"], "label"))
             found = data["label"][:]
             classes = range(5) if name == "old" else range(5, 10)
             for label in classes:

@@ -49,3 +49,34 @@ def write_parquet(folder: Path, column: str, values: list[Any]) -> Path:
     folder.mkdir(parents=True)
     data.to_parquet(folder / "train.parquet")
     return folder
+
+
+def save(path: Path, colour: str = "red") -> Path:
+    """One image; its folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = "JPEG" if path.suffix.lower() == ".jfif" else None
+    Image.new("RGB", (8, 8), colour).save(path, kind)
+    return path
+
+
+def describe(folder: Path, captions: dict[str, Any], **more: Any) -> Path:
+    """A metadata.jsonl with a caption of every file."""
+    lines = [json.dumps({"file_name": name, "text": text, **more}) for name, text in captions.items()]
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def write_table(path: Path, captions: Sequence[Any], labels: Sequence[Any] | None = None) -> Path:
+    """A parquet file of red images with captions and labels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [Image.new("RGB", (8, 8), "red") for _ in captions]
+    columns = {"image": images, "text": list(captions), "label": list(labels or range(len(captions)))}
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "text": datasets.Dataset.from_dict({"text": list(captions)}).features["text"],
+            "label": datasets.Value("int64"),
+        }
+    )
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
+    return path

@@ -66,9 +66,11 @@ def test_parquet_files_and_saved_data_sets_are_read_as_folders_and_by_name(tmp_p
         assert np.array_equal(read_image(again, 3), read_image(data, 3))
 
 
-def test_max_train_samples_takes_the_first(tmp_path: Path, images_dir: Path) -> None:
-    data = load(tmp_path, images_dir)
-    assert load(tmp_path, images_dir, max_train_samples=3)["text"][:] == data["text"][:3]
+def test_max_train_samples_takes_a_random_choice(tmp_path: Path, images_dir: Path) -> None:
+    texts = load(tmp_path, images_dir)["text"][:]
+    chosen = load(tmp_path, images_dir, max_train_samples=3)["text"][:]
+    assert [texts.index(text) for text in chosen] == sorted(texts.index(text) for text in chosen)
+    assert chosen != texts[:3]
     assert len(load(tmp_path, images_dir, max_train_samples=1000)) == COUNT
 
 
@@ -134,11 +136,10 @@ def test_an_empty_caption_is_refused_with_its_file(tmp_path: Path, text: str | N
         load(tmp_path, folder)
 
 
-def test_captions_that_are_not_text_are_refused(tmp_path: Path) -> None:
+def test_captions_that_are_numbers_become_text(tmp_path: Path) -> None:
     change = {index: {"file_name": f"{index:02d}.png", "text": index} for index in range(4)}
     folder = relabel(write_captioned(tmp_path / "data", 4), change)
-    with pytest.raises(DataError, match=r"row 0 of the training set has no caption.*got 0"):
-        load(tmp_path, folder)
+    assert load(tmp_path, folder)["text"][:] == ["0", "1", "2", "3"]
 
 
 def test_a_picture_that_the_metadata_forgets_is_never_trained_without_a_caption(tmp_path: Path) -> None:
@@ -165,10 +166,9 @@ def test_a_truncated_picture_is_refused_with_its_file(tmp_path: Path) -> None:
     gc.collect()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture at all"])
-def test_a_file_that_is_no_picture_is_refused_with_its_file(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_picture_is_refused_with_its_file(tmp_path: Path) -> None:
     folder = write_captioned(tmp_path / "data", 5)
-    (folder / "02.png").write_bytes(content)
+    (folder / "02.png").write_bytes(b"not a picture at all")
     data = load(tmp_path, folder)
     with pytest.raises(DataError, match=r"image 2 of the training set cannot be decoded \(.*02\.png\)"):
         read_image(data, 2)

@@ -169,6 +169,7 @@ def main(folder: Path) -> None:
         (folder / "decisions.json").write_text(json.dumps({"plan": growth.plan.to_dict(), "decisions": decisions}))
     with open(folder / f"violations-{rank()}.txt", "a", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in wrong)
+    accelerator.wait_for_everyone()
     del wrapped, optimizer
     accelerator.free_memory()
     accelerator.end_training()

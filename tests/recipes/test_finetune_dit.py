@@ -146,8 +146,7 @@ def test_the_default_model_brings_its_flags() -> None:
 @pytest.mark.slow
 def test_the_default_run_draws_new_classes(tmp_path: Path, environment: dict[str, str]) -> None:
     script = Script("finetune_dit", Path(), Path(), environment)
-    script.flags = lambda output: ["--output_dir", str(output)]  # type: ignore[method-assign]
-    done = script.run(tmp_path / "out", "--max_train_steps", 8, "--num_inference_steps", 2)
+    done = script.run_bare(("--output_dir", tmp_path / "out", "--max_train_steps", 8, "--num_inference_steps", 2))
     assert "progressive training, stage by stage" in done.stdout
     labels = DiTPipeline.from_pretrained(tmp_path / "out").labels
     assert len(labels) == 10

@@ -151,8 +151,7 @@ def test_the_default_run_leaves_a_pipeline_that_needs_no_arguments(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     script = Script("finetune_flow", Path(), Path(), environment)
-    script.flags = lambda output: ["--output_dir", str(output)]  # type: ignore[method-assign]
-    done = script.run(tmp_path / "out", "--max_train_steps", 8, "--num_inference_steps", 2)
+    done = script.run_bare(("--output_dir", tmp_path / "out", "--max_train_steps", 8, "--num_inference_steps", 2))
     assert "progressive training, stage by stage" in done.stdout
     pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path / "out")
     assert pipeline("red heart", num_inference_steps=1, height=64, width=64).images[0].size == (64, 64)

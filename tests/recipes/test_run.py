@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.emoji import emoji_dataset
@@ -32,8 +33,6 @@ BAD = {
     "8bit": (("--use_8bit_adam",), "needs bitsandbytes"),
     "plan": (("--growth_plan", "{tmp}/none.json"), "cannot read the growth plan"),
     "plan text": (("--growth_plan", "{tmp}/file"), "is not JSON"),
-    "stages": (("--num_stages", 20), "stage"),
-    "short": (("--max_train_steps", 2), "num_training_steps=2 is shorter than num_stages=4"),
     "checkpoint": (("--resume_from_checkpoint", "checkpoint-5"), "checkpoint-5 is not a complete checkpoint"),
     "schedule": (("--lr_scheduler", "zigzag"), "zigzag"),
     "tracker": (("--report_to", "nonsense"), "nonsense"),
@@ -70,6 +69,18 @@ def test_a_corrupt_picture_stops_the_run_with_its_name(script: Script, tmp_path:
     flags = ["--cache_dir", str(tmp_path / "cache"), "--max_train_steps", "4", "--validation_prompts", "a"]
     with pytest.raises(GrowthError, match=r"image 11 of the training set cannot be decoded \(.*11\.png\)"):
         run(RECIPE, RECIPE.parse([*script.flags(tmp_path / "out"), "--train_data_dir", str(folder), *flags]))
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_reader_leaves_a_corrupt_picture_out_of_a_run(script: Script, tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images")
+    (folder / "11.png").write_bytes(b"nothing")
+    flags = ["--train_data_dir", str(folder), "--cache_dir", str(tmp_path / "cache"), "--corrupt", "skip"]
+    args = RECIPE.parse([*script.flags(tmp_path / "out"), *flags, "--no-cache_latents", "--validation_prompts", "a"])
+    trainer = RECIPE.get_ready(args, RECIPE.make_accelerator(args))
+    batches = trainer.batches()
+    rows = torch.cat([next(batches)["index"] for _ in range(23 // args.train.train_batch_size)])
+    assert set(rows.tolist()) <= set(range(23))
 
 
 def test_the_default_model_brings_its_flags_and_any_flag_wins() -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from autoprog_diffusion import GrowthConfig, GrowthPlan, GrowthScheduler
-from autoprog_diffusion.growth.errors import ConfigError, PlanError, SearchError
+from autoprog_diffusion.growth.errors import ConfigError, SearchError
 
 from ..settings import BY_ID, Family
 
@@ -232,8 +232,6 @@ def test_dropout_and_accumulation() -> None:
 def test_what_cannot_be_searched_is_refused() -> None:
     with pytest.raises(ConfigError, match="num_stages=1 leaves a search nothing to choose"):
         start(num_stages=1)
-    with pytest.raises(PlanError, match="watches 9 steps first, but the second stage begins at step 5"):
-        start(search_batches=9)
     with pytest.raises(ConfigError, match="search_batches=1 is not allowed"):
         GrowthConfig(search_batches=1, direction="unfreeze")
     with pytest.raises(ConfigError, match="search_orders=.*sideways"):
@@ -246,8 +244,6 @@ def test_without_an_output_head_the_last_block_warms_up_and_is_in_every_candidat
     stack = nn.Sequential(*[nn.Linear(2, 2) for _ in range(8)])
     growth = GrowthScheduler(stack, GrowthConfig(search="zero_shot"), blocks=["*"])
     optimizer = torch.optim.AdamW(growth.parameters(), lr=1e-2)
-    with pytest.raises(PlanError, match="step 2 to step 3.*search_batches"):
-        growth.prepare(stack, num_training_steps=12, optimizer=optimizer)
     growth.prepare(stack, num_training_steps=16, optimizer=optimizer)
     assert growth.plan.stages[0].blocks == (7,)
     for _ in range(15):

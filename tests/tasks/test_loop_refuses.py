@@ -14,11 +14,6 @@ from autoprog_diffusion.training.checkpoints import TrainingError
 from .training import NewTrainer
 
 
-def test_a_run_shorter_than_its_stages_is_refused(new_trainer: NewTrainer) -> None:
-    with pytest.raises(PlanError, match="num_training_steps=3 is shorter than num_stages=4"):
-        new_trainer("--max_train_steps", 3, "--train_batch_size", 4)
-
-
 def test_a_plan_of_other_steps_is_refused(new_trainer: NewTrainer, tmp_path: Path) -> None:
     trainer = new_trainer("--max_train_steps", 4, "--train_batch_size", 4)
     trainer.growth.plan.save(tmp_path / "plan.json")

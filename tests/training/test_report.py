@@ -103,13 +103,15 @@ def test_searches_have_a_row_and_a_run_that_saved_nothing_says_so(capsys: pytest
 @pytest.mark.parametrize(
     "candidates",
     [[{"depth": depth, "resolution": 16, "loss": 2.0, "cost": 10.0 * depth, "score": 1.5} for depth in (2, 4)],
-     [{"blocks": [0] * depth, "resolution": 16, "cost": 1.0, "kappa": "inf", "gain": 3.0} for depth in (2, 4)],
+     [{"name": f"{depth} blocks at 16", "blocks": [0] * depth, "resolution": 16, "cost": 1.0, "kappa": "inf"}
+      for depth in (2, 4)],
      [{"name": f"suffix {depth}", "blocks": [0] * depth, "cost": 1.0, "kappa": "inf", "value": -depth / 8}
       for depth in (2, 4)]],
     ids=["one shot", "zero shot", "diffusion"],
 )  # fmt: skip
 def test_a_decision_is_printed_with_its_choice(candidates: list[dict], capsys: pytest.CaptureFixture[str]) -> None:
-    choice = "suffix 2" if "name" in candidates[0] else {"depth": 2, "resolution": 16}
+    diffusion = "resolution" not in candidates[0]
+    choice = "suffix 2" if diffusion else {"depth": 2, "resolution": 16}
     print_decision({"stage": 0, "search": "x", "seconds": 1.0, "choice": choice, "candidates": candidates})
     rows = lines(capsys.readouterr().out)
     assert [row[1] for row in rows if "chosen" in row] == ["2"]

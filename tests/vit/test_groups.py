@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprog_diffusion.growth import ConfigError, OrderError, PlanError, UnitError
+from autoprog_diffusion.growth import ConfigError, OrderError, UnitError
 from autoprog_diffusion.vit.autoprog_one.config import ViTGrowthConfig
 from autoprog_diffusion.vit.autoprog_one.groups import (
     depth_grid,
@@ -93,9 +93,8 @@ def test_a_model_without_a_list_of_blocks_is_refused_and_can_be_told() -> None:
     assert find_groups(model, ["*"])[0].blocks == ("0", "1")
 
 
-def test_fewer_blocks_than_stages_are_refused() -> None:
-    with pytest.raises(PlanError, match="the model has 3 blocks for num_stages=4: use at most 3 stages"):
-        ViTGrowth(growing.hf_vit(3), ViTGrowthConfig(search="fixed"))
+def test_fewer_blocks_than_stages_share_depths() -> None:
+    assert depth_grid(ViTGrowthConfig(), (3,)) == [2, 2, 2, 3]
 
 
 @pytest.mark.parametrize(

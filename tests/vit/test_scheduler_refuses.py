@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoprog_diffusion.growth import ConfigError, GrowthPlan, OrderError, PlanError, StateError
+from autoprog_diffusion.growth import ConfigError, GrowthPlan, OrderError, StateError
 from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
 
 from . import growing
@@ -29,9 +29,6 @@ def test_a_state_from_elsewhere_is_refused() -> None:
         other.load_state_dict(state)
     other, _ = growing.start(growing.hf_vit(), config("fixed", operator="stacking"), STEPS)
     with pytest.raises(StateError, match="operator was 'momentum', now 'stacking'.*resume with its preset"):
-        other.load_state_dict(state)
-    other, _ = growing.start(growing.hf_vit(), config("fixed"), STEPS + 3)
-    with pytest.raises(StateError, match="num_training_steps was 12, now 15"):
         other.load_state_dict(state)
     with pytest.raises(StateError, match="version 0"):
         growth.load_state_dict({**state, "version": 0})
@@ -63,13 +60,6 @@ def test_calls_at_the_wrong_place_are_refused() -> None:
         growth.step()
     with pytest.raises(OrderError, match="runs once"):
         growth.fold(model)
-
-
-def test_runs_too_short_for_their_search_are_refused() -> None:
-    with pytest.raises(PlanError, match=r"search_steps=4 takes 4 of the 4 steps of stage 0"):
-        growing.start(growing.hf_vit(), config("one_shot", search_steps=4), STEPS)
-    with pytest.raises(PlanError, match="shorter than num_stages=3"):
-        growing.start(growing.hf_vit(), config("fixed"), 2)
 
 
 def test_a_compiled_model_is_refused_where_its_shape_changes_every_step() -> None:

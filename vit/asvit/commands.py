@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import autoprog_diffusion
+from autoprog_diffusion.data.report import DataReport
 from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import GrowthError
 
@@ -218,7 +219,9 @@ def ntk_images(score: ScoreArguments, data: DataArguments) -> Tensor:
         score: Size of the images and of the batch, and the seed of the draw.
         data: Names the training data.
     """
-    train, _ = load_rows(data, score.img_size, score.seed)
+    report = DataReport()
+    train, _ = load_rows(data, score.img_size, score.seed, report)
+    print(report.table())
     order = np.random.default_rng(score.seed).permutation(len(train))
     rows = train.select(order[: score.ntk_batch].tolist())
     pixels = decode_all(rows, score.img_size, data.corrupt).images  # (N, 3, S, S), 0 to 255

@@ -41,7 +41,7 @@ class Retokenization(ViTScript[TrainArguments]):
         genotype = Genotype.parse(args.genotype)
         genotype.check(size)
         check_sizes(size, (), SIZE_MULTIPLE)
-        data = load_data(args, size=size)
+        data = load_data(args, size=size, accelerator=accelerator)
         set_seed(args.train.seed)  # the same weights on every rank, whatever the data drew
         model = AsViT(genotype, len(data.classes), size, drop_path=args.drop_path)
         growth = ViTGrowth(model, retoken_config(args), accelerator)

@@ -117,16 +117,11 @@ def depth_grid(config: ViTGrowthConfig, sizes: Depths) -> list[int]:
 
     Args:
         config: With the number of stages and the share of the blocks that the first one has.
-        sizes: Blocks of the full groups.
-
-    Raises:
-        PlanError: There are fewer blocks than stages.
+        sizes: Blocks of the full groups; where there are fewer than stages, some stages have the same depth.
     """
     full = sum(sizes)
     last = config.num_stages - 1
     low = max(len(sizes), round(config.min_depth * full))  # at least a block of each group
-    if low < full <= last:
-        raise PlanError(f"the model has {full} blocks for num_stages={last + 1}: use at most {full} stages.")
     depths = []
     for stage in range(last):
         added = (full - low) * stage // last

@@ -15,6 +15,7 @@ from autoprog_diffusion.growth.backends import accelerate as host
 from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import OrderError
 from autoprog_diffusion.growth.plan import GrowthPlan
+from autoprog_diffusion.growth.planning import announce_merges
 from autoprog_diffusion.growth.protocol import Growth
 from autoprog_diffusion.growth.units import build_layout, count_trainable
 from autoprog_diffusion.growth.watch.training import TrainingWatch
@@ -43,7 +44,7 @@ class ViTGrowth:
 
     Raises:
         UnitError: The model's blocks cannot be found, or differ in shape.
-        PlanError: The model has fewer blocks than stages, or a stride does not divide a stage's images.
+        PlanError: A stride does not divide a stage's images.
         ConfigError: The patches do not divide a resolution.
         RetokenError: Strides are asked for, and the model cannot have them.
         OrderError: The model is wrapped already, or the accelerator's backend is not supported.
@@ -96,7 +97,7 @@ class ViTGrowth:
         Raises:
             OrderError: Called twice, before `accelerator.prepare`, with another model, or with an optimizer that lacks
                 parameters.
-            PlanError: The run is too short for its stages.
+            PlanError: The run has no step.
             ConfigError: A search has nothing to score on.
             SyncError: The ranks' weights differ.
         """
@@ -116,6 +117,7 @@ class ViTGrowth:
             loss_fn=loss_fn,
         )
         plan = first_plan(self.config, self._grid, num_training_steps)
+        announce_merges(plan, self.config.num_stages)
         growing = {name: value for name, value in self._model.named_parameters() if value.requires_grad}
         self._watch.start(model, growing, optimizers)
         self._runner = StageRunner(search, plan, optimizers, wrapped=model, ddp=ddp, tokens=self._tokens)
@@ -224,7 +226,7 @@ class ViTGrowth:
     @property
     def num_stages(self) -> int:
         """Number of stages."""
-        return self.config.num_stages
+        return len(self.plan.stages)
 
     @property
     def trainable_fraction(self) -> float:

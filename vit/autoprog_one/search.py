@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from autoprog_diffusion.growth.config import JSON
-from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.growth.errors import ConfigError, StateError
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.units import Layout
 from autoprog_diffusion.search import objective
@@ -68,42 +68,43 @@ class ShapeSearch:
                 "augmentation is fixed, and loss_fn=lambda model, images, targets: ..."
             )
 
-    def candidates(self, stage: int, current: Shape | None) -> list[Shape]:
+    def candidates(self, stage: int, plan: GrowthPlan, current: Shape | None) -> list[Shape]:
         """Shapes the stage may take; one where it is not searched.
 
         Args:
             stage: Index of the stage.
+            plan: The stages, as decided so far.
             current: The shape that trained before it; None in stage 0.
         """
-        if self.config.search == "fixed":
-            return [self.grid.shape(stage)]
+        if self.config.search == "fixed" or stage == len(plan.stages) - 1:
+            return [shape_of(plan.stages[stage])]
         found = list_candidates(self.grid, stage, current)
         if self.config.search == "random":
             rng = random.Random(1000 * self.config.seed + stage)
             return [rng.choice(found)]
         return found
 
-    def open(self, stage: int, plan: GrowthPlan, current: Shape | None) -> Supernet:
+    def open(self, stage: int, plan: GrowthPlan, current: Shape | None, *, length: int | None = None) -> Supernet:
         """The supernet of a stage's candidates; the model has the depth of the largest.
 
         Args:
             stage: Index of the stage.
             plan: The stages, as decided so far.
             current: The shape that trained before it; None in stage 0.
+            length: Optimizer steps of the supernet phase, where it has begun; None for the configuration's.
 
         Raises:
             PlanError: The supernet phase would fill the stage.
         """
         config = self.config
-        candidates = self.candidates(stage, current)
+        candidates = self.candidates(stage, plan, current)
         smallest = current or candidates[0]
         largest = candidates[-1]
         maps = []
         for old, new in zip(self.grid.splits[smallest.depth], self.grid.splits[largest.depth]):
             maps.append(growth_map(config.operator, old, new))
-        length = 0
-        if config.search == "one_shot":
-            length = search_length(config, plan, stage)
+        if length is None:
+            length = search_length(config, plan, stage) if config.search == "one_shot" else 0
         self.supernet = Supernet(
             start=plan.stages[stage].start,
             length=length,
@@ -170,7 +171,7 @@ class ShapeSearch:
         """Losses and seconds of the supernet phase so far; None outside of one."""
         if self.supernet is None:
             return None
-        return {"losses": self.supernet.losses, "seconds": self._seconds}
+        return {"losses": self.supernet.losses, "seconds": self._seconds, "length": self.supernet.length}
 
     def load_state_dict(self, state: JSON | None, stage: int, plan: GrowthPlan) -> None:
         """Continue the phase that `state_dict` was taken in.
@@ -179,6 +180,9 @@ class ShapeSearch:
             state: None outside of a phase.
             stage: Index of the stage.
             plan: The stages, as decided so far.
+
+        Raises:
+            StateError: The run was made so short that the phase no longer fits its stage.
         """
         self.supernet = None
         if state is None:
@@ -186,7 +190,14 @@ class ShapeSearch:
         current = None
         if stage:
             current = shape_of(plan.stages[stage - 1])
-        net = self.open(stage, plan, current)
+        # The phase keeps the length it began with, also where the stage got another one.
+        net = self.open(stage, plan, current, length=state.get("length"))
+        after = [later.start for later in plan.stages[stage + 1 :]]
+        if not after or net.start + net.length >= after[0]:
+            raise StateError(
+                f"the search of stage {stage} goes on to step {net.start + net.length}, for which a run of "
+                f"{plan.num_training_steps} steps has no room: resume with more steps."
+            )
         net.losses = state["losses"]
         self._seconds = state["seconds"]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from autoprog_diffusion.growth.errors import PlanError
-from autoprog_diffusion.growth.plan import GrowthPlan, Stage, stage_starts
+from autoprog_diffusion.growth.fixed import stage_starts
+from autoprog_diffusion.growth.plan import GrowthPlan, Stage, drop_repeats, join, join_stages
 
 from ..models import size_multiple
 from ..resolution import image_size
@@ -119,38 +120,44 @@ def list_candidates(grid: Grid, stage: int, current: Shape | None) -> list[Shape
 def first_plan(config: ViTGrowthConfig, grid: Grid, num_training_steps: int) -> GrowthPlan:
     """The plan a run starts with: the linear schedule; with a search, the smallest shape until one is decided.
 
+    Stages that do not fit are merged, as in `growth.fixed.fixed_plan`; with `one_shot` also those that their supernet
+    phase would fill.
+
     Args:
         config: Of the run.
         grid: Shapes of the run.
         num_training_steps: Optimizer steps of the run.
 
     Raises:
-        PlanError: The run is too short for its stages or supernet phases, or two stages of a fixed schedule are equal.
+        PlanError: The run has no step.
     """
-    last = config.num_stages - 1
-    shapes = [grid.shape(stage) for stage in range(last + 1)]
-    strides = config.strides or (None,) * len(shapes)
-    for stage in range(last):
-        same_shape = shapes[stage] == shapes[stage + 1]
-        same_stride = strides[stage] == strides[stage + 1]
-        if same_shape and same_stride:
-            raise PlanError(
-                f"stages {stage} and {stage + 1} would both train {shapes[stage].depth} blocks at "
-                f"{shapes[stage].resolution} pixels: use fewer stages, or a smaller min_depth (now "
-                f"{config.min_depth}) or first resolution."
-            )
-    if config.search != "fixed":
-        shapes[:-1] = [shapes[0]] * last
-    starts = stage_starts(last + 1, config.boundaries, num_training_steps)
-    stages = []
-    for start, shape, stride in zip(starts, shapes, strides, strict=True):
-        blocks = grid.blocks(shape.depth)
-        stages.append(Stage(start, blocks, shape.resolution, stride))
-    plan = GrowthPlan(sum(grid.sizes), num_training_steps, tuple(stages))
+    count = config.num_stages
+    starts = stage_starts(count, config.boundaries, num_training_steps)
+    strides = config.strides or (None,) * count
+    linear = []
+    for index, (start, stride) in enumerate(zip(starts, strides, strict=True)):
+        shape = grid.shape(index)
+        linear.append(Stage(start, grid.blocks(shape.depth), shape.resolution, stride))
+    stages = drop_repeats(join_stages(linear, num_training_steps))
     if config.search == "one_shot":
-        for stage in range(last):
-            search_length(config, plan, stage)
-    return plan
+        stages = _searchable(config, stages)
+    if config.search != "fixed":
+        smallest = grid.shape(0)
+        blocks = grid.blocks(smallest.depth)
+        undecided = [replace(stage, blocks=blocks, resolution=smallest.resolution) for stage in stages[:-1]]
+        stages = (*undecided, stages[-1])
+    return GrowthPlan(sum(grid.sizes), num_training_steps, stages)
+
+
+def _searchable(config: ViTGrowthConfig, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages after every one that its supernet phase would fill has joined the next."""
+    fitting: list[Stage] = []
+    for stage in stages:
+        if fitting and phase_steps(config, stage.start - fitting[-1].start) >= stage.start - fitting[-1].start:
+            fitting[-1] = join(fitting[-1], stage)
+        else:
+            fitting.append(stage)
+    return tuple(fitting)
 
 
 def shape_of(stage: Stage) -> Shape:
@@ -170,12 +177,18 @@ def search_length(config: ViTGrowthConfig, plan: GrowthPlan, stage: int) -> int:
         PlanError: It would fill the stage.
     """
     length = plan.stages[stage + 1].start - plan.stages[stage].start
-    steps = config.search_steps
-    if isinstance(steps, float):
-        steps = max(1, round(steps * length))
+    steps = phase_steps(config, length)
     if steps >= length:
         raise PlanError(
             f"search_steps={config.search_steps} takes {steps} of the {length} steps of stage {stage}, which leaves "
             'none to train what was chosen: search less, train longer, or use search="fixed".'
         )
+    return steps
+
+
+def phase_steps(config: ViTGrowthConfig, length: int) -> int:
+    """Optimizer steps of the supernet phase of a stage of `length` steps."""
+    steps = config.search_steps
+    if isinstance(steps, float):
+        return max(1, round(steps * length))
     return steps

@@ -15,6 +15,7 @@ from autoprog_diffusion.growth.backends.ranks import check_ranks_equal
 from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.plan import GrowthPlan
+from autoprog_diffusion.growth.planning import extended_plan
 from autoprog_diffusion.growth.search_session import with_choice
 from autoprog_diffusion.growth.state import STATE_VERSION, check_state, fingerprint
 from autoprog_diffusion.growth.units import count_trainable
@@ -87,7 +88,7 @@ class StageRunner:
         self.grid = self.search.grid
         self.elastic = self.search.elastic
         self.average = WeightAverage(self.elastic.model, self.config.ema_decay)
-        self.shape = self.grid.shape(0)
+        self.shape = shape_of(self.plan.stages[0])
         self._find_unused = self.ddp is not None and self.ddp.find_unused_parameters
 
     @property
@@ -130,7 +131,7 @@ class StageRunner:
         self.check_ranks(f"on entering stage {stage}")
         self._retokenize()
         current = self.shape if stage else None
-        candidates = self.search.candidates(stage, current)
+        candidates = self.search.candidates(stage, self.plan, current)
         self._grow(candidates[-1].depth, fresh=current is None)
         if len(candidates) == 1:
             self._settle(candidates[0])
@@ -176,10 +177,17 @@ class StageRunner:
             SyncError: The ranks' weights differ after loading.
         """
         _check_settings(state_dict, self.config)
-        # The settings agree, so only a search can have made another plan.
-        check_state(state_dict, self.plan, self._fingerprint(), embedding=None, searched=True)
+        # The settings agree, so only a search, or another number of steps, can have made another plan.
+        check_state(state_dict, self._fingerprint(), embedding=None)
+        plan = extended_plan(state_dict, self.plan.num_training_steps)
+        if len(plan.stages[-1].blocks) < plan.num_blocks:
+            raise StateError(
+                f"step {state_dict['step']} was to be followed by stages that a run of {plan.num_training_steps} steps "
+                f"has no room for, and would end with {len(plan.stages[-1].blocks)} of {plan.num_blocks} blocks: "
+                "resume with more steps."
+            )
+        self.plan = plan
         self.step = state_dict["step"]
-        self.plan = GrowthPlan.from_dict(state_dict["plan"])
         self.average.load_state_dict(state_dict["average"], self.step)
         self.history = [ShapeRecord(**record) for record in state_dict["history"]]
         self.decisions = state_dict["decisions"]

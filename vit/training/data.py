@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from autoprog_diffusion.data.images import (
-    UNREADABLE,
-    DataError,
-    file_of,
-    open_image,
-    random_square,
-    read_square,
-    seeded,
-    shrink,
-)
+from autoprog_diffusion.data.damaged import Corrupt, sound_rows
+from autoprog_diffusion.data.decode import decoding, open_image, quiet, reason
+from autoprog_diffusion.data.images import random_square, read_square, seeded, shrink
 
 from .augment_settings import AugmentSettings
 
@@ -31,7 +22,6 @@ if TYPE_CHECKING:
     from datasets import Dataset as Rows
 
 
-logger = logging.getLogger(__name__)
 Batch = tuple[Tensor, Tensor]
 
 
@@ -72,7 +62,6 @@ class Encoded(Dataset):
         data: As `load_train_and_val` gives it.
         size: Side of the images in pixels.
         crop: Area and aspect ratio of random crops; None cuts the centre.
-        corrupt: `skip` takes the next image instead of one that cannot be decoded, and names it; `refuse` raises.
         seed: Of the crops, which depend on it, the epoch and the row alone.
         epoch: Which epoch.
     """
@@ -81,7 +70,6 @@ class Encoded(Dataset):
     _: KW_ONLY
     size: int
     crop: AugmentSettings | None
-    corrupt: str
     seed: int
     epoch: int = 0
 
@@ -92,31 +80,21 @@ class Encoded(Dataset):
         return len(self.labels)
 
     def __getitem__(self, rows: list[int]) -> Batch:
-        images, labels = zip(*(self._item(row) for row in rows))
-        return torch.stack(images), torch.stack(labels)
+        images = [self._cut(row) for row in rows]
+        return torch.stack(images), self.labels[rows]
 
     def resize(self, size: int) -> None:
         """Give images of another side from now on."""
         self.size = size
 
-    def _item(self, index: int) -> Batch:
-        for offset in range(len(self)):
-            row = (index + offset) % len(self)
-            try:
-                return self._cut(row), self.labels[row]
-            except UNREADABLE as error:
-                if self.corrupt == "refuse":
-                    raise _unreadable(self.data, [row]) from error
-                logger.warning("%s cannot be decoded: the next image is taken instead.", _names(self.data, [row]))
-        raise _unreadable(self.data, list(range(len(self))))
-
     def _cut(self, row: int) -> Tensor:
-        image = open_image(self.data, row)
         crop = self.crop
-        if crop is None:
-            return read_square(image, self.size)
-        generator = seeded(self.seed, self.epoch, row)
-        return random_square(image, self.size, scale=crop.scale, ratio=crop.ratio, generator=generator)
+        with decoding(self.data, row):
+            image = open_image(self.data, row)
+            if crop is None:
+                return read_square(image, self.size)
+            generator = seeded(self.seed, self.epoch, row)
+            return random_square(image, self.size, scale=crop.scale, ratio=crop.ratio, generator=generator)
 
 
 def epoch_batches(
@@ -155,7 +133,7 @@ def make_loader(rows: Decoded | Encoded, batches: Iterable[list[int]], workers: 
     )
 
 
-def decode_all(data: Rows, size: int, corrupt: str) -> Decoded:
+def decode_all(data: Rows, size: int, corrupt: Corrupt) -> Decoded:
     """Decode all images to squares, leaving out or refusing those that cannot be.
 
     Args:
@@ -168,33 +146,19 @@ def decode_all(data: Rows, size: int, corrupt: str) -> Decoded:
     """
     images = torch.empty(len(data), 3, size, size, dtype=torch.uint8)
     labels = _labels(data)
-    bad: list[int] = []
+    damaged: dict[int, str] = {}
     for row in tqdm(range(len(data)), desc="decoding", leave=False, delay=5):
         try:
-            images[row] = read_square(open_image(data, row), size)
-        except UNREADABLE:
-            bad.append(row)
-    if bad:
-        if corrupt == "refuse" or len(bad) == len(data):
-            raise _unreadable(data, bad)
-        names = _names(data, bad)
-        logger.warning("%d of %d images cannot be decoded and are left out: %s", len(bad), len(data), names)
-        good = np.setdiff1d(np.arange(len(data)), bad)
-        images = images[good]
-        labels = labels[good]
+            with quiet():
+                images[row] = read_square(open_image(data, row), size)
+        except Exception as error:  # as in `decoding`
+            damaged[row] = reason(error)
+    rows = sound_rows(data, damaged, corrupt)
+    if damaged:
+        images = images[rows]
+        labels = labels[rows]
     return Decoded(images, labels)
 
 
 def _labels(data: Rows) -> Tensor:
     return torch.as_tensor(data["label"][:])
-
-
-def _unreadable(data: Rows, rows: list[int]) -> DataError:
-    return DataError(
-        f"{len(rows)} images cannot be decoded: {_names(data, rows)}. Repair or delete them, or use --corrupt skip."
-    )
-
-
-def _names(data: Rows, rows: list[int], most: int = 5) -> str:
-    names = ", ".join(f"row {row}{file_of(data, row)}" for row in rows[:most])
-    return f"{names} and {len(rows) - most} more" if len(rows) > most else names

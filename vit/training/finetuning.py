@@ -117,7 +117,7 @@ class Finetuning(ViTScript[FinetuneArguments]):
         config, plan = growth_of(args, multiple=multiple)
         sides = [round(side * size) if isinstance(side, float) else side for side in config.resolutions or ()]
         check_sizes(size, sides, multiple)
-        data = load_data(args, size=size)
+        data = load_data(args, size=size, accelerator=accelerator)
         fit_head(model, data.classes)
         growth = GrowthScheduler(model, config, accelerator)
         drop_path = args.model.drop_path

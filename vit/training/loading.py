@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autoprog_diffusion.data.damaged import usable_images
 from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.data.labelled import class_names, load_train_and_val
-from autoprog_diffusion.data.sources import split_by
+from autoprog_diffusion.data.report import DAMAGED, DataReport
+from autoprog_diffusion.data.rows import split_by
 from autoprog_diffusion.growth.errors import ConfigError
 
 from .arguments import DataArguments, SharedArguments
@@ -19,6 +21,7 @@ from .data import Decoded, Encoded, decode_all
 
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from datasets import Dataset
 
 
@@ -31,40 +34,52 @@ class Data:
         val: For validation.
         held_out: Training images that are set aside for a search, or None.
         classes: Names.
+        report: What was found and left out.
     """
 
     train: Decoded | Encoded
     val: Decoded | Encoded
     held_out: Decoded | None
     classes: tuple[str, ...]
+    report: DataReport | None = None
 
 
-def load_data(args: SharedArguments, *, size: int, held_out: int = 0) -> Data:
+def load_data(args: SharedArguments, *, size: int, held_out: int = 0, accelerator: Accelerator | None = None) -> Data:
     """Load the data that the arguments name; in memory where it fits.
 
     Args:
         args: Arguments of any script.
         size: Side of the images in pixels.
         held_out: Number of training images to set aside for a search.
+        accelerator: Its processes share the search for damaged images.
 
     Raises:
         DataError: As `load_train_and_val`, or an image cannot be decoded and `--corrupt refuse`.
     """
     seed = args.train.seed
-    train, val = load_rows(args.data, size, seed)
+    report = DataReport()
+    train, val = load_rows(args.data, size, seed, report)
     aside = None
     if held_out:
         train, aside = _set_aside(train, held_out, seed)
+        report.readings[0].leave_out("set aside for the search", count=held_out)
     crop = args.augment if args.augment.crop == "resized" else None
+    rows = _decoded_if_small(train, args, size, accelerator=accelerator, crop=crop)
+    val_rows = _decoded_if_small(val, args, size, accelerator=accelerator)
+    for reading, data, used in zip(report.readings, (train, val), (rows, val_rows)):
+        reading.leave_out(DAMAGED, count=len(data) - len(used))
+        reading.used = len(used)
+    report.log()
     return Data(
-        train=_decoded_if_small(train, args, size, crop),
-        val=_decoded_if_small(val, args, size),
+        train=rows,
+        val=val_rows,
         held_out=decode_all(aside, size, args.data.corrupt) if aside else None,
         classes=tuple(class_names(train)),
+        report=report,
     )
 
 
-def load_rows(data: DataArguments, size: int, seed: int) -> tuple[Dataset, Dataset]:
+def load_rows(data: DataArguments, size: int, seed: int, report: DataReport | None = None) -> tuple[Dataset, Dataset]:
     """Training and validation set of the arguments, as `load_train_and_val` gives them."""
     return load_train_and_val(
         train_data=data.train_data,
@@ -75,6 +90,7 @@ def load_rows(data: DataArguments, size: int, seed: int) -> tuple[Dataset, Datas
         max_train_samples=data.max_train_samples,
         size=size,
         seed=seed,
+        report=report,
     )
 
 
@@ -100,11 +116,17 @@ def check_sizes(size: int, resolutions: Sequence[int], multiple: int) -> None:
 
 
 def _decoded_if_small(
-    data: Dataset, args: SharedArguments, size: int, crop: AugmentSettings | None = None
+    data: Dataset,
+    args: SharedArguments,
+    size: int,
+    *,
+    accelerator: Accelerator | None,
+    crop: AugmentSettings | None = None,
 ) -> Decoded | Encoded:
     if len(data) * 3 * size**2 <= args.data.memory * 2**20:
         return decode_all(data, size, args.data.corrupt)
-    return Encoded(data, size=size, crop=crop, corrupt=args.data.corrupt, seed=args.train.seed)
+    data, _ = usable_images(data, args.data.corrupt, accelerator)
+    return Encoded(data, size=size, crop=crop, seed=args.train.seed)
 
 
 def _set_aside(data: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:

@@ -88,7 +88,7 @@ class Pretraining(ViTScript[Arguments]):
         held_out = 0
         if config.search in ("one_shot", "zero_shot"):
             held_out = args.growth.search_samples
-        data = load_data(args, size=size, held_out=held_out)
+        data = load_data(args, size=size, held_out=held_out, accelerator=accelerator)
         set_seed(args.train.seed)
         model = _build(args, len(data.classes))
         growth = ViTGrowth(model, config, accelerator)

@@ -79,6 +79,7 @@ class ViTTrainer(Trainer):
             max_norm=train.clip_grad,
         )
         self.data = data
+        self.data_report = data.report
         self.args = args
         self._plan = plan
         images_a_batch = train.batch_size * accelerator.num_processes
@@ -99,7 +100,7 @@ class ViTTrainer(Trainer):
         crop = isinstance(data.train, Decoded)
         self._augment = Augment(args.augment, len(data.classes), train.smoothing, crop=crop)
         self.prepare_growth()
-        self._strengths = strengths(args.augment, drop_path, len(growth.plan.stages))
+        self._drop_path = drop_path
         accelerator.register_for_checkpointing(self.lr_scheduler)
         accelerator.register_for_checkpointing(self.metrics)
 
@@ -207,7 +208,9 @@ class ViTTrainer(Trainer):
     @property
     def _strength(self) -> Strength:
         """How much to regularise now; a search runs at full strength."""
-        return self._strengths[-1 if self.growth.searching else self.growth.stage]
+        # The plan of a run that is resumed may have another number of stages.
+        levels = strengths(self.args.augment, self._drop_path, len(self.growth.plan.stages))
+        return levels[-1 if self.growth.searching else self.growth.stage]
 
     def _floats(self, images: Tensor) -> Tensor:
         return images.to(self.accelerator.device, non_blocking=True).float() / 255

@@ -1,0 +1,74 @@
+"""Splits of a folder: sub-folders named exactly train, validation, val or test, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .errors import DataError
+from .listing import File, Listing
+
+
+# The only split of data that comes without splits.
+WHOLE = "all"
+TRAIN = "train"
+HELD_OUT = ("validation", "val", "test")
+SPLITS = (TRAIN, *HELD_OUT)
+
+
+def find_splits(listing: Listing, *, classes: bool) -> tuple[str, ...]:
+    """The sub-folders that are splits; none where sub-folders of these names are like those beside them.
+
+    Args:
+        listing: Of the folder.
+        classes: Whether sub-folders are classes, and a split has one folder per class.
+
+    Raises:
+        DataError: `train` lies beside folders that are no splits, so that it may be either.
+    """
+    inside = {top for top in map(top_folder, listing.images) if top}
+    named = tuple(name for name in SPLITS if name in inside)
+    others = sorted(inside.difference(named))
+    if TRAIN in named and others:
+        if classes and any(file.name.count("/") == 1 for file in listing.images if top_folder(file) == TRAIN):
+            # It holds images as the other classes do: a class of trains.
+            return ()
+        raise DataError(
+            f"{listing.root} holds a folder train, which is a split, and beside it {others[:5]}, which are none: move "
+            "them out, or rename train if it is data as they are."
+        )
+    if TRAIN not in named and (others or any(top_folder(file) == "" for file in listing.images)):
+        return ()
+    return named
+
+
+def top_folder(file: File) -> str:
+    """The outermost folder of a file below the folder that was listed; empty for a file that lies in it itself."""
+    top, slash, _ = file.name.partition("/")
+    return top if slash else ""
+
+
+def split_of_table(file: File) -> str:
+    """Split of a parquet file: `train-00000-of-00002.parquet`, `train.parquet`, or any file in a folder `train`."""
+    *folders, base = file.name.split("/")
+    start = base.split("-")[0].removesuffix(".parquet")
+    parent = folders[-1] if folders else ""
+    return next((name for name in (start, parent) if name in SPLITS), WHOLE)
+
+
+def group_tables(root: str, files: Iterable[File]) -> dict[str, list[File]]:
+    """Parquet files by split.
+
+    Raises:
+        DataError: Some files are of a split, and some of none.
+    """
+    groups: dict[str, list[File]] = {}
+    for file in files:
+        groups.setdefault(split_of_table(file), []).append(file)
+    if WHOLE in groups and len(groups) > 1:
+        names = [file.name for file in groups[WHOLE]]
+        splits = sorted(set(groups) - {WHOLE})
+        raise DataError(
+            f"{root} holds parquet files of the splits {splits}, and beside them {names[:5]}, which are of none: move "
+            "them out, or name them as the others, such as train-0.parquet."
+        )
+    return groups

@@ -1,0 +1,38 @@
+"""--max_train_samples: a random choice that depends on the seed alone, the same on all ranks and after a resume."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .report import Reading
+from .rows import spread
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def draw_samples(data: Dataset, most: int | None, seed: int, *, reading: Reading, balanced: bool = False) -> Dataset:
+    """At most so many random rows, in the order of the data.
+
+    Args:
+        data: Any data.
+        most: How many; None takes all.
+        seed: Of the choice.
+        reading: Counts the others.
+        balanced: Take as many of every class, a number in the column `label`, as they allow.
+    """
+    if most is None or most >= len(data):
+        return data
+    order = np.random.default_rng(seed).permutation(len(data))
+    if balanced:
+        # Stable: rows of a class stay shuffled, so that evenly spread places are random rows of every class.
+        labels = np.asarray(data["label"][:])
+        order = order[np.argsort(labels[order], kind="stable")]
+        order = order[spread(len(data), most)] if most else order
+    chosen = order[:most]
+    reading.leave_out(f"beyond --max_train_samples {most}", count=len(data) - most)
+    reading.used = most
+    return data.select(np.sort(chosen))

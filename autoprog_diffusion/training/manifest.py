@@ -1,0 +1,111 @@
+"""Checksums of a checkpoint's files: what is loaded is what was written, or it is not loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoprog_diffusion.growth.errors import StateError
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+MARKER = "complete.json"
+# A large file is read in parts of so many bytes, by several threads at a time.
+_PART = 2**26
+_THREADS = 8
+# Entries of the marker: of the files, and of the marker's other entries.
+_FILES = "checksums"
+_OWN = "own_checksum"
+# What Accelerate unpickles without a restriction, or ignores where it cannot read it.
+_PICKLES = ("custom_checkpoint_*.pkl", "random_states_*.pkl")
+
+
+def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Name -> checksum of every named file of a folder."""
+    parts = []
+    for name in names:
+        size = (folder / name).stat().st_size
+        parts += [(name, start) for start in range(0, max(size, 1), _PART)]
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        found = pool.map(lambda part: _checksum(folder / part[0], part[1]), parts)
+    sums: dict[str, str] = {}
+    for (name, _), value in zip(parts, found):
+        sums[name] = sums.get(name, "") + f"{value:08x}"
+    return sums
+
+
+def sealed(marker: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The entries of a marker, `files` among them, with the checksums of the files and its own."""
+    entries = {**marker, _FILES: checksums(folder, marker["files"])}
+    return {**entries, _OWN: _own_checksum(entries)}
+
+
+def is_intact(marker: Mapping[str, Any]) -> bool:
+    """Whether a marker is as it was written; one that is older than checksums has none."""
+    if _OWN not in marker:
+        return _FILES not in marker
+    entries = {name: value for name, value in marker.items() if name != _OWN}
+    return marker[_OWN] == _own_checksum(entries)
+
+
+def check_files(folder: Path, accelerator: Accelerator) -> None:
+    """Refuse a checkpoint whose files are not as they were written; the processes of a node share the work.
+
+    A checkpoint that is older than checksums passes where its pickles hold nothing but plain data.
+
+    Raises:
+        StateError: The message names the files.
+    """
+    damaged = _differing(folder, accelerator)
+    if accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        damaged = sorted(set(gather_object(damaged)))
+    if damaged:
+        raise StateError(
+            f"{folder} is damaged: {', '.join(damaged[:5])} changed since the checkpoint was written. Resume from "
+            "another one, with --resume_from_checkpoint and its name."
+        )
+    _check_pickles(folder)
+
+
+def _differing(folder: Path, accelerator: Accelerator) -> list[str]:
+    """This process's share of the files that are not as they were written."""
+    marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    known = marker.get(_FILES, {})
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    mine = sorted(known)[accelerator.local_process_index :: processes]
+    found = checksums(folder, mine)
+    return [name for name in mine if found[name] != known[name]]
+
+
+def _check_pickles(folder: Path) -> None:
+    """Refuse pickles that hold more than tensors and plain data, or cannot be read."""
+    from accelerate.utils.other import load
+
+    for pattern in _PICKLES:
+        for path in sorted(folder.glob(pattern)):
+            try:
+                load(path, map_location="cpu", weights_only=True, mmap=True)
+            except Exception as error:  # the unpickler, the archive and torch each have their own
+                raise StateError(
+                    f"{path} is damaged, or holds more than plain data, and is not loaded: {error}"
+                ) from error
+
+
+def _checksum(path: Path, start: int) -> int:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return zlib.crc32(file.read(_PART))
+
+
+def _own_checksum(entries: Mapping[str, Any]) -> str:
+    text = json.dumps(entries, sort_keys=True)
+    return f"{zlib.crc32(text.encode()):08x}"
