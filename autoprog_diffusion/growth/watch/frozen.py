@@ -21,12 +21,20 @@ class FrozenSamples:
 
     def __init__(self) -> None:
         self._parameters: dict[str, nn.Parameter] = {}
-        self._values: list[Tensor] = []
+        self._sizes: list[int] = []
+        self._values = torch.empty(0)
+        self._tolerance = torch.empty(0)
 
     def take(self, frozen: Mapping[str, nn.Parameter]) -> None:
         """Sample parameters, by name; what was sampled before is forgotten. Takes one transfer from the device."""
         self._parameters = {name: tensor for name, tensor in frozen.items() if tensor.is_floating_point()}
-        self._values = _samples(self._parameters)
+        views = self._views()
+        self._sizes = [len(view) for view in views]
+        self._values = _joined(views)
+        precision = [torch.finfo(parameter.dtype).eps for parameter in self._parameters.values()]
+        sizes = torch.tensor(self._sizes, dtype=torch.long)
+        relative = torch.tensor(precision, dtype=torch.float32).repeat_interleave(sizes)
+        self._tolerance = TOLERANCE * relative * self._values.abs()
 
     def clear(self) -> None:
         """Forget all samples."""
@@ -34,26 +42,34 @@ class FrozenSamples:
 
     def moved(self) -> list[str]:
         """Names of the parameters that are not what they were."""
-        found = []
-        for name, before, now in zip(self._parameters, self._values, _samples(self._parameters)):
-            precision = TOLERANCE * torch.finfo(self._parameters[name].dtype).eps
-            if not torch.allclose(before, now, rtol=precision, atol=0.0, equal_nan=True):
-                found.append(name)
-        return found
+        now = _joined(self._views())
+        # Written so that a value that is no number any more counts; one that never was does not.
+        same = ((now - self._values).abs() <= self._tolerance) | (now == self._values)
+        wrong = ~(same | (now.isnan() & self._values.isnan()))
+        if not wrong.any():
+            return []
+        parts = wrong.split(self._sizes)
+        return [name for name, part in zip(self._parameters, parts) if part.any()]
+
+    def _views(self) -> list[Tensor]:
+        """Samples of every parameter, (n,) each, of its own type and device."""
+        return [_spread(local_part(parameter)) for parameter in self._parameters.values()]
 
 
 @torch.no_grad()
-def _samples(parameters: Mapping[str, nn.Parameter]) -> list[Tensor]:
-    """Up to `SAMPLES` elements of every parameter, evenly spread over its memory; float32, on the CPU."""
-    views = [_spread(local_part(parameter)).float() for parameter in parameters.values()]
-    if not views:
-        return []
-    devices = {view.device for view in views}
-    # Parts of a model may be offloaded.
-    if len(devices) > 1:
-        views = [view.cpu() for view in views]
-    sizes = [len(view) for view in views]
-    return list(torch.cat(views).cpu().split(sizes))
+def _joined(views: list[Tensor]) -> Tensor:
+    """Tensors (n,) one after the other, float32, on the CPU."""
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    # Parts of a model may be offloaded, or of another type.
+    for index, view in enumerate(views):
+        groups.setdefault((view.device, view.dtype), []).append(index)
+    found = [torch.empty(0)] * len(views)
+    for indices in groups.values():
+        joined = torch.cat([views[index] for index in indices]).cpu().float()
+        parts = joined.split([len(views[index]) for index in indices])
+        for index, part in zip(indices, parts):
+            found[index] = part
+    return torch.cat(found) if found else torch.empty(0)
 
 
 def _spread(tensor: Tensor) -> Tensor:
