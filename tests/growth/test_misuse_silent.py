@@ -388,3 +388,31 @@ def test_misuse_silent_channels_last_and_half_precision() -> None:
     growth.prepare(model, num_training_steps=4, optimizer=optimizer)
     run((model, growth, optimizer), 4, SD)
     growth.fold(model)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_misuse_silent_compiled_optimizer_step(known: bool) -> None:
+    """Its hooks are traced away: nothing is heard, and nothing concluded."""
+    model, growth, optimizer = begin(STEPS, known=known)
+
+    @torch.compile(backend="eager")
+    def step() -> None:
+        optimizer.step()
+
+    for seed in range(STEPS):
+        optimizer.zero_grad()
+        SMALL.loss(model, seed).backward()
+        step()
+        growth.step()
+    growth.fold(model)
+
+
+def test_misuse_silent_compiled_model() -> None:
+    model, growth, optimizer = begin(8)
+    torch._dynamo.utils.counters.clear()
+    called = torch.compile(model, backend="eager")
+    for seed in range(8):
+        train(called, optimizer, seed)
+        growth.step()
+    assert not torch._dynamo.utils.counters["graph_break"]
+    growth.fold(called)

@@ -55,7 +55,7 @@ class ParameterFlags:
         )
 
     def check_parameters(self) -> None:
-        """Refuse to go on where parameters were added, replaced or cast since `note`.
+        """Refuse to go on where parameters were added or replaced since `note`.
 
         Raises:
             OrderError: It names the first parameters.
@@ -74,12 +74,14 @@ class ParameterFlags:
                 "neither the optimizer nor growth knows the new ones. Resize embeddings and replace layers before "
                 "constructing GrowthScheduler."
             )
-        cast = [name for name, dtype in zip(named, self._types) if named[name].dtype != dtype]
-        if cast:
-            first = cast[0]
-            before = self._types[list(named).index(first)]
-            raise OrderError(
-                f"{len(cast)} parameters were cast after growth.prepare, first {first!r} from {before} to "
-                f"{named[first].dtype}: the optimizer's state and the frozen weights are of the old type. Cast the "
-                "model before constructing GrowthScheduler, or save a copy of it."
-            )
+
+    def cast(self) -> str:
+        """Describe which parameters have another type than at `note`, and take it as theirs; empty if none has."""
+        now = [parameter.dtype for parameter in self._parameters]
+        names = [name for name, before, after in zip(self._named, self._types, now) if before != after]
+        if not names:
+            return ""
+        first = names[0]
+        before = self._types[list(self._named).index(first)]
+        self._types = now
+        return f"{len(names)} parameters, first {first!r} from {before} to {self._named[first].dtype}"

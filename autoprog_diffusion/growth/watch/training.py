@@ -132,6 +132,7 @@ class TrainingWatch:
         if self._looks <= FIRST_STEPS or ends:
             reshard(self._wrapped)
             self._flags.check_parameters()
+            self._check_types()
             self._check_frozen()
 
     def stop(self, step: int, num_training_steps: int) -> None:
@@ -179,6 +180,18 @@ class TrainingWatch:
         """Names of those growing parameters that are among `parameters`."""
         return {name for name, parameter in self._growing.items() if parameter in parameters}
 
+    def _check_types(self) -> None:
+        """Warn where the model was cast: a pipeline of validation does that, and upstream scripts train on."""
+        cast = self._flags.cast()
+        if cast:
+            _warn(
+                f"the model was cast after growth.prepare: {cast}. Training goes on in the new type, with the "
+                "optimizer's state in the old one. If a pipeline did that for validation, give it a copy of the model.",
+                depth=5,
+            )
+            if self._sampled:
+                self._sample()
+
     def _sample(self) -> None:
         """Remember samples of what this stage has frozen."""
         reshard(self._wrapped)
@@ -201,6 +214,6 @@ class TrainingWatch:
             )
 
 
-def _warn(message: str) -> None:
-    """Warn the caller of the growth object's method."""
-    warnings.warn(message, GrowthWarning, stacklevel=4)
+def _warn(message: str, depth: int = 4) -> None:
+    """Warn the caller of the growth object's method, `depth` calls away."""
+    warnings.warn(message, GrowthWarning, stacklevel=depth)
