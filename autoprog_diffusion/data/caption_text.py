@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
+from .listing import printable
 
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ def _caption(value: Any) -> Caption | None:
 
 def _text(value: Any) -> str | None:
     if isinstance(value, str):
-        return value if value.strip() else None
+        # Half of an emoji, which a cut JSON file may end in, is no text that can be stored.
+        return value if value.strip() and printable(value) == value else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return str(value) if math.isfinite(value) else None

@@ -24,7 +24,7 @@ class StageSummary:
         blocks: Number of blocks that trained.
         trainable: Share of the parameters that trained, in [0, 1].
         resolution: Side of the images in pixels.
-        step_seconds: Median wall time of an optimizer step.
+        step_seconds: Median wall time of its steps but the first, which warms up; None where there is no other.
         seconds: Wall time of all steps, and of the evaluations of candidates.
         cpu_seconds: CPU time of this process for the same.
         flops: Mean FLOPs of an optimizer step on one process, forward and backward.
@@ -38,7 +38,7 @@ class StageSummary:
     blocks: float
     trainable: float
     resolution: float
-    step_seconds: float
+    step_seconds: float | None
     seconds: float
     cpu_seconds: float
     flops: float
@@ -83,6 +83,7 @@ class Metrics:
     def _summary(self, rows: list[int]) -> StageSummary:
         column = {name: [values[row] for row in rows] for name, values in self.rows.items()}
         last_quarter = column["loss"][-max(1, len(rows) // 4) :]
+        _, *warm = column["seconds"]
         return StageSummary(
             stage=int(column["stage"][0]),
             searching=bool(column["searching"][0]),
@@ -90,7 +91,7 @@ class Metrics:
             blocks=fmean(column["blocks"]),
             trainable=fmean(column["trainable"]),
             resolution=fmean(column["resolution"]),
-            step_seconds=median(column["seconds"]),
+            step_seconds=median(warm) if warm else None,
             seconds=sum(column["seconds"]),
             cpu_seconds=sum(column["cpu_seconds"]),
             flops=fmean(column["flops"]),
@@ -113,14 +114,16 @@ def fullest(summaries: list[StageSummary]) -> StageSummary:
     return max(latest_first, key=lambda row: (not row.searching, row.resolution, row.blocks))
 
 
-def saving(summaries: list[StageSummary]) -> dict[str, float]:
+def saving(summaries: list[StageSummary]) -> dict[str, float | None]:
     """Cost of as many steps of full training, divided by the cost of the run.
 
     Returns:
-        `time` in wall time, evaluations of candidates included; `flops` in FLOPs of training.
+        `time` in wall time, evaluations of candidates included, or None where the fullest stage has one step only;
+        `flops` in FLOPs of training.
     """
     full = fullest(summaries)
     steps = sum(row.steps for row in summaries)
     seconds = sum(row.seconds for row in summaries)
     flops = sum(row.flops * row.steps for row in summaries)
-    return {"time": full.step_seconds * steps / seconds, "flops": full.flops * steps / flops}
+    time = None if full.step_seconds is None else full.step_seconds * steps / seconds
+    return {"time": time, "flops": full.flops * steps / flops}

@@ -77,8 +77,8 @@ def print_summary(metrics: Metrics, num_blocks: int, seconds: dict[str, float]) 
             "trains": f"{row.trainable:.0%}",
             "pixels": f"{row.resolution:.4g}",
             "loss": f"{row.loss:.4f}",
-            "step": f"{1000 * row.step_seconds:.1f} ms",
-            "of full": f"{row.step_seconds / full.step_seconds:.0%}",
+            "step": milliseconds(row.step_seconds),
+            "of full": share(row.step_seconds, full.step_seconds),
             "FLOPs of full": f"{row.flops / full.flops:.0%}",
             "memory": f"{row.memory / 2**20:,.0f} MiB",
         }
@@ -104,13 +104,23 @@ def print_table(title: str, rows: Sequence[Mapping[str, str]], caption: str | No
 def saving_sentence(summaries: list[StageSummary]) -> str:
     """What the run saved, in one sentence."""
     ratios = saving(summaries)
-    flops = 1 - 1 / ratios["flops"]
-    time = 1 - 1 / ratios["time"]
-    return (
-        f"{abs(flops):.0%} {'fewer' if flops >= 0 else 'more'} FLOPs and {abs(time):.0%} "
-        f"{'less' if time >= 0 else 'more'} time than as many steps of full training "
-        f"(stage {fullest(summaries).stage + 1})."
-    )
+    changes = []
+    for name, less, more in (("flops", "fewer FLOPs", "more FLOPs"), ("time", "less time", "more time")):
+        ratio = ratios[name]
+        if ratio is not None:
+            saved = 1 - 1 / ratio
+            changes.append(f"{abs(saved):.0%} {less if saved >= 0 else more}")
+    return f"{' and '.join(changes)} than as many steps of full training (stage {fullest(summaries).stage + 1})."
+
+
+def milliseconds(seconds: float | None) -> str:
+    """A time for the table; a dash where it is not known."""
+    return "-" if seconds is None else f"{1000 * seconds:.1f} ms"
+
+
+def share(part: float | None, whole: float | None) -> str:
+    """A part of a time in percent for the table; a dash where one of them is not known."""
+    return "-" if part is None or whole is None else f"{part / whole:.0%}"
 
 
 def print_decision(decision: dict[str, Any]) -> None:
@@ -202,7 +212,8 @@ def _draw_stages(axes: Sequence[Any], summaries: list[StageSummary]) -> None:
         for axis in axes:
             alpha = 0.14 if row.searching else 0.07
             axis.axvspan(start, end, color=f"C{row.stage}", alpha=alpha, linewidth=0)
-        axes[3].hlines(1000 * row.step_seconds, start, end, color="C3")
+        if row.step_seconds is not None:
+            axes[3].hlines(1000 * row.step_seconds, start, end, color="C3")
         above = axes[0].get_xaxis_transform()
         axes[0].text(start, 1.02, f" stage {row.stage + 1}", transform=above, fontsize=9)
 

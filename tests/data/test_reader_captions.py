@@ -307,6 +307,10 @@ REFUSED = {
         r"metadata.jsonl line 2: there is no file 'a.png'. There is sub/a.png.*2 rows name files",
     ),
     "address": (bad_line("metadata.jsonl", b'{"file_name": "https://x/a.png", "text": "a"}'), "is an address"),
+    "half a letter": (
+        bad_line("metadata.jsonl", b'{"file_name": "\\udcff.png", "text": "a"}'),
+        r"metadata.jsonl line 1: there is no file '\\udcff.png'",
+    ),
     "no name": (
         bad_line("metadata.jsonl", b'{"file_name": "a.png", "text": "a"}\n{"text": "a"}'),
         "metadata.jsonl line 2 has no file_name: got None",
@@ -350,7 +354,7 @@ def test_reader_refuses_by_name(tmp_path: Path, name: str) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("value", ["", "  ", None, float("nan"), [], [""], ["a", None], {"a": 1}, True, [["a"]]])
+@pytest.mark.parametrize("value", ["", "  ", None, float("nan"), [], [""], ["a", None], {"a": 1}, True, [["a"]], "\ud83d"])
 def test_reader_refuses_captions_that_are_none(tmp_path: Path, value: Any) -> None:
     folder = with_metadata(tmp_path, "a.png", "b.png", "c.png")
     describe(folder, {"a.png": "x", "b.png": value, "c.png": value})

@@ -26,15 +26,15 @@ from transformers import (
 COUNT = 8
 
 
-def write_images(folder: Path, captions: bool) -> Path:
+def write_images(folder: Path, captions: bool, count: int = COUNT) -> Path:
     """Save pictures; with `captions`, also the metadata.jsonl of an image folder."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
-    for index in range(COUNT):
+    for index in range(count):
         pixels = random.integers(0, 256, (4, 5, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((20, 16), Image.Resampling.NEAREST).save(folder / f"{index}.png")
     if captions:
-        lines = [json.dumps({"file_name": f"{index}.png", "text": f"picture {index}"}) for index in range(COUNT)]
+        lines = [json.dumps({"file_name": f"{index}.png", "text": f"picture {index}"}) for index in range(count)]
         (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
@@ -113,6 +113,19 @@ def sdxl() -> Any:
     )
 
 
+def deepfloyd() -> Any:
+    t5 = _t5()
+    return diffusers.IFPipeline(
+        **t5,
+        unet=_unet(in_channels=3, out_channels=6, cross_attention_dim=16, encoder_hid_dim=32),
+        scheduler=diffusers.DDPMScheduler(variance_type="learned_range", thresholding=True),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
+
+
 def sd3() -> Any:
     t5 = _t5()
     return diffusers.StableDiffusion3Pipeline(
@@ -127,7 +140,7 @@ def sd3() -> Any:
             joint_attention_dim=32,
             pooled_projection_dim=32,
             out_channels=4,
-            pos_embed_max_size=8,
+            pos_embed_max_size=16,  # for 64 pixels, which Diffusers' own tests train at
         ),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
         vae=_vae(shift_factor=0.06, scaling_factor=1.5),

@@ -22,9 +22,9 @@ def test_summaries_by_hand() -> None:
     rows = [{"loss": loss, "seconds": time, "memory": 100 + step} for step, (loss, time) in enumerate(first)]
     rows += [{"loss": loss, "seconds": time, "stage": 1, "blocks": 4, "flops": 400} for loss, time in last]
     one, two = metrics_of(*rows).summaries()
-    assert (one.stage, one.steps, one.blocks, one.step_seconds, one.seconds, one.memory) == (0, 5, 2, 9.0, 32.0, 104)
+    assert (one.stage, one.steps, one.blocks, one.step_seconds, one.seconds, one.memory) == (0, 5, 2, 6.0, 32.0, 104)
     assert one.loss == 3.0  # a quarter of 5 rows is the last one
-    assert (two.stage, two.steps, two.blocks, two.step_seconds, two.flops, two.loss) == (1, 3, 4, 2.0, 400, 9.0)
+    assert (two.stage, two.steps, two.blocks, two.step_seconds, two.flops, two.loss) == (1, 3, 4, 5.5, 400, 9.0)
 
 
 def test_loss_is_the_mean_of_the_last_quarter() -> None:
@@ -54,6 +54,15 @@ def test_saving_by_hand() -> None:
     rows = [summary(30, 1.0, 100), summary(10, 4.0, 300)]
     assert saving(rows) == {"time": 40 * 4 / (30 + 40), "flops": 40 * 300 / (3000 + 3000)}
     assert saving(rows[1:]) == {"time": 1.0, "flops": 1.0}
+
+
+def test_a_stage_of_one_step_has_no_time() -> None:
+    """Its only step warms up: it builds kernels, and allocates the optimizer's state."""
+    rows = [{"seconds": 9.0}, *[{"stage": 1, "seconds": seconds} for seconds in (9.0, 2.0)]]
+    one, two = metrics_of(*rows).summaries()
+    assert (one.step_seconds, two.step_seconds) == (None, 2.0)
+    assert saving([one, two]) == {"time": 2.0 * 3 / 20, "flops": 1.0}
+    assert saving([one]) == {"time": None, "flops": 1.0}
 
 
 def test_reloaded_metrics_go_on_where_they_were() -> None:

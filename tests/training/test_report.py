@@ -91,12 +91,13 @@ def test_the_table_has_a_row_per_stage_and_says_what_was_saved(
 
 
 def test_searches_have_a_row_and_a_run_that_saved_nothing_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = metrics_of({"searching": True, "seconds": 3.0}, {}, {"stage": 1, "flops": 100, "blocks": 4})
+    metrics = metrics_of({"searching": True, "seconds": 3.0}, {}, *[{"stage": 1, "blocks": 4}] * 2)
     metrics.validations.append({"step": 3.0, "accuracy": 0.25, "ema_accuracy": 0.5})
     print_summary(metrics, 4, SECONDS)
     text = capsys.readouterr().out
     assert [row[0] for row in lines(text)] == ["1 search", "1", "2"]
-    assert "0% fewer FLOPs and 67% more time" in text
+    assert [row[6] for row in lines(text)] == ["-", "-", "1000.0 ms"]  # steps that warm up tell no time
+    assert "0% fewer FLOPs and 50% more time" in text
     assert "accuracy 25.0%, of the average 50.0%" in text
 
 
@@ -117,6 +118,12 @@ def test_a_decision_is_printed_with_its_choice(candidates: list[dict], capsys: p
     assert [row[1] for row in rows if "chosen" in row] == ["2"]
     assert len(rows) == 2
     assert ("50%" in rows[0]) == ("loss" in candidates[0])  # of the most expensive candidate's cost
+
+
+def test_a_run_whose_stages_have_one_step_reports_flops_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    print_summary(metrics_of({"flops": 300}, {"stage": 1, "blocks": 1}), 4, SECONDS)
+    text = capsys.readouterr().out
+    assert "\n33% fewer FLOPs than as many steps of full training (stage 1).\n" in text
 
 
 def test_a_run_of_one_step_is_drawn_with_and_without_validations(tmp_path: Path) -> None:

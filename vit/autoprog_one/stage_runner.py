@@ -180,11 +180,11 @@ class StageRunner:
         # The settings agree, so only a search, or another number of steps, can have made another plan.
         check_state(state_dict, self._fingerprint(), embedding=None)
         plan = extended_plan(state_dict, self.plan.num_training_steps)
-        if len(plan.stages[-1].blocks) < plan.num_blocks:
+        deepest = len(plan.stages[-1].blocks)
+        if deepest < plan.num_blocks:
             raise StateError(
-                f"step {state_dict['step']} was to be followed by stages that a run of {plan.num_training_steps} steps "
-                f"has no room for, and would end with {len(plan.stages[-1].blocks)} of {plan.num_blocks} blocks: "
-                "resume with more steps."
+                f"a run of {plan.num_training_steps} steps has no room for the stages after step "
+                f"{state_dict['step']}: it ends with {deepest} of {plan.num_blocks} blocks. Resume with more steps."
             )
         self.plan = plan
         self.step = state_dict["step"]
