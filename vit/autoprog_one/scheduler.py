@@ -88,15 +88,13 @@ class ViTGrowth:
         Args:
             model: What `accelerator.prepare` returned for the model.
             num_training_steps: Optimizer steps of the whole run.
-            optimizer: Over all of the model's parameters; its state grows too. With an accelerator its prepared
-                optimizers do.
+            optimizer: Over all parameters; its state grows too. With an accelerator its prepared optimizers do.
             held_out: Training batches (images (N, C, H, W), targets) at full resolution that a search scores on, this
                 rank's own. Their augmentation is fixed, since they are.
             loss_fn: `loss_fn(model, images, targets) -> loss` for a search.
 
         Raises:
-            OrderError: Called twice, before `accelerator.prepare`, with another model, or with an optimizer that lacks
-                parameters.
+            OrderError: Called twice or too early, with another model, or with an optimizer that lacks parameters.
             PlanError: The run has no step.
             ConfigError: A search has nothing to score on.
             SyncError: The ranks' weights differ.
@@ -118,8 +116,7 @@ class ViTGrowth:
         )
         plan = first_plan(self.config, self._grid, num_training_steps)
         announce_merges(plan, self.config.num_stages)
-        growing = {name: value for name, value in self._model.named_parameters() if value.requires_grad}
-        self._watch.start(model, growing, optimizers)
+        self._watch.start(model, self._elastic.growing(), optimizers)
         self._runner = StageRunner(search, plan, optimizers, wrapped=model, ddp=ddp, tokens=self._tokens)
         self._disable_resolutions = enable_dynamic_resolution(self._model)
         self._running = True

@@ -39,6 +39,11 @@ class StepCount:
         self._kept: tuple[nn.Parameter, Tensor, int] | None = None
         self._survived = False
 
+    @property
+    def stepped(self) -> bool:
+        """Whether an optimizer of this model has stepped since the last call."""
+        return self._since > 0
+
     def after_step(self, held: set[nn.Parameter]) -> None:
         """Count a step of an optimizer that holds `held` of this model, maybe nothing; gradients are still there."""
         if not held:

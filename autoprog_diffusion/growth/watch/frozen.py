@@ -27,14 +27,14 @@ class FrozenSamples:
 
     def take(self, frozen: Mapping[str, nn.Parameter]) -> None:
         """Sample parameters, by name; what was sampled before is forgotten. Takes one transfer from the device."""
-        self._parameters = {name: tensor for name, tensor in frozen.items() if tensor.is_floating_point()}
+        self._parameters.clear()
+        for name, parameter in frozen.items():
+            if parameter.is_floating_point():
+                self._parameters[name] = parameter
         views = self._views()
         self._sizes = [len(view) for view in views]
         self._values = _joined(views)
-        precision = [torch.finfo(parameter.dtype).eps for parameter in self._parameters.values()]
-        sizes = torch.tensor(self._sizes, dtype=torch.long)
-        relative = torch.tensor(precision, dtype=torch.float32).repeat_interleave(sizes)
-        self._tolerance = TOLERANCE * relative * self._values.abs()
+        self._tolerance = TOLERANCE * self._precision() * self._values.abs()
 
     def clear(self) -> None:
         """Forget all samples."""
@@ -42,34 +42,51 @@ class FrozenSamples:
 
     def moved(self) -> list[str]:
         """Names of the parameters that are not what they were."""
-        now = _joined(self._views())
-        # Written so that a value that is no number any more counts; one that never was does not.
-        same = ((now - self._values).abs() <= self._tolerance) | (now == self._values)
-        wrong = ~(same | (now.isnan() & self._values.isnan()))
+        views = self._views()
+        now = _joined(views)
+        before = self._values
+        equal = now == before  # also infinite ones
+        near = (now - before).abs() <= self._tolerance
+        never_numbers = now.isnan() & before.isnan()
+        wrong = ~(equal | near | never_numbers)
         if not wrong.any():
             return []
+        found = []
         parts = wrong.split(self._sizes)
-        return [name for name, part in zip(self._parameters, parts) if part.any()]
+        for name, part in zip(self._parameters, parts):
+            if part.any():
+                found.append(name)
+        return found
 
     def _views(self) -> list[Tensor]:
         """Samples of every parameter, (n,) each, of its own type and device."""
-        return [_spread(local_part(parameter)) for parameter in self._parameters.values()]
+        views = []
+        for parameter in self._parameters.values():
+            local = local_part(parameter)
+            views.append(_spread(local))
+        return views
+
+    def _precision(self) -> Tensor:
+        """Relative precision of every sampled value, as its type has it."""
+        precision = []
+        for parameter in self._parameters.values():
+            info = torch.finfo(parameter.dtype)
+            precision.append(info.eps)
+        sizes = torch.tensor(self._sizes, dtype=torch.long)
+        return torch.tensor(precision, dtype=torch.float32).repeat_interleave(sizes)
 
 
 @torch.no_grad()
 def _joined(views: list[Tensor]) -> Tensor:
     """Tensors (n,) one after the other, float32, on the CPU."""
-    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    # Parts of a model may be offloaded, or of another type.
-    for index, view in enumerate(views):
-        groups.setdefault((view.device, view.dtype), []).append(index)
-    found = [torch.empty(0)] * len(views)
-    for indices in groups.values():
-        joined = torch.cat([views[index] for index in indices]).cpu().float()
-        parts = joined.split([len(views[index]) for index in indices])
-        for index, part in zip(indices, parts):
-            found[index] = part
-    return torch.cat(found) if found else torch.empty(0)
+    if not views:
+        return torch.empty(0)
+    kinds = {(view.device, view.dtype) for view in views}
+    # Parts of a model may be offloaded, or of another type: then every tensor travels alone.
+    if len(kinds) > 1:
+        views = [view.cpu().float() for view in views]
+    joined = torch.cat(views)
+    return joined.cpu().float()
 
 
 def _spread(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,6 +21,8 @@ from .frozen import FrozenSamples
 from .gradients import GradientWatch
 from .optimizers import OptimizerWatch
 
+
+logger = logging.getLogger(__name__)
 
 PATIENCE = 100  # optimizer steps without a call of `growth.step`
 FIRST_STEPS = 2  # of a stage, in which parameters are looked at closely
@@ -51,6 +54,7 @@ class TrainingWatch:
         self._count = StepCount(trust_gradients=True)
         self._optimizers: OptimizerWatch | None = None
         self._given: set[nn.Parameter] = set()
+        self._over = False  # whether the plan's end was passed
         self._called = False  # whether the loop calls `growth.step`
         self._looks = 0  # steps of this stage that were checked
         self._held = False  # whether an optimizer is known to hold everything, in this stage
@@ -116,15 +120,16 @@ class TrainingWatch:
         Raises:
             OrderError: The loop does something that growth cannot live with; the message says what, and the cure.
         """
-        if host.accumulates_now(self._accelerator):
+        if host.accumulates_now(self._accelerator) and not self._count.stepped:
             raise OrderError(
                 "growth.step was called while gradients are accumulated (accelerator.sync_gradients is False): stages "
                 f"would end too early; {INSIDE}"
             )
         self._flags.check_flags("since the last growth.step or growth.prepare")
         self._count.check(self._trains)
-        if over and self._count.optimizer_steps > 0:
-            _warn("growth.step was called after the last step of the plan: training goes on in the last stage.")
+        if over and not self._over:
+            self._over = True
+            logger.warning("growth.step was called after the last step of the plan: the last stage goes on.")
         self._called = True
         self._looks += 1
         self._check_optimizers()
@@ -186,7 +191,7 @@ class TrainingWatch:
         if cast:
             _warn(
                 f"the model was cast after growth.prepare: {cast}. Training goes on in the new type, with the "
-                "optimizer's state in the old one. If a pipeline did that for validation, give it a copy of the model.",
+                "optimizer's state in the old one. Give a pipeline of validation that casts a copy of the model.",
                 depth=5,
             )
             if self._sampled:
@@ -196,7 +201,11 @@ class TrainingWatch:
         """Remember samples of what this stage has frozen."""
         reshard(self._wrapped)
         self._sampled = True
-        self._frozen.take({name: value for name, value in self._growing.items() if not value.requires_grad})
+        frozen = {}
+        for name, parameter in self._growing.items():
+            if not parameter.requires_grad:
+                frozen[name] = parameter
+        self._frozen.take(frozen)
 
     def _check_frozen(self) -> None:
         """Refuse to go on where weights have moved although they are frozen.
