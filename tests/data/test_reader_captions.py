@@ -354,7 +354,9 @@ def test_reader_refuses_by_name(tmp_path: Path, name: str) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("value", ["", "  ", None, float("nan"), [], [""], ["a", None], {"a": 1}, True, [["a"]], "\ud83d"])
+@pytest.mark.parametrize(
+    "value", ["", "  ", None, float("nan"), [], [""], ["a", None], {"a": 1}, True, [["a"]], "\ud83d"]
+)
 def test_reader_refuses_captions_that_are_none(tmp_path: Path, value: Any) -> None:
     folder = with_metadata(tmp_path, "a.png", "b.png", "c.png")
     describe(folder, {"a.png": "x", "b.png": value, "c.png": value})
