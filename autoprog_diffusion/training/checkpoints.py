@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import GrowthError, StateError
 
-from .manifest import MARKER, is_intact, sealed
+from .manifest import MARKER, check_files, is_intact, sealed
 
 
 if TYPE_CHECKING:
@@ -75,22 +75,24 @@ def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
     """Load a complete checkpoint into all that is prepared and registered.
 
     Raises:
-        StateError: It does not fit what is there; the message says where the two part.
+        StateError: It is damaged, or does not fit what is there; the message says where the two part.
     """
     states = len(list(path.glob("random_states_*.pkl")))
     if states != accelerator.num_processes:
         raise StateError(
             f"{path} was written by {states} processes, this run has {accelerator.num_processes}: resume with as many."
         )
+    check_files(path, accelerator)
     try:
         accelerator.load_state(str(path))
     except GrowthError:
         raise
     except Exception as error:  # torch, safetensors and Accelerate each have their own
-        reason = " ".join(str(error).split())[:300]
+        words = str(error).split()
+        reason = " ".join(words)[:300]
         raise StateError(
             f"{path} does not fit this run: {reason}. Resume with the model and the flags that it was written with "
-            f"({path / 'run.json'} holds them)."
+            "(run.json holds them)."
         ) from error
 
 

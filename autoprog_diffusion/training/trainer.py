@@ -31,7 +31,6 @@ from .checkpoints import (
 )
 from .ends import Ends, Stopped
 from .flag_checks import check_warmup
-from .manifest import check_files
 from .measure import counted_flops, peak_memory, synchronize
 from .metrics import Metrics
 from .rates import Rates
@@ -183,7 +182,6 @@ class Trainer(ABC):
                 f"{path.name} is at step {step}, and the run would end at step {self.max_steps}: ask for {step} steps "
                 "or more, or resume an earlier checkpoint."
             )
-        check_files(path, self.accelerator)
         rates = Rates(self.optimizer, self.lr_scheduler)
         load_checkpoint(self.accelerator, path)
         rates.put_back()
