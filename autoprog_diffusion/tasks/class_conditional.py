@@ -17,7 +17,7 @@ from autoprog_diffusion.data.latents import Batch, Latents
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 from autoprog_diffusion.training.samples import sampling, seeds
 
-from .dit_labels import NULL_LABEL, fit_labels, keep_labels, pad_labels, stop_label_dropout
+from .dit_labels import NULL_LABEL, fit_labels, keep_labels, label_texts, pad_labels, stop_label_dropout
 from .learned_variance import variational_bound
 from .loading import load_as, pipeline_class
 from .noise_schedule import adopt_schedule, check_denoising, training_scheduler
@@ -89,10 +89,7 @@ def set_classes(pipeline: DiTPipeline, names: Sequence[str], *, keep: bool = Fal
         known = {}
     rows = dict(zip(names, ids))
     pipeline.labels = {**known, **rows}
-    names_of: dict[str, list[str]] = {}
-    for name, row in pipeline.labels.items():
-        names_of.setdefault(str(row), []).append(name)  # the keys are text in JSON
-    pipeline.register_to_config(id2label={row: ", ".join(known) for row, known in names_of.items()})
+    pipeline.register_to_config(id2label=label_texts(pipeline.labels))
     stop_label_dropout(pipeline.transformer)
     return rows
 

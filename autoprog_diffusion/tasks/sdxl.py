@@ -105,6 +105,11 @@ class TextToImageXL(TextToImage):
         """Captions -> (N, L, D) of both encoders side by side, and the second one's pooled (N, P)."""
         device = self.latents.accelerator.device
         tokens, _, pooled, _ = self.pipeline.encode_prompt(captions, device=device, do_classifier_free_guidance=False)
+        if self.empty and self.pipeline.config.force_zeros_for_empty_prompt:
+            # The unconditional half of the pipeline's guidance is zeros, not the embedding of an empty text.
+            given = torch.tensor([bool(caption) for caption in captions], device=tokens.device)
+            tokens = tokens * given.view(-1, 1, 1)
+            pooled = pooled * given.view(-1, 1)
         return tokens, pooled
 
     def _measure(self, rows: Sequence[int]) -> Tensor:

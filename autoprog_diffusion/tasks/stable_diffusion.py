@@ -110,12 +110,17 @@ class TextToImage:
     def encode(self, captions: list[str]) -> Embeddings:
         """Captions -> (N, tokens, width), and nothing pooled (N, 0)."""
         tokenizer = self.pipeline.tokenizer
-        ids = tokenizer(
+        encoder = self.pipeline.text_encoder
+        device = self.latents.accelerator.device
+        words = tokenizer(
             captions,
             padding="max_length",
             max_length=tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
-        ).input_ids
-        tokens = self.pipeline.text_encoder(ids.to(self.latents.accelerator.device), return_dict=False)[0]
+        )
+        # As the pipeline does: some encoders see the padding, some do not.
+        masked = getattr(encoder.config, "use_attention_mask", False)
+        mask = words.attention_mask.to(device) if masked else None
+        tokens = encoder(words.input_ids.to(device), attention_mask=mask, return_dict=False)[0]
         return tokens, tokens.new_zeros(len(tokens), 0)

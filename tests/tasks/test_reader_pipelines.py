@@ -22,8 +22,8 @@ from autoprog_diffusion.tasks.class_conditional import load_dit
 from autoprog_diffusion.tasks.flow_matching import load_flow
 from autoprog_diffusion.tasks.lora import load_any
 from autoprog_diffusion.tasks.parts import latent_multiple, native_side
-from autoprog_diffusion.tasks.sdxl import load_sdxl
-from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
+from autoprog_diffusion.tasks.sdxl import TextToImageXL, load_sdxl
+from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 
 from .tiny import build_sdxl
 from .tiny_transformers import build_dit, build_flux, build_sd3, save
@@ -248,3 +248,27 @@ def test_usual_blocks_take_any_number_of_latents(folders: dict[str, Path], laten
     noisy = torch.zeros(1, 4, latents, latents)
     with torch.no_grad():
         assert model(noisy, 3, torch.zeros(1, 4, 32)).sample.shape == noisy.shape
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_text_is_encoded_as_the_pipeline_does(folders: dict[str, Path], masked: bool) -> None:
+    pipeline: Any = load_pipeline(str(folders["sd"]))
+    pipeline.text_encoder.config.use_attention_mask = masked
+    captions = ["a red cat", ""]
+    wanted, _ = pipeline.encode_prompt(captions, "cpu", 1, False)
+    accelerator = SimpleNamespace(device=torch.device("cpu"))
+    task = SimpleNamespace(pipeline=pipeline, latents=SimpleNamespace(accelerator=accelerator))
+    tokens, _ = TextToImage.encode(task, captions)  # type: ignore[arg-type]
+    assert torch.equal(tokens, wanted)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_no_caption_is_what_the_guidance_of_sdxl_takes_for_it(folders: dict[str, Path], zeros: bool) -> None:
+    pipeline: Any = load_sdxl(str(folders["sdxl"]))
+    pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
+    tokens, negative, pooled, negative_pooled = pipeline.encode_prompt("a cat", do_classifier_free_guidance=True)
+    accelerator = SimpleNamespace(device=torch.device("cpu"))
+    task = SimpleNamespace(pipeline=pipeline, latents=SimpleNamespace(accelerator=accelerator), empty=0.1)
+    found, found_pooled = TextToImageXL.encode(task, ["a cat", ""])  # type: ignore[arg-type]
+    assert torch.allclose(found, torch.cat([tokens, negative]), atol=1e-6)
+    assert torch.allclose(found_pooled, torch.cat([pooled, negative_pooled]), atol=1e-6)
