@@ -26,7 +26,7 @@ from autoprog_diffusion.files import write_text_atomically
 
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"  # where make_data.py's files are looked for
+DATA = ROOT.parent / "shared" / "data"  # where the files that make_*.py write are looked for
 ASSETS = ROOT / "recipes" / "assets"
 sys.path.append(str(ASSETS.parent))  # the bundled models are imported as recipes import them: `assets`
 DIGITS = 6
@@ -69,6 +69,18 @@ def save(path: Path, values: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any]:
     """A summary; empty where there is none."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def input_file(data_dir: Path, name: str, script: str) -> Path:
+    """An input file that a script of this folder makes.
+
+    Raises:
+        SystemExit: It is not there; the message says how to make it.
+    """
+    path = data_dir / name
+    if not path.is_file():
+        raise SystemExit(f"there is no {path}: `python benchmarks/{script} --data_dir {data_dir}` makes it.")
+    return path
 
 
 class Runs:

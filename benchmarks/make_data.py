@@ -20,8 +20,11 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PACKAGE = "@iconify/json@2.2.535"
 SHA512 = (
@@ -76,31 +79,48 @@ def icon_set(archive: Path, style: str) -> dict[str, Any]:
 
 
 def emoji(icons: dict[str, Any], style: str) -> Iterator[dict[str, Any]]:
-    """One row per icon that has a category; others are old names and parts of emoji."""
-    category_of = {name: category for category, names in icons["categories"].items() for name in names}
+    """One row per icon that is not hidden: old names and parts of emoji are. Without a category, that is empty."""
+    categories = icons.get("categories", {})
+    category_of = {name: category for category, names in categories.items() for name in names}
     for name, icon in icons["icons"].items():
-        if name in category_of:
+        if not icon.get("hidden"):
             yield {
                 "image": render({**icons, **icon}),
                 "caption": name.replace("-", " "),
-                "category": category_of[name],
+                "category": category_of.get(name, ""),
                 "style": style,
             }
 
 
 def render(icon: dict[str, Any]) -> bytes:
     """An icon on white as PNG."""
+    buffer = io.BytesIO()
+    draw(icon, SIZE).convert("RGB").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def draw(icon: dict[str, Any], size: int, margin: float = 0.0) -> Image.Image:
+    """An icon on a white square.
+
+    Args:
+        icon: `body` and its box, as iconify's JSON has them.
+        size: Side of the square in pixels.
+        margin: White on every side, as a fraction of the icon's longer side.
+    """
     import resvg_py
     from PIL import Image
 
-    width, height = icon.get("width", 16), icon.get("height", 16)
-    box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
+    width = icon.get("width", 16)
+    height = icon.get("height", 16)
+    longer = max(width, height)
+    side = longer + 2 * margin * longer
+    left = icon.get("left", 0) - (longer - width) / 2 - margin * longer
+    top = icon.get("top", 0) - (longer - height) / 2 - margin * longer
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    svg = f'<svg {names} viewBox="{box}" width="{width}" height="{height}">{icon["body"]}</svg>'
-    drawn = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, background="white")
-    buffer = io.BytesIO()
-    Image.open(io.BytesIO(bytes(drawn))).convert("RGB").save(buffer, format="PNG")
-    return buffer.getvalue()
+    box = f'viewBox="{left} {top} {side} {side}" width="{size}" height="{size}"'
+    svg = f"<svg {names} {box}>{icon['body']}</svg>"
+    drawn = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="white")
+    return Image.open(io.BytesIO(bytes(drawn)))
 
 
 def write(archive: Path, styles: Sequence[str], target: Path) -> int:

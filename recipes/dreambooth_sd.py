@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from autoprog_diffusion.data.decode import read_file
+from autoprog_diffusion.data.decode import read_image
 from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.report import DataReport
 from autoprog_diffusion.growth import ConfigError
@@ -94,7 +94,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
 
         subject = args.subject
         report = self.data_report or DataReport()
-        reading = report.add("taught from", subject.instance_data_dir or "the default subject")
+        reading = report.add("trained on", subject.instance_data_dir or "the default subject")
         if subject.instance_data_dir:
             files = list_images(subject.instance_data_dir, "instance_data_dir", reading)
         else:
@@ -113,7 +113,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
             steps=args.output.num_inference_steps,
             guidance=guidance_scale(args),
             seed=args.train.seed,
-            reading=report.add("kept as they are", str(folder)),
+            reading=report.add("trained on", str(folder)),
         )
         return concatenate_datasets([instances, images_of(files, subject.class_prompt or "", subject=False)])
 
@@ -126,6 +126,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
         return make_loader(data, args, resolution, pairs)
 
     def task(self, pipeline: Any, latents: Latents, args: DreamboothArguments) -> Dreambooth:
+        self._data = latents.data
         return Dreambooth(pipeline, latents, noise_settings(args), prior_loss_weight=args.subject.prior_loss_weight)
 
     def titles(self, args: DreamboothArguments, data: datasets.Dataset) -> tuple[str, ...]:
@@ -141,9 +142,9 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
 
     def references(self, args: DreamboothArguments, titles: Sequence[str], size: int) -> list[Row]:
         """Pictures of the subject that it was taught from."""
-        folder = args.subject.instance_data_dir or Path(args.output.output_dir) / "instance_images"
-        files = list_images(folder, "instance_data_dir")[: len(titles)]
-        return [("taught", [read_file(file).resize((size, size)) for file in files])]
+        rows = [row for row, subject in enumerate(self._data["subject"]) if subject]
+        images = [read_image(self._data, row) for row in rows[: len(titles)]]
+        return [("taught", [image.resize((size, size)) for image in images])]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ from torch import nn
 
 from autoprog_diffusion.tasks.arguments import LoraArguments, hub_options, noise_settings
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, flow_family, text_length
-from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, check_flow_flags, load_any, save_lora
+from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, check_flow_flags, load_any
+from autoprog_diffusion.tasks.lora_file import check_lora_saves, save_lora
+from autoprog_diffusion.tasks.noise_schedule import refuse_prediction
 from autoprog_diffusion.tasks.sdxl import TextToImageXL
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
@@ -68,7 +70,10 @@ class FinetuneLora(TextToImageRecipe[LoraArguments]):
 
     def load(self, args: LoraArguments) -> Any:
         pipeline = load_any(self.model_name(args), **hub_options(args))
+        if not is_flow(pipeline):
+            refuse_prediction(pipeline, args.train.prediction_type)
         add_lora(self.denoiser(pipeline), args.lora, args.train.seed)
+        check_lora_saves(pipeline, self.denoiser(pipeline))
         return pipeline
 
     def denoiser(self, pipeline: Any) -> nn.Module:
@@ -78,7 +83,9 @@ class FinetuneLora(TextToImageRecipe[LoraArguments]):
         return flow_family(pipeline).resolution() if is_flow(pipeline) else super().resolution(pipeline)
 
     def multiple(self, pipeline: Any) -> int:
-        return pipeline.vae_scale_factor * (flow_family(pipeline).patch if is_flow(pipeline) else 1)
+        if is_flow(pipeline):
+            return pipeline.vae_scale_factor * flow_family(pipeline).patch
+        return super().multiple(pipeline)
 
     def task(self, pipeline: Any, latents: Latents, args: LoraArguments) -> Task:
         noise = noise_settings(args)

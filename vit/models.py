@@ -105,14 +105,26 @@ def load_model(folder: str | Path) -> nn.Module:
         folder: With `config.json` and `model.safetensors`.
 
     Raises:
-        ModelError: The folder holds no checkpoint, or one of another kind of model.
+        ModelError: The folder holds no checkpoint, a damaged one, or one of another kind of model.
         ImportError: It is timm's, and timm is not installed.
     """
     path = Path(folder)
     missing = [name for name in ("config.json", WEIGHTS) if not (path / name).is_file()]
     if missing:
         raise ModelError(f"{str(path)!r} holds no {' and no '.join(missing)}: give the folder of a saved model.")
+    try:
+        return _load(path)
+    except (ModelError, ImportError):
+        raise
+    except Exception as error:  # the libraries, safetensors and JSON each have their own
+        raise ModelError(f"{str(path)!r} holds a model that cannot be loaded: {error}") from error
+
+
+def _load(path: Path) -> nn.Module:
+    """The model in a folder that has all files."""
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ModelError(f"{path / 'config.json'} holds no JSON object.")
     if "architecture" in config:
         return _timm().create_model(f"local-dir:{path}", pretrained=True)
     known = [model for _, model in TRANSFORMERS.values()]
@@ -121,7 +133,14 @@ def load_model(folder: str | Path) -> nn.Module:
     if found not in known:
         raise ModelError(f"{str(path)!r} holds a {found}: known are timm's models and {known} of transformers.")
     model_class = getattr(importlib.import_module("transformers"), found)
-    return model_class.from_pretrained(path)
+    model, info = model_class.from_pretrained(path, output_loading_info=True)
+    # transformers would give the model random weights in place of those that are missing, and leave others out.
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            raise ModelError(
+                f"{path / WEIGHTS} does not fit its config.json: {kind} are {sorted(map(str, info[kind]))[:3]}."
+            )
+    return model
 
 
 def reset_head(model: Any, num_classes: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ def write_embedding(folder: str | Path, rows: NamedTensors, about: JSON) -> None
     from safetensors.torch import save_file
 
     tensors = {name: row.detach().cpu().clone() for name, row in rows.items()}  # a row alone, not a view of the table
-    save_file(tensors, Path(folder) / FILE_NAME, metadata={"stage_embedding": json.dumps(about)})
+    words = json.dumps(about)
+    metadata = {"stage_embedding": words, "checksum": _checksum(tensors, words)}
+    save_file(tensors, Path(folder) / FILE_NAME, metadata=metadata)
 
 
 @contextlib.contextmanager
@@ -85,19 +88,45 @@ def read_embedding(folder: str | Path) -> tuple[NamedTensors, JSON]:
     """Read what `write_embedding` wrote: rows by name, and what they belong to.
 
     Raises:
-        StateError: There is no such file, or it is another one.
+        StateError: There is no such file, it is damaged, or it is another one.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         raise StateError(f"{folder} holds no {FILE_NAME}: give the folder that growth.save_stage_embedding wrote to.")
-    with safe_open(path, "pt") as file:
-        about = json.loads((file.metadata() or {}).get("stage_embedding", "null"))
-        rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if about is None:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            rows = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StateError(f"{path} is damaged: {error}.") from error
+    words = metadata.get("stage_embedding")
+    if words is None:
         raise StateError(f"{path} is not a stage embedding of this library: its header says nothing about one.")
+    # Files that are older than checksums have none.
+    known = metadata.get("checksum")
+    if known not in (None, _checksum(rows, words)):
+        raise StateError(f"{path} is damaged: it changed since it was written.")
+    try:
+        about = json.loads(words)
+    except ValueError as error:
+        raise StateError(f"{path} is damaged: {error}.") from error
+    whole = isinstance(about, dict) and "points" in about and "folded" in about
+    if not whole or "stage" not in rows:
+        raise StateError(f"{path} is damaged: it lacks the stage's row, or where the row enters.")
     return rows, about
+
+
+def _checksum(rows: NamedTensors, words: str) -> str:
+    """Of the rows' names and bytes, and of the words about them."""
+    value = zlib.crc32(words.encode())
+    for name in sorted(rows):
+        row = rows[name].contiguous()
+        content = row.view(torch.uint8).numpy()
+        value = zlib.crc32(name.encode(), value)
+        value = zlib.crc32(content.tobytes(), value)
+    return f"{value:08x}"
 
 
 def find_latents(args: Any, kwargs: Any) -> Any:

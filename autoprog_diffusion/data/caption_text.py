@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
+from .listing import printable
 
 
 if TYPE_CHECKING:
@@ -39,13 +40,20 @@ def as_captions(values: Iterable[Any], where: Callable[[int], str]) -> list[str]
             f"row {row} of the training set has no caption{where(row)}: got {value!r}.{more} Write a text, a number "
             "or a list of them, or remove the image."
         )
-    if any(isinstance(caption, list) for caption in captions):
-        return [[caption] if isinstance(caption, str) else caption for caption in captions]
+    if not any(isinstance(caption, list) for caption in captions):
+        return captions
+    for row, caption in enumerate(captions):
+        if isinstance(caption, str):
+            captions[row] = [caption]
     return captions
 
 
 def with_captions(data: Dataset, where: Callable[[int], str]) -> Dataset:
     """The data with a column `text` of captions; data that has nothing but text there stays as it is.
+
+    Args:
+        data: Column `text`, of any type.
+        where: As `as_captions` takes it.
 
     Raises:
         DataError: As `as_captions`.
@@ -56,7 +64,8 @@ def with_captions(data: Dataset, where: Callable[[int], str]) -> Dataset:
     feature = data.features["text"]
     if isinstance(feature, ClassLabel):
         # The number of a class is no caption, its name is.
-        values = [None if value is None or value < 0 else feature.names[value] for value in values]
+        names = dict(enumerate(feature.names))
+        values = [names.get(value) for value in values]
     captions = as_captions(values, where)
     if captions == data["text"][:]:
         return data
@@ -72,9 +81,16 @@ def has_lists(data: Dataset) -> bool:
 
 
 def first_captions(data: Dataset, count: int) -> tuple[str, ...]:
-    """Captions of the first rows; of a list the first."""
-    captions = data[:count]["text"]
-    return tuple(caption if isinstance(caption, str) else caption[0] for caption in captions)
+    """Captions of the first rows; of a list the first.
+
+    Args:
+        data: Column `text`, of captions.
+        count: How many rows.
+    """
+    found = []
+    for caption in data[:count]["text"]:
+        found.append(caption if isinstance(caption, str) else caption[0])
+    return tuple(found)
 
 
 def _caption(value: Any) -> Caption | None:
@@ -87,7 +103,8 @@ def _caption(value: Any) -> Caption | None:
 
 def _text(value: Any) -> str | None:
     if isinstance(value, str):
-        return value if value.strip() else None
+        # Half of an emoji, which a cut JSON file may end in, is no text that can be stored.
+        return value if value.strip() and printable(value) == value else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return str(value) if math.isfinite(value) else None

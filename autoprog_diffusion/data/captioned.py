@@ -61,7 +61,7 @@ def load_captioned_images(
     data = with_captions(data, lambda row: file_of(data, row))
     data = draw_samples(data, max_train_samples, seed, reading=reading)
     if not len(data):
-        raise DataError("the training set is empty.")
+        raise DataError(f"the training set is empty. {reading.line()}.")
     if has_lists(data):
         reading.notes.append("rows have several captions: one is drawn in every epoch, by seed, epoch and row")
     return data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,15 +58,18 @@ class Captions:
         device = self.accelerator.device
         for encoder in self.encoders:
             encoder.requires_grad_(False).eval().to(device)
-        options = [[text] if isinstance(text, str) else text for text in self.texts]
-        different = {text for texts in options for text in texts}
-        if self.empty:
-            different.add("")
+        different = {""} if self.empty else set()
+        options = []
+        for text in self.texts:
+            texts = [text] if isinstance(text, str) else text
+            options.append(texts)
+            different.update(texts)
         # Every different caption once; the empty one, which `draw` needs for dropout, comes first.
         self._different = sorted(different)
         places = {text: place for place, text in enumerate(self._different)}
         # Places of all captions, row after row: where each row's begin, and how many they are.
-        self._places = torch.tensor([places[text] for texts in options for text in texts])
+        flat = chain.from_iterable(options)
+        self._places = torch.tensor([places[text] for text in flat])
         self._counts = torch.tensor([len(texts) for texts in options])
         self._starts = self._counts.cumsum(0) - self._counts
 

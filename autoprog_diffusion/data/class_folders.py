@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
@@ -10,7 +10,8 @@ from .items import Columns, Item, image_table, leave_out_unused
 from .listing import File, Listing
 from .metadata_items import items_of_rows, keys_of, read_rows, unlisted_reason
 from .report import Reading
-from .splits import TRAIN, WHOLE, find_splits, top_folder
+from .splits import TRAIN, WHOLE, find_splits, split_of_table, top_folder
+from .tables import has_columns
 
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def read_labelled(listing: Listing, columns: Columns, reading: Reading) -> dict[
         return tables
     folders = {top_folder(file) for file in listing.images}
     folders.discard("")
-    if not folders or (listing.tables and len(folders) < 2):
+    if not folders or _are_tables_first(listing, folders, columns):
         return None
     if columns.value != "label":
         there = dict.fromkeys(["image", "label", *keys])
@@ -51,6 +52,14 @@ def read_labelled(listing: Listing, columns: Columns, reading: Reading) -> dict[
     if rows:
         reading.notes.append(f"{rows[0].file.name} has no column {columns.value!r}: the folders are the classes")
     return read_class_folders(listing, reading)
+
+
+def _are_tables_first(listing: Listing, folders: Collection[str], columns: Columns) -> bool:
+    """Whether pictures lie beside tables, and not a stray table beside pictures."""
+    if not listing.tables or not has_columns(listing.tables[0].path, (columns.image, columns.value)):
+        return False
+    in_splits = any(split_of_table(file) != WHOLE for file in listing.tables)
+    return in_splits or len(folders) < 2
 
 
 def read_class_folders(listing: Listing, reading: Reading) -> dict[str, Dataset]:

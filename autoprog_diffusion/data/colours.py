@@ -69,7 +69,8 @@ def _without_alpha(image: Image.Image) -> Image.Image:
         colours.putalpha(plain.getchannel("A"))
         plain = colours
     white = Image.new("RGBA", plain.size, "white")
-    return Image.alpha_composite(white, plain).convert("RGB")
+    opaque = Image.alpha_composite(white, plain)
+    return opaque.convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
@@ -92,7 +93,8 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         return None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+        srgb = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(source, srgb, mode, "RGB")
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
     if mode == "RGB" and _moves_nothing(transform):
@@ -102,12 +104,16 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 def _moves_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
     steps = np.arange(0, 256, 51, dtype=np.uint8)
-    grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
-    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(grid), transform))
-    return np.abs(moved.astype(int) - grid).max() <= _SAME
+    axes = np.meshgrid(steps, steps, steps)
+    grid = np.stack(axes, axis=-1)
+    colours = Image.fromarray(grid.reshape(1, -1, 3))
+    moved = ImageCms.applyTransform(colours, transform)
+    difference = np.asarray(moved, int) - np.asarray(colours, int)
+    return np.abs(difference).max() <= _SAME
 
 
 @lru_cache(maxsize=1)
 def _lab_to_srgb() -> ImageCms.ImageCmsTransform:
     lab = ImageCms.createProfile("LAB")
-    return ImageCms.buildTransform(lab, ImageCms.createProfile("sRGB"), "LAB", "RGB")
+    srgb = ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB")

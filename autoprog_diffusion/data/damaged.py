@@ -48,7 +48,9 @@ def usable_images(
         return data, {}
     damaged = find_damaged(data, accelerator)
     rows = sound_rows(data, damaged, corrupt)
-    return (data.select(rows) if damaged else data), damaged
+    if damaged:
+        data = data.select(rows)
+    return data, damaged
 
 
 def sound_rows(data: Dataset, damaged: dict[int, str], corrupt: Corrupt) -> list[int]:
@@ -97,16 +99,22 @@ def find_damaged(data: Dataset, accelerator: Accelerator | None = None) -> dict[
 def cannot_be_decoded(data: Dataset, damaged: dict[int, str], most: int = 5) -> str:
     """A sentence that names the images: their number, and row, file and reason of the first `most`."""
     files = undecoded(data)
-    names = [f"row {row}{file_of(files, row)}: {why}" for row, why in list(damaged.items())[:most]]
+    names = []
+    for row in list(damaged)[:most]:
+        file = file_of(files, row)
+        names.append(f"row {row}{file}: {damaged[row]}")
     if len(damaged) > most:
         names.append(f"and {len(damaged) - most} more")
-    return f"{len(damaged)} of {len(data)} images cannot be decoded: {'; '.join(names)}."
+    text = "; ".join(names)
+    return f"{len(damaged)} of {len(data)} images cannot be decoded: {text}."
 
 
 def _look(data: Dataset, rows: Sequence[int]) -> list[tuple[int, str]]:
     """Rows and reasons of those that cannot be decoded; Pillow decodes in several threads at a time."""
+    cores = os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    threads = min(MOST_THREADS, max(1, (os.cpu_count() or 1) // processes))
+    threads = max(1, cores // processes)
+    threads = min(MOST_THREADS, threads)
 
     def check(row: int) -> str | None:
         try:

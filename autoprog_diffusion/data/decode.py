@@ -35,19 +35,6 @@ def read_image(data: Dataset, row: int) -> Image.Image:
         return to_rgb(open_image(data, row))
 
 
-def read_file(path: str | Path) -> Image.Image:
-    """An image file as `colours.to_rgb` gives it.
-
-    Raises:
-        DataError: It is corrupt or missing.
-    """
-    try:
-        with quiet():
-            return to_rgb(open_value({"bytes": None, "path": str(path)}))
-    except Exception as error:  # as in `decoding`
-        raise DataError(f"the image {path} cannot be decoded: {reason(error)}.") from error
-
-
 @contextmanager
 def decoding(data: Dataset, row: int) -> Iterator[None]:
     """Decode an image without Pillow's warnings, and turn any error into one that names the image.
@@ -76,9 +63,11 @@ def undecoded(data: Dataset) -> Dataset:
     """The data with images as files or bytes, for `open_image`."""
     from datasets import Image as ImageFeature
 
-    if getattr(data.features["image"], "decode", False):
-        return data.cast_column("image", ImageFeature(decode=False))
-    return data
+    image = data.features["image"]
+    if isinstance(image, ImageFeature) and not image.decode:
+        return data
+    # Bytes of a parquet file, too, become images here.
+    return data.cast_column("image", ImageFeature(decode=False))
 
 
 def open_image(data: Dataset, row: int) -> Image.Image:

@@ -56,7 +56,10 @@ def _check_range(values: np.ndarray) -> None:
 
 def _integers(image: Image.Image, values: np.ndarray, tags: Any) -> np.ndarray:
     """The values as they are in the file, (H, W), none of them below 0."""
-    if image.mode == "I" and tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
+    bits = tags.get(_BITS)
+    # Without the tag integers have no sign.
+    sample_format = tags.get(_SAMPLE_FORMAT, (1,))
+    if image.mode == "I" and bits == (32,) and sample_format == (1,):
         return values.view(np.uint32)  # Pillow has no mode for them
     if values.min() < 0:
         raise DataError(f"its pixels are integers from {values.min()}: negative ones have no grey, save 0 as black")
@@ -71,7 +74,11 @@ def _white(image: Image.Image, values: np.ndarray, tags: Any) -> float:
         return 2**16 - 1
     # Programs write images of 8 and 16 bits into 32 bits: the narrowest depth that holds the values is meant.
     high = int(values.max())
-    white = next(2**bits - 1 for bits in (8, 16, 31, 32) if high < 2**bits)
+    bits = 8
+    for bits in (8, 16, 31, 32):
+        if high < 2**bits:
+            break
+    white = 2**bits - 1
     if high < white / 255:
         raise DataError(
             f"its pixels are 32-bit integers up to {high}, which would be black: scale them to 8 or 16 bits"

@@ -87,7 +87,12 @@ def cut_square(
         # Rounding must not reach beyond the image.
         right = min((left + size) / scale, image.width)
         bottom = min((top + size) / scale, image.height)
-        part = (left / scale, top / scale, right, bottom)
+        part = (
+            left / scale,
+            top / scale,
+            right,
+            bottom,
+        )
         square = image.resize((size, size), resampling, part)
     else:
         if image.size != (width, height):

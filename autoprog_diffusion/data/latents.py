@@ -82,8 +82,7 @@ class Latents:
         posterior = DiagonalGaussianDistribution(moments)
         # Its own `sample()` draws in another memory format, so other numbers.
         sample = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return (sample - shift) * self.vae.config.scaling_factor
+        return normalize(sample, self.vae.config)
 
     def _build_cache(self) -> ArrayCache:
         """The moments of all images at the stage's resolution, (items, 2C, h, w)."""
@@ -121,3 +120,19 @@ class Latents:
         """(N, 3, H, W) -> (N, 2C, h, w) moments of the posterior: means, then logarithms of variances."""
         with torch.no_grad():
             return self.vae.encode(pixels.to(self.accelerator.device)).latent_dist.parameters
+
+
+def normalize(latents: Tensor, config: Any) -> Tensor:
+    """Latents (N, C, h, w) of a VAE, centred and scaled as pipelines do: by channel, or by one number for all.
+
+    Args:
+        latents: As the VAE gives them.
+        config: Of the VAE.
+    """
+    mean = getattr(config, "latents_mean", None)
+    std = getattr(config, "latents_std", None)
+    if mean is not None and std is not None:
+        centred = latents - latents.new_tensor(mean).view(1, -1, 1, 1)
+        return centred * config.scaling_factor / latents.new_tensor(std).view(1, -1, 1, 1)
+    shift = getattr(config, "shift_factor", None) or 0.0
+    return (latents - shift) * config.scaling_factor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,6 +25,8 @@ HIDDEN = "hidden"
 SYSTEM = "of the operating system"
 IN_HIDDEN = "in hidden folders"
 IN_SYSTEM = "in folders of the operating system"
+IN_OUTPUT = "in the output folder of a run"
+RUN_FILE = "run.json"  # each run leaves one, beside pictures that are no data
 NO_IMAGE = "not an image"
 EMPTY = "empty (0 bytes)"
 BROKEN_LINK = "a broken link"
@@ -129,15 +131,17 @@ def list_files(folder: str | os.PathLike[str], *, deep: bool = True) -> Listing:
             listing.skip("a link to a folder above it", current.name)
             continue
         above = current.above | {mark}
-        for entry in _entries(current.path):
+        entries = list(_entries(current.path))
+        skipped = current.reason or _reason_of_output(current, entries, listing)
+        for entry in entries:
             name = f"{current.name}/{entry.name}" if current.name else entry.name
             if _is_folder(entry):
-                reason = current.reason or _reason_of_folder(entry.name, name, listing)
+                reason = skipped or _reason_of_folder(entry.name, name, listing)
                 if reason is None and not deep:
                     reason = "in a sub-folder"
                 waiting.append(_Folder(entry.path, name, reason, above))
             else:
-                _add(listing, entry, name, reason=current.reason, endings=endings)
+                _add(listing, entry, name, reason=skipped, endings=endings)
     for files in (listing.images, listing.captions, listing.metadata, listing.tables, listing.others):
         files.sort(key=lambda file: file.name.split("/"))
     for names in (listing.folders, *listing.skipped.values()):
@@ -199,6 +203,15 @@ def _reason_of_folder(base: str, name: str, listing: Listing) -> str | None:
         return None
     listing.notes.append(f"the folder {printable(name)} is {reason} and not read")
     return IN_HIDDEN if reason == HIDDEN else IN_SYSTEM
+
+
+def _reason_of_output(folder: _Folder, entries: Iterable[os.DirEntry[str]], listing: Listing) -> str | None:
+    """Why the files of a folder that a run of ours wrote are skipped, where it lies in the data."""
+    if not folder.name or all(entry.name != RUN_FILE for entry in entries):
+        return None
+    listing.folders.remove(printable(folder.name))
+    listing.notes.append(f"the folder {printable(folder.name)} is the output of a run and not read")
+    return IN_OUTPUT
 
 
 def _add(listing: Listing, entry: os.DirEntry[str], name: str, *, reason: str | None, endings: set[str]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from .errors import DataError
 from .items import FILE_NAME, Columns, Item
-from .listing import NO_IMAGE, File, Listing, image_endings, stamp_of
+from .listing import NO_IMAGE, File, Listing, image_endings, printable, stamp_of
 from .metadata import Row, read_metadata
 from .report import Reading
 
@@ -174,6 +174,8 @@ class _Finder:
         """The file of a path: listed, hidden, or outside of the folder."""
         if path in self._files:
             return self._files[path]
+        if printable(path) != path:
+            return None
         try:
             if not Path(path).is_file():
                 return None

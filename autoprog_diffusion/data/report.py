@@ -65,11 +65,13 @@ class Reading:
             count: How many, where they have no names.
         """
         number = len(names) if count is None else count
-        if number:
-            item = self.left_out.setdefault(reason, LeftOut())
-            item.count += number
-            room = EXAMPLES - len(item.examples)
-            item.examples += list(names)[:room]
+        if not number:
+            return
+        item = self.left_out.setdefault(reason, LeftOut())
+        item.count += number
+        room = EXAMPLES - len(item.examples)
+        examples = list(names)[:room]
+        item.examples += examples
 
     def line(self) -> str:
         """One sentence: found, used, left out and why."""
@@ -91,13 +93,19 @@ class Reading:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
+        counts = {}
+        examples = {}
+        for reason, item in self.left_out.items():
+            counts[reason] = item.count
+            if item.examples:
+                examples[reason] = item.examples
         return {
             "source": self.source,
             "verb": self.verb,
             "found": self.found,
             "used": self.used,
-            "left_out": {reason: item.count for reason, item in self.left_out.items()},
-            "examples": {reason: item.examples for reason, item in self.left_out.items() if item.examples},
+            "left_out": counts,
+            "examples": examples,
             "notes": self.notes,
         }
 

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
 
 
 def split_by(data: Dataset, held_out: np.ndarray) -> tuple[Dataset, Dataset]:
-    """The rows of the data that are not held out, and those that are; `held_out` is (N,) bool."""
+    """Split the data in two.
+
+    Args:
+        data: Any.
+        held_out: (N,) bool.
+
+    Returns:
+        The rows that are not held out, and those that are.
+    """
     return data.select(np.flatnonzero(~held_out)), data.select(np.flatnonzero(held_out))
 
 
@@ -29,7 +37,13 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def with_labels(data: Dataset, labels: list[int], names: list[str]) -> Dataset:
-    """The data with a new column `label`, a `ClassLabel` of these names."""
+    """The data with a new column `label`.
+
+    Args:
+        data: Without such a column.
+        labels: Number of every row's class.
+        names: Of the classes.
+    """
     from datasets import ClassLabel
 
     data = data.add_column("label", labels)  # type: ignore[call-arg]
@@ -39,4 +53,8 @@ def with_labels(data: Dataset, labels: list[int], names: list[str]) -> Dataset:
 def unused(names: Sequence[str], labels: Iterable[int]) -> list[str]:
     """Names of the classes that no label is of."""
     used = set(labels)
-    return [name for label, name in enumerate(names) if label not in used]
+    found = []
+    for label, name in enumerate(names):
+        if label not in used:
+            found.append(name)
+    return found

@@ -25,20 +25,31 @@ def find_splits(listing: Listing, *, classes: bool) -> tuple[str, ...]:
     Raises:
         DataError: `train` lies beside folders that are no splits, so that it may be either.
     """
-    inside = {top for top in map(top_folder, listing.images) if top}
+    inside = {top_folder(file) for file in listing.images}
+    loose = "" in inside
+    inside.discard("")
     named = tuple(name for name in SPLITS if name in inside)
     others = sorted(inside.difference(named))
     if TRAIN in named and others:
-        if classes and any(file.name.count("/") == 1 for file in listing.images if top_folder(file) == TRAIN):
+        if classes and _holds_images(listing, TRAIN):
             # It holds images as the other classes do: a class of trains.
             return ()
         raise DataError(
             f"{listing.root} holds a folder train, which is a split, and beside it {others[:5]}, which are none: move "
             "them out, or rename train if it is data as they are."
         )
-    if TRAIN not in named and (others or any(top_folder(file) == "" for file in listing.images)):
+    if TRAIN not in named and (others or loose):
         return ()
     return named
+
+
+def _holds_images(listing: Listing, folder: str) -> bool:
+    """Whether images lie in a folder itself, and not only in folders in it."""
+    for file in listing.images:
+        parent, _, _ = file.name.rpartition("/")
+        if parent == folder:
+            return True
+    return False
 
 
 def top_folder(file: File) -> str:
@@ -51,12 +62,19 @@ def split_of_table(file: File) -> str:
     """Split of a parquet file: `train-00000-of-00002.parquet`, `train.parquet`, or any file in a folder `train`."""
     *folders, base = file.name.split("/")
     start = base.split("-")[0].removesuffix(".parquet")
-    parent = folders[-1] if folders else ""
-    return next((name for name in (start, parent) if name in SPLITS), WHOLE)
+    if start in SPLITS:
+        return start
+    if folders and folders[-1] in SPLITS:
+        return folders[-1]
+    return WHOLE
 
 
 def group_tables(root: str, files: Iterable[File]) -> dict[str, list[File]]:
     """Parquet files by split.
+
+    Args:
+        root: The folder, for the message.
+        files: In it.
 
     Raises:
         DataError: Some files are of a split, and some of none.

@@ -94,7 +94,7 @@ class GrowthConfig:
 
     def __post_init__(self) -> None:
         # JSON gives lists; the dataclass stays hashable.
-        converters = {"resolutions": as_resolution, "search_candidates": tuple}
+        converters = {"resolutions": as_resolution, "search_candidates": _as_candidate}
         for name in ("resolutions", "boundaries", "search_orders", "search_candidates"):
             values: Any = getattr(self, name)
             if values is not None:
@@ -182,13 +182,24 @@ class GrowthConfig:
         """Read a configuration that `save` wrote.
 
         Raises:
-            ConfigError: The file is not JSON or holds unknown fields.
+            ConfigError: The file is missing, not JSON, or holds unknown fields.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except OSError as error:
+            raise ConfigError(f"cannot read the growth configuration {path}: {error}.") from error
+        except ValueError as error:  # not JSON, or not text at all
             raise ConfigError(f"{path} is not a JSON file: {error}.") from error
         return cls.from_dict(values)
+
+
+def _as_candidate(value: Any) -> tuple[int, ...]:
+    """One of `search_candidates`: indices of blocks."""
+    is_list = isinstance(value, Iterable) and not isinstance(value, str)
+    indices: tuple[Any, ...] = tuple(value) if is_list else ()
+    if not is_list or not all(is_number(index, int) and index >= 0 for index in indices):
+        raise ConfigError(f"search_candidates: {value!r} is not allowed: give a list of block numbers for each.")
+    return indices
 
 
 def check_fields(cls: Any, values: Any) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from PIL import Image
 from torch import Tensor
@@ -16,11 +17,12 @@ from autoprog_diffusion.data.latents import Batch, Latents
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 from autoprog_diffusion.training.samples import sampling, seeds
 
-from .dit_labels import NULL_LABEL, fit_labels, keep_labels, pad_labels, stop_label_dropout
+from .dit_labels import NULL_LABEL, fit_labels, keep_labels, label_texts, pad_labels, stop_label_dropout
 from .learned_variance import variational_bound
 from .loading import load_as, pipeline_class
+from .noise_schedule import adopt_schedule, check_denoising, training_scheduler
 from .objective import NoiseSettings, add_noise, denoising_loss
-from .stable_diffusion import training_scheduler
+from .parts import check_channels, check_class, check_vae
 
 
 if TYPE_CHECKING:
@@ -50,7 +52,13 @@ def load_dit(name: str, **hub: str | None) -> DiTPipeline:
     kind = pipeline_class(name, **hub)
     if kind != DiTPipeline.__name__:
         raise GrowthError(f"{name} is a {kind}: only a {DiTPipeline.__name__} is trained on classes here.")
-    return load_as(DiTPipeline, "a DiT pipeline (a Diffusers folder with transformer, vae and scheduler)", name, **hub)
+    words = "a DiT pipeline (a Diffusers folder with transformer, vae and scheduler)"
+    pipeline = load_as(DiTPipeline, words, name, **hub)
+    check_class(name, "transformer", pipeline.transformer, (DiTTransformer2DModel,))
+    check_vae(name, pipeline.vae)
+    check_channels(name, "transformer", pipeline.transformer.config, pipeline.vae, (1, 2))
+    check_denoising(name, pipeline.scheduler)
+    return pipeline
 
 
 def vae_factor(pipeline: DiTPipeline) -> int:
@@ -81,10 +89,7 @@ def set_classes(pipeline: DiTPipeline, names: Sequence[str], *, keep: bool = Fal
         known = {}
     rows = dict(zip(names, ids))
     pipeline.labels = {**known, **rows}
-    names_of: dict[str, list[str]] = {}
-    for name, row in pipeline.labels.items():
-        names_of.setdefault(str(row), []).append(name)  # the keys are text in JSON
-    pipeline.register_to_config(id2label={row: ", ".join(known) for row, known in names_of.items()})
+    pipeline.register_to_config(id2label=label_texts(pipeline.labels))
     stop_label_dropout(pipeline.transformer)
     return rows
 
@@ -130,7 +135,11 @@ class ClassConditional:
         self._check(config.sample_size * vae_factor(self.pipeline))
 
     def enter_stage(self, growth: GrowthScheduler) -> None:
-        """Get the cache of the stage's resolution ready; DiT's position embedding is computed for any resolution."""
+        """Get the cache of the stage's resolution ready; DiT's position embedding is computed for any resolution.
+
+        From now on the pipeline samples what is trained.
+        """
+        adopt_schedule(self.pipeline, self.noise_scheduler)
         self.latents.enter_stage(growth)
 
     def loss(self, denoiser: Any, batch: Batch) -> Tensor:

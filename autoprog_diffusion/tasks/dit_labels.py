@@ -73,6 +73,28 @@ def keep_labels(names: Sequence[str], labels: Mapping[str, int]) -> list[int]:
     return [row for row in rows if row is not None]
 
 
+def label_texts(labels: Mapping[str, int]) -> dict[str, str]:
+    """Row, as JSON has it -> names as DiTPipeline reads them back: apart by commas, so no name may stand in two rows.
+
+    Args:
+        labels: Class name -> row. Commas part synonyms; those that name another class are left out.
+
+    Raises:
+        LabelError: Nothing is left of a name.
+    """
+    owners = {name.strip(): row for name, row in labels.items() if "," not in name}
+    texts: dict[str, list[str]] = {}
+    for name, row in labels.items():
+        words = [word.strip() for word in name.split(",")]
+        kept = [word for word in words if owners.setdefault(word, row) == row]
+        if not kept:
+            raise LabelError(
+                f"the class {name!r} has no name of its own: others are called {words}. Rename its folder."
+            )
+        texts.setdefault(str(row), []).extend(kept)
+    return {row: ", ".join(names) for row, names in texts.items()}
+
+
 @torch.no_grad()
 def fit_labels(transformer: Any, names: Sequence[str], labels: Mapping[str, int], seed: int) -> list[int]:
     """Give a DiT the classes `names`, in place; returns their rows.

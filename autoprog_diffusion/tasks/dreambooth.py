@@ -150,10 +150,10 @@ def draw_class_images(
     missing = _missing_pictures(folder, subject.num_class_images)
     accelerator.wait_for_everyone()  # all have looked before one draws
     mine = missing[accelerator.process_index :: accelerator.num_processes]
-    pipeline.to(accelerator.device)
     for start in range(0, len(mine), subject.sample_batch_size):
         numbers = mine[start:][: subject.sample_batch_size]
         with sampling(pipeline):
+            pipeline.to(accelerator.device)
             images = pipeline(
                 [subject.class_prompt] * len(numbers),
                 height=size,

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from torch import Tensor
 
 from autoprog_diffusion.data.captions import Embeddings
+from autoprog_diffusion.growth.errors import GrowthError
+
+from .parts import check_channels, check_class, check_widths
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,27 @@ class SD3(_Family):
     def resolution(self) -> int:
         """Side of the images the pipeline was made for, in pixels."""
         return self.pipeline.transformer.config.sample_size * self.pipeline.vae_scale_factor
+
+    def check(self, name: str) -> None:
+        """Refuse a transformer that does not fit the VAE or the text encoders; `name` is the pipeline's.
+
+        Raises:
+            GrowthError: The message names the values.
+        """
+        pipeline = self.pipeline
+        check_class(name, "transformer", pipeline.transformer, (SD3Transformer2DModel,))
+        config = pipeline.transformer.config
+        check_channels(name, "transformer", config, pipeline.vae, (1,))
+        pooled = pipeline.text_encoder.config.projection_dim + pipeline.text_encoder_2.config.projection_dim
+        check_widths(name, pooled, config.pooled_projection_dim, "pooled_projection_dim")
+        if pipeline.text_encoder_3 is not None:
+            width = pipeline.text_encoder_3.config.d_model
+            check_widths(name, width, config.joint_attention_dim, "joint_attention_dim")
+
+    def largest(self) -> int | None:
+        """Largest side of an image in pixels: the position embedding is a table."""
+        patches = self.pipeline.transformer.config.pos_embed_max_size
+        return patches and patches * self.patch * self.pipeline.vae_scale_factor
 
     def encode(self, captions: Sequence[str], length: int) -> Embeddings:
         """Captions -> (len, L, D) tokens and (len, P) pooled."""
@@ -68,6 +94,30 @@ class Flux(_Family):
     def resolution(self) -> int:
         """Side of the images the pipeline was made for, in pixels."""
         return self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
+
+    def check(self, name: str) -> None:
+        """Refuse a transformer that does not fit the VAE or the text encoders; `name` is the pipeline's.
+
+        Raises:
+            GrowthError: The message names the values.
+        """
+        pipeline = self.pipeline
+        check_class(name, "transformer", pipeline.transformer, (FluxTransformer2DModel,))
+        config = pipeline.transformer.config
+        packed = pipeline.vae.config.latent_channels * self.patch**2
+        found = (config.in_channels, config.out_channels or config.in_channels)
+        if found != (packed, packed):
+            raise GrowthError(
+                f"the transformer of {name} takes {found[0]} channels and gives {found[1]}, and its VAE gives "
+                f"{packed} when packed: models for filling, depth and other images as input are not trained."
+            )
+        check_widths(
+            name, pipeline.text_encoder.config.hidden_size, config.pooled_projection_dim, "pooled_projection_dim"
+        )
+        check_widths(name, pipeline.text_encoder_2.config.d_model, config.joint_attention_dim, "joint_attention_dim")
+
+    def largest(self) -> None:
+        """Largest side of an image in pixels: there is none."""
 
     def encode(self, captions: Sequence[str], length: int) -> Embeddings:
         """Captions -> (len, L, D) tokens and (len, P) pooled."""
@@ -111,7 +161,7 @@ def stage_shift(config: Any, tokens: int, full_tokens: int) -> float:
         tokens: Image tokens at the stage's resolution.
         full_tokens: Image tokens at the run's resolution.
     """
-    if not config.use_dynamic_shifting:
+    if not config.get("use_dynamic_shifting"):
         return config.shift * math.sqrt(tokens / full_tokens)
     bounds = (config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
     mu = calculate_shift(tokens, *bounds)

@@ -16,7 +16,10 @@ from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 
 from .flow_families import FAMILIES, SD3, Flux, shift_time, stage_shift
 from .loading import load_as, pipeline_class, pipeline_config
+from .noise_schedule import check_flow
 from .objective import NoiseSettings, sample_times
+from .parts import check_vae
+from .source import is_single_file
 
 
 if TYPE_CHECKING:
@@ -61,10 +64,14 @@ def load_flow(name: str, **hub: str | None) -> Any:
     left_out: dict[str, None] = {}
     if FAMILY_OF[kind] is SD3:
         # SD3 works without its third text encoder; Diffusers loads what was saved that way only if told so.
-        index = pipeline_config(name, **hub)
+        index = {} if is_single_file(name) else pipeline_config(name, **hub)
         parts = ("text_encoder_3", "tokenizer_3")
         left_out = {part: None for part in parts if index.get(part, (None,))[0] is None}
-    return load_as(FAMILY_OF[kind].pipeline_class, words, name, **hub, **left_out)
+    pipeline = load_as(FAMILY_OF[kind].pipeline_class, words, name, **hub, **left_out)
+    check_vae(name, pipeline.vae, ("shift_factor",))
+    check_flow(name, pipeline.scheduler)
+    flow_family(pipeline).check(name)
+    return pipeline
 
 
 def flow_family(pipeline: Any, guidance: float = 1.0) -> SD3 | Flux:
@@ -178,6 +185,12 @@ class FlowMatching:
                 raise ConfigError(f"--{name} {value} belongs to noise prediction; flow matching has no such setting.")
         if not 0 <= self._length <= MOST_TEXT:
             raise ConfigError(f"--max_sequence_length {self._length} is not allowed: use 0 to {MOST_TEXT}.")
+        largest = self.family.largest()
+        if largest is not None and self.resolution > largest:
+            raise ConfigError(
+                f"--resolution {self.resolution} is not allowed: this transformer's table of positions ends at "
+                f"{largest} pixels. Use {largest} or less."
+            )
         if self.flow.logit_std <= 0:
             raise ConfigError(f"--logit_std {self.flow.logit_std} is not allowed: use a number above 0.")
 

@@ -1,16 +1,37 @@
-"""Pipelines from a folder or the Hub, checked before any work."""
+"""Pipelines from a folder, the Hub or a single file, checked before any work."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from safetensors import SafetensorError
 from torch import nn
 
 from autoprog_diffusion.growth.errors import GrowthError
 
+from .source import (
+    DISPENSABLE,
+    check_folder,
+    check_weights,
+    describe_folder,
+    find_variant,
+    is_single_file,
+    parts_of,
+    single_file_class,
+)
 
-LOAD_ERRORS = (OSError, ValueError, TypeError, AttributeError, KeyError)
+
+# Class of a pipeline -> the recipe that trains it in full.
+RECIPES = {
+    "StableDiffusionPipeline": "finetune_sd.py",
+    "StableDiffusionXLPipeline": "finetune_sdxl.py",
+    "StableDiffusion3Pipeline": "finetune_flow.py",
+    "FluxPipeline": "finetune_flow.py",
+    "DiTPipeline": "finetune_dit.py",
+}
+LOAD_ERRORS = (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 
 def load_as(kind: Any, words: str, name: str, **options: Any) -> Any:
@@ -19,63 +40,112 @@ def load_as(kind: Any, words: str, name: str, **options: Any) -> Any:
     Args:
         kind: The pipeline's class.
         words: What it is and has, for the message.
-        name: Folder or Hub name.
+        name: Folder, Hub name, or checkpoint file.
         options: Of `from_pretrained`: revision, variant, cache_dir and so on.
 
     Raises:
         GrowthError: It cannot be loaded as such a pipeline.
     """
-    try:
-        pipeline = kind.from_pretrained(name, **options)
-    except LOAD_ERRORS as error:
-        raise GrowthError(f"{name} cannot be loaded as {words}: {error}") from error
+    if is_single_file(name):
+        pipeline = _load_single_file(kind, words, name, options.get("cache_dir"))
+    else:
+        pipeline = _load_folder(kind, words, name, options)
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.float()  # weights are trained and averaged in float32, whatever they were saved in
     return pipeline
 
 
+def _load_folder(kind: Any, words: str, name: str, options: dict[str, Any]) -> Any:
+    """A pipeline of a folder or the Hub, with weights of a variant where there are no others."""
+    check_folder(name, words)
+    variant = find_variant(name, options.get("variant"))
+    left_out = {part: None for part in _absent(name) if part not in options}
+    try:
+        found = pipeline_config(name, **options).get("_class_name")
+        if found != kind.__name__:
+            raise ValueError(f"its model_index.json says {found}. {_recipe_for(found)}")
+        pipeline = kind.from_pretrained(name, **{**options, **left_out, "variant": variant})
+    except LOAD_ERRORS as error:
+        raise GrowthError(f"{name} cannot be loaded as {words}: {error}{_hint(name, variant, error)}") from error
+    check_weights(name, pipeline)
+    return pipeline
+
+
+def _load_single_file(kind: Any, words: str, name: str, cache_dir: str | None) -> Any:
+    """A pipeline from a checkpoint of one file; Diffusers takes configuration and tokenizer from the Hub's cache."""
+    found = single_file_class(name)
+    if found not in (None, kind.__name__):
+        raise GrowthError(f"{name} cannot be loaded as {words}: it holds a {found}. {_recipe_for(found)}")
+    try:
+        return kind.from_single_file(name, cache_dir=cache_dir)
+    except LOAD_ERRORS as error:
+        folder = Path(name).with_suffix("")
+        raise GrowthError(
+            f"{name} is a checkpoint of a single file, which Diffusers loads only with the configuration of its base "
+            f"model from the Hub: {_first_line(error)} Convert it once where the Hub can be reached, and give the "
+            f'folder: python -c "from diffusers import {kind.__name__} as P; '
+            f"P.from_single_file('{name}').save_pretrained('{folder}')\""
+        ) from error
+
+
+def _absent(name: str) -> list[str]:
+    """Dispensable parts that a folder's index names and that are not there; it says so."""
+    folder = Path(name)
+    absent = [part for part in parts_of(folder) if part in DISPENSABLE and not (folder / part).is_dir()]
+    if absent and folder.is_dir():
+        print(f"{name} lacks {', '.join(absent)}: it is trained and saved without.")
+        return absent
+    return []
+
+
+def _recipe_for(kind: str | None) -> str:
+    """Advice on a pipeline of another class."""
+    recipe = RECIPES.get(kind or "")
+    if recipe is None:
+        return f"No recipe trains one: use a pipeline of {sorted(RECIPES)}."
+    return f"For it use recipes/{recipe}."
+
+
+def _hint(name: str, variant: str | None, error: Exception) -> str:
+    """Advice on an error of `from_pretrained`, if there is some."""
+    if Path(name).is_dir() or variant is not None or "no file named" not in str(error):
+        return ""
+    return " A repository that holds weights of a variant only needs its name, for example --variant fp16."
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
 def pipeline_class(name: str, **hub: str | None) -> str:
-    """Name of the class that a folder or Hub name says its pipeline is.
+    """Name of the class that a folder, Hub name or checkpoint file says its pipeline is.
 
     Args:
-        name: Folder or Hub name.
+        name: Folder, Hub name, or checkpoint file.
         hub: Options of `from_pretrained`.
 
     Raises:
         GrowthError: There is no pipeline.
     """
+    if is_single_file(name):
+        found = single_file_class(name)
+        if found is None:
+            raise GrowthError(
+                f"{name} does not say what it holds: convert it to a folder with from_single_file of the pipeline's "
+                "class in Diffusers, and save_pretrained."
+            )
+        return found
     try:
         config: Any = pipeline_config(name, **hub)
     except LOAD_ERRORS as error:
-        raise GrowthError(f"{name} holds no Diffusers pipeline (a folder with a model_index.json): {error}") from error
-    return str(config["_class_name"])
+        what = f" {describe_folder(Path(name))}" if Path(name).is_dir() else ""
+        raise GrowthError(
+            f"{name} holds no Diffusers pipeline (a folder with a model_index.json): {error}{what}"
+        ) from error
+    return str(config.get("_class_name"))
 
 
 def pipeline_config(name: str, **hub: str | None) -> Any:
     """The index of a pipeline's parts; it has no variants."""
     return DiffusionPipeline.load_config(name, revision=hub.get("revision"), cache_dir=hub.get("cache_dir"))
-
-
-def check_unet(name: str, pipeline: Any, addition: str | None) -> None:
-    """Refuse a UNet that is conditioned on something else than the pipeline's class says.
-
-    Diffusers loads some pipelines as another class, with a warning: SDXL as Stable Diffusion, for example.
-
-    Raises:
-        GrowthError: The message names the recipe that fits, where there is one.
-    """
-    config = pipeline.unet.config
-    if config.addition_embed_type != addition:
-        recipe = {None: "finetune_sd.py", "text_time": "finetune_sdxl.py"}.get(config.addition_embed_type)
-        hint = f": use recipes/{recipe}." if recipe else ", which no recipe trains."
-        raise GrowthError(
-            f"the UNet of {name} has addition_embed_type={config.addition_embed_type!r}, here {addition!r} is needed"
-            f"{hint}"
-        )
-    latent = pipeline.vae.config.latent_channels
-    if config.in_channels != latent:
-        raise GrowthError(
-            f"the UNet of {name} takes {config.in_channels} channels but its VAE gives {latent}: models for "
-            "inpainting, depth and upscaling are not trained here."
-        )

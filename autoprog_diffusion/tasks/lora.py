@@ -1,17 +1,13 @@
-"""LoRA by PEFT: adapters in, only they train, `pytorch_lora_weights.safetensors` out."""
+"""LoRA by PEFT: settings, the pipelines that take one, and the adapters, the only parameters that train."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers.loaders.peft import PeftAdapterMixin
-from diffusers.training_utils import _collate_lora_metadata
-from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError, UnitError
@@ -20,9 +16,6 @@ from .flow_matching import FAMILY_OF, FlowSettings, load_flow
 from .loading import pipeline_class
 from .sdxl import load_sdxl
 from .stable_diffusion import load_pipeline
-
-
-WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -108,17 +101,6 @@ def add_lora(model: nn.Module, lora: LoraSettings, seed: int) -> None:
             model.add_adapter(config)
         except ValueError as error:
             raise GrowthError(f"PEFT refuses --target_modules {' '.join(lora.target_modules)}: {error}") from error
-
-
-def save_lora(pipeline: Any, denoiser: nn.Module, output: Path) -> None:
-    """Write `pytorch_lora_weights.safetensors`, for `pipeline.load_lora_weights(output)`."""
-    name = "transformer"
-    weights = get_peft_model_state_dict(denoiser)
-    if denoiser is getattr(pipeline, "unet", None):
-        name = "unet"
-        weights = convert_state_dict_to_diffusers(weights)
-    metadata = _collate_lora_metadata({name: denoiser})  # the scale, where --lora_alpha is not the rank
-    pipeline.save_lora_weights(output, **{f"{name}_lora_layers": weights}, **metadata)
 
 
 def _check(lora: LoraSettings) -> None:

@@ -15,7 +15,9 @@ from autoprog_diffusion.data.captions import Embeddings
 from autoprog_diffusion.data.images import read_image, undecoded
 from autoprog_diffusion.data.latents import Batch
 
-from .loading import check_unet, load_as
+from .loading import load_as
+from .noise_schedule import check_denoising
+from .parts import check_unet, check_unet_text, check_vae
 from .stable_diffusion import TextToImage
 
 
@@ -42,6 +44,9 @@ def load_sdxl(name: str, **hub: str | None) -> StableDiffusionXLPipeline:
     words = "a Stable Diffusion XL pipeline (a Diffusers folder with unet, vae, two text encoders and tokenizers)"
     pipeline = load_as(StableDiffusionXLPipeline, words, name, **hub)
     check_unet(name, pipeline, "text_time")
+    check_vae(name, pipeline.vae, ("latents_mean", "latents_std"))
+    check_unet_text(name, pipeline)
+    check_denoising(name, pipeline.scheduler)
     return pipeline
 
 
@@ -100,6 +105,11 @@ class TextToImageXL(TextToImage):
         """Captions -> (N, L, D) of both encoders side by side, and the second one's pooled (N, P)."""
         device = self.latents.accelerator.device
         tokens, _, pooled, _ = self.pipeline.encode_prompt(captions, device=device, do_classifier_free_guidance=False)
+        if self.empty and self.pipeline.config.force_zeros_for_empty_prompt:
+            # The unconditional half of the pipeline's guidance is zeros, not the embedding of an empty text.
+            given = torch.tensor([bool(caption) for caption in captions], device=tokens.device)
+            tokens = tokens * given.view(-1, 1, 1)
+            pooled = pooled * given.view(-1, 1)
         return tokens, pooled
 
     def _measure(self, rows: Sequence[int]) -> Tensor:

@@ -6,14 +6,16 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from autoprog_diffusion.data.captions import Captions, Embeddings
 from autoprog_diffusion.data.latents import Batch, Latents
 
-from .loading import check_unet, load_as
+from .loading import load_as
+from .noise_schedule import adopt_schedule, check_denoising, training_scheduler
 from .objective import NoiseSettings, add_noise, denoising_loss
+from .parts import check_class, check_unet, check_unet_text, check_vae
 
 
 if TYPE_CHECKING:
@@ -21,23 +23,19 @@ if TYPE_CHECKING:
 
 
 def load_pipeline(name: str, **hub: str | None) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline in float32, without its safety checker; arguments as `from_pretrained` takes them.
+    """A Stable Diffusion pipeline in float32; arguments as `from_pretrained` takes them.
 
     Raises:
-        GrowthError: It cannot be loaded, or is another kind of pipeline.
+        GrowthError: It cannot be loaded, is another kind of pipeline, or has a part that is not trained with.
     """
     words = "a Stable Diffusion pipeline (a Diffusers folder with unet, vae, text_encoder, tokenizer and scheduler)"
-    pipeline = load_as(StableDiffusionPipeline, words, name, safety_checker=None, requires_safety_checker=False, **hub)
+    pipeline = load_as(StableDiffusionPipeline, words, name, **hub)
     check_unet(name, pipeline, None)
+    check_vae(name, pipeline.vae)
+    check_class(name, "text encoder", pipeline.text_encoder, (CLIPTextModel,))
+    check_unet_text(name, pipeline)
+    check_denoising(name, pipeline.scheduler)
     return pipeline
-
-
-def training_scheduler(pipeline: Any, prediction_type: str | None = None) -> Any:
-    """The DDPM scheduler with the settings that the pipeline was trained with; `prediction_type` replaces its own."""
-    scheduler: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
-    if prediction_type is not None:
-        scheduler.register_to_config(prediction_type=prediction_type)
-    return scheduler
 
 
 @dataclass(eq=False)
@@ -74,7 +72,8 @@ class TextToImage:
         )
 
     def enter_stage(self, growth: GrowthScheduler) -> None:
-        """Get the caches of the stage's resolution ready."""
+        """Get the caches of the stage's resolution ready; from now on the pipeline samples what is trained."""
+        adopt_schedule(self.pipeline, self.noise_scheduler)
         self.captions.ready()
         self.latents.enter_stage(growth)
 
@@ -111,12 +110,17 @@ class TextToImage:
     def encode(self, captions: list[str]) -> Embeddings:
         """Captions -> (N, tokens, width), and nothing pooled (N, 0)."""
         tokenizer = self.pipeline.tokenizer
-        ids = tokenizer(
+        encoder = self.pipeline.text_encoder
+        device = self.latents.accelerator.device
+        words = tokenizer(
             captions,
             padding="max_length",
             max_length=tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
-        ).input_ids
-        tokens = self.pipeline.text_encoder(ids.to(self.latents.accelerator.device), return_dict=False)[0]
+        )
+        # As the pipeline does: some encoders see the padding, some do not.
+        masked = getattr(encoder.config, "use_attention_mask", False)
+        mask = words.attention_mask.to(device) if masked else None
+        tokens = encoder(words.input_ids.to(device), attention_mask=mask, return_dict=False)[0]
         return tokens, tokens.new_zeros(len(tokens), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from autoprog_diffusion.data.rows import spread
 from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.recipe import AnyArguments, Recipe
 from autoprog_diffusion.training.samples import Row, sample_images
+
+from .parts import latent_multiple, native_side
 
 
 if TYPE_CHECKING:
@@ -28,6 +31,17 @@ class TextToImageRecipe(Recipe[AnyArguments]):
 
     def denoiser(self, pipeline: Any) -> nn.Module:
         return pipeline.unet
+
+    def resolution(self, pipeline: Any) -> int:
+        return native_side(pipeline.unet) * pipeline.vae_scale_factor
+
+    def multiple(self, pipeline: Any) -> int:
+        return pipeline.vae_scale_factor * latent_multiple(pipeline.unet)
+
+    def drawn_multiple(self, pipeline: Any) -> int:
+        multiple = self.multiple(pipeline)
+        # Whatever their VAE, Stable Diffusion's pipelines draw multiples of 8 pixels only.
+        return math.lcm(multiple, 8) if hasattr(pipeline, "unet") else multiple
 
     def titles(self, args: AnyArguments, data: Dataset) -> tuple[str, ...]:
         return args.output.validation_prompts or default_prompts(args, data)

@@ -29,30 +29,44 @@ _PICKLES = ("custom_checkpoint_*.pkl", "random_states_*.pkl")
 
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """Name -> checksum of every named file of a folder."""
-    parts = []
+    parts: list[tuple[str, int]] = []
     for name in names:
         size = (folder / name).stat().st_size
-        parts += [(name, start) for start in range(0, max(size, 1), _PART)]
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda part: _checksum(folder / part[0], part[1]), parts)
+        # An empty file has one part, too.
+        for start in range(0, max(size, 1), _PART):
+            parts.append((name, start))
+
+    def checksum(part: tuple[str, int]) -> int:
+        name, start = part
+        with open(folder / name, "rb") as file:
+            file.seek(start)
+            return zlib.crc32(file.read(_PART))
+
+    threads = min(_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(checksum, parts))
     sums: dict[str, str] = {}
     for (name, _), value in zip(parts, found):
-        sums[name] = sums.get(name, "") + f"{value:08x}"
+        before = sums.get(name, "")
+        sums[name] = f"{before}{value:08x}"
     return sums
 
 
 def sealed(marker: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The entries of a marker, `files` among them, with the checksums of the files and its own."""
-    entries = {**marker, _FILES: checksums(folder, marker["files"])}
-    return {**entries, _OWN: _own_checksum(entries)}
+    entries = dict(marker)
+    entries[_FILES] = checksums(folder, marker["files"])
+    entries[_OWN] = _own_checksum(entries)
+    return entries
 
 
 def is_intact(marker: Mapping[str, Any]) -> bool:
     """Whether a marker is as it was written; one that is older than checksums has none."""
     if _OWN not in marker:
         return _FILES not in marker
-    entries = {name: value for name, value in marker.items() if name != _OWN}
-    return marker[_OWN] == _own_checksum(entries)
+    entries = dict(marker)
+    own = entries.pop(_OWN)
+    return own == _own_checksum(entries)
 
 
 def check_files(folder: Path, accelerator: Accelerator) -> None:
@@ -69,8 +83,9 @@ def check_files(folder: Path, accelerator: Accelerator) -> None:
 
         damaged = sorted(set(gather_object(damaged)))
     if damaged:
+        names = ", ".join(damaged[:5])
         raise StateError(
-            f"{folder} is damaged: {', '.join(damaged[:5])} changed since the checkpoint was written. Resume from "
+            f"{folder} is damaged: {names} changed since the checkpoint was written. Resume from "
             "another one, with --resume_from_checkpoint and its name."
         )
     _check_pickles(folder)
@@ -78,10 +93,13 @@ def check_files(folder: Path, accelerator: Accelerator) -> None:
 
 def _differing(folder: Path, accelerator: Accelerator) -> list[str]:
     """This process's share of the files that are not as they were written."""
-    marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    text = (folder / MARKER).read_text(encoding="utf-8")
+    marker = json.loads(text)
     known = marker.get(_FILES, {})
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    mine = sorted(known)[accelerator.local_process_index :: processes]
+    first = accelerator.local_process_index
+    names = sorted(known)
+    mine = names[first::processes]
     found = checksums(folder, mine)
     return [name for name in mine if found[name] != known[name]]
 
@@ -98,12 +116,6 @@ def _check_pickles(folder: Path) -> None:
                 raise StateError(
                     f"{path} is damaged, or holds more than plain data, and is not loaded: {error}"
                 ) from error
-
-
-def _checksum(path: Path, start: int) -> int:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return zlib.crc32(file.read(_PART))
 
 
 def _own_checksum(entries: Mapping[str, Any]) -> str:

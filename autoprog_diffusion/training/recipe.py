@@ -25,6 +25,7 @@ from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 from .arguments import Arguments, autoprog_zero, check_arguments, growth_config, take_flag
 from .build import make_accelerator, make_latents, make_loader
 from .diffusion import DiffusionTrainer, Task
+from .plain_pipeline import save_plain
 from .real_images import real_rows
 from .run import Script
 from .samples import Pictures, Row
@@ -70,6 +71,10 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         """The side of an image must be a multiple of this: the VAE's factor times the denoiser's patch."""
         return pipeline.vae_scale_factor
 
+    def drawn_multiple(self, pipeline: Any) -> int:
+        """The side of a picture that the pipeline draws must be a multiple of this; a stage's images need not be."""
+        return self.multiple(pipeline)
+
     def data(self, args: AnyArguments, pipeline: Any, resolution: int, accelerator: Accelerator) -> datasets.Dataset:
         """The training set; by default columns `image` and `text`."""
         del pipeline, accelerator
@@ -110,7 +115,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
 
     def save_pipeline(self, pipeline: Any, output: Path) -> None:
         """Write the trained pipeline so that Diffusers alone loads it."""
-        pipeline.save_pretrained(output)
+        save_plain(pipeline, self.denoiser(pipeline), output)
 
     def model_name(self, args: AnyArguments) -> str:
         """Folder or Hub name of the pipeline to train."""
@@ -142,7 +147,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         denoiser = self.denoiser(pipeline)
         multiple = self.multiple(pipeline)
         resolution = args.data.resolution or self.resolution(pipeline)
-        check_resolution(resolution, multiple)
+        check_resolution(resolution, self.drawn_multiple(pipeline))
         ema_decay = train.ema_decay if train.use_ema else None
         config, plan = growth_config(args.growth, multiple=multiple, ema_decay=ema_decay, seed=train.seed)
         self.data_report = DataReport()
@@ -187,7 +192,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
 
 
 def check_resolution(resolution: int, multiple: int) -> None:
-    """Refuse a side of the images that the VAE or the denoiser cannot divide.
+    """Refuse a side of the images that the VAE or the denoiser cannot divide, or the pipeline does not draw.
 
     Raises:
         ConfigError: The message names the multiple and the nearest size.
@@ -195,5 +200,5 @@ def check_resolution(resolution: int, multiple: int) -> None:
     if resolution <= 0 or resolution % multiple:
         near = max(multiple, round(resolution / multiple) * multiple)
         raise ConfigError(
-            f"--resolution {resolution} is not a multiple of {multiple} (VAE factor times patch): use {near}."
+            f"--resolution {resolution} is not a multiple of {multiple} (of VAE, denoiser and pipeline): use {near}."
         )

@@ -22,6 +22,8 @@ Row = tuple[str, Sequence[Image.Image | None]]
 def sampling(pipeline: Any, scheduler: Any = None) -> Iterator[None]:
     """No gradient, evaluation mode, no progress bar; modes, scheduler and global random state come back afterwards.
 
+    A safety checker waits outside: it would black out pictures that are only looked at.
+
     Args:
         pipeline: Any Diffusers pipeline.
         scheduler: To sample with, instead of the pipeline's own.
@@ -29,15 +31,20 @@ def sampling(pipeline: Any, scheduler: Any = None) -> Iterator[None]:
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     modes = [module.training for module in modules]
     own = pipeline.scheduler
+    checker = getattr(pipeline, "safety_checker", None)
     pipeline.set_progress_bar_config(disable=True)
     try:
         pipeline.scheduler = own if scheduler is None else scheduler
+        if checker is not None:
+            pipeline.register_modules(safety_checker=None)
         for module in modules:
             module.eval()
         with torch.no_grad(), torch.random.fork_rng():
             yield
     finally:
         pipeline.scheduler = own
+        if checker is not None:
+            pipeline.register_modules(safety_checker=checker)
         for module, mode in zip(modules, modes):
             module.train(mode)
 

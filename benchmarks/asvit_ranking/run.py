@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
-from common import Runs, facts, print_rows, save
+from common import Runs, facts, input_file, print_rows, save
 from correlation import bootstrap_interval, kendall_tau, noise_ceiling, ranks
 
 from autoprog_diffusion.vit.asvit import AsViT, Genotype, SearchSpace
@@ -81,7 +81,7 @@ class Images:
 
 
 def load(folder: Path) -> Images:
-    with np.load(folder / "icons200_32.npz") as file:
+    with np.load(input_file(folder, "icons200_32.npz", "make_icons.py")) as file:
         pictures = torch.from_numpy(file["x"])[:, None].expand(-1, 3, -1, -1).float()
         labels, test = (torch.from_numpy(file[name]) for name in ("y", "test"))
     some = pictures[~test][:5000]

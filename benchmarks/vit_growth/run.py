@@ -1,12 +1,12 @@
-"""Time to accuracy of progressive ViT pretraining on CIFAR-10, against ordinary training, and what its parts do.
+"""Time to accuracy of progressive ViT pretraining on Fashion-MNIST, against ordinary training, and what its parts do.
 
     python benchmarks/vit_growth/run.py --data_dir ../shared/data --seeds 0 1 2
 
-trains a ViT of 12 blocks, width 64, patch 4, on 20,000 images of CIFAR-10 at 24 pixels. `full` is ordinary training
-for STEPS optimizer steps; `full_short` is ordinary training for as many FLOPs as `fixed` takes; all others grow, for
-STEPS steps. Every run has its own fully decayed learning rate and ends in the whole model at full resolution. One line
-per run in runs.jsonl; what is there is not run again. `--report` only prints the table and draws the plot. Times are
-CPU seconds of a single-threaded process, steps and search included, validation left out.
+trains a ViT of 12 blocks, width 64, patch 4, on 20,000 images of Fashion-MNIST at 24 pixels. `full` is ordinary
+training for STEPS optimizer steps; `full_short` is ordinary training for as many FLOPs as `fixed` takes; all others
+grow, for STEPS steps. Every run has its own fully decayed learning rate and ends in the whole model at full
+resolution. One line per run in runs.jsonl; what is there is not run again. `--report` only prints the table and draws
+the plot. Times are CPU seconds of a single-threaded process, steps and search included, validation left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from accelerate.utils import set_seed
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
-from common import DATA, Runs, facts, print_rows, save
+from common import DATA, Runs, facts, input_file, print_rows, save
 
 from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
 from autoprog_diffusion.vit.models import build_model
@@ -66,7 +66,7 @@ CURVE_EVERY, CURVE_IMAGES, FINAL_IMAGES = 40, 500, 2500
 
 def arguments(method: str, seed: int, steps: int, data_dir: Path, extra: list[str]) -> Arguments:
     flags = f"{COMMON} {({**METHODS, **ABLATIONS})[method]} --seed {seed} --max_train_steps {steps}".split()
-    files = [str(data_dir / f"cifar10_{part}.parquet") for part in ("train", "test")]
+    files = [str(input_file(data_dir, f"fashion_{part}.parquet", "make_fashion.py")) for part in ("train", "test")]
     output = ["--output_dir", tempfile.gettempdir(), "--checkpointing_steps", "1000000"]
     return parse([*flags, "--train_data", files[0], "--val_data", files[1], *output, *extra])
 
@@ -105,7 +105,7 @@ def train(args: Arguments, data: Data) -> dict[str, Any]:
 
 
 def some(rows: Any, count: int) -> Decoded:
-    every = len(rows) // count  # the file is sorted by class
+    every = len(rows) // count
     return Decoded(rows.images[::every], rows.labels[::every])
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
-from common import DATA, Runs, facts, print_rows, save
+from common import DATA, Runs, facts, input_file, print_rows, save
 
 from autoprog_diffusion.vit import ViTGrowth, ViTGrowthConfig
 from autoprog_diffusion.vit.autoprog_one.one_shot import evaluating
@@ -39,7 +39,7 @@ AFTER = 16  # steps right after growth, whose mean loss is reported
 
 def load(data_dir: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Images (N, 1, 16, 16) in [-1, 1], labels, and which of them are for testing."""
-    with np.load(data_dir / "icons200_32.npz") as file:
+    with np.load(input_file(data_dir, "icons200_32.npz", "make_icons.py")) as file:
         few = file["y"] < CLASSES
         images = torch.from_numpy(file["x"][few]).float().reshape(-1, 1, 32, 32) / 127.5 - 1
         labels, test = (torch.from_numpy(file[name][few]) for name in ("y", "test"))

@@ -62,6 +62,15 @@ def test_numbers_are_kept_to_six_digits_and_runs_survive_a_kill(
     assert json.loads((tmp_path / "summary.json").read_text()) == {"list": [1, 2], "ratio": 0.666667}
 
 
+def test_a_missing_input_names_the_script_that_makes_it(
+    benchmark_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    benchmark_folder("vit_optimizer_state")
+    run = importlib.import_module("run")
+    with pytest.raises(SystemExit, match=r"there is no .*icons200_32.npz: `python benchmarks/make_icons.py"):
+        run.load(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_starts(script: str) -> None:

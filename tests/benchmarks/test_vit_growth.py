@@ -27,7 +27,7 @@ def test_every_run_ends_as_the_whole_model_and_counts_all_its_steps(runs: list[d
     for run in runs:
         assert sum(stage["steps"] for stage in run["stages"]) == run["steps"]
         assert run["steps"] == STEPS or run["method"] == "full_short"
-        assert (run["stages"][-1]["depth"], run["stages"][-1]["resolution"]) == (12, 24)
+        assert (run["stages"][-1]["blocks"], run["stages"][-1]["resolution"]) == (12, 24)
         assert run["flops"] == pytest.approx(sum(stage["flops"] * stage["steps"] for stage in run["stages"]), rel=1e-5)
 
 

@@ -132,6 +132,22 @@ def test_reader_follows_links(tmp_path: Path) -> None:
     assert len(load(tmp_path / "link")[0]) == 3
 
 
+def test_reader_skips_what_a_run_has_left_in_the_data(tmp_path: Path) -> None:
+    folder = with_texts(tmp_path, "a.png", "cats/b.png")
+    save(folder / "out" / "before" / "0.png")
+    (folder / "out" / "run.json").write_text("{}")
+    data, reading = load(folder)
+    assert sorted(captions_of(data)) == ["a.png", "b.png"]
+    assert left_out(reading) == {"in the output folder of a run": 2}
+
+
+def test_reader_says_why_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_text("x")
+    describe(tmp_path, {"clip.mp4": "x"})
+    with pytest.raises(DataError, match=r"training set is empty. .*found 1, trained on 0, left out 1: 1 not an image"):
+        load(tmp_path)
+
+
 def test_reader_shows_names_that_are_not_utf8(tmp_path: Path) -> None:
     folder = with_texts(tmp_path, "a.png")
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes((folder / "a.png").read_bytes())
@@ -307,6 +323,10 @@ REFUSED = {
         r"metadata.jsonl line 2: there is no file 'a.png'. There is sub/a.png.*2 rows name files",
     ),
     "address": (bad_line("metadata.jsonl", b'{"file_name": "https://x/a.png", "text": "a"}'), "is an address"),
+    "half a letter": (
+        bad_line("metadata.jsonl", b'{"file_name": "\\udcff.png", "text": "a"}'),
+        r"metadata.jsonl line 1: there is no file '\\udcff.png'",
+    ),
     "no name": (
         bad_line("metadata.jsonl", b'{"file_name": "a.png", "text": "a"}\n{"text": "a"}'),
         "metadata.jsonl line 2 has no file_name: got None",
@@ -350,7 +370,9 @@ def test_reader_refuses_by_name(tmp_path: Path, name: str) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("value", ["", "  ", None, float("nan"), [], [""], ["a", None], {"a": 1}, True, [["a"]]])
+@pytest.mark.parametrize(
+    "value", ["", "  ", None, float("nan"), [], [""], ["a", None], {"a": 1}, True, [["a"]], "\ud83d"]
+)
 def test_reader_refuses_captions_that_are_none(tmp_path: Path, value: Any) -> None:
     folder = with_metadata(tmp_path, "a.png", "b.png", "c.png")
     describe(folder, {"a.png": "x", "b.png": value, "c.png": value})

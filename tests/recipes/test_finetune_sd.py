@@ -148,7 +148,7 @@ def test_bad_input_ends_with_one_line_and_no_traceback(script: Script, tmp_path:
     done = script.run(tmp_path / "out", "--resolution", 66, check=False)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last == "error: --resolution 66 is not a multiple of 4 (VAE factor times patch): use 64."
+    assert last == "error: --resolution 66 is not a multiple of 8 (of VAE, denoiser and pipeline): use 64."
     assert "Traceback" not in done.stderr
 
 

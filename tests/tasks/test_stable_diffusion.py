@@ -16,7 +16,8 @@ from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.images import read_image, to_pixels
 from autoprog_diffusion.growth import GrowthError, GrowthScheduler
 from autoprog_diffusion.tasks.arguments import noise_settings
-from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline, training_scheduler
+from autoprog_diffusion.tasks.noise_schedule import training_scheduler
+from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.build import make_latents
 from autoprog_diffusion.training.samples import sample_images

@@ -1,4 +1,4 @@
-"""A resume loads what was written: any file of a checkpoint that has changed since is named, and nothing of it loads."""
+"""A resume loads what was written: a file of a checkpoint that has changed since is named, and nothing is loaded."""
 
 from __future__ import annotations
 

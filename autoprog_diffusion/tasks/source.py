@@ -1,0 +1,219 @@
+"""The files behind a model's name: a pipeline's folder with all its parts, a single file, or something else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from autoprog_diffusion.growth.errors import GrowthError
+
+
+INDEX = "model_index.json"
+SINGLE_FILES = (".safetensors", ".ckpt")
+# Parts of a pipeline that draws without them.
+DISPENSABLE = ("safety_checker", "feature_extractor", "image_encoder")
+# Part of a tensor's name in a checkpoint of one file -> class of the pipeline that it holds; the first match counts.
+LAYOUTS = {
+    "conditioner.embedders.": "StableDiffusionXLPipeline",
+    "model.diffusion_model.joint_blocks.": "StableDiffusion3Pipeline",
+    "double_blocks.": "FluxPipeline",
+    "cond_stage_model.": "StableDiffusionPipeline",
+}
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(\w+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)$"
+)
+# Names of a VAE's attention in older files -> today's.
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def is_single_file(name: str) -> bool:
+    """Whether a model's name is a file on disk, or would be one."""
+    path = Path(name)
+    return path.is_file() or (path.suffix.lower() in SINGLE_FILES and not path.is_dir())
+
+
+def single_file_class(name: str) -> str | None:
+    """Name of the pipeline class that a single file holds; None where only loading it would tell.
+
+    Raises:
+        GrowthError: There is no such file, or it is no checkpoint of a pipeline.
+    """
+    path = Path(name)
+    if not path.is_file():
+        raise GrowthError(f"{name} does not exist: give a Diffusers folder, a Hub name, or a checkpoint file.")
+    if path.suffix.lower() != ".safetensors":
+        return None
+    try:
+        names = _tensor_names(path)
+    except SafetensorError as error:
+        raise GrowthError(f"{name} cannot be loaded as a checkpoint: {error}. Download it again.") from error
+    if _is_lora(names):
+        raise GrowthError(f"{name} is a LoRA: give the pipeline that it was trained on.")
+    for part, kind in LAYOUTS.items():
+        if any(part in tensor for tensor in names):
+            return kind
+    example = min(names, default="nothing")
+    raise GrowthError(
+        f"{name} holds no whole pipeline ({len(names)} tensors, for example {example}): give the folder with the "
+        f"{INDEX}, or a checkpoint with UNet, VAE and text encoder in one file."
+    )
+
+
+def check_folder(name: str, words: str) -> None:
+    """Refuse a folder that is no complete pipeline; a Hub name passes.
+
+    Args:
+        name: Folder or Hub name.
+        words: What it should be, for the message.
+
+    Raises:
+        GrowthError: The message says what the folder is instead, or which part is missing.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    begin = f"{name} cannot be loaded as {words}"
+    if not (folder / INDEX).is_file():
+        raise GrowthError(f"{begin}: it holds no {INDEX}. {describe_folder(folder)}")
+    for part in parts_of(folder):
+        if not (folder / part).is_dir() and part not in DISPENSABLE:
+            raise GrowthError(f"{begin}: its {INDEX} names {part}, and there is no {part}/. Download it again.")
+
+
+def describe_folder(folder: Path) -> str:
+    """A sentence on a folder without an index: what it is, and what to give instead."""
+    tensors = sorted(file for file in folder.glob("*.safetensors"))
+    config = _read_json(folder / "config.json")
+    if (folder / "complete.json").is_file():
+        return f"It is a checkpoint of a run: give the run's model, and --resume_from_checkpoint {folder}."
+    if any(_is_lora(_names_or_nothing(file)) for file in tensors):
+        return "It is a LoRA: give the pipeline that it was trained on."
+    kind = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    if kind:
+        return f"It is one part of a pipeline, a {kind}: give the folder above it."
+    files = [file for file in folder.iterdir() if file.suffix.lower() in SINGLE_FILES] if folder.is_dir() else []
+    if files:
+        return f"It holds checkpoint files: give one of them, for example {min(files)}."
+    return "Give a folder that Diffusers' save_pretrained has written, or a Hub name."
+
+
+def parts_of(folder: Path) -> list[str]:
+    """Names of the parts that a pipeline's index lists, without those that are left out (null)."""
+    index = _read_json(folder / INDEX)
+    return [part for part, value in index.items() if isinstance(value, list) and value and value[0] is not None]
+
+
+def find_variant(name: str, wanted: str | None) -> str | None:
+    """The variant of the weight files to load: the one asked for, or the only one that a folder holds.
+
+    Args:
+        name: Folder or Hub name.
+        wanted: By `--variant`.
+
+    Raises:
+        GrowthError: The folder lacks the weights of a part, or there is no such variant.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return wanted
+    found = {part: set(_variants(folder / part)) for part in parts_of(folder)}
+    found = {part: variants for part, variants in found.items() if variants or _needs_weights(folder / part)}
+    named = sorted({variant for variants in found.values() for variant in variants if variant})
+    for part, variants in found.items():
+        if not variants:
+            raise GrowthError(f"{name}/{part} holds no weights (.safetensors or .bin): download it again.")
+    if wanted is not None:
+        if wanted not in named:
+            raise GrowthError(
+                f"--variant {wanted} is not allowed: {name} has the variants {named}. Leave the flag out."
+            )
+        return wanted
+    lacking = [variants for variants in found.values() if "" not in variants]
+    if not lacking:
+        return None
+    common = sorted(set.intersection(*lacking))
+    if len(common) == 1:
+        print(f"{name} holds only weights of the variant {common[0]}: they are loaded, and trained in float32.")
+        return common[0]
+    raise GrowthError(f"{name} holds weights of the variants {named} only: choose one with --variant {named[0]}.")
+
+
+def check_weights(name: str, pipeline: Any) -> None:
+    """Refuse a pipeline of whose weights some were not in its files: Diffusers draws them at random, with a warning.
+
+    Raises:
+        GrowthError: The message names the part and a tensor.
+    """
+    for part, module in pipeline.components.items():
+        if not isinstance(module, nn.Module):
+            continue
+        source: Any = module
+        folder = Path(str(getattr(source.config, "_name_or_path", "") or "?"))
+        files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+        missing = _missing(module, {key for file in files for key in _tensor_names(file)}) if files else []
+        if missing:
+            kind = type(module).__name__
+            raise GrowthError(
+                f"{name} is incomplete: the files of {part} lack {len(missing)} tensors of its {kind}, for example "
+                f"{missing[0]}. Its config.json belongs to other weights, or a file is damaged."
+            )
+
+
+def _missing(module: nn.Module, names: set[str]) -> list[str]:
+    """Names of tensors of a model that files do not hold, also not under an older name or another prefix."""
+    known = {_today(name) for name in names}
+    endings = {name.partition(".")[2] for name in known}
+    state = module.state_dict()
+    held = {name for name in state if name in known or name in endings or name.partition(".")[2] in known}
+    # Tied weights are stored once.
+    places = {state[name].data_ptr() for name in held}
+    return [name for name, value in state.items() if name not in held and value.data_ptr() not in places]
+
+
+def _today(name: str) -> str:
+    for old, new in _OLD_NAMES.items():
+        name = name.replace(f".{old}.", f".{new}.")
+    return name
+
+
+def _variants(folder: Path) -> Iterator[str]:
+    """Variants of a part's weight files; the plain one is ''."""
+    for file in folder.iterdir() if folder.is_dir() else ():
+        match = _WEIGHTS.match(file.name)
+        if match:
+            yield match.group(1) or ""
+
+
+def _needs_weights(folder: Path) -> bool:
+    """Whether a part of a pipeline is a model: it has a configuration of one."""
+    return (folder / "config.json").is_file()
+
+
+def _tensor_names(file: Path) -> list[str]:
+    with safe_open(file, "pt") as tensors:
+        return list(tensors.keys())
+
+
+def _names_or_nothing(file: Path) -> list[str]:
+    try:
+        return _tensor_names(file)
+    except SafetensorError:
+        return []
+
+
+def _is_lora(names: list[str]) -> bool:
+    return any(re.search(r"lora_(A|B|up|down)|\.lora\.|_lora\.|lora_linear_layer", name) for name in names)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
