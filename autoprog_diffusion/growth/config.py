@@ -308,6 +308,9 @@ def _check_ranges(config: GrowthConfig) -> None:
     ):
         value = getattr(config, name)
         require(config, name, is_number(value, int) and value >= least, hint)
+    require(config, "search_seed", is_number(config.search_seed, int), "use a whole number")
+    is_choice = config.stage_embedding is None or isinstance(config.stage_embedding, bool)
+    require(config, "stage_embedding", is_choice, "use True, False or None")
     require(config, "min_trainable", 0 < config.min_trainable <= 1, "use a fraction in (0, 1]")
     require(config, "stage_dropout", 0 <= config.stage_dropout < 1, "use a probability in [0, 1)")
     if config.stage_dropout and config.stage_embedding is False:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import GrowthError, StateError
 
-from .manifest import MARKER, is_intact, sealed
+from .manifest import MARKER, check_files, is_intact, sealed
 
 
 if TYPE_CHECKING:
@@ -68,6 +68,26 @@ def write_checkpoint(accelerator: Accelerator, root: Path, step: int, limit: int
         raise TrainingError(
             f"checkpoint-{step} cannot be written: {error}. The newest complete checkpoint is "
             f"{find_checkpoint(root, 'latest')}: free space and go on with --resume_from_checkpoint latest."
+        ) from error
+
+
+def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
+    """Load a complete checkpoint into all that is prepared and registered.
+
+    Raises:
+        StateError: It is damaged, or does not fit what is there; the message says where the two part.
+    """
+    check_files(path, accelerator)
+    try:
+        accelerator.load_state(str(path))
+    except GrowthError:
+        raise
+    except Exception as error:  # torch, safetensors and Accelerate each have their own
+        words = str(error).split()
+        reason = " ".join(words)[:300]
+        raise StateError(
+            f"{path} does not fit this run: {reason}. Resume with the model and the flags that it was written with "
+            "(run.json holds them)."
         ) from error
 
 

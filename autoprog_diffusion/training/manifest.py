@@ -25,6 +25,8 @@ _FILES = "checksums"
 _OWN = "own_checksum"
 # What Accelerate unpickles without a restriction, or ignores where it cannot read it.
 _PICKLES = ("custom_checkpoint_*.pkl", "random_states_*.pkl")
+# What is read beside that: a checkpoint without checksums must not turn out damaged when half of it is loaded.
+_ALL = (*_PICKLES, "*.bin", "*.pt", "*.safetensors")
 
 
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
@@ -72,7 +74,7 @@ def is_intact(marker: Mapping[str, Any]) -> bool:
 def check_files(folder: Path, accelerator: Accelerator) -> None:
     """Refuse a checkpoint whose files are not as they were written; the processes of a node share the work.
 
-    A checkpoint that is older than checksums passes where its pickles hold nothing but plain data.
+    A checkpoint that is older than checksums passes where its files can be read.
 
     Raises:
         StateError: The message names the files.
@@ -88,14 +90,18 @@ def check_files(folder: Path, accelerator: Accelerator) -> None:
             f"{folder} is damaged: {names} changed since the checkpoint was written. Resume from "
             "another one, with --resume_from_checkpoint and its name."
         )
-    _check_pickles(folder)
+    _check_readable(folder, _PICKLES if _known(folder) else _ALL)
+
+
+def _known(folder: Path) -> dict[str, str]:
+    """The checksums in the marker; none where it is older."""
+    text = (folder / MARKER).read_text(encoding="utf-8")
+    return json.loads(text).get(_FILES, {})
 
 
 def _differing(folder: Path, accelerator: Accelerator) -> list[str]:
     """This process's share of the files that are not as they were written."""
-    text = (folder / MARKER).read_text(encoding="utf-8")
-    marker = json.loads(text)
-    known = marker.get(_FILES, {})
+    known = _known(folder)
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     first = accelerator.local_process_index
     names = sorted(known)
@@ -104,18 +110,28 @@ def _differing(folder: Path, accelerator: Accelerator) -> list[str]:
     return [name for name in mine if found[name] != known[name]]
 
 
-def _check_pickles(folder: Path) -> None:
-    """Refuse pickles that hold more than tensors and plain data, or cannot be read."""
-    from accelerate.utils.other import load
-
-    for pattern in _PICKLES:
+def _check_readable(folder: Path, patterns: Iterable[str]) -> None:
+    """Refuse files that cannot be read, and pickles that hold more than tensors and plain data."""
+    for pattern in patterns:
         for path in sorted(folder.glob(pattern)):
             try:
-                load(path, map_location="cpu", weights_only=True, mmap=True)
-            except Exception as error:  # the unpickler, the archive and torch each have their own
+                _open(path)
+            except Exception as error:  # the unpickler, the archive, safetensors and torch each have their own
                 raise StateError(
                     f"{path} is damaged, or holds more than plain data, and is not loaded: {error}"
                 ) from error
+
+
+def _open(path: Path) -> None:
+    """Read what a file says of its tensors; their values stay on disk."""
+    from accelerate.utils.other import load
+    from safetensors import safe_open
+
+    if path.suffix != ".safetensors":
+        load(path, map_location="cpu", weights_only=True, mmap=True)
+        return
+    with safe_open(path, "pt") as file:
+        file.keys()
 
 
 def _own_checksum(entries: Mapping[str, Any]) -> str:

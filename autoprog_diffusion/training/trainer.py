@@ -19,8 +19,14 @@ from autoprog_diffusion.data.report import DataReport
 from autoprog_diffusion.growth.protocol import Growth
 
 from .arguments import OutputArguments
-from .checkpoints import TrainingError, checkpoint_step, find_checkpoint, newest_checkpoint, write_checkpoint
-from .manifest import check_files
+from .checkpoints import (
+    TrainingError,
+    checkpoint_step,
+    find_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    write_checkpoint,
+)
 from .measure import counted_flops, peak_memory, synchronize
 from .metrics import Metrics
 from .report import is_chosen, scores
@@ -145,8 +151,7 @@ class Trainer(ABC):
         self.accelerator.wait_for_everyone()
         if path is None:
             return False
-        check_files(path, self.accelerator)
-        self.accelerator.load_state(str(path))
+        load_checkpoint(self.accelerator, path)
         self.step = checkpoint_step(path)
         return True
 
