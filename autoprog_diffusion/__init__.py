@@ -3,19 +3,81 @@
 Importing this package needs torch only; the model families are registered by class name.
 """
 
-from . import adapters, search
-from .growth import GrowthConfig, GrowthError, GrowthPlan, GrowthScheduler, Stage
+from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import adapters, search
+from .growth import GrowthConfig, GrowthPlan, GrowthScheduler, Stage
+from .growth.errors import (
+    ConfigError,
+    GrowthError,
+    GrowthWarning,
+    OrderError,
+    PlanError,
+    SearchError,
+    StateError,
+    SyncError,
+    UnitError,
+)
+
+
+if TYPE_CHECKING:
+    from .data.errors import DataError
+    from .tasks.dit_labels import LabelError
+    from .training.checkpoints import TrainingError
+    from .training.output import OutputError
+    from .vit.asvit.genotype import GenotypeError  # pyright: ignore[reportMissingImports]
+    from .vit.asvit.scaling import BudgetError  # pyright: ignore[reportMissingImports]
+    from .vit.models import ModelError  # pyright: ignore[reportMissingImports]
+    from .vit.retokenize import RetokenError  # pyright: ignore[reportMissingImports]
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetError",
+    "ConfigError",
+    "DataError",
+    "GenotypeError",
     "GrowthConfig",
     "GrowthError",
     "GrowthPlan",
     "GrowthScheduler",
+    "GrowthWarning",
+    "LabelError",
+    "ModelError",
+    "OrderError",
+    "OutputError",
+    "PlanError",
+    "RetokenError",
+    "SearchError",
     "Stage",
+    "StateError",
+    "SyncError",
+    "TrainingError",
+    "UnitError",
     "__version__",
     "adapters",
     "search",
 ]
+
+# Errors of the parts that import more than torch: they are imported when they are asked for.
+_LAZY = {
+    "BudgetError": "vit.asvit.scaling",
+    "DataError": "data.errors",
+    "GenotypeError": "vit.asvit.genotype",
+    "LabelError": "tasks.dit_labels",
+    "ModelError": "vit.models",
+    "OutputError": "training.output",
+    "RetokenError": "vit.retokenize",
+    "TrainingError": "training.checkpoints",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """An error class of a part that was not imported yet."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f".{_LAZY[name]}", __name__)
+    return getattr(module, name)

@@ -31,3 +31,7 @@ class SearchError(GrowthError):
 
 class SyncError(GrowthError):
     """Ranks that must be bit-identical are not."""
+
+
+class GrowthWarning(UserWarning):
+    """Something in a training loop is probably not meant as it is written; training goes on."""

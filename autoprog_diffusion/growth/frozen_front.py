@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import UnitError
+from .errors import OrderError, UnitError
 from .units import Layout, front
 
 
@@ -21,12 +21,14 @@ class FrozenFront:
         self._modes: list[bool] = []
         self._names: dict[nn.Module, str] = {}
         self._trained_ran = False
+        self._training = False
+        self.without_gradient = False  # whether a block that trains was called without gradient, by a model with it
 
     def set(self, model: nn.Module, layout: Layout, blocks: Iterable[int]) -> None:
         """Make the front of `model` that `blocks` leave frozen (see `units.front`) run without gradient.
 
         A front block that runs after a trained one would lose that one's gradient: the forward pass then raises
-        `UnitError`.
+        `UnitError`, or `OrderError` where reentrant checkpointing is to blame.
         """
         self.clear()
         trained = sorted(blocks)
@@ -53,19 +55,30 @@ class FrozenFront:
         self._hooks.close()
         self._modes.clear()
         self._names.clear()
+        self.without_gradient = False
 
     def _begin(self, *ignored: Any) -> None:
         """Forward pre-hook of the model."""
         self._trained_ran = False
+        self._training = torch.is_grad_enabled()
 
     def _note_trained(self, *ignored: Any) -> None:
         """Forward pre-hook of the blocks that train."""
         self._trained_ran = True
+        # Reentrant checkpointing does that, and computes it again in the backward pass.
+        if self._training and not torch.is_grad_enabled():
+            self.without_gradient = True
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook of the front's modules: from here on without gradient."""
         self._modes.append(torch.is_grad_enabled())
         if self._trained_ran and torch.is_grad_enabled():
+            if in_backward():
+                raise OrderError(
+                    f"block {self._names[module]!r} is frozen, but is computed again in the backward pass: reentrant "
+                    "gradient checkpointing does not know that its output needs no gradient. Use use_reentrant=False "
+                    "(model.enable_gradient_checkpointing() of Diffusers does)."
+                )
             raise UnitError(
                 f"block {self._names[module]!r} ran after a block that trains, although it comes before it in the "
                 "layout: its gradient would be lost. Name the blocks in the order they run with blocks=[...]."
@@ -83,6 +96,11 @@ def _make_contiguous(module: nn.Module, args: Any) -> Any:
     if value.requires_grad or value.device.type != "cpu":
         return None
     return (value.contiguous(), *others)
+
+
+def in_backward() -> bool:
+    """Whether this runs inside a backward pass."""
+    return torch._C._current_graph_task_id() != -1  # torch has no public name for it
 
 
 def called_modules(model: nn.Module, names: Iterable[str]) -> Iterator[nn.Module]:

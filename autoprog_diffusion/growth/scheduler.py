@@ -23,6 +23,7 @@ from .search_session import LossFunction, RunParts, SearchSession, check_argumen
 from .stage import StageApplier, check_freezing, release_state
 from .state import STATE_VERSION, StageRecord, State, describe, fingerprint, record_stage
 from .units import count_trainable, only_growing
+from .watch.training import TrainingWatch
 
 
 class GrowthScheduler:
@@ -73,6 +74,7 @@ class GrowthScheduler:
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._search = SearchSession(config)
         self._planner = Planner(config, self.layout, embedded=self._embedding is not None)
+        self._watch = TrainingWatch(model, accelerator, self._applier.front)
         # Set by `prepare`; `fold` takes the model away.
         self._wrapped: nn.Module | None = None
         self._plan: GrowthPlan | None = None
@@ -102,7 +104,7 @@ class GrowthScheduler:
         *,
         num_training_steps: int,
         plan: GrowthPlan | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         loss_fn: LossFunction | None = None,
         batches: Iterable[Any] | None = None,
     ) -> None:
@@ -112,7 +114,7 @@ class GrowthScheduler:
             model: What `accelerator.prepare` returned for the model.
             num_training_steps: Optimizer steps of the whole run.
             plan: Stages to follow instead of the configuration's, which are merged where the run has no room for them.
-            optimizer: Checked for missing parameters; with an accelerator its prepared optimizers are.
+            optimizer: One or several, checked for missing parameters; an accelerator's prepared ones are known.
             loss_fn: `loss_fn(model, batch) -> loss` for the search, instead of replaying what the loop does.
             batches: For `loss_fn`, for example a dataloader.
 
@@ -131,6 +133,7 @@ class GrowthScheduler:
         self._watch_optimizers(optimizer)
         plan = self._planner.prepare(plan, num_training_steps)
         check_freezing(plan, self._optimizers, self._accelerator)
+        self._watch.start(model, self._applier.growing(), self._optimizers)
         self._wrapped = model
         self._plan = plan
         self._applier.prepare(model, ddp)
@@ -157,8 +160,10 @@ class GrowthScheduler:
             # It was prepared after `growth.prepare`.
             self._watch_optimizers(None)
         before = plan.stage_at(self._step)
+        stage = plan.stage_at(self._step + 1)
+        left = plan.num_training_steps - self._step
+        self._watch.check(ends=stage != before or left == 1, over=left <= 0)
         self._step += 1
-        stage = plan.stage_at(self._step)
         # Not at the first step alone: an average may begin late.
         if plan.freezes and (stage != before or not self._averages_checked):
             self._averages.check()
@@ -193,6 +198,7 @@ class GrowthScheduler:
             OrderError: Another model, or called twice or before `prepare`.
         """
         host.check_foldable(model, self._model, self._wrapped is not None)
+        self._watch.stop(self._step, self.plan.num_training_steps)
         self._applier.finish()
         self._rewarmup.stop()
         self._search.stop()
@@ -314,6 +320,7 @@ class GrowthScheduler:
         """Apply a stage to model and optimizers; a fresh one, rather than a loaded one, goes into the history."""
         self._applier.enter(stage, self.plan.stages[stage].blocks, fresh=fresh)
         release_state(self.plan, self._optimizers)
+        self._watch.enter([self.layout.blocks[index] for index in self.plan.stages[stage].blocks], fresh=fresh)
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
 
@@ -322,10 +329,9 @@ class GrowthScheduler:
         self._rewarmup.follow(self.history, self._step)
         self._search.observe(self.plan, self._step)
 
-    def _watch_optimizers(self, optimizer: torch.optim.Optimizer | None) -> None:
+    def _watch_optimizers(self, optimizer: Any) -> None:
         """Check the optimizers known by now, and let the re-warm-up hook them."""
-        given = [] if optimizer is None else [optimizer]
-        self._optimizers = [*given, *host.prepared_optimizers(self._accelerator)]
+        self._optimizers = host.known_optimizers(optimizer, self._accelerator)
         host.check_optimizers(self._optimizers, self._applier.growing().items())
         if self._optimizers or self._accelerator is None:
             # Sharding puts other parameters in place, so names are looked up now.

@@ -40,7 +40,7 @@ class StageApplier:
         self._layout = layout
         self._embedding = embedding
         self._ddp: DistributedDataParallel | None = None
-        self._front = FrozenFront()
+        self.front = FrozenFront()
         self._reducer = ExitStack()
 
     def prepare(self, wrapped: nn.Module, ddp: DistributedDataParallel | None) -> None:
@@ -65,7 +65,7 @@ class StageApplier:
         self.leave()
         set_trainable(self._model, trainable_names(self._layout, blocks))
         fsdp2.follow_trainable(self._wrapped)
-        self._front.set(self._model, self._layout, blocks)
+        self.front.set(self._model, self._layout, blocks)
         if self._embedding is not None:
             self._embedding.enter(stage, fresh=fresh)
         if self._ddp is not None:
@@ -79,7 +79,7 @@ class StageApplier:
 
     def leave(self) -> None:
         """Take off the hooks of the current stage, before a search or the end."""
-        self._front.clear()
+        self.front.clear()
         self._reducer.close()
 
     def finish(self) -> None:

@@ -92,6 +92,11 @@ class ElasticModel:
         """Let every block run, and everything train that did when this was built."""
         self.set_depths(list(map(len, self.groups)))
 
+    def growing(self) -> dict[str, nn.Parameter]:
+        """Every parameter that trains at full depth, by name."""
+        named = dict(self.model.named_parameters())
+        return {name: parameter for name, parameter in named.items() if name in self._trainable}
+
     def maps(self, operator: Operator, depths: Depths) -> list[GrowthMap]:
         """The origin of the blocks of a deeper prefix, if it grew from the current one; one map for every group.
 

@@ -18,6 +18,7 @@ from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.planning import announce_merges
 from autoprog_diffusion.growth.protocol import Growth
 from autoprog_diffusion.growth.units import build_layout, count_trainable
+from autoprog_diffusion.growth.watch.training import TrainingWatch
 
 from ..models import size_multiple
 from ..resolution import enable_dynamic_resolution, resize_images
@@ -69,6 +70,7 @@ class ViTGrowth:
         self._resized = functools.partial(resize_images, multiple=size_multiple(model))
         names = [name for group in self._elastic.groups for name in group.blocks]
         self.layout = build_layout(model, [[name] for name in names], [])
+        self._watch = TrainingWatch(model, accelerator)
         self._runner: StageRunner | None = None
         self._running = False
 
@@ -86,15 +88,13 @@ class ViTGrowth:
         Args:
             model: What `accelerator.prepare` returned for the model.
             num_training_steps: Optimizer steps of the whole run.
-            optimizer: Over all of the model's parameters; its state grows too. With an accelerator its prepared
-                optimizers do.
+            optimizer: Over all parameters; its state grows too. With an accelerator its prepared optimizers do.
             held_out: Training batches (images (N, C, H, W), targets) at full resolution that a search scores on, this
                 rank's own. Their augmentation is fixed, since they are.
             loss_fn: `loss_fn(model, images, targets) -> loss` for a search.
 
         Raises:
-            OrderError: Called twice, before `accelerator.prepare`, with another model, or with an optimizer that lacks
-                parameters.
+            OrderError: Called twice or too early, with another model, or with an optimizer that lacks parameters.
             PlanError: The run has no step.
             ConfigError: A search has nothing to score on.
             SyncError: The ranks' weights differ.
@@ -116,10 +116,12 @@ class ViTGrowth:
         )
         plan = first_plan(self.config, self._grid, num_training_steps)
         announce_merges(plan, self.config.num_stages)
+        self._watch.start(model, self._elastic.growing(), optimizers)
         self._runner = StageRunner(search, plan, optimizers, wrapped=model, ddp=ddp, tokens=self._tokens)
         self._disable_resolutions = enable_dynamic_resolution(self._model)
         self._running = True
         self._runner.enter(0)
+        self._note(fresh=True)
         if self._accelerator is not None:
             host.register(self._accelerator, self)
 
@@ -134,14 +136,21 @@ class ViTGrowth:
             Whether a new sub-network shape was entered: a stage began, or a search ended.
 
         Raises:
-            OrderError: `prepare` has not been called, or `fold` has.
+            OrderError: `prepare` has not been called, or `fold` has, or the loop does something that growth cannot
+                live with (`growth/watch`).
             SyncError: A new shape is entered, or training ends, and the ranks' weights differ.
             SearchError: Candidates could not be scored, on any rank.
         """
         runner = self._started
         if not self._running:
             raise OrderError("step was called after fold: the run is over, construct a new ViTGrowth.")
-        return runner.advance()
+        left = runner.plan.num_training_steps - runner.step
+        following = runner.plan.stage_at(runner.step + 1)
+        self._watch.check(ends=left == 1 or following != runner.stage, over=left <= 0)
+        entered = runner.advance()
+        if entered:
+            self._note(fresh=True)
+        return entered
 
     def resize(self, images: Tensor) -> Tensor:
         """(N, C, H, W) images -> the same at the current resolution, bilinear with antialiasing.
@@ -182,6 +191,7 @@ class ViTGrowth:
                 f"{self.plan.stages[-1].start} at least."
             )
         runner.check_ranks("at the end of training")
+        self._watch.stop(runner.step, runner.plan.num_training_steps)
         self._elastic.restore()
         self._disable_resolutions()
         self._running = False
@@ -248,6 +258,12 @@ class ViTGrowth:
             SyncError: The ranks' weights differ after loading.
         """
         self._started.load_state_dict(state_dict)
+        self._note(fresh=False)
+
+    def _note(self, *, fresh: bool) -> None:
+        """Tell the watch what trains now. Sub-networks of a search leave blocks out, which get no gradient."""
+        running = () if self.searching else self._elastic.running
+        self._watch.enter([self.layout.blocks[index] for index in running], fresh=fresh)
 
     @property
     def _started(self) -> StageRunner:

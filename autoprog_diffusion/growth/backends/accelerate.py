@@ -195,6 +195,17 @@ def prepared_optimizers(accelerator: Any) -> list[Any]:
     return list(getattr(accelerator, "_optimizers", []))
 
 
+def known_optimizers(given: Any, accelerator: Any) -> list[Any]:
+    """The optimizers that a loop has passed (one, several or None), then those that the accelerator has prepared."""
+    passed = list(given) if isinstance(given, (list, tuple)) else [given]
+    return [each for each in passed if each is not None] + prepared_optimizers(accelerator)
+
+
+def accumulates_now(accelerator: Any) -> bool:
+    """Whether the accelerator is in the middle of an optimizer step, between two micro-batches."""
+    return not getattr(accelerator, "sync_gradients", True)
+
+
 def check_same_parameters(model: nn.Module, known: Iterable[str]) -> None:
     """Check that the model has the parameters it had when its units were cut.
 

@@ -19,6 +19,11 @@ def is_sharded_tensor(tensor: Any) -> bool:
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: all of it, unless it is sharded."""
+    return tensor.to_local() if is_sharded_tensor(tensor) else tensor  # type: ignore[operator]
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether `fully_shard` has spread the model's parameters over the ranks."""
     return bool(_groups(model)) or any(is_sharded_tensor(parameter) for parameter in model.parameters())
