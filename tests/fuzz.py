@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import Any
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+TESTS = Path(__file__).resolve().parent
+sys.path.insert(0, str(TESTS))
+sys.path.append(str(TESTS.parent / "recipes"))  # the bundled models are imported as `assets`
 
 from fuzzing import checkpoints, images, models, settings, sources  # noqa: E402
 
@@ -44,6 +46,7 @@ TARGETS: dict[str, Any] = {
     "old checkpoints": checkpoints.OldCheckpoints,
     "models": models.Models,
     "embeddings": models.Embeddings,
+    "pipelines": models.Pipelines,
 }
 # Seconds after which a case hangs.
 LONGEST = 30

@@ -76,6 +76,7 @@ class StageEmbedding(nn.Module):
         self.muted = False  # the forward pass adds no row: the biases hold it
         self.stage = 0
         self._handles: list[Any] = []
+        self._in_weights: Tensor | None = None  # the row (D,) that the folded weights hold
         self._dropped: Tensor | None = None  # (N,) of the current forward pass: who has the null row
 
     def attach(self, model: nn.Module) -> None:
@@ -138,6 +139,15 @@ class StageEmbedding(nn.Module):
             logger.error(NOT_IN_CHECKPOINT)
         self._add_row(model)
         self.detach()
+        if self.folds:
+            self._in_weights = self._final_table()[self.stage].clone()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As of any module; after a fold relative to what the weights hold, so that a resume adds no row twice."""
+        state = super().state_dict(*args, **kwargs)
+        if self._in_weights is None:
+            return state
+        return {name: value - self._in_weights for name, value in state.items()}
 
     @contextmanager
     def folded(self, model: nn.Module) -> Iterator[None]:

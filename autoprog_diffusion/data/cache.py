@@ -139,6 +139,8 @@ def _is_current(path: Path, marker: Path, fingerprint: str) -> bool:
     """Whether the array is complete and depends on what the fingerprint says."""
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))
-        return path.exists() and found["fingerprint"] == fingerprint
-    except (OSError, ValueError, KeyError):
+        # Fails where the file lost its end.
+        np.load(path, mmap_mode="r", allow_pickle=False)
+        return found["fingerprint"] == fingerprint
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return False

@@ -58,9 +58,7 @@ def items_of_captions(listing: Listing, texts: dict[str, File], reading: Reading
     endings = sorted({file.ending for file in texts.values()})
     reading.notes.append(f"captions are those of the {' and '.join(endings)} files beside the images")
     if several:
-        reading.notes.append(
-            f"{several} of the files have several lines: each is a caption, one is drawn in every epoch"
-        )
+        reading.notes.append(f"{several} of the files have several lines: each line is a caption")
     return items
 
 

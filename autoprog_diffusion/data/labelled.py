@@ -58,7 +58,7 @@ def load_labelled_images(
         report: Gets what was found and left out.
 
     Raises:
-        DataError: Nothing is there, a column is missing, a row has no label, or a class has no image.
+        DataError: Nothing is there, a column is missing, a row has no label, or a class folder has no image.
     """
     data, reading = read_training_set(
         train_data_dir,
@@ -71,7 +71,7 @@ def load_labelled_images(
         label_column=label_column,
     )
     if not len(data):
-        raise DataError("the training set is empty.")
+        raise DataError(f"the training set is empty. {reading.line()}.")
     return draw_samples(_with_classes(data), max_train_samples, seed, reading=reading, balanced=True)
 
 
@@ -131,12 +131,20 @@ def class_names(data: Dataset) -> list[str]:
     return list(data.features["label"].names)
 
 
-def example_images(data: Dataset, names: Sequence[str], size: int) -> list[Image.Image]:
-    """The first training image of every named class, (size, size)."""
-    labels = data["label"]
+def example_images(data: Dataset, names: Sequence[str], size: int) -> list[Image.Image | None]:
+    """The first training image of every named class, (size, size); None where it has none."""
+    first: dict[str, int] = {}
     classes = class_names(data)
-    rows = [labels.index(classes.index(name)) for name in names]
-    return [ImageOps.fit(read_image(data, row), (size, size)) for row in rows]
+    for row, label in enumerate(data["label"][:]):
+        first.setdefault(classes[label], row)
+    images: list[Image.Image | None] = []
+    for name in names:
+        if name in first:
+            image = read_image(data, first[name])
+            images.append(ImageOps.fit(image, (size, size)))
+        else:
+            images.append(None)
+    return images
 
 
 def _read_pair(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,4 +35,17 @@ def draw_samples(data: Dataset, most: int | None, seed: int, *, reading: Reading
     chosen = order[:most]
     reading.leave_out(f"beyond --max_train_samples {most}", count=len(data) - most)
     reading.used = most
-    return data.select(np.sort(chosen))
+    drawn = data.select(np.sort(chosen))
+    if "label" in data.column_names:
+        _note_lost_classes(data, drawn, reading)
+    return drawn
+
+
+def _note_lost_classes(data: Dataset, drawn: Dataset, reading: Reading) -> None:
+    """Say which classes have images, and none among those that were drawn."""
+    lost = set(data["label"][:])
+    lost.difference_update(drawn["label"][:])
+    if lost:
+        feature: Any = data.features["label"]
+        names = [feature.names[label] for label in sorted(lost)]
+        reading.notes.append(f"{len(names)} classes have no image among the samples, for example {names[:5]}")

@@ -31,7 +31,7 @@ class GrowthConfig:
     the method of AutoProg-Zero (arXiv 2410.00350).
 
     Attributes:
-        num_stages: Number of training stages.
+        num_stages: Number of training stages; those that a short run or a small model has no room for are merged.
         order: Blocks of a stage that trains some of them. `suffix` takes those nearest the output (the frozen front
             then runs without gradient), `prefix` those nearest the input, `interleaved` every L-th block (the paper).
         min_trainable: Fraction of the blocks trained in the smallest stage, in (0, 1]; it changes linearly to 1.

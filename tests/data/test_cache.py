@@ -70,7 +70,7 @@ def test_another_fingerprint_computes_anew(build: Callable[..., ArrayCache]) -> 
     assert back.asked
 
 
-@pytest.mark.parametrize("damage", ["no marker", "torn marker", "other marker", "no file"])
+@pytest.mark.parametrize("damage", ["no marker", "torn marker", "other marker", "no file", "short file"])
 def test_what_is_not_surely_complete_is_computed_anew(
     build: Callable[..., ArrayCache], tmp_path: Path, damage: str
 ) -> None:
@@ -79,6 +79,8 @@ def test_what_is_not_surely_complete_is_computed_anew(
     assert json.loads(marker.read_text()) == {"fingerprint": "a"}
     if damage == "no file":
         path.unlink()
+    elif damage == "short file":
+        path.write_bytes(path.read_bytes()[:-4])
     else:
         np.lib.format.open_memmap(path, mode="r+")[5:] = 0
         {"no marker": marker.unlink, "torn marker": lambda: marker.write_text('{"fing'),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from autoprog_diffusion.data.images import DataError, open_image
-from autoprog_diffusion.data.labelled import class_names, load_labelled_images, load_train_and_val
+from autoprog_diffusion.data.labelled import class_names, example_images, load_labelled_images, load_train_and_val
 from autoprog_diffusion.data.report import DataReport, Reading
 
 from .folders import describe, save, write_table
@@ -160,6 +160,10 @@ def test_reader_draws_samples_evenly_from_the_classes_by_the_seed(tmp_path: Path
     assert labels == [0, 0, 1, 1, 2, 2]
     assert (labels, files) == draw(0)
     assert files != draw(1)[1]
+    data, reading = load(folder, max_train_samples=2)
+    assert reading.notes == ["1 classes have no image among the samples, for example ['c']"]
+    images = example_images(data, ["a", "b", "c"], 8)
+    assert [image is None for image in images] == [False, False, True]
     train, _, report = pair(folder, max_train_samples=7)
     assert len(train) == 7
     assert left_out(report.readings[0]) == {"held out for validation": 3, "beyond --max_train_samples 7": 20}

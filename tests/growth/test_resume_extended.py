@@ -190,6 +190,20 @@ def test_at_the_last_step_or_beyond_the_stage_stays(name: str, steps: int) -> No
     assert not again.train([8]).growth.stage < ended.growth.stage
 
 
+@pytest.mark.parametrize(
+    "settings", [FREEZE, SIZES, {**UNFREEZE, "stage_dropout": 0.5}], ids=["plain", "average", "null"]
+)
+def test_a_checkpoint_written_after_fold_adds_no_row_twice(settings: dict[str, Any]) -> None:
+    ended = Loop(settings, 8).train(range(8))
+    ended.growth.fold(ended.model)
+    again = ended.resumed(12)
+    inputs = DIT.inputs(0, 2)
+    with torch.no_grad(), again.growth.folded(again.model):
+        assert torch.equal(DIT.output(again.model.eval(), inputs), DIT.output(ended.model.eval(), inputs))
+    again.model.train()
+    again.train(range(8, 12)).growth.fold(again.model)
+
+
 def test_optimizer_state_of_frozen_blocks_stays_dropped() -> None:
     loop = Loop(FREEZE, 8).train(range(5))
     longer = loop.resumed(30).train(range(5, 6))

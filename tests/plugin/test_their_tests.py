@@ -19,7 +19,7 @@ def test_what_the_script_passes_the_patched_one_passes(name: str, workshop: Work
     try:
         importlib.import_module("torchvision.transforms")
     except (ImportError, RuntimeError):
-        pytest.skip("their tests start the scripts by themselves, which then need a torchvision that can be imported")
+        pytest.skip("their scripts need a torchvision that can be imported")
     plain = TheirTests(workshop, tmp_path / "plain").run(name, grown=False)
     grown = TheirTests(workshop, tmp_path / "grown").run(name, grown=True)
     print(f"{name}: unpatched {len(plain.passed)} of {len(plain.passed | plain.failed)}, patched {len(grown.passed)}")
