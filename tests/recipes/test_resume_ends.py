@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from autoprog_diffusion.training.checkpoints import TrainingError
 from autoprog_diffusion.training.ends import GRACE, Ends, Stopped, shortened
 from autoprog_diffusion.training.run import ready, run
 
@@ -196,3 +198,27 @@ def test_what_a_shell_ignores_stays_ignored() -> None:
 )
 def test_the_launcher_is_found_by_the_script_s_own_words(words: str, short: str | None) -> None:
     assert shortened(words.split(), ["a.py", "-x"]) == (None if short is None else short.split())
+
+
+def test_a_disk_that_is_full_at_the_final_save_loses_nothing(
+    recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load_recipe("finetune_sd").FinetuneSD()
+    save = script.save
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full(*args: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        save(*args)
+
+    monkeypatch.setattr(script, "save", full)
+    try:
+        with pytest.raises(
+            TrainingError, match=r"cannot be written to .*checkpoint-2 holds it. Free space, and run"
+        ):
+            run(script, recipe("--max_train_steps", 2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    forget()
+    run(SD, recipe("--max_train_steps", 2, "--resume_from_checkpoint", "latest"))
+    assert (tmp_path / "out" / "model_index.json").exists()
