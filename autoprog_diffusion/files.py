@@ -1,9 +1,21 @@
-"""Writing files so that a crash leaves no half of one."""
+"""Writing files so that a crash leaves no half of one, and a full disk is noticed."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
+
+from autoprog_diffusion.growth.errors import GrowthError
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+UNABLE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
+class DiskError(GrowthError):
+    """A file cannot be written."""
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -14,3 +26,34 @@ def write_text_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def reserve(path: Path) -> None:
+    """Give every byte of a sparse file a place on the disk, so that writing through a memory map cannot fail.
+
+    A page of a memory map that finds no place kills the process (SIGBUS): no error could be caught.
+
+    Raises:
+        OSError: There is not enough space, or the file may not be that large.
+    """
+    size = path.stat().st_size
+    try:
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except (AttributeError, OSError) as error:  # macOS has no such call, and some file systems cannot do it
+        if isinstance(error, OSError) and error.errno not in UNABLE:
+            raise
+        if shutil.disk_usage(path.parent).free < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one behind it, says that a disk is full; safetensors and datasets say it in words only."""
+    words = [os.strerror(number) for number in FULL]
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if any(word in str(error) for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

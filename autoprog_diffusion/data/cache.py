@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from autoprog_diffusion.files import write_text_atomically
+from autoprog_diffusion.files import DiskError, reserve, write_text_atomically
 from autoprog_diffusion.growth.backends.ranks import checksums
 
 
@@ -63,16 +64,25 @@ def build_cache(
         accelerator: Its processes on this node share the work.
         batch_size: Items per call of `compute`.
         title: For the progress bar.
+
+    Raises:
+        DiskError: There is no space for the file, on any process of the node.
     """
     marker = path.with_name(path.name + ".json")
+    error: OSError | None = None
     if not _is_current(path, marker, fingerprint):
         if accelerator.is_local_main_process:
             path.parent.mkdir(parents=True, exist_ok=True)
             marker.unlink(missing_ok=True)
+            # An old file would stand for the new one if that cannot be created.
+            path.unlink(missing_ok=True)
             with torch.no_grad():
                 row = compute([0])[0]
-            open_memmap(path, mode="w+", dtype=np.float32, shape=(count, *row.shape)).flush()
+            error = _create(path, (count, *row.shape))
         accelerator.wait_for_everyone()
+        # The first process deletes what it could not create, so that all know of it.
+        if not path.exists():
+            raise DiskError(_no_space(path, error)) from error
         _fill(path, compute, accelerator, batch_size=batch_size, title=title)
         accelerator.wait_for_everyone()
         if accelerator.is_local_main_process:
@@ -80,6 +90,26 @@ def build_cache(
             write_text_atomically(marker, json.dumps({"fingerprint": fingerprint}))
         accelerator.wait_for_everyone()
     return ArrayCache(path, np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _create(path: Path, shape: tuple[int, ...]) -> OSError | None:
+    """Make the file with all of its space reserved; what prevented it, and no file then."""
+    try:
+        open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
+        reserve(path)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        return error
+    return None
+
+
+def _no_space(path: Path, error: OSError | None) -> str:
+    reason = "the first process of this node says why" if error is None else str(error)
+    free = shutil.disk_usage(path.parent).free / 2**20
+    return (
+        f"the cache {path} cannot be written ({reason}; {free:,.0f} MiB are free). Free space, choose an --output_dir "
+        "on another disk, or keep no latents with --no-cache_latents."
+    )
 
 
 def _fill(path: Path, compute: Compute, accelerator: Accelerator, *, batch_size: int, title: str) -> None:

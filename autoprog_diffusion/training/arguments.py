@@ -11,13 +11,17 @@ import tyro
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan
 from autoprog_diffusion.growth.errors import ConfigError
 
+from .flag_checks import check_seed_and_finite, check_tracker
+
 
 TRACKERS = ("none", "all", "tensorboard", "wandb", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 POSITIVE = (
     "train_batch_size", "num_train_epochs", "max_train_steps", "gradient_accumulation_steps", "learning_rate",
-    "snr_gamma", "resolution", "num_inference_steps",
+    "snr_gamma", "resolution", "num_inference_steps", "max_grad_norm", "adam_epsilon",
 )  # fmt: skip
+NOT_NEGATIVE = ("lr_warmup_steps", "adam_weight_decay", "dataloader_num_workers", "noise_offset", "input_perturbation")
+RATES = ("adam_beta1", "adam_beta2", "ema_decay")
 Value = TypeVar("Value")
 # Of a class of groups: no flag is prefixed with the name of its group. A subclass needs it again.
 flat_flags = tyro.conf.configure(tyro.conf.OmitArgPrefixes)
@@ -147,6 +151,7 @@ def check_output(output: OutputArguments) -> None:
     names = ("checkpointing_steps", "checkpoints_total_limit", "validation_steps", "log_interval")
     check_positive(vars(output), names)
     check_choice("report_to", output.report_to, TRACKERS)
+    check_tracker(output.report_to)
 
 
 def check_positive(values: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -237,9 +242,9 @@ class TrainArguments:
     train_batch_size: int = 16
     """Images per process and forward pass."""
     num_train_epochs: int = 100
-    """Epochs, where --max_train_steps is not given."""
+    """Epochs; they win over a default of --max_train_steps."""
     max_train_steps: int | None = None
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run; beside --num_train_epochs on the command line they win."""
     gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step."""
     gradient_checkpointing: bool = False
@@ -314,6 +319,7 @@ class Arguments:
     train: TrainArguments = TrainArguments()
     growth: GrowthArguments = GrowthArguments()
     output: PictureArguments = PictureArguments()
+    given: Derived[tuple[str, ...]] = ()
 
 
 def check_arguments(args: Arguments) -> None:
@@ -322,7 +328,11 @@ def check_arguments(args: Arguments) -> None:
     Raises:
         ConfigError: The message names the flag, its value and what is allowed.
     """
+    values = flat(asdict(args))
     check_output(args.output)
-    check_positive(flat(asdict(args)), POSITIVE)
+    check_seed_and_finite(values)
+    check_positive(values, POSITIVE)
+    check_numbers(values, NOT_NEGATIVE, lambda value: value >= 0, "0 or more")
+    check_numbers(values, RATES, lambda value: 0 <= value < 1, "a number from 0 to below 1")
     check_choice("lr_scheduler", args.train.lr_scheduler, SCHEDULES)
     growth_config(args.growth, multiple=1, ema_decay=None, seed=args.train.seed)

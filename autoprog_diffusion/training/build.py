@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from autoprog_diffusion.data.caption_text import has_lists
 from autoprog_diffusion.data.images import ImageSettings, cut_square, read_image, seeded, undecoded
 from autoprog_diffusion.data.latents import Latents
-from autoprog_diffusion.growth import GrowthError
+from autoprog_diffusion.growth import ConfigError, GrowthError
 
 from .arguments import Arguments, DataArguments, OutputArguments, TrainArguments
+from .ends import keep_worker_alive
 
 
 if TYPE_CHECKING:
@@ -30,11 +32,34 @@ NOISY = ("accelerate", "httpx", "PIL", "matplotlib", "timm")
 def make_accelerator(
     output: OutputArguments, *, accumulation: int, mixed_precision: str | None, seed: int
 ) -> Accelerator:
-    """The run's accelerator; on a machine without a GPU it also works under torchrun, over gloo."""
+    """The run's accelerator; on a machine without a GPU it also works under torchrun, over gloo.
+
+    Raises:
+        ConfigError: The machine cannot train in this precision.
+    """
     folder = Path(output.output_dir)
-    accelerator = Accelerator(
+    try:
+        accelerator = _accelerator(output, folder, accumulation, mixed_precision, seed=seed)
+        if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+            raise ValueError("fp16 mixed precision on a CPU would be float32.")  # Accelerate drops it without a word
+    except ValueError as error:
+        if "precision" not in str(error):
+            raise
+        given = mixed_precision or f"{os.environ.get('ACCELERATE_MIXED_PRECISION')} (of `accelerate config`)"
+        raise ConfigError(f"--mixed_precision {given} is not possible here: {error} Use bf16 or no.") from error
+    if accelerator.is_main_process:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+        for name in NOISY:
+            logging.getLogger(name).setLevel(logging.WARNING)
+    return accelerator
+
+
+def _accelerator(
+    output: OutputArguments, folder: Path, accumulation: int, mixed_precision: str | None, *, seed: int
+) -> Accelerator:
+    return Accelerator(
         cpu=not torch.accelerator.is_available(),
-        # Every optimizer step takes exactly this many batches, also across the end of an epoch.
+        # The trainer says how many batches every optimizer step takes.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation, sync_with_dataloader=False),
         mixed_precision=mixed_precision,
         log_with=None if output.report_to == "none" else output.report_to,
@@ -42,11 +67,6 @@ def make_accelerator(
         # The order of the data is a function of seed and epoch alone, so that a resumed run sees the same batches.
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=seed),
     )
-    if accelerator.is_main_process:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-        for name in NOISY:
-            logging.getLogger(name).setLevel(logging.WARNING)
-    return accelerator
 
 
 class RowDataset(Dataset):
@@ -138,6 +158,7 @@ def make_loader(
         num_workers=0 if args.data.cache_latents else args.data.dataloader_num_workers,
         # Its own generator: starting an epoch must not advance the one that draws the noise.
         generator=torch.Generator().manual_seed(args.train.seed),
+        worker_init_fn=keep_worker_alive,
     )
 
 

@@ -77,6 +77,11 @@ def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
     Raises:
         StateError: It is damaged, or does not fit what is there; the message says where the two part.
     """
+    states = len(list(path.glob("random_states_*.pkl")))
+    if states != accelerator.num_processes:
+        raise StateError(
+            f"{path} was written by {states} processes, this run has {accelerator.num_processes}: resume with as many."
+        )
     check_files(path, accelerator)
     try:
         accelerator.load_state(str(path))

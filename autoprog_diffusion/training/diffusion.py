@@ -9,6 +9,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
@@ -84,6 +85,7 @@ class DiffusionTrainer(Trainer):
         self.task = task
         self.pictures: Pictures | None = None
         self._train = train
+        self._given = args.given
         self._rows: Any = loader.dataset
         # Taken now: growth freezes parameters, but what does not train from the start never will.
         trained = {name: value for name, value in denoiser.named_parameters() if value.requires_grad}
@@ -92,18 +94,12 @@ class DiffusionTrainer(Trainer):
         if not self._complete:
             keep_only(accelerator, denoiser, list(trained))
         self.ema = self._make_ema()
-        self.max_steps = self._number_of_steps(len(loader))
+        self.epoch_batches = max(1, len(loader) // accelerator.num_processes)
+        self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
+        self.check_warmup("lr_warmup_steps", self._warmup_steps, args.given)
         images = train.train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
         optimizer = make_optimizer(growth.parameters(), train, images)
-        # Accelerate advances a prepared schedule once per process and step.
-        scale = accelerator.num_processes
-        lr_scheduler = get_scheduler(
-            train.lr_scheduler,
-            optimizer,
-            num_warmup_steps=train.lr_warmup_steps * scale,
-            num_training_steps=self.max_steps * scale,
-        )
-        prepared = accelerator.prepare(denoiser, optimizer, loader, lr_scheduler)
+        prepared = accelerator.prepare(denoiser, optimizer, loader, self._make_schedule(optimizer))
         self.model, self.optimizer, self._loader, self.lr_scheduler = prepared
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
         self._check_resolutions()
@@ -115,16 +111,13 @@ class DiffusionTrainer(Trainer):
         return self.task.loss(model, batch)
 
     def batches(self) -> Iterator[Any]:
-        per_epoch = len(self._loader)
-        done = self.step * self._accumulation
+        epoch, done = self.position()
         while True:
-            epoch, offset = divmod(done, per_epoch)
             self._loader.set_epoch(epoch)
             self._rows.epoch = epoch
-            loader = self.accelerator.skip_first_batches(self._loader, offset) if offset else self._loader
-            for batch in loader:
-                yield batch
-                done += 1
+            yield from self.accelerator.skip_first_batches(self._loader, done) if done else self._loader
+            epoch += 1
+            done = 0
 
     def enter_stage(self) -> None:
         self.task.enter_stage(self.growth)
@@ -156,10 +149,11 @@ class DiffusionTrainer(Trainer):
         if self.accelerator.num_processes > 1:
             self.accelerator.print(f"{self.accelerator.num_processes} ranks end with bit-identical weights.")
 
-    def _number_of_steps(self, batches: int) -> int:
-        train = self._train
-        per_epoch = batches // self.accelerator.num_processes // train.gradient_accumulation_steps
-        return train.max_train_steps or train.num_train_epochs * max(1, per_epoch)
+    @property
+    def _warmup_steps(self) -> int:
+        """Optimizer steps of warm-up; a constant rate has none, whatever the default says."""
+        idle = self._train.lr_scheduler == "constant" and "lr_warmup_steps" not in self._given
+        return 0 if idle else self._train.lr_warmup_steps
 
     def _check_resolutions(self) -> None:
         """Refuse a later stage's resolution now, before the first one trains."""
@@ -167,6 +161,16 @@ class DiffusionTrainer(Trainer):
         planned = [stage.resolution for stage in self.growth.plan.stages]
         for resolution in (*planned, *(self.growth.config.resolutions or ())):
             stage_size((side, side), resolution, self.growth.config.resolution_multiple)
+
+    def _make_schedule(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
+        # Accelerate advances a prepared schedule once per process and step.
+        scale = self.accelerator.num_processes
+        return get_scheduler(
+            self._train.lr_scheduler,
+            optimizer,
+            num_warmup_steps=self._train.lr_warmup_steps * scale,
+            num_training_steps=self.max_steps * scale,
+        )
 
     def _ema_device(self) -> torch.device:
         return torch.device("cpu") if self._train.offload_ema else self.accelerator.device

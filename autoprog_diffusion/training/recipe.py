@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.damaged import usable_images
+from autoprog_diffusion.data.identity import data_identity
 from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.data.report import DAMAGED, DataReport
 from autoprog_diffusion.data.sources import check_batch
@@ -25,6 +26,7 @@ from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 from .arguments import Arguments, autoprog_zero, check_arguments, growth_config, take_flag
 from .build import make_accelerator, make_latents, make_loader
 from .diffusion import DiffusionTrainer, Task
+from .flag_checks import explicit_wins
 from .plain_pipeline import save_plain
 from .real_images import real_rows
 from .run import Script
@@ -127,7 +129,8 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         defaults = self.model_defaults if model is None else self.defaults
         if growth == "autoprog_zero":
             defaults = replace(defaults, growth=autoprog_zero())
-        return tyro.cli(type(defaults), args=list(argv), default=defaults, description=description)
+        args = tyro.cli(type(defaults), args=list(argv), default=defaults, description=description)
+        return explicit_wins(args, argv)
 
     def make_accelerator(self, args: AnyArguments) -> Accelerator:
         check_arguments(args)
@@ -170,6 +173,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             args=args,
             accelerator=accelerator,
         )
+        trainer.identity = data_identity(data)
         trainer.data_report = self.data_report
         if accelerator.is_main_process:
             titles = self.titles(args, data)

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from autoprog_diffusion.data.report import DataReport
-from autoprog_diffusion.files import write_text_atomically
-from autoprog_diffusion.growth.errors import GrowthError, StateError
+from autoprog_diffusion.files import is_disk_full
+from autoprog_diffusion.growth.config import JSON
+from autoprog_diffusion.growth.errors import GrowthError
 
 from .arguments import OutputArguments, flat
-from .checkpoints import find_checkpoint
+from .checkpoints import TrainingError, find_checkpoint
+from .ends import Ends, Stopped, is_first_process, resume_command
+from .flag_checks import idle_flags
+from .history import (
+    applied_line,
+    check_same_data,
+    check_same_run,
+    describe_start,
+    keep_in_checkpoints,
+    note_start,
+    read_starts,
+    starts_before,
+)
 from .output import RUN_FILE, check_output_dir
 from .report import write_report
 from .trainer import Trainer
@@ -26,10 +37,7 @@ from .trainer import Trainer
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-DATA_KEY = "data_report"  # of what the data holds, in the file of the run's settings
 PHASES = ("getting ready", "training", "saving")
-# Beside the flags of the output: they change where and how fast a run trains, not what.
-FREE = ("dataloader_num_workers", "workers", "cache_dir", "gradient_checkpointing", "offload_ema")
 
 
 class HasOutput(Protocol):
@@ -73,11 +81,15 @@ class Script(ABC, Generic[Args, AnyTrainer]):
 
 
 def main(script: Script[Any, Any], argv: Sequence[str], description: str | None = None) -> None:
-    """Run a script from a command line; an error of ours ends it with one line."""
+    """Run a script from a command line; an error of ours, or a full disk, ends it with one line."""
     try:
         run(script, script.parse(argv, description))
-    except GrowthError as error:
-        sys.exit(f"error: {error}")
+    except Exception as error:
+        if isinstance(error, GrowthError):
+            sys.exit(f"error: {error}")
+        if is_disk_full(error):
+            sys.exit(f"error: the disk is full: {error}. Free space, and go on with: {resume_command()}")
+        raise
 
 
 def run(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
@@ -85,26 +97,70 @@ def run(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
 
     Raises:
         GrowthError: Something does not fit; the message names the value and the fix.
+        Stopped: A signal ended the run; a checkpoint was written if training had begun.
     """
-    clock = [time.perf_counter()]
-    trainer = ready(script, args)
+    with Ends() as ends:
+        clock = [time.perf_counter()]
+        try:
+            trainer = ready(script, args)
+        except Stopped as stopped:
+            say_nothing_was_trained(stopped)
+            raise
+        trainer.ends = ends
+        clock.append(time.perf_counter())
+        try:
+            trainer.train()
+        except Stopped:
+            trainer.accelerator.print(f"go on with: {resume_command()}")
+            trainer.accelerator.end_training()
+            raise
+        clock.append(time.perf_counter())
+        # What follows changes the weights: a failure in it must not cost the training.
+        trainer.checkpoint()
+        save_results(script, trainer, args, clock)
+        # A launcher ends all ranks when one fails: none may leave, and fail doing so, while the main process writes.
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
+    return trainer
+
+
+def save_results(script: Script[Args, AnyTrainer], trainer: AnyTrainer, args: Args, clock: list[float]) -> None:
+    """Write the trained model and the report, on the main process.
+
+    Args:
+        script: How the model is saved.
+        trainer: After the last step.
+        args: Of the run.
+        clock: Times at which the phases of the run began.
+
+    Raises:
+        TrainingError: They cannot be written; nothing is lost, since the checkpoint of the last step is there.
+    """
     accelerator = trainer.accelerator
     output = Path(args.output.output_dir)
-    clock.append(time.perf_counter())
-    trainer.train()
-    clock.append(time.perf_counter())
     trainer.finish()
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    if not accelerator.is_main_process:
+        return
+    try:
         script.save(trainer, output)
         clock.append(time.perf_counter())
         seconds = [later - earlier for earlier, later in pairwise(clock)]
         write_report(output, trainer.growth, trainer.metrics, dict(zip(PHASES, seconds)))
-        print(f"the trained model, timeline.png and growth.json are in {output}/")
-    # A launcher ends all ranks when one fails: none may leave, and fail doing so, while the main process still writes.
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return trainer
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_disk_full(error):
+            raise
+        raise TrainingError(
+            f"the trained model cannot be written to {output}: {error}. Nothing is lost: "
+            f"{find_checkpoint(trainer.root, 'latest')} holds it. Free space, and run: {resume_command()}"
+        ) from error
+    print(f"the trained model, timeline.png and growth.json are in {output}/")
+
+
+def say_nothing_was_trained(stopped: Stopped) -> None:
+    """Tell the user, on the first process, that a signal came before the first step."""
+    if is_first_process():
+        print(f"stopped by {stopped.name} before the first step: run the same command again.", flush=True)
 
 
 def ready(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
@@ -114,12 +170,20 @@ def ready(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
         GrowthError: Something does not fit; the message names the value and the fix.
     """
     accelerator = script.make_accelerator(args)
+    for sentence in idle_flags_of(args):
+        accelerator.print(sentence)
     open_output(args, accelerator)
     trainer = script.get_ready(args, accelerator)
     begin(trainer, args)
     if accelerator.is_main_process and trainer.step == 0:
         script.before(trainer)
     return trainer
+
+
+def idle_flags_of(args: Any) -> list[str]:
+    """A sentence on every flag of the command line that has no effect beside the others."""
+    values = asdict(args)
+    return idle_flags(set(args.given), flat(values), set(values.get("growth", {})))
 
 
 def open_output(args: HasOutput, accelerator: Accelerator) -> None:
@@ -136,63 +200,45 @@ def open_output(args: HasOutput, accelerator: Accelerator) -> None:
         check_output_dir(folder, resume=wanted is not None, overwrite=output.overwrite_output_dir)
         checkpoint = find_checkpoint(folder / "checkpoints", wanted)
         if checkpoint is not None:
-            # The checkpoint may be another folder's: its run is two folders up.
-            check_same_run(checkpoint.parents[1] / RUN_FILE, args)
+            check_same_run(starts_before(checkpoint), args, accelerator.num_processes, checkpoint.parents[1])
     accelerator.wait_for_everyone()
 
 
-def check_same_run(file: Path, args: HasOutput) -> None:
-    """Refuse to resume under settings that change what is trained; a run without a file of settings passes.
-
-    Args:
-        file: Settings of the run to resume.
-        args: Today's arguments.
+def begin(trainer: Trainer, args: HasOutput) -> None:
+    """Load the checkpoint to resume, if one is asked for; start the trackers; note this start in `run.json`.
 
     Raises:
-        StateError: The message lists all flags that differ, with both values.
+        StateError: The checkpoint does not fit this run, or the data changed.
     """
-    if not file.exists():
-        return
-    earlier = flat(json.loads(file.read_text(encoding="utf-8")))
-    free = {*vars(args.output), *FREE}
-    differing = []
-    for name, value in flat(json.loads(settings_text(args))).items():
-        before = earlier.get(name, value)  # an older version of the script may not have had the flag
-        if value != before and name not in free:
-            differing.append(f"--{name} was {before!r}, now {value!r}")
-    if differing:
-        raise StateError(
-            f"the run in {file.parent} had other settings: {'; '.join(differing)}. Resume with its own flags, or "
-            "choose another --output_dir."
-        )
-
-
-def begin(trainer: Trainer, args: HasOutput) -> None:
-    """Load the checkpoint to resume, if one is asked for; start the trackers; note the settings of a new run."""
     accelerator = trainer.accelerator
     output = args.output
+    folder = Path(output.output_dir)
+    file = folder / RUN_FILE
+    checkpoint = find_checkpoint(trainer.root, output.resume_from_checkpoint)
+    before = starts_before(checkpoint) if checkpoint else []
+    check_same_data(before, trainer.identity)
     if output.resume_from_checkpoint and not trainer.resume(output.resume_from_checkpoint):
         accelerator.print("no complete checkpoint yet: starting from the beginning.")
+    line = applied_line(before, args)
+    if line is not None:
+        accelerator.print(line)
     if accelerator.is_main_process:
         settings = {key: str(value) for key, value in trainer.growth.config.to_dict().items()}
         accelerator.init_trackers(output.tracker_project_name, config=settings)  # trackers take no lists
-        folder = Path(output.output_dir)
         trainer.growth.plan.save(folder / "growth_plan.json")
-        if trainer.step == 0 or not (folder / RUN_FILE).exists():
-            write_text_atomically(folder / RUN_FILE, settings_text(args) + "\n")
-        if trainer.data_report is not None:
-            note_data(folder / RUN_FILE, trainer.data_report)
+        # A new folder takes over the history of the run that it goes on with.
+        known = read_starts(file) or before
+        report = None if trainer.data_report is None else trainer.data_report.to_dict()
+        note_start(file, known if output.resume_from_checkpoint else [], start_of(trainer, args), report)
+    keep_in_checkpoints(accelerator, file)
 
 
-def note_data(file: Path, report: DataReport) -> None:
-    """Write what the data holds, and what of it is left out, into the file of the run's settings."""
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    # The last group: those before it are flags.
-    settings.pop(DATA_KEY, None)
-    settings[DATA_KEY] = report.to_dict()
-    write_text_atomically(file, json.dumps(settings, indent=2) + "\n")
-
-
-def settings_text(args: HasOutput) -> str:
-    """The arguments as JSON: groups of flags with their values."""
-    return json.dumps(dataclasses.asdict(args), indent=2)  # type: ignore[call-overload]
+def start_of(trainer: Trainer, args: HasOutput) -> JSON:
+    """The entry of this start in `run.json`."""
+    return describe_start(
+        args,
+        step=trainer.step,
+        steps=trainer.max_steps,
+        num_processes=trainer.accelerator.num_processes,
+        identity=trainer.identity,
+    )

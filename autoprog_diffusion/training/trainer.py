@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from autoprog_diffusion.data.report import DataReport
+from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.protocol import Growth
 
 from .arguments import OutputArguments
@@ -27,23 +29,16 @@ from .checkpoints import (
     newest_checkpoint,
     write_checkpoint,
 )
+from .ends import Ends, Stopped
+from .flag_checks import check_warmup
 from .measure import counted_flops, peak_memory, synchronize
 from .metrics import Metrics
-from .report import is_chosen, scores
+from .rates import Rates
+from .tracking import log_decision, log_step, show_step
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-# Name of a value for the trackers -> column of the metrics.
-LOGGED = {
-    "train_loss": "loss",
-    "growth/stage": "stage",
-    "growth/blocks": "blocks",
-    "growth/resolution": "resolution",
-    "growth/trainable_fraction": "trainable",
-    "growth/step_seconds": "seconds",
-}
 
 
 class Trainer(ABC):
@@ -67,8 +62,11 @@ class Trainer(ABC):
         metrics: Metrics of the steps done.
         step: Number of optimizer steps done.
         max_steps: Number of optimizer steps of the run.
+        epoch_batches: Batches of an epoch on this process.
         data_report: What the data holds and what of it is left out, if that is known.
         root: Folder of the checkpoints.
+        ends: What hears the signals that end the run early; it hears none by default.
+        identity: Of the data, so that a resumed run notices other data.
     """
 
     lr_flag = "--learning_rate"
@@ -76,6 +74,7 @@ class Trainer(ABC):
     optimizer: torch.optim.Optimizer
     lr_scheduler: Any
     max_steps: int
+    epoch_batches: int
     data_report: DataReport | None = None
 
     def __init__(
@@ -95,6 +94,10 @@ class Trainer(ABC):
         self.metrics = Metrics()
         self.step = 0
         self.root = Path(output.output_dir) / "checkpoints"
+        self.ends = Ends()
+        self.identity: dict[str, Any] = {}
+        self._written: int | None = None
+        self._asked = 0
         self._output = output
         self._resolution = resolution
         self._accumulation = accumulation
@@ -126,6 +129,16 @@ class Trainer(ABC):
         self.growth.fold(self.model)
 
     @property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of an epoch; the last one may have fewer batches, as in Diffusers' and timm's scripts."""
+        return math.ceil(self.epoch_batches / self._accumulation)
+
+    def position(self) -> tuple[int, int]:
+        """The epoch that the run stands in, and how many of its batches are done."""
+        epoch, steps = divmod(self.step, self.epoch_steps)
+        return epoch, steps * self._accumulation
+
+    @property
     def blocks(self) -> int:
         """Number of blocks that train now."""
         return len(self.growth.plan.stages[self.growth.stage].blocks)
@@ -141,18 +154,39 @@ class Trainer(ABC):
         """Name of the network that trains now. Networks of one name need as many FLOPs."""
         return f"stage {self.growth.stage + 1}, {self.blocks} blocks, {self.pixels} pixels"
 
+    def check_warmup(self, flag: str, steps: int, given: Sequence[str]) -> None:
+        """Refuse a warm-up of the command line that is longer than the run; a default one is only said.
+
+        Raises:
+            ConfigError: As `flag_checks.check_warmup`.
+        """
+        note = check_warmup(flag, steps, self.max_steps, given)
+        if note is not None:
+            self.accelerator.print(note)
+
     def resume(self, wanted: str) -> bool:
         """Load a checkpoint by name, or the newest complete one; returns whether there was one.
 
+        Learning rate, weight decay and schedule are those of this run from now on.
+
         Raises:
-            StateError: It is not complete, damaged, or of another plan or model.
+            StateError: It is not complete, damaged, of another plan or model, or beyond the end of the run.
         """
         path = find_checkpoint(self.root, wanted)
         self.accelerator.wait_for_everyone()
         if path is None:
             return False
+        step = checkpoint_step(path)
+        if step > self.max_steps:
+            raise StateError(
+                f"{path.name} is at step {step}, and the run would end at step {self.max_steps}: ask for {step} steps "
+                "or more, or resume an earlier checkpoint."
+            )
+        rates = Rates(self.optimizer, self.lr_scheduler)
         load_checkpoint(self.accelerator, path)
-        self.step = checkpoint_step(path)
+        rates.put_back()
+        self.step = step
+        self._written = step if path.parent == self.root else None
         return True
 
     def train(self, on_step: Callable[[int], object] | None = None) -> None:
@@ -160,19 +194,46 @@ class Trainer(ABC):
 
         Raises:
             TrainingError: The loss is not finite, or a checkpoint cannot be written.
+            Stopped: A signal asked for the end; a checkpoint of the step is written.
         """
         self._batches = self.batches()
         # `resume` restored the random generators: getting ready must not advance them.
         with torch.random.fork_rng():
             self._enter_stage()
+        self.ends.defer()
         hidden = not self.accelerator.is_main_process
         bar = tqdm(total=self.max_steps, initial=self.step, desc="training", disable=hidden)
         with bar, logging_redirect_tqdm():
             while self.step < self.max_steps:
                 self._train_step(bar)
+                self._stop_if_asked()
                 self._validate_and_save()
                 if on_step is not None:
                     on_step(self.step)
+                self._stop_if_asked()
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint of the step, unless this run has just written it.
+
+        Raises:
+            TrainingError: It cannot be written.
+        """
+        if self._written != self.step:
+            write_checkpoint(self.accelerator, self.root, self.step, self._output.checkpoints_total_limit)
+            self._written = self.step
+
+    def _stop_if_asked(self) -> None:
+        """Write a checkpoint and end where a signal came: to any rank by the step's reduction, or to the only one."""
+        number = self._asked if self.accelerator.num_processes > 1 else self.ends.asked
+        if not number:
+            return
+        self.checkpoint()
+        stopped = Stopped(number)
+        self.accelerator.print(
+            f"stopped by {stopped.name} after step {self.step} of {self.max_steps}: "
+            f"{self.root / f'checkpoint-{self.step}'} is complete."
+        )
+        raise stopped
 
     def _train_step(self, bar: tqdm) -> None:
         """One optimizer step, and what follows from it: average, growth, metrics, the next stage."""
@@ -197,14 +258,18 @@ class Trainer(ABC):
         self._report(row, bar)
         if entered:
             self._enter_stage()
-            self._log_decision()
+            log_decision(self.accelerator, self.growth, self.step)
 
     def _optimizer_step(self) -> float:
         """Accumulate gradients, clip them and step; returns the mean loss over all processes."""
         accelerator = self.accelerator
         losses = []
         norm = None
-        while True:
+        passes = self._passes()
+        # Accelerate counts passes, and divides every loss by their number.
+        accelerator.gradient_accumulation_steps = passes
+        accelerator.step = 0
+        for _ in range(passes):
             batch = next(self._batches)
             with accelerator.accumulate(self.model):
                 loss = self.loss(self.model, batch)
@@ -214,16 +279,30 @@ class Trainer(ABC):
                     norm = accelerator.clip_grad_norm_(self.growth.parameters(), self._max_norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
-            if accelerator.sync_gradients:
-                break
         self.lr_scheduler.step()
-        own = torch.stack(losses).mean()
-        mean: Any = accelerator.reduce(own, reduction="mean")
-        self._check_finite("loss", float(mean))
+        mean = self._agree(torch.stack(losses).mean())
+        self._check_finite("loss", mean)
         # The gradient scaler of fp16 skips steps whose gradients are not finite by itself.
         if norm is not None and accelerator.scaler is None:
             self._check_finite("gradient's norm", float(norm))
-        return float(mean)
+        return mean
+
+    def _passes(self) -> int:
+        """Batches of the next optimizer step: fewer at the end of an epoch that the accumulation does not divide."""
+        _, done = self.position()
+        return min(self._accumulation, self.epoch_batches - done)
+
+    def _agree(self, loss: Tensor) -> float:
+        """Mean loss over the ranks; in the same message they agree on whether a signal ends the run with this step."""
+        if self.accelerator.num_processes == 1:
+            return float(loss)
+        own = self.ends.asked
+        both = torch.stack([loss.float(), torch.full_like(loss, float(own > 0), dtype=torch.float32)])
+        mean, share = self.accelerator.reduce(both, reduction="mean").tolist()  # type: ignore[union-attr]
+        if share > 0:
+            # A rank that heard nothing learns from the others that it is over, not by which signal.
+            self._asked = own or signal.SIGTERM
+        return mean
 
     def _count_flops(self) -> int:
         """FLOPs of one optimizer step on this process, counted once for each network, outside the timed step.
@@ -250,7 +329,7 @@ class Trainer(ABC):
         if every and self.step % every == 0 and not self.growth.searching:
             self.validate()
         if self.step % self._output.checkpointing_steps == 0:
-            write_checkpoint(self.accelerator, self.root, self.step, self._output.checkpoints_total_limit)
+            self.checkpoint()
 
     def _check_finite(self, name: str, value: float) -> None:
         if not math.isfinite(value):
@@ -262,27 +341,6 @@ class Trainer(ABC):
     def _report(self, row: dict[str, float], bar: tqdm) -> None:
         """Give the metrics of one step to the checkpoints, the progress bar and the trackers."""
         self.metrics.add(**row)
-        search = " search" if row["searching"] else ""
-        bar.set_postfix(
-            loss=f"{row['loss']:.4f}",
-            stage=f"{row['stage'] + 1}/{len(self.growth.plan.stages)}{search}",
-            px=row["resolution"],
-            blocks=row["blocks"],
-            trains=f"{row['trainable']:.0%}",
-        )
-        bar.update(1)
+        show_step(bar, row, len(self.growth.plan.stages))
         if self.step % self._output.log_interval == 0:
-            values = {name: row[column] for name, column in LOGGED.items()}
-            values["lr"] = self.lr_scheduler.get_last_lr()[0]
-            self.accelerator.log(values, step=self.step)
-
-    def _log_decision(self) -> None:
-        """Give the trackers the scores of a choice that a search has just made."""
-        for decision in self.growth.decisions[-1:]:
-            if decision["stage"] != self.growth.stage:
-                continue
-            chosen = next(row for row in decision["candidates"] if is_chosen(decision, row))
-            values = {f"growth/search/{name}": score for name, score in scores(chosen).items()}
-            if "seconds" in decision:
-                values["growth/search/seconds"] = decision["seconds"]
-            self.accelerator.log(values, step=self.step)
+            log_step(self.accelerator, row, self.lr_scheduler.get_last_lr()[0], self.step)

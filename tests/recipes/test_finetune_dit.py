@@ -139,7 +139,7 @@ def test_the_default_model_brings_its_flags() -> None:
     assert isinstance(args, ClassConditionalArguments)
     assert (args.train.max_train_steps, args.train.use_ema, args.growth.order) == (1200, True, "suffix")
     assert FinetuneDiT().parse(["--pretrained_model_name_or_path", "x"]) == ClassConditionalArguments(
-        model=type(args.model)(pretrained_model_name_or_path="x")
+        model=type(args.model)(pretrained_model_name_or_path="x"), given=("pretrained_model_name_or_path",)
     )
 
 

@@ -1,17 +1,28 @@
-"""One rule in every script: a resume under other settings is refused with the flags named, and changes nothing."""
+"""Every flag has a class: what must be equal is refused with both values, what is applied is applied and said."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import pytest
+import torch
 
 from autoprog_diffusion.growth import GrowthConfig, StateError
-from autoprog_diffusion.training.arguments import growth_config
-from autoprog_diffusion.training.run import Script, check_same_run, ready, run
+from autoprog_diffusion.training.arguments import flat, growth_config
+from autoprog_diffusion.training.flag_classes import APPLIED, EXTENDABLE, MUST_BE_EQUAL, NO_FLAGS
+from autoprog_diffusion.training.history import (
+    applied_line,
+    check_same_run,
+    note_start,
+    read_starts,
+    settings_of,
+)
+from autoprog_diffusion.training.run import Script, ready, run
+from autoprog_diffusion.vit.asvit.training import Retokenization
 from autoprog_diffusion.vit.training.finetuning import Finetuning, growth_of
 from autoprog_diffusion.vit.training.pretraining import Pretraining
 
@@ -26,14 +37,13 @@ NAMES = {
 RECIPES: dict[str, Any] = {name: getattr(load_recipe(name), kind)() for name, kind in NAMES.items()}
 VIT: dict[str, Script[Any, Any]] = {"pretrain": Pretraining(), "finetune": Finetuning()}
 SCRIPTS = {**RECIPES, **VIT}
+ALL = {**SCRIPTS, "asvit train": Retokenization()}
+PAGE = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 # One flag of every kind: what is drawn, in which order, by which model, at which rate and with which growth.
 REFUSED = {
     "--seed": ("5", 0, 5),
     "--train_batch_size": ("9", None, 9),
     "--gradient_accumulation_steps": ("2", 1, 2),
-    "--learning_rate": ("0.5", None, 0.5),
-    "--lr_scheduler": ("linear", None, "linear"),
-    "--max_train_steps": ("7", None, 7),
     "--snr_gamma": ("5", None, 5.0),
     "--mixed_precision": ("bf16", None, "bf16"),
     "--max_train_samples": ("64", None, 64),
@@ -64,21 +74,50 @@ def first_flags(name: str) -> list[str]:
     return ["--pretrained_model_name_or_path", "model"] if name in RECIPES else []
 
 
-def noted(name: str, folder: Path) -> Path:
-    """The settings of a run, as it notes them."""
-    file = folder / "run.json"
-    file.write_text(json.dumps(dataclasses.asdict(SCRIPTS[name].parse(first_flags(name)))))
-    return file
+def noted(name: str) -> list[dict[str, Any]]:
+    """The starts of a run with default flags."""
+    return [{"step": 0, "num_processes": 1, "settings": settings_of(SCRIPTS[name].parse(first_flags(name)))}]
+
+
+def flags_of(kind: Any) -> set[str]:
+    """Names of the flags of a group, and of the groups in it; what a script sets itself is none."""
+    found = set()
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            found |= flags_of(hint)
+        elif get_origin(hint) is not Annotated:
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_flag_of_every_script_has_one_class(name: str) -> None:
+    flags = flags_of(type(ALL[name].parse([])))
+    assert len(flags) > 40
+    lists = (MUST_BE_EQUAL, APPLIED, EXTENDABLE)
+    wrong = {flag: sum(flag in names for names in lists) for flag in flags}
+    assert {flag for flag, count in wrong.items() if count != 1} == set()
+    assert set(flat(settings_of(ALL[name].parse([])))) >= NO_FLAGS
+
+
+def test_the_classes_name_no_flag_that_is_gone() -> None:
+    known = set().union(*(flags_of(type(script.parse([]))) for script in ALL.values()))
+    assert (MUST_BE_EQUAL | APPLIED | EXTENDABLE) - known == set()
+
+
+def test_the_page_states_the_classes() -> None:
+    rows = dict(re.findall(r"^\| (must be equal|applied|extendable) \|(.*)\|$", PAGE.read_text(), re.MULTILINE))
+    stated = {kind: set(re.findall(r"`(\w+)`", row)) for kind, row in rows.items()}
+    assert stated == {"must be equal": MUST_BE_EQUAL, "applied": APPLIED, "extendable": EXTENDABLE}
 
 
 @pytest.mark.parametrize("flag", REFUSED)
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_flag_that_changes_what_is_trained_is_refused_with_both_values(tmp_path: Path, name: str, flag: str) -> None:
     words, before, now = REFUSED[flag]
-    file = noted(name, tmp_path)
     args = SCRIPTS[name].parse([*first_flags(name), flag, *(words or "").split()])
     with pytest.raises(StateError) as caught:
-        check_same_run(file, args)
+        check_same_run(noted(name), args, 1, tmp_path)
     field = flag.replace("--no-", "--")
     assert f"{field} was {'' if before is None else repr(before)}" in str(caught.value)
     assert f"now {now!r}" in str(caught.value)
@@ -87,21 +126,59 @@ def test_a_flag_that_changes_what_is_trained_is_refused_with_both_values(tmp_pat
 
 @pytest.mark.parametrize("name", OWN_FLAGS)
 def test_all_flags_that_differ_are_named_a_script_s_own_too(tmp_path: Path, name: str) -> None:
-    file = noted(name, tmp_path)
     own = OWN_FLAGS[name]
     args = SCRIPTS[name].parse([*first_flags(name), "--seed", "3", *own])
     with pytest.raises(StateError) as caught:
-        check_same_run(file, args)
+        check_same_run(noted(name), args, 1, tmp_path)
     named = {words.split()[0] for words in str(caught.value).split(": ", 1)[1].split("; ")}
     assert named == {"--seed", *(word.replace("--no-", "--") for word in own[:1])}
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    args = SCRIPTS["finetune_sd"].parse(first_flags("finetune_sd"))
+    with pytest.raises(StateError, match="the number of processes was 1, now 2"):
+        check_same_run(noted("finetune_sd"), args, 2, tmp_path)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_where_a_run_is_written_and_how_fast_it_is_read_may_change(tmp_path: Path, name: str) -> None:
     own = FREE_OF_RECIPES if name in RECIPES else "--workers 2"
     args = SCRIPTS[name].parse([*first_flags(name), *FREE.split(), *own.split()])
-    check_same_run(noted(name, tmp_path), args)
-    check_same_run(tmp_path / "no run.json", SCRIPTS[name].parse(["--seed", "7"]))
+    check_same_run(noted(name), args, 1, tmp_path)
+    check_same_run(read_starts(tmp_path / "no run.json"), SCRIPTS[name].parse(["--seed", "7"]), 1, tmp_path)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_is_applied_or_extends_the_run_is_said_in_one_line(tmp_path: Path, name: str) -> None:
+    rate = "--learning_rate" if name in RECIPES else "--lr"
+    decay = "--adam_weight_decay" if name in RECIPES else "--weight_decay"
+    flags = [*first_flags(name), rate, "0.125", decay, "0.5", "--max_train_steps", "9999", "--output_dir", "x"]
+    args = SCRIPTS[name].parse(flags)
+    check_same_run(noted(name), args, 1, tmp_path)
+    line = applied_line(noted(name), args)
+    assert line is not None
+    old = flat(noted(name)[0]["settings"])
+    for flag, value in ((rate, "0.125"), (decay, "0.5"), ("--max_train_steps", "9999")):
+        assert f"{flag} {value} (was {old[flag[2:]]})" in line
+    assert line.startswith("resumed with --")
+    assert len(line.splitlines()) == 1
+    assert "output_dir" not in line
+    assert applied_line(noted(name), SCRIPTS[name].parse(first_flags(name))) is None
+
+
+def test_the_history_keeps_every_start_and_the_first_settings(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    # Of a version that kept no history.
+    file.write_text(json.dumps({"train": {"seed": 3}}))
+    note_start(file, read_starts(file), {"step": 5, "settings": {"train": {"seed": 4}}})
+    note_start(file, read_starts(file), {"step": 7, "settings": {"train": {"seed": 5}}})
+    values = json.loads(file.read_text())
+    assert values["train"]["seed"] == 3
+    assert [(start["step"], start["settings"]["train"]["seed"]) for start in values["starts"]] == [
+        (0, 3), (5, 4), (7, 5)]  # fmt: skip
+    file.write_text("{")
+    with pytest.raises(StateError, match=r"run\.json, the settings of the run, cannot be read"):
+        read_starts(file)
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
@@ -123,7 +200,14 @@ def test_a_refused_resume_leaves_the_run_as_it_was(script: Launched, tmp_path: P
         ready(recipe, recipe.parse([*flags, *elsewhere, "--seed", "5"]))
     trainer = ready(recipe, recipe.parse([*flags, *newest, "--checkpointing_steps", "3"]))
     assert trainer.step == 4
-    assert file.read_bytes() == settings
+    values = json.loads(file.read_text())
+    assert values["train"] == json.loads(settings)["train"]
+    assert values["starts"][0] == json.loads(settings)["starts"][0]
+    assert [(start["step"], start["steps"], start["num_processes"]) for start in values["starts"]] == [
+        (0, 4, 1), (4, 4, 1)]  # fmt: skip
+    assert [start["settings"]["output"]["checkpointing_steps"] for start in values["starts"]] == [2, 3]
+    assert values["starts"][1]["versions"]["torch"] == torch.__version__
+    assert values["starts"][1]["identity"]["images"] == 24
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

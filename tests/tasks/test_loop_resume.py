@@ -63,5 +63,36 @@ def test_there_is_nothing_to_resume_at_first(new_trainer: NewTrainer) -> None:
 def test_a_checkpoint_of_another_plan_is_refused(new_trainer: NewTrainer) -> None:
     flags = ("--train_batch_size", 4, "--checkpointing_steps", 2)
     new_trainer("--max_train_steps", 4, *flags).train()
-    with pytest.raises(StateError, match="num_training_steps was 4, now 8"):
-        new_trainer("--max_train_steps", 8, *flags).resume("latest")
+    with pytest.raises(StateError, match="growth plan"):
+        new_trainer("--max_train_steps", 4, "--order", "prefix", *flags).resume("latest")
+
+
+def test_another_number_of_steps_extends_the_run_to_its_exact_end(new_trainer: NewTrainer) -> None:
+    flags = ("--train_batch_size", 4, "--checkpointing_steps", 2)
+    new_trainer("--max_train_steps", 4, *flags).train()
+    longer = new_trainer("--max_train_steps", 8, *flags)
+    assert longer.resume("checkpoint-2")
+    longer.train()
+    assert (longer.step, longer.growth.plan.num_training_steps) == (8, 8)
+
+
+def test_resume_where_accumulation_does_not_divide_an_epoch(new_trainer: NewTrainer) -> None:
+    """24 images, 4 batches of 6, 3 of them a step: 2 steps an epoch as Diffusers rounds, the second of one batch."""
+    flags = ("--num_train_epochs", 3, "--train_batch_size", 6, "--gradient_accumulation_steps", 3)
+    flags += ("--checkpointing_steps", 1, "--num_stages", 2)
+    whole = new_trainer(*flags)
+    assert (whole.epoch_steps, whole.max_steps) == (2, 6)
+    drawn = []
+    loss = whole.task.loss
+    whole.task.loss = lambda model, batch: drawn.append(batch["index"].tolist()) or loss(model, batch)
+    names = [f"stage {stage}, {blocks} blocks, 64 pixels" for stage in (1, 2) for blocks in range(11)]
+    whole.metrics.flops = dict.fromkeys(names, 1)  # no pass beside the training's
+    whole.train()
+    assert len(drawn) == 12
+    for epoch in range(3):
+        rows = sum(drawn[4 * epoch : 4 * epoch + 4], [])
+        assert sorted(rows) == list(range(24))
+    resumed = new_trainer(*flags)
+    assert resumed.resume("checkpoint-3")
+    resumed.train()
+    assert same(weights(whole), weights(resumed))

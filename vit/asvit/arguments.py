@@ -10,6 +10,7 @@ import tyro
 
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.training.arguments import OutputArguments, check_numbers, flat_flags, take_flag
+from autoprog_diffusion.training.flag_checks import explicit_wins
 
 from ..retokenize import PUBLISHED_BOUNDARIES
 from ..training.arguments import DataArguments, SharedArguments, check_shared, output_arguments
@@ -136,6 +137,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> SearchArgument
         words = [words[0], *PRESETS[preset].get(words[0], "").split(), *words[1:]] if words else words
     args = tyro.cli(Command, args=words, description=description)  # type: ignore[call-overload]
     if isinstance(args, TrainArguments):
+        args = explicit_wins(args, argv)
         check_shared(args)
     else:
         score = vars(args.score)

@@ -21,6 +21,7 @@ from autoprog_diffusion.training.arguments import (
     flat_flags,
     take_flag,
 )
+from autoprog_diffusion.training.flag_checks import check_seed_and_finite, explicit_wins
 
 from ..autoprog_one.config import ViTGrowthConfig
 from .augment_settings import AugmentSettings
@@ -30,11 +31,21 @@ PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "cpu"
 POSITIVE = (
     "img_size", "batch_size", "epochs", "max_train_steps", "grad_accum_steps", "lr", "clip_grad", "search_samples",
-    "max_train_samples",
+    "max_train_samples", "opt_eps",
 )  # fmt: skip
 SHARES = ("hflip", "reprob", "mixup_prob", "mixup_switch_prob", "aa_scale", "drop_path_scale", "reprob_scale")
 RATES = ("val_fraction", "smoothing", "drop_path", "model_ema_decay")
-NOT_NEGATIVE = ("mixup", "cutmix", "weight_decay", "warmup_lr", "min_lr", "warmup_epochs", "workers")
+NOT_NEGATIVE = (
+    "mixup",
+    "cutmix",
+    "weight_decay",
+    "warmup_lr",
+    "min_lr",
+    "warmup_epochs",
+    "warmup_steps",
+    "workers",
+    "memory",
+)
 
 
 @dataclass(frozen=True)
@@ -82,9 +93,9 @@ class TrainArguments:
     batch_size: int = 128
     """Images per process and forward pass."""
     epochs: int = 100
-    """Epochs, where --max_train_steps is not given."""
+    """Epochs; they win over a preset's --max_train_steps."""
     max_train_steps: int | None = None
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run; beside --epochs on the command line they win."""
     grad_accum_steps: int = 1
     """Forward passes per optimizer step."""
     opt: Literal["adamw"] = "adamw"
@@ -100,7 +111,7 @@ class TrainArguments:
     sched: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up, over the whole run: growth does not start it again."""
     warmup_epochs: float = 5.0
-    """Epochs of linear warm-up, where --warmup_steps is not given."""
+    """Epochs of linear warm-up; they win over a preset's --warmup_steps."""
     warmup_steps: int | None = None
     """Optimizer steps of linear warm-up."""
     warmup_lr: float = 1e-6
@@ -152,6 +163,7 @@ class SharedArguments:
     train: TrainArguments = TrainArguments()
     augment: AugmentSettings = AugmentSettings()
     output: OutputArguments = output_arguments("vit-output")
+    given: Derived[tuple[str, ...]] = ()
 
 
 @flat_flags
@@ -189,7 +201,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> Arguments:
     if preset is None and model is None:
         preset = DEFAULT_PRESET
     words = preset_words(preset) if preset else []
-    args = tyro.cli(Arguments, args=[*words, *rest], description=description)
+    args = explicit_wins(tyro.cli(Arguments, args=[*words, *rest], description=description), rest)
     check_shared(args)
     growth_config(args)
     return args
@@ -228,10 +240,13 @@ def check_shared(args: SharedArguments) -> None:
     """
     values = flat(asdict(args))
     check_output(args.output)
+    check_seed_and_finite(values)
     check_positive(values, POSITIVE)
     check_numbers(values, SHARES, lambda value: 0 <= value <= 1, "a number from 0 to 1")
     check_numbers(values, RATES, lambda value: 0 <= value < 1, "a number from 0 to below 1")
     check_numbers(values, NOT_NEGATIVE, lambda value: value >= 0, "0 or more")
+    if not all(0 <= beta < 1 for beta in args.train.opt_betas):
+        raise ConfigError(f"--opt_betas {args.train.opt_betas} is not allowed: use two numbers from 0 to below 1.")
     low, high = args.augment.scale
     if not 0 < low <= high <= 1:
         raise ConfigError(f"--scale {low} {high} is not allowed: use two fractions of the area, the smaller first.")

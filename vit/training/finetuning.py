@@ -19,6 +19,7 @@ from autoprog_diffusion.training.arguments import (
     growth_config,
     take_flag,
 )
+from autoprog_diffusion.training.flag_checks import explicit_wins
 
 from ..ema import WeightAverage
 from ..models import ModelError, check_size, size_multiple
@@ -102,6 +103,7 @@ class Finetuning(ViTScript[FinetuneArguments]):
             preset = autoprog_zero(stage_embedding=False, stage_dropout=0.0, resolutions=None)
             defaults = replace(defaults, growth=preset)
         args = tyro.cli(FinetuneArguments, args=list(argv), default=defaults, description=description)
+        args = explicit_wins(args, argv)
         check_shared(args)
         growth_of(args, multiple=1)
         return args

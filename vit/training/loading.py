@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autoprog_diffusion.data.damaged import usable_images
+from autoprog_diffusion.data.identity import data_identity
 from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.data.labelled import class_names, load_train_and_val
 from autoprog_diffusion.data.report import DAMAGED, DataReport
@@ -34,6 +35,7 @@ class Data:
         val: For validation.
         held_out: Training images that are set aside for a search, or None.
         classes: Names.
+        identity: Of all training images, those that are set aside too.
         report: What was found and left out.
     """
 
@@ -41,6 +43,7 @@ class Data:
     val: Decoded | Encoded
     held_out: Decoded | None
     classes: tuple[str, ...]
+    identity: dict[str, Any]
     report: DataReport | None = None
 
 
@@ -59,6 +62,7 @@ def load_data(args: SharedArguments, *, size: int, held_out: int = 0, accelerato
     seed = args.train.seed
     report = DataReport()
     train, val = load_rows(args.data, size, seed, report)
+    identity = data_identity(train)
     aside = None
     if held_out:
         train, aside = _set_aside(train, held_out, seed)
@@ -75,6 +79,7 @@ def load_data(args: SharedArguments, *, size: int, held_out: int = 0, accelerato
         val=val_rows,
         held_out=decode_all(aside, size, args.data.corrupt) if aside else None,
         classes=tuple(class_names(train)),
+        identity=identity,
         report=report,
     )
 

@@ -24,6 +24,13 @@ def make_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Optimi
     return torch.optim.AdamW(used, args.lr, args.opt_betas, args.opt_eps, args.weight_decay)
 
 
+def warmup_steps(args: TrainArguments, steps_per_epoch: int) -> int:
+    """Optimizer steps of warm-up, from the flag in steps or the one in epochs."""
+    if args.warmup_steps is not None:
+        return args.warmup_steps
+    return round(args.warmup_epochs * steps_per_epoch)
+
+
 def make_schedule(
     optimizer: torch.optim.Optimizer, args: TrainArguments, steps: int, steps_per_epoch: int
 ) -> LambdaLR:
@@ -35,9 +42,7 @@ def make_schedule(
         steps: Optimizer steps of the run.
         steps_per_epoch: Optimizer steps of an epoch.
     """
-    warmup = args.warmup_steps
-    if warmup is None:
-        warmup = round(args.warmup_epochs * steps_per_epoch)
+    warmup = warmup_steps(args, steps_per_epoch)
     return LambdaLR(optimizer, lambda step: learning_rate(step, args, warmup, steps) / args.lr)
 
 

@@ -27,7 +27,7 @@ from .augment import Augment, normalised
 from .data import Batch, Decoded, epoch_batches, make_loader
 from .loading import Data
 from .regularisation import Strength, strengths
-from .schedule import make_optimizer, make_schedule
+from .schedule import make_optimizer, make_schedule, warmup_steps
 
 
 if TYPE_CHECKING:
@@ -79,20 +79,22 @@ class ViTTrainer(Trainer):
             max_norm=train.clip_grad,
         )
         self.data = data
+        self.identity = data.identity
         self.data_report = data.report
         self.args = args
         self._plan = plan
         images_a_batch = train.batch_size * accelerator.num_processes
-        self._epoch_batches = len(data.train) // images_a_batch
-        if not self._epoch_batches:
+        self.epoch_batches = len(data.train) // images_a_batch
+        if not self.epoch_batches:
             raise DataError(
                 f"--batch_size {train.batch_size} on {accelerator.num_processes} processes is more than the "
                 f"{len(data.train)} training images: use a smaller one."
             )
-        epoch_steps = max(1, self._epoch_batches // train.grad_accum_steps)
-        self.max_steps = train.max_train_steps or train.epochs * epoch_steps
+        self.max_steps = train.max_train_steps or train.epochs * self.epoch_steps
+        flag = "warmup_epochs" if train.warmup_steps is None else "warmup_steps"
+        self.check_warmup(flag, warmup_steps(train, self.epoch_steps), args.given)
         optimizer = make_optimizer(model, train)
-        self.lr_scheduler = make_schedule(optimizer, train, self.max_steps, epoch_steps)
+        self.lr_scheduler = make_schedule(optimizer, train, self.max_steps, self.epoch_steps)
         if train.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -123,21 +125,21 @@ class ViTTrainer(Trainer):
     def batches(self) -> Iterator[Batch]:
         train = self.args.train
         rows = self.data.train
-        done = self.step * train.grad_accum_steps
+        epoch, done = self.position()
         while True:
-            epoch, offset = divmod(done, self._epoch_batches)
             rows.epoch = epoch
             sampler = epoch_batches(
                 len(rows),
                 batch=train.batch_size,
                 seed=train.seed,
                 epoch=epoch,
-                start=offset,
+                start=done,
                 rank=self.accelerator.process_index,
                 world=self.accelerator.num_processes,
             )
             yield from make_loader(rows, sampler, self.args.data.workers)
-            done += len(sampler)
+            epoch += 1
+            done = 0
 
     def enter_stage(self) -> None:
         """Set stochastic depth and the size of the decoded images."""

@@ -1,0 +1,166 @@
+"""Flags mean what they say: those that contradict each other or the machine are refused or named before training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+from autoprog_diffusion.growth.errors import ConfigError
+
+
+# Flag -> module, and what pip calls it.
+TRACKER_PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+    "comet_ml": ("comet_ml", "comet-ml"),
+    "mlflow": ("mlflow", "mlflow"),
+    "clearml": ("clearml", "clearml"),
+    "dvclive": ("dvclive", "dvclive"),
+    "swanlab": ("swanlab", "swanlab"),
+}
+# A flag, and what it has an effect with: another flag, and its value (None is any value).
+NEEDS: tuple[tuple[str, str, Any], ...] = (
+    ("ema_decay", "use_ema", True),
+    ("offload_ema", "use_ema", True),
+    ("foreach_ema", "use_ema", True),
+    ("dataset_config_name", "dataset_name", None),
+    ("dataloader_num_workers", "cache_latents", False),
+    ("center_crop", "cache_latents", False),
+    ("num_class_images", "with_prior_preservation", True),
+    ("class_data_dir", "with_prior_preservation", True),
+    ("prior_loss_weight", "with_prior_preservation", True),
+    ("logit_mean", "weighting_scheme", "logit_normal"),
+    ("logit_std", "weighting_scheme", "logit_normal"),
+    ("mode_scale", "weighting_scheme", "mode"),
+    ("warmup_epochs", "warmup_steps", None),
+)
+# The flag that wins, the one that then has no effect.
+EITHER = (("max_train_steps", "num_train_epochs"), ("max_train_steps", "epochs"), ("warmup_steps", "warmup_epochs"))
+LARGEST_SEED = 2**32 - 1025  # numpy's limit, and room for the ranks, which add their number
+Args = TypeVar("Args", bound=Any)
+
+
+def given_flags(argv: Sequence[str]) -> tuple[str, ...]:
+    """Names of the flags on a command line, as the fields are called.
+
+    Example:
+        >>> given_flags(["--seed", "3", "--no-use-ema", "--rank=4"])
+        ('seed', 'use_ema', 'rank')
+    """
+    names = []
+    for word in argv:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0].replace("-", "_")
+            names.append(name.removeprefix("no_"))
+    return tuple(names)
+
+
+def explicit_wins(args: Args, argv: Sequence[str]) -> Args:
+    """The arguments with a note of what the command line gave, where a default no longer beats a flag.
+
+    A recipe's or preset's `max_train_steps` yields to epochs on the command line, `warmup_steps` to `warmup_epochs`.
+    """
+    given = given_flags(argv)
+    train = args.train
+    for winner, loser in EITHER:
+        if loser in given and winner not in given and getattr(train, winner, None) is not None:
+            train = replace(train, **{winner: None})
+    return replace(args, train=train, given=given)
+
+
+def idle_flags(given: Set[str], values: Mapping[str, Any], growth: Set[str]) -> list[str]:
+    """A sentence on every flag of the command line that has no effect beside the others.
+
+    Args:
+        given: Flags of the command line.
+        values: Flag -> value, of all flags.
+        growth: Names of the flags of growth.
+    """
+    found = []
+    for winner, loser in EITHER:
+        if {winner, loser} <= given:
+            found.append(f"--{loser} has no effect: --{winner} {values[winner]} says it.")
+    for flag, other, wanted in NEEDS:
+        if flag not in given or other not in values or {other, flag} in map(set, EITHER):
+            continue
+        missing = not values[other] if wanted is None else values[other] != wanted
+        if missing:
+            found.append(f"--{flag} has no effect: {_condition(other, wanted)}.")
+    if values.get("growth") == "off":
+        for name in sorted(growth & given - {"growth", "seed", "ema_decay", "search"}):
+            found.append(f"--{name} has no effect: --growth off trains everything in one stage.")
+    if "lr_warmup_steps" in given and values["lr_warmup_steps"] and values["lr_scheduler"] == "constant":
+        found.append("--lr_warmup_steps has no effect: --lr_scheduler constant has none, constant_with_warmup does.")
+    return found
+
+
+def _condition(flag: str, wanted: Any) -> str:
+    if wanted is True:
+        return f"it needs --{flag}"
+    if wanted is False:
+        return f"it needs --no-{flag}"
+    return f"it needs --{flag}" + ("" if wanted is None else f" {wanted}")
+
+
+def check_tracker(name: str) -> None:
+    """Refuse a tracker that is not installed: Accelerate would leave it out without a word.
+
+    Raises:
+        ConfigError: The message has the line that installs it.
+    """
+    if name == "none":
+        return
+    wanted = TRACKER_PACKAGES if name == "all" else {name: TRACKER_PACKAGES[name]}
+    if not any(find_spec(module) for module, _ in wanted.values()):
+        packages = "tensorboard" if name == "all" else wanted[name][1]
+        raise ConfigError(f"--report_to {name} needs a package that is not installed: pip install {packages}.")
+
+
+def check_seed_and_finite(values: Mapping[str, Any]) -> None:
+    """Refuse numbers that no generator or optimizer takes.
+
+    Args:
+        values: Flag -> value.
+
+    Raises:
+        ConfigError: The message names the flag, its value and what is allowed.
+    """
+    for name, value in values.items():
+        if not all(math.isfinite(number) for number in _floats(value)):
+            raise ConfigError(f"--{name} {value} is not allowed: use finite numbers.")
+    if not 0 <= values["seed"] <= LARGEST_SEED:
+        raise ConfigError(f"--seed {values['seed']} is not allowed: use a number from 0 to {LARGEST_SEED}.")
+
+
+def _floats(value: Any) -> Iterable[float]:
+    if isinstance(value, float):
+        return [value]
+    return [item for item in value if isinstance(item, float)] if isinstance(value, (tuple, list)) else []
+
+
+def check_warmup(flag: str, steps: int, run: int, given: Sequence[str]) -> str | None:
+    """Refuse a warm-up of the command line that is longer than the run.
+
+    Args:
+        flag: Which one it was given by.
+        steps: Its optimizer steps.
+        run: Optimizer steps of the run.
+        given: Flags of the command line.
+
+    Returns:
+        A sentence, where the warm-up is a default.
+
+    Raises:
+        ConfigError: The learning rate would never reach its peak.
+    """
+    if steps <= run:
+        return None
+    fact = (
+        f"the warm-up of {steps} steps is longer than the run of {run} steps: the learning rate never gets to its peak"
+    )
+    if flag in given:
+        raise ConfigError(f"--{flag}: {fact}. Use {run // 10} or so, or train longer.")
+    return f"{fact} (--{flag} is a default; give your own)."
