@@ -23,6 +23,9 @@ Resolution = float | int  # a fraction (float, at most 1.0) of the data's size, 
 JSON = dict[str, Any]  # an object of plain JSON types
 
 
+MOST_STAGES = 1000
+
+
 @dataclass(frozen=True)
 class GrowthConfig:
     """How many blocks of a model train, and when, while it is fine-tuned.
@@ -308,6 +311,8 @@ def _check_ranges(config: GrowthConfig) -> None:
     ):
         value = getattr(config, name)
         require(config, name, is_number(value, int) and value >= least, hint)
+    # Stages are listed one by one: a number of another kind must not fill the memory.
+    require(config, "num_stages", config.num_stages <= MOST_STAGES, f"use at most {MOST_STAGES}")
     require(config, "search_seed", is_number(config.search_seed, int), "use a whole number")
     is_choice = config.stage_embedding is None or isinstance(config.stage_embedding, bool)
     require(config, "stage_embedding", is_choice, "use True, False or None")

@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 import torch
-from data.damage import DAMAGED, DEEP, deep, encode, picture, turned
+from data.damage import DAMAGED, DEEP, HAS_AVIF, deep, encode, picture, turned
 from PIL import Image
 
 from autoprog_diffusion.data.damaged import find_damaged
@@ -34,7 +34,7 @@ class Images:
         transparent.putalpha(small.convert("L"))
         frames: dict[str, Any] = {"save_all": True, "append_images": [picture(24, 16, 1)]}
         self._whole = [deep(kind) for kind in DEEP]
-        self._whole += [turned(kind, 6) for kind in ("JPEG", "PNG", "WEBP", "AVIF")]
+        self._whole += [turned(kind, 6) for kind in ("JPEG", "PNG", "WEBP", *["AVIF"] * HAS_AVIF)]
         self._whole += [encode(small, kind) for kind in ("JPEG", "PNG", "BMP", "PPM", "TGA", "ICO", "JPEG2000", "PCX")]
         self._whole += [encode(small, "JPEG", progressive=True), encode(small.convert("CMYK"), "JPEG")]
         self._whole += [encode(small, kind, **frames) for kind in ("GIF", "WEBP", "PNG", "TIFF")]
