@@ -35,6 +35,7 @@ class SmallTrainer(Trainer):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
         self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(model, optimizer, schedule)
         self.max_steps = STEPS
+        self.epoch_batches = STEPS
         growth.prepare(self.model, num_training_steps=STEPS)
         self.ema = EMAModel(model.parameters(), decay=0.9)
         accelerator.register_for_checkpointing(self.metrics, self.ema)
