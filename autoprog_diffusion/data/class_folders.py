@@ -148,7 +148,12 @@ def _check_names(listing: Listing, found: dict[str, list[File]]) -> None:
         names[composed(name)] = name
 
 
-def _check_depth(listing: Listing, prefix: str, found: dict[str, list[File]], reading: Reading) -> None:
+def _check_depth(
+    listing: Listing,
+    prefix: str,
+    found: dict[str, list[File]],
+    reading: Reading,
+) -> None:
     """Refuse folders that hold the class folders instead of being classes; note what lies deeper in a class.
 
     Raises:
@@ -160,7 +165,8 @@ def _check_depth(listing: Listing, prefix: str, found: dict[str, list[File]], re
     for name, files in found.items():
         inside[name] = set()
         for file in files:
-            folder, slash, _ = file.name.removeprefix(f"{prefix}{name}/").partition("/")
+            rest = file.name.removeprefix(f"{prefix}{name}/")
+            folder, slash, _ = rest.partition("/")
             if slash:
                 inside[name].add(folder)
                 deeper.append(file.name)
@@ -171,7 +177,8 @@ def _check_depth(listing: Listing, prefix: str, found: dict[str, list[File]], re
     shared = set.intersection(*inside.values())
     if not flat and len(shared) > 1:
         if len(found) == 1:
-            where = f"{listing.root}/{prefix}{next(iter(found))}"
+            [wrapper] = found
+            where = f"{listing.root}/{prefix}{wrapper}"
             raise DataError(f"{where} holds no image but in {sorted(shared)[:5]}: give {where} as the data.")
         if any(map(is_like_split, found)):
             raise DataError(

@@ -67,7 +67,11 @@ def is_like_split(name: str) -> bool:
     return name.lower() in ALIKE
 
 
-def note_lookalikes(files: Iterable[File], splits: Iterable[str], reading: Reading) -> None:
+def note_lookalikes(
+    files: Iterable[File],
+    splits: Iterable[str],
+    reading: Reading,
+) -> None:
     """Note folders that are called as splits are, and are none: their images are used like any other.
 
     Args:
@@ -80,8 +84,10 @@ def note_lookalikes(files: Iterable[File], splits: Iterable[str], reading: Readi
     for file in files:
         folders = file.name.split("/")[:-1]
         for depth, name in enumerate(folders):
-            if is_like_split(name) and (depth or name not in kept):
-                found.add("/".join(folders[: depth + 1]))
+            is_split = depth == 0 and name in kept
+            if is_like_split(name) and not is_split:
+                path = folders[: depth + 1]
+                found.add("/".join(path))
     if found:
         reading.notes.append(
             f"the folders {sorted(found)[:3]} are no splits, and their images are used: splits are folders called "
@@ -89,7 +95,10 @@ def note_lookalikes(files: Iterable[File], splits: Iterable[str], reading: Readi
         )
 
 
-def note_tables(groups: dict[str, list[File]], reading: Reading) -> None:
+def note_tables(
+    groups: dict[str, list[File]],
+    reading: Reading,
+) -> None:
     """Note parquet files that are called as splits are, and are none; arguments as `note_lookalikes` takes them."""
     found = []
     for file in groups.get(WHOLE, ()):

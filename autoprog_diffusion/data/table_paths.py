@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def with_full_paths(data: Dataset, column: str | None, folder: str) -> Dataset:
+def with_full_paths(
+    data: Dataset,
+    column: str | None,
+    folder: str,
+) -> Dataset:
     """The table with a column of file names as absolute paths; other tables stay as they are.
 
     Args:
@@ -46,5 +50,8 @@ def _full_path(name: str | None, folder: str) -> str | None:
     """The path of a file beside the table; a name that is only there from the working directory stays."""
     if not name or "://" in name:
         return name
-    path = os.path.normpath(os.path.join(os.path.abspath(folder), name))
-    return path if os.path.exists(path) else name
+    path = os.path.join(folder, name)
+    path = os.path.abspath(path)
+    if os.path.exists(path):
+        return path
+    return name
