@@ -17,7 +17,8 @@ from autoprog_diffusion.growth.resize import stage_size
 
 from .arguments import Arguments
 from .build import make_optimizer
-from .checkpoints import keep_only
+from .checkpoints import find_checkpoint, keep_only
+from .given_plan import plan_for
 from .samples import Pictures
 from .trainer import Trainer
 
@@ -96,11 +97,13 @@ class DiffusionTrainer(Trainer):
         self.ema = self._make_ema()
         self.epoch_batches = max(1, len(loader) // accelerator.num_processes)
         self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
-        self.check_warmup("lr_warmup_steps", self._warmup_steps, args.given)
+        self.check_lengths("lr_warmup_steps", self._warmup_steps, args.given)
         images = train.train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
         optimizer = make_optimizer(growth.parameters(), train, images)
         prepared = accelerator.prepare(denoiser, optimizer, loader, self._make_schedule(optimizer))
         self.model, self.optimizer, self._loader, self.lr_scheduler = prepared
+        checkpoint = find_checkpoint(self.root, args.output.resume_from_checkpoint)
+        plan = plan_for(plan, self.max_steps, checkpoint)
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
         self._check_resolutions()
         accelerator.register_for_checkpointing(self.metrics)

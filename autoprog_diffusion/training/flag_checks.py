@@ -89,6 +89,8 @@ def idle_flags(given: Set[str], values: Mapping[str, Any], growth: Set[str]) -> 
         missing = not values[other] if wanted is None else values[other] != wanted
         if missing:
             found.append(f"--{flag} has no effect: {_condition(other, wanted)}.")
+    if {"overwrite_output_dir", "resume_from_checkpoint"} <= given:
+        found.append("--overwrite_output_dir has no effect: --resume_from_checkpoint goes on with the run.")
     if values.get("growth") == "off":
         for name in sorted(growth & given - {"growth", "seed", "ema_decay", "search"}):
             found.append(f"--{name} has no effect: --growth off trains everything in one stage.")
@@ -164,3 +166,12 @@ def check_warmup(flag: str, steps: int, run: int, given: Sequence[str]) -> str |
     if flag in given:
         raise ConfigError(f"--{flag}: {fact}. Use {run // 10} or so, or train longer.")
     return f"{fact} (--{flag} is a default; give your own)."
+
+
+def short_epoch(batches: int, accumulation: int) -> str | None:
+    """A sentence where an epoch has fewer batches than an optimizer step asks for: no step spans two epochs."""
+    if batches >= accumulation:
+        return None
+    return (
+        f"an epoch has {batches} batches, fewer than an optimizer step asks for ({accumulation}): it takes {batches}."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -47,6 +48,12 @@ APPLIED = frozenset(
 # How long the run is.
 EXTENDABLE = frozenset("max_train_steps num_train_epochs epochs".split())
 
+# Names of files and folders that a run reads, or of what lies on a hub: one place may be spelled in many ways.
+PLACES = frozenset(
+    "pretrained_model_name_or_path model train_data_dir dataset_name instance_data_dir class_data_dir train_data "
+    "val_data growth_plan".split()
+)
+
 # They say how this start begins: a line about them would repeat the command.
 OF_THE_START = frozenset({"output_dir", "overwrite_output_dir", "resume_from_checkpoint"})
 # What the scripts note beside their flags.
@@ -76,6 +83,14 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], kind: FlagClass) 
     found = {}
     for name, value in now.items():
         old = before.get(name, value)
-        if old != value and name not in NO_FLAGS and class_of(name) == kind:
+        if name not in NO_FLAGS and class_of(name) == kind and not _same(name, old, value):
             found[name] = (old, value)
     return found
+
+
+def _same(flag: str, old: Any, new: Any) -> bool:
+    """Whether two values of a flag mean the same; `images`, `images/` and its absolute path are one folder."""
+    if old == new:
+        return True
+    named = flag in PLACES and isinstance(old, str) and isinstance(new, str)
+    return named and os.path.realpath(old) == os.path.realpath(new)

@@ -46,12 +46,30 @@ def read_starts(file: Path) -> list[JSON]:
         return []
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        values.pop(DATA_KEY, None)
-        return values.get("starts") or [{"step": 0, "settings": values}]
-    except (OSError, ValueError, AttributeError) as error:
+        return _starts_in(values)
+    except (OSError, ValueError) as error:
         raise StateError(
             f"{file}, the settings of the run, cannot be read: {error}. Put it back, or delete it."
         ) from error
+
+
+def _starts_in(values: Any) -> list[JSON]:
+    """The starts in what a `run.json` holds.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"it holds a {type(values).__name__} instead of settings")
+    values.pop(DATA_KEY, None)
+    starts = values.get("starts") or [{"step": 0, "settings": values}]
+    for start in starts if isinstance(starts, list) else [starts]:
+        known = start if isinstance(start, dict) else {}
+        if not isinstance(known.get("step"), int) or not isinstance(known.get("settings"), dict):
+            raise ValueError("an entry of its starts lacks step or settings")
+    if not isinstance(starts, list):
+        raise ValueError("its starts are no list")
+    return starts
 
 
 def starts_before(checkpoint: Path) -> list[JSON]:
@@ -88,6 +106,12 @@ def check_same_run(starts: Sequence[JSON], args: Any, num_processes: int, where:
     if not starts:
         return
     earlier = starts[-1]
+    kind = type(args).__name__
+    if earlier.get("arguments", kind) != kind:
+        raise StateError(
+            f"the run in {where} was begun by another script ({_script_of(earlier)}), whose checkpoints do not fit "
+            "this one. Resume it with that script, or choose another --output_dir."
+        )
     before = flat(earlier["settings"])
     differing = []
     for name, (old, new) in changes(before, flat(settings_of(args)), "must be equal").items():
@@ -100,6 +124,12 @@ def check_same_run(starts: Sequence[JSON], args: Any, num_processes: int, where:
             f"the run in {where} had other settings: {'; '.join(differing)}. Resume with its own flags, or "
             "choose another --output_dir."
         )
+
+
+def _script_of(start: JSON) -> str:
+    """The script of a start, as its command named it."""
+    command = start.get("command") or ["unknown"]
+    return Path(str(command[0])).name
 
 
 def check_same_data(starts: Sequence[JSON], identity: JSON) -> None:
@@ -175,6 +205,7 @@ def describe_start(args: Any, *, step: int, steps: int, num_processes: int, iden
         "steps": steps,
         "num_processes": num_processes,
         "command": sys.argv,
+        "arguments": type(args).__name__,
         "versions": versions(),
         "identity": identity,
         "settings": settings_of(args),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from autoprog_diffusion.growth.errors import GrowthError
@@ -14,6 +15,8 @@ RUN_FILE = "run.json"
 _SIGNS = (RUN_FILE, "checkpoints", "cache", "growth.json", "model_index.json", "pytorch_lora_weights.safetensors")
 _SIGNS += ("class_images", "instance_images")
 _LEFT = ("before", "growth_plan.json", "stage_embedding.safetensors", "before_after.png", "timeline.png", "logs")
+# Flags of a model that is read, and written again where the results go.
+_MODELS = ("pretrained_model_name_or_path", "model")
 
 
 class OutputError(GrowthError):
@@ -42,7 +45,37 @@ def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
             f"the output folder {folder} already holds a run ({', '.join(held)}): continue it with "
             "--resume_from_checkpoint latest, delete it with --overwrite_output_dir, or choose another --output_dir."
         )
-    for path in [folder / name for name in (*held, *_LEFT)] + list(folder.glob("validation-*.png")):
-        if not path.exists():
-            continue
+    for path in _of_a_run(folder):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def check_inputs(folder: Path, inputs: Mapping[str, str | None], *, overwrite: bool) -> None:
+    """Refuse an output folder in which the run would delete, or write over, what it reads.
+
+    Args:
+        folder: The output folder.
+        inputs: Flag -> file or folder that the run reads; a name that is no path here is left aside.
+        overwrite: Whether a run that the folder holds is to be deleted.
+
+    Raises:
+        OutputError: The message names the flag.
+    """
+    whole = folder.resolve()
+    doomed = [path.resolve() for path in _of_a_run(folder)] if overwrite else []
+    for flag, place in inputs.items():
+        if place is None or not Path(place).exists():
+            continue
+        path = Path(place).resolve()
+        lost = path == whole and (overwrite or flag in _MODELS)
+        if lost or any(path.is_relative_to(other) for other in doomed):
+            raise OutputError(
+                f"--{flag} {place} lies in the output folder {folder}, where this run would delete it or write over "
+                "it. Choose another --output_dir."
+            )
+
+
+def _of_a_run(folder: Path) -> list[Path]:
+    """What a run has left in a folder."""
+    paths = [folder / name for name in (*_SIGNS, *_LEFT)]
+    paths += folder.glob("validation-*.png")
+    return [path for path in paths if path.exists()]

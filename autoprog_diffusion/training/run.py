@@ -19,6 +19,7 @@ from .arguments import OutputArguments, flat
 from .checkpoints import TrainingError, find_checkpoint
 from .ends import Ends, Stopped, is_first_process, resume_command
 from .flag_checks import idle_flags
+from .flag_classes import PLACES
 from .history import (
     applied_line,
     check_same_data,
@@ -29,7 +30,7 @@ from .history import (
     read_starts,
     starts_before,
 )
-from .output import RUN_FILE, check_output_dir
+from .output import RUN_FILE, check_inputs, check_output_dir
 from .report import write_report
 from .trainer import Trainer
 
@@ -197,6 +198,8 @@ def open_output(args: HasOutput, accelerator: Accelerator) -> None:
         output = args.output
         folder = Path(output.output_dir)
         wanted = output.resume_from_checkpoint
+        values = flat(asdict(args))  # type: ignore[call-overload]
+        check_inputs(folder, {name: values.get(name) for name in PLACES}, overwrite=output.overwrite_output_dir)
         check_output_dir(folder, resume=wanted is not None, overwrite=output.overwrite_output_dir)
         checkpoint = find_checkpoint(folder / "checkpoints", wanted)
         if checkpoint is not None:

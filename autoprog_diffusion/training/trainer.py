@@ -30,7 +30,7 @@ from .checkpoints import (
     write_checkpoint,
 )
 from .ends import Ends, Stopped
-from .flag_checks import check_warmup
+from .flag_checks import check_warmup, short_epoch
 from .measure import counted_flops, peak_memory, synchronize
 from .metrics import Metrics
 from .rates import Rates
@@ -154,14 +154,14 @@ class Trainer(ABC):
         """Name of the network that trains now. Networks of one name need as many FLOPs."""
         return f"stage {self.growth.stage + 1}, {self.blocks} blocks, {self.pixels} pixels"
 
-    def check_warmup(self, flag: str, steps: int, given: Sequence[str]) -> None:
-        """Refuse a warm-up of the command line that is longer than the run; a default one is only said.
+    def check_lengths(self, flag: str, steps: int, given: Sequence[str]) -> None:
+        """Refuse a warm-up of the command line that is longer than the run; say what else does not fit its length.
 
         Raises:
             ConfigError: As `flag_checks.check_warmup`.
         """
-        note = check_warmup(flag, steps, self.max_steps, given)
-        if note is not None:
+        notes = (check_warmup(flag, steps, self.max_steps, given), short_epoch(self.epoch_batches, self._accumulation))
+        for note in filter(None, notes):
             self.accelerator.print(note)
 
     def resume(self, wanted: str) -> bool:

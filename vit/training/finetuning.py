@@ -19,7 +19,9 @@ from autoprog_diffusion.training.arguments import (
     growth_config,
     take_flag,
 )
+from autoprog_diffusion.training.checkpoints import find_checkpoint
 from autoprog_diffusion.training.flag_checks import explicit_wins
+from autoprog_diffusion.training.given_plan import plan_for
 
 from ..ema import WeightAverage
 from ..models import ModelError, check_size, size_multiple
@@ -68,7 +70,9 @@ class FinetuneTrainer(ViTTrainer):
     growth: GrowthScheduler
 
     def prepare_growth(self) -> None:
-        self.growth.prepare(self.model, num_training_steps=self.max_steps, plan=self._plan)
+        checkpoint = find_checkpoint(self.root, self.args.output.resume_from_checkpoint)
+        plan = plan_for(self._plan, self.max_steps, checkpoint)
+        self.growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
         self._average = WeightAverage(self.bare, self.args.train.model_ema_decay)
         self._fix_resolution = enable_dynamic_resolution(self.bare)
         self.accelerator.register_for_checkpointing(self)

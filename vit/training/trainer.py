@@ -92,7 +92,7 @@ class ViTTrainer(Trainer):
             )
         self.max_steps = train.max_train_steps or train.epochs * self.epoch_steps
         flag = "warmup_epochs" if train.warmup_steps is None else "warmup_steps"
-        self.check_warmup(flag, warmup_steps(train, self.epoch_steps), args.given)
+        self.check_lengths(flag, warmup_steps(train, self.epoch_steps), args.given)
         optimizer = make_optimizer(model, train)
         self.lr_scheduler = make_schedule(optimizer, train, self.max_steps, self.epoch_steps)
         if train.channels_last:
