@@ -21,8 +21,8 @@ def check_free(model: nn.Module) -> None:
     if model in _TAKEN:
         raise OrderError(
             f"this {type(model).__name__} is being grown by another GrowthScheduler, which has frozen a part of it "
-            "and put hooks into it: fold that one first, growth.fold(model), or load the model again (in a notebook, run the "
-            "cell that loads it)."
+            "and put hooks into it: fold that one first, growth.fold(model), or load the model again (in a notebook, "
+            "run the cell that loads it)."
         )
 
 
