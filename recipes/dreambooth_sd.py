@@ -18,6 +18,7 @@ before_after.png, timeline.png, growth.json and one printed table.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -103,7 +104,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
         instances = images_of(files, subject.instance_prompt or "", subject=True)
         if not subject.with_prior_preservation:
             return instances
-        folder = Path(subject.class_data_dir or Path(args.output.output_dir) / "class_images")
+        folder = Path(os.path.expanduser(subject.class_data_dir or Path(args.output.output_dir) / "class_images"))
         files = draw_class_images(
             pipeline,
             folder,

@@ -15,7 +15,7 @@ from .listing import File, Listing
 from .metadata import Row
 from .metadata_items import items_of_rows, keys_of, read_rows, unlisted_reason
 from .report import Reading
-from .splits import TRAIN, find_splits, top_folder
+from .splits import TRAIN, find_splits, note_lookalikes, top_folder
 
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def read_captioned(listing: Listing, columns: Columns, reading: Reading) -> Data
     """
     rows = read_rows(listing)
     texts = caption_files(listing)
+    _check_not_empty(listing, rows, texts)
     keys = keys_of(rows)
     _check_one_source(listing, rows, texts, columns)
     splits = find_splits(listing, classes=False)
@@ -52,6 +53,7 @@ def read_captioned(listing: Listing, columns: Columns, reading: Reading) -> Data
     else:
         return None
     chosen = _of_split(items, splits, listing, reading)
+    note_lookalikes([item.file for item in chosen], splits, reading)
     used = [item.file for item in items]
     for name in splits:
         if name != TRAIN:
@@ -71,6 +73,13 @@ def _check_one_source(listing: Listing, rows: Sequence[Row], texts: dict[str, Fi
         )
 
 
+def _check_not_empty(listing: Listing, rows: Sequence[Row], texts: dict[str, File]) -> None:
+    """Refuse metadata without rows where nothing else has captions."""
+    if listing.metadata and listing.images and not rows and not texts:
+        name = listing.metadata[0].name
+        raise DataError(f"{name} in {listing.root} has no rows, but for a header: write one for each image.")
+
+
 def _read_texts(listing: Listing, texts: dict[str, File], splits: Sequence[str], reading: Reading) -> list[Item]:
     """Images of the split to train on, or all, with their text files."""
     images = listing.images
@@ -84,7 +93,9 @@ def _of_split(items: Sequence[Item], splits: Sequence[str], listing: Listing, re
     if not splits:
         return list(items)
     if TRAIN not in splits:
-        raise DataError(f"{listing.root} has the splits {list(splits)}, none of ['train'].")
+        raise DataError(
+            f"{listing.root} has the splits {list(splits)}, none of ['train']: rename the one that is meant."
+        )
     for name in splits:
         if name != TRAIN:
             names = [file.name for file in _of_folder(listing, name)]

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
 from .items import Columns, Item, image_table, leave_out_unused
-from .listing import File, Listing
+from .label_values import clean_label
+from .listing import File, Listing, composed
 from .metadata_items import items_of_rows, keys_of, read_rows, unlisted_reason
 from .report import Reading
-from .splits import TRAIN, WHOLE, find_splits, split_of_table, top_folder
+from .splits import TRAIN, WHOLE, find_splits, is_like_split, note_lookalikes, split_of_table, top_folder
 from .tables import has_columns
 
 
@@ -85,11 +86,14 @@ def read_class_folders(listing: Listing, reading: Reading) -> dict[str, Dataset]
             used += unlabelled
             continue
         _check_filled(listing, prefix, found)
+        _check_names(listing, found)
+        _check_depth(listing, prefix, found, reading)
         files = []
         for group in found.values():
             files += group
         used += files
         data[name] = _class_table(files, found)
+    note_lookalikes(used, splits, reading)
     leave_out_unused(listing, used, reading, OUTSIDE)
     return data
 
@@ -133,6 +137,57 @@ def _check_filled(listing: Listing, prefix: str, found: dict[str, list[File]]) -
     raise DataError(f"the class folders {empty[:5]} of {listing.root} hold no image{but}: fill them or remove them.")
 
 
+def _check_names(listing: Listing, found: dict[str, list[File]]) -> None:
+    """Refuse class folders whose names look the same."""
+    names: dict[str, str] = {}
+    for name in found:
+        if composed(name) in names:
+            raise DataError(
+                f"two class folders of {listing.root} are called {name!r}, in two forms of Unicode: join them."
+            )
+        names[composed(name)] = name
+
+
+def _check_depth(
+    listing: Listing,
+    prefix: str,
+    found: dict[str, list[File]],
+    reading: Reading,
+) -> None:
+    """Refuse folders that hold the class folders instead of being classes; note what lies deeper in a class.
+
+    Raises:
+        DataError: One folder alone holds no image but in folders, or splits have other names than those of splits.
+    """
+    inside: dict[str, set[str]] = {}
+    deeper = []
+    flat = False
+    for name, files in found.items():
+        inside[name] = set()
+        for file in files:
+            rest = file.name.removeprefix(f"{prefix}{name}/")
+            folder, slash, _ = rest.partition("/")
+            if slash:
+                inside[name].add(folder)
+                deeper.append(file.name)
+            else:
+                flat = True
+    if not deeper:
+        return
+    shared = set.intersection(*inside.values())
+    if not flat and len(shared) > 1:
+        if len(found) == 1:
+            [wrapper] = found
+            where = f"{listing.root}/{prefix}{wrapper}"
+            raise DataError(f"{where} holds no image but in {sorted(shared)[:5]}: give {where} as the data.")
+        if any(map(is_like_split, found)):
+            raise DataError(
+                f"the folders {list(found)[:5]} of {listing.root} hold the same folders {sorted(shared)[:5]}, as "
+                "splits do: call them train and validation, val or test."
+            )
+    reading.notes.append(f"images deeper in a class folder are of that class, for example {deeper[0]}")
+
+
 def _class_table(files: Sequence[File], found: dict[str, list[File]]) -> Dataset:
     from datasets import ClassLabel
 
@@ -163,10 +218,10 @@ def _by_split(listing: Listing, items: list[Item], reading: Reading) -> dict[str
 def _table(items: Sequence[Item], columns: Columns) -> Dataset:
     """Items as a data set with the columns that were asked for, and `stamp`; labels of several types become text."""
     files = [item.file for item in items]
-    values: list[Any] = [item.value for item in items]
+    values: list[Any] = [clean_label(item.value) for item in items]
     kinds = {type(value) for value in values}
     kinds.discard(type(None))
-    if len(kinds) > 1:
+    if len(kinds) > 1 and kinds != {int, float}:
         for row, value in enumerate(values):
             if value is not None:
                 values[row] = str(value)

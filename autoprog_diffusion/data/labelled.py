@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from .emoji import DEFAULT_STYLE, emoji_classes, emoji_in_both_styles
 from .images import DataError, read_image, undecoded
+from .label_values import clean_label
 from .report import DataReport, Reading
 from .rows import split_by, unused, with_labels
 from .sources import (
@@ -122,7 +123,7 @@ def load_train_and_val(
     _check_classes(train, val)
     reading.used = len(train)
     validation.used = len(val)
-    train = draw_samples(train, max_train_samples or None, seed, reading=reading)
+    train = draw_samples(train, max_train_samples, seed, reading=reading)
     return undecoded(train), undecoded(val)
 
 
@@ -176,15 +177,15 @@ def _with_classes(data: Dataset) -> Dataset:
     """Turn labels of any type into a `ClassLabel` of the classes that occur."""
     from datasets import ClassLabel
 
-    labels = data["label"][:]
-    missing = [row for row, label in enumerate(labels) if label is None or label == -1]
+    labels = [clean_label(label) for label in data["label"][:]]
+    missing = [row for row, label in enumerate(labels) if label is None]
     if missing:
         raise DataError(f"row {missing[0]} of the training set has no label ({len(missing)} rows have none).")
     feature = data.features["label"]
     if isinstance(feature, ClassLabel):
         return data
     if not all(isinstance(label, (int, str)) for label in labels):
-        raise DataError(f"labels must be class names or numbers, not {feature}: choose another --label_column.")
+        raise DataError(f"labels must be class names or whole numbers, not {feature}: choose another --label_column.")
     classes, numbers = np.unique(labels, return_inverse=True)
     return with_labels(data.remove_columns("label"), numbers.tolist(), [str(label) for label in classes])
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -48,8 +50,8 @@ class File:
 
     @cached_property
     def stem(self) -> str:
-        """The name without its ending."""
-        return os.path.splitext(self.name)[0]
+        """The name without its ending, its letters `composed`: a text and its image may be from different systems."""
+        return composed(os.path.splitext(self.name)[0])
 
     @cached_property
     def empty(self) -> bool:
@@ -75,7 +77,8 @@ class Listing:
         others: Everything else.
         folders: Relative names of the folders that are not hidden.
         skipped: Names of the files that are never read, by reason.
-        notes: What was skipped as a whole.
+        contents: Content of an image, by device and number, -> how many names it has in the folder.
+        notes: What was skipped as a whole, and what is there twice.
     """
 
     root: str
@@ -87,6 +90,7 @@ class Listing:
     folders: list[str] = field(default_factory=list)
     skipped: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    contents: Counter[tuple[int, int]] = field(default_factory=Counter)
 
     @property
     def empty(self) -> bool:
@@ -146,6 +150,9 @@ def list_files(folder: str | os.PathLike[str], *, deep: bool = True) -> Listing:
         files.sort(key=lambda file: file.name.split("/"))
     for names in (listing.folders, *listing.skipped.values()):
         names.sort()
+    twice = sum(count - 1 for count in listing.contents.values())
+    if twice:
+        listing.notes.append(f"{twice} of the images are links to others of the images: every name counts")
     return listing
 
 
@@ -160,6 +167,11 @@ def litter(name: str, system: set[str]) -> str | None:
     if name.startswith("."):
         return HIDDEN
     return SYSTEM if name.lower() in system else None
+
+
+def composed(name: str) -> str:
+    """A name in the Unicode form in which an accented letter is one character; a Mac writes the other."""
+    return unicodedata.normalize("NFC", name)
 
 
 def printable(name: str) -> str:
@@ -235,8 +247,10 @@ def _add(listing: Listing, entry: os.DirEntry[str], name: str, *, reason: str | 
     files = _kind(listing, entry.name.lower(), file.ending, endings)
     if files is listing.images and not status.st_size:
         listing.skip(EMPTY, name)
-    else:
-        files.append(file)
+        return
+    files.append(file)
+    if files is listing.images:
+        listing.contents[status.st_dev, status.st_ino] += 1
 
 
 def _kind(listing: Listing, name: str, ending: str, endings: set[str]) -> list[File]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,15 @@ def _jsonl(file: File) -> Iterator[Row]:
 
 
 def _csv(file: File) -> Iterator[Row]:
-    reader = csv.DictReader(io.StringIO(read_text(file.path, file.name)), strict=True)
+    text = read_text(file.path, file.name)
+    reader = csv.DictReader(
+        io.StringIO(text),
+        delimiter=_delimiter(text),
+        skipinitialspace=True,
+        strict=True,
+    )
     try:
+        _check_header(file, reader.fieldnames or ())
         for values in reader:
             where = f"{file.name} line {reader.line_num}"
             if None in values or None in values.values():
@@ -88,6 +96,19 @@ def _csv(file: File) -> Iterator[Row]:
             yield Row(dict(values), file, where)
     except csv.Error as error:
         raise DataError(f"{file.name} line {reader.line_num} is not CSV: {error}.") from error
+
+
+def _delimiter(text: str) -> str:
+    """What separates the columns of a header: a comma, or what spreadsheets write elsewhere."""
+    header = text.partition("\n")[0]
+    return max(",;\t", key=header.count)
+
+
+def _check_header(file: File, names: Sequence[str]) -> None:
+    """Refuse two columns of one name, of which only the last would be read."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(f"{file.name} has several columns called {repeated[0]!r}: rename or remove all but one.")
 
 
 def _parquet(file: File) -> Iterator[Row]:

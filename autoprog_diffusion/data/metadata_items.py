@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from PIL import Image
 
 from .errors import DataError
 from .items import FILE_NAME, Columns, Item
-from .listing import NO_IMAGE, File, Listing, image_endings, printable, stamp_of
+from .listing import NO_IMAGE, File, Listing, composed, image_endings, printable, stamp_of
 from .metadata import Row, read_metadata
 from .report import Reading
 
@@ -192,13 +191,8 @@ class _Finder:
         if self._normal is None:
             self._normal = {}
             for known, file in self._files.items():
-                self._normal[_composed(known)] = file
-        return self._normal.get(_composed(path))
-
-
-def _composed(path: str) -> str:
-    """The Unicode form in which an accented letter is one character."""
-    return unicodedata.normalize("NFC", path)
+                self._normal[composed(known)] = file
+        return self._normal.get(composed(path))
 
 
 def _no_file(listing: Listing, rows: Sequence[Row], key: str) -> DataError:

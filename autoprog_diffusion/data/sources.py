@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from .errors import DataError
 from .items import Columns
 from .listing import File, Listing, list_files, printable
 from .report import DataReport, Reading
-from .splits import TRAIN, WHOLE, group_tables
+from .splits import TRAIN, WHOLE, group_tables, note_tables
+from .table_paths import named_files
 from .tables import has_columns, read_npz, read_parquet
 
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Splits = dict[str, "Dataset"]
+TABLES = (".npz", ".parquet")
+ARCHIVES = (".tar", ".tgz", ".gz", ".zip", ".rar", ".7z")
 _COLUMN_OF = {"image_column": "image", "caption_column": "text", "label_column": "label"}
 _HINTS = {
     "caption_column": (
@@ -43,13 +47,14 @@ def read_splits(name: str, *, cache_dir: str | None, reading: Reading, **columns
     Raises:
         DataError: Nothing is there, or it cannot be read.
     """
+    name = os.path.expanduser(name)
     path = Path(name)
     if path.is_dir() and not is_saved(path):
         return _read_folder(list_files(path), cache_dir, reading, columns)
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return read_npz(path)
-    if path.suffix == ".parquet":
-        return {WHOLE: read_parquet([path], columns.get("label_column"), cache_dir)}
+    if path.suffix.lower() == ".parquet":
+        return {WHOLE: _read_parquet([path], cache_dir, columns)}
     return load_by_name(name, cache_dir=cache_dir)
 
 
@@ -68,7 +73,10 @@ def read_named(
     Raises:
         DataError: Nothing is there, or it cannot be read.
     """
+    name = os.path.expanduser(name)
     path = Path(name)
+    if path.is_file() and path.suffix.lower() in TABLES:
+        return read_splits(name, cache_dir=cache_dir, reading=reading, **columns)
     if path.is_dir() and not is_saved(path) and config_name is None and not _has_card(path):
         listing = list_files(path)
         if listing.images or listing.tables or listing.metadata:
@@ -116,7 +124,7 @@ def choose_split(splits: Splits, names: tuple[str, ...], source: str) -> Dataset
     for name in (*names, WHOLE):
         if name in splits:
             return splits[name]
-    raise DataError(f"{source} has the splits {list(splits)}, none of {list(names)}.")
+    raise DataError(f"{source} has the splits {list(splits)}, none of {list(names)}: rename the one that is meant.")
 
 
 def count_other_splits(splits: Splits, used: Iterable[Dataset | None], reading: Reading) -> None:
@@ -164,10 +172,10 @@ def read_training_set(
         return data, reading
     if not folder:
         splits = read_named(source, config_name, cache_dir=cache_dir, reading=reading, **columns)
-    elif Path(folder).is_dir() or Path(folder).suffix in (".npz", ".parquet"):
+    elif os.path.isdir(os.path.expanduser(folder)) or Path(folder).suffix.lower() in TABLES:
         splits = read_splits(folder, cache_dir=cache_dir, reading=reading, **columns)
     else:
-        raise DataError(f"--train_data_dir {folder} is not a folder with files in it.")
+        raise DataError(f"--train_data_dir {folder} is not a folder with files in it, nor a .parquet or .npz file.")
     chosen = choose_split(splits, (TRAIN,), source)
     count_other_splits(splits, [chosen], reading)
     reading.used = len(chosen)
@@ -248,10 +256,14 @@ def _read_folder(listing: Listing, cache_dir: str | None, reading: Reading, colu
     if not listing.images and not listing.empty:
         held = [file.name for file in (*listing.others, *listing.captions, *listing.metadata)]
         held += [name for names in listing.skipped.values() for name in names]
-        raise DataError(f"{listing.root} holds no image and no parquet file; it holds for example {held[:5]}.")
+        archives = [name for name in held if name.lower().endswith(ARCHIVES)]
+        unpack = f" Unpack {archives[0]} first." if archives else ""
+        raise DataError(f"{listing.root} holds no image and no parquet file; it holds for example {held[:5]}.{unpack}")
     if wanted.flag == "label_column":
         raise DataError(f"{listing.root} has no folders: it must hold one folder of images per class.")
-    raise wanted.missing(wanted.flag, ["image"])
+    unread = [file.name for file in (*listing.others, *listing.captions)]
+    also = f" Files that are not read: {unread[:5]}." if unread else ""
+    raise DataError(f"{wanted.missing(wanted.flag, ['image'])}{also}")
 
 
 def _read_images(listing: Listing, wanted: Columns, reading: Reading) -> Splits | None:
@@ -265,15 +277,29 @@ def _read_images(listing: Listing, wanted: Columns, reading: Reading) -> Splits 
 def _read_tables(
     listing: Listing, tables: list[File], cache_dir: str | None, reading: Reading, columns: dict[str, str]
 ) -> Splits:
-    """Parquet files of a folder, by split; other files beside them are counted."""
+    """Parquet files of a folder, by split; other files beside them are counted, but for images that these name."""
     groups = group_tables(listing.root, tables)
+    note_tables(groups, reading)
+    splits = {}
+    used = {file.path for file in tables}
+    for name, files in groups.items():
+        splits[name] = _read_parquet([file.path for file in files], cache_dir, columns)
+        used |= named_files(splits[name], columns["image_column"])
     others = [*listing.images, *listing.captions, *listing.others, *listing.metadata]
-    reading.leave_out("not a parquet file", [file.name for file in others if file not in tables])
+    reading.leave_out("not a parquet file", [file.name for file in others if file.path not in used])
     for reason, names in listing.skipped.items():
         reading.leave_out(reason, names)
     reading.notes += listing.notes
-    label = columns.get("label_column")
-    return {name: read_parquet([file.path for file in files], label, cache_dir) for name, files in groups.items()}
+    return splits
+
+
+def _read_parquet(files: Sequence[str | Path], cache_dir: str | None, columns: dict[str, str]) -> Dataset:
+    return read_parquet(
+        files,
+        columns.get("label_column"),
+        cache_dir,
+        image_column=columns["image_column"],
+    )
 
 
 def _has_card(path: Path) -> bool:

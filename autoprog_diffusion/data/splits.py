@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from .errors import DataError
 from .listing import File, Listing
+from .report import Reading
 
 
 # The only split of data that comes without splits.
@@ -13,6 +15,8 @@ WHOLE = "all"
 TRAIN = "train"
 HELD_OUT = ("validation", "val", "test")
 SPLITS = (TRAIN, *HELD_OUT)
+# Names that people give to splits; only those above choose.
+ALIKE = {*SPLITS, "training", "valid", "testing", "dev", "eval", "evaluation"}
 
 
 def find_splits(listing: Listing, *, classes: bool) -> tuple[str, ...]:
@@ -56,6 +60,57 @@ def top_folder(file: File) -> str:
     """The outermost folder of a file below the folder that was listed; empty for a file that lies in it itself."""
     top, slash, _ = file.name.partition("/")
     return top if slash else ""
+
+
+def is_like_split(name: str) -> bool:
+    """Whether people may mean a split by the name of a folder, in any case."""
+    return name.lower() in ALIKE
+
+
+def note_lookalikes(
+    files: Iterable[File],
+    splits: Iterable[str],
+    reading: Reading,
+) -> None:
+    """Note folders that are called as splits are, and are none: their images are used like any other.
+
+    Args:
+        files: Those that are used.
+        splits: As `find_splits` gives them.
+        reading: Gets the note.
+    """
+    kept = set(splits)
+    found = set()
+    for file in files:
+        folders = file.name.split("/")[:-1]
+        for depth, name in enumerate(folders):
+            is_split = depth == 0 and name in kept
+            if is_like_split(name) and not is_split:
+                path = folders[: depth + 1]
+                found.add("/".join(path))
+    if found:
+        reading.notes.append(
+            f"the folders {sorted(found)[:3]} are no splits, and their images are used: splits are folders called "
+            "train, validation, val or test in the data folder itself"
+        )
+
+
+def note_tables(
+    groups: dict[str, list[File]],
+    reading: Reading,
+) -> None:
+    """Note parquet files that are called as splits are, and are none; arguments as `note_lookalikes` takes them."""
+    found = []
+    for file in groups.get(WHOLE, ()):
+        base = file.name.split("/")[-1]
+        words = re.split(r"[^a-zA-Z]", base)
+        if is_like_split(words[0]):
+            found.append(file.name)
+    if found:
+        reading.notes.append(
+            f"all parquet files are read, also {found[:3]}: files of splits are called train-*, validation-*, val-* "
+            "and test-*"
+        )
 
 
 def split_of_table(file: File) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .errors import DataError
 from .report import Reading
 from .rows import spread
 
@@ -23,7 +24,12 @@ def draw_samples(data: Dataset, most: int | None, seed: int, *, reading: Reading
         seed: Of the choice.
         reading: Counts the others.
         balanced: Take as many of every class, a number in the column `label`, as they allow.
+
+    Raises:
+        DataError: It is less than one.
     """
+    if most is not None and most < 1:
+        raise DataError(f"--max_train_samples {most} leaves nothing to train on: use 1 or more, or remove the flag.")
     if most is None or most >= len(data):
         return data
     order = np.random.default_rng(seed).permutation(len(data))
@@ -31,7 +37,7 @@ def draw_samples(data: Dataset, most: int | None, seed: int, *, reading: Reading
         # Stable: rows of a class stay shuffled, so that evenly spread places are random rows of every class.
         labels = np.asarray(data["label"][:])
         order = order[np.argsort(labels[order], kind="stable")]
-        order = order[spread(len(data), most)] if most else order
+        order = order[spread(len(data), most)]
     chosen = order[:most]
     reading.leave_out(f"beyond --max_train_samples {most}", count=len(data) - most)
     reading.used = most

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from .errors import DataError
 from .rows import split_by
 from .splits import WHOLE
+from .table_paths import with_full_paths
 
 
 if TYPE_CHECKING:
@@ -24,7 +26,11 @@ IN_MEMORY = 2**29
 
 
 def read_parquet(
-    files: Sequence[str | Path], label_column: str | None = None, cache_dir: str | None = None
+    files: Sequence[str | Path],
+    label_column: str | None = None,
+    cache_dir: str | None = None,
+    *,
+    image_column: str | None = None,
 ) -> Dataset:
     """Parquet files together; class names may be in the schema's metadata, under `names`.
 
@@ -32,6 +38,7 @@ def read_parquet(
         files: Of one schema.
         label_column: Column whose classes have these names.
         cache_dir: Where `datasets` keeps what it converts.
+        image_column: Column of images; file names in it are relative to the table's own folder.
 
     Raises:
         DataError: One is not there, or cannot be read.
@@ -48,11 +55,15 @@ def read_parquet(
         if size <= IN_MEMORY:
             # `load_dataset` would copy the files into a cache in the home folder. A file alone keeps its folder's name
             # from becoming a column.
-            tables = [pyarrow.parquet.ParquetFile(name).read() for name in names]
-            data: Any = datasets.concatenate_datasets([datasets.Dataset(table) for table in tables])  # type: ignore
+            parts = []
+            for name in names:
+                part = datasets.Dataset(pyarrow.parquet.ParquetFile(name).read())  # type: ignore[arg-type]
+                parts.append(with_full_paths(part, image_column, os.path.dirname(name)))
+            data: Any = datasets.concatenate_datasets(parts)
         else:
             escaped = [glob.escape(name) for name in names]
             data = datasets.load_dataset("parquet", data_files=escaped, split="train", cache_dir=cache_dir)
+            data = with_full_paths(data, image_column, os.path.dirname(names[0]))
         schema = pyarrow.parquet.read_schema(names[0])
     except Exception as error:
         # `datasets`, pyarrow and the file system have errors of their own; all mean the same to a user.
@@ -94,15 +105,31 @@ def read_npz(path: Path) -> dict[str, Dataset]:
         raise DataError(f"{path} has no {missing}: it needs x, y and classes, and test for a split.")
     x = arrays["x"]
     y = arrays["y"]
-    if x.dtype != np.uint8 or x.ndim not in (3, 4) or len(x) != len(y):
+    is_image = x.ndim == 3 or (x.ndim == 4 and x.shape[3] == 3)
+    if x.dtype != np.uint8 or not is_image or y.shape != x.shape[:1]:
         raise DataError(
-            f"{path}: x is {x.dtype} {x.shape} and y {y.shape}; x must be uint8 (N, H, W) or (N, H, W, 3)."
+            f"{path}: x is {x.dtype} {x.shape} and y {y.shape}; x must be uint8 (N, H, W) or (N, H, W, 3), y (N,)."
         )
-    data = _labelled(list(x), y.tolist(), arrays["classes"].tolist())
+    classes = [str(name) for name in arrays["classes"].reshape(-1)]
+    _check_labels(path, y, classes)
+    data = _labelled(list(x), y.tolist(), classes)
     if "test" not in arrays:
         return {WHOLE: data}
-    train, test = split_by(data, arrays["test"].astype(bool))
+    held_out = arrays["test"]
+    if held_out.shape != y.shape:
+        raise DataError(f"{path}: test has the shape {held_out.shape}; it must have one value per image, {y.shape}.")
+    train, test = split_by(data, held_out.astype(bool))
     return {"train": train, "test": test}
+
+
+def _check_labels(path: Path, labels: np.ndarray, classes: Sequence[str]) -> None:
+    """Refuse classes of one name, and labels that are no number of a class."""
+    if len(set(classes)) < len(classes):
+        raise DataError(f"{path}: two of the classes have the same name: {sorted(classes)[:10]}. Rename one.")
+    known = np.isin(labels, np.arange(len(classes)))
+    if not known.all():
+        wrong = labels[~known][:5].tolist()
+        raise DataError(f"{path}: y holds {wrong}; with {len(classes)} classes it must be 0 to {len(classes) - 1}.")
 
 
 def _labelled(images: list[Any], labels: list[int], classes: list[str]) -> Dataset:

@@ -89,7 +89,7 @@ def list_images(folder: str | Path, flag: str, reading: Reading | None = None, m
     Raises:
         DataError: It is not a folder, or holds none.
     """
-    path = Path(folder)
+    path = Path(os.path.expanduser(folder))
     if not path.is_dir():
         raise DataError(f"--{flag} {folder} is not a folder.")
     listing = list_files(path, deep=False)

@@ -75,7 +75,7 @@ def test_max_train_samples_takes_a_random_choice(tmp_path: Path, images_dir: Pat
 
 
 def test_zero_samples_are_refused(tmp_path: Path, images_dir: Path) -> None:
-    with pytest.raises(DataError, match="training set is empty"):
+    with pytest.raises(DataError, match="--max_train_samples 0 leaves nothing"):
         load(tmp_path, images_dir, max_train_samples=0)
 
 

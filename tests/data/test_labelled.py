@@ -115,7 +115,7 @@ def test_rows_without_a_label_are_refused(tmp_path: Path) -> None:
 
 
 def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="class names or numbers, not .*float"):
+    with pytest.raises(DataError, match="class names or whole numbers, not .*float"):
         load(write_parquet(tmp_path / "data", "label", [0.5, 1.5]))
 
 

@@ -333,7 +333,7 @@ REFUSED = {
     ),
     "no JSON": (bad_line("metadata.jsonl", b'\n{"file_name": "a.png",'), "metadata.jsonl line 2 is not JSON"),
     "no object": (bad_line("metadata.jsonl", b"[1]"), r"metadata.jsonl line 1 is \[1\]"),
-    "no columns": (bad_line("metadata.csv", b"file_name;text\na.png;x"), r"\['file_name;text'\], but no file_name"),
+    "no columns": (bad_line("metadata.csv", b"name;text\na.png;x"), r"\['name', 'text'\], but no file_name"),
     "comma": (bad_line("metadata.csv", b"file_name,text\na.png,one, two"), "line 2 has not as many fields"),
     "short": (bad_line("metadata.csv", b"file_name,text\na.png"), "line 2 has not as many fields"),
     "Latin-1": (bad_line("metadata.csv", b"file_name,text\na.png,\xe4"), "metadata.csv line 2 is not UTF-8"),
