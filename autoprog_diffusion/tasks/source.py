@@ -165,7 +165,13 @@ def check_weights(name: str, pipeline: Any) -> None:
         source: Any = module
         folder = Path(str(getattr(source.config, "_name_or_path", "") or "?"))
         files = _weight_files(folder)
-        missing = _missing(module, {key for file in files for key in _tensor_names(file)}) if files else []
+        names = {key for file in files for key in _tensor_names(file)}
+        missing = _missing(module, names) if files else []
+        if missing and any(".base_layer." in key for key in names):
+            raise GrowthError(
+                f"{name} was saved with adapters in its {part}, which Diffusers does not load from there: fuse them "
+                "first (fuse_lora and unload_lora_weights of the pipeline), and save it again."
+            )
         if missing:
             kind = type(module).__name__
             raise GrowthError(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from peft import LoraConfig
 from transformers import CLIPTokenizer
 
 from autoprog_diffusion.growth import GrowthError
@@ -153,6 +154,18 @@ def test_weights_that_are_missing_in_older_files_are_named(folders: dict[str, Pa
         torch.save(weights, file, _use_new_zipfile_serialization=archive)
         with pytest.raises(GrowthError, match=f"the files of unet lack 1 tensors.*{gone}"):
             load_pipeline(str(tmp_path))
+
+
+def test_a_pipeline_that_was_saved_with_adapters_inside_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(folders["sd"])
+    pipeline.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    pipeline.save_pretrained(tmp_path)
+    with pytest.raises(GrowthError, match="was saved with adapters in its unet.*fuse_lora"):
+        load_pipeline(str(tmp_path))
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    pipeline.save_pretrained(tmp_path)
+    load_pipeline(str(tmp_path))
 
 
 def test_an_index_of_another_kind_is_named(copy_of: CopyOf) -> None:
