@@ -13,7 +13,7 @@ from accelerate.utils import set_seed
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthError, GrowthPlan
 from autoprog_diffusion.growth.errors import ConfigError, PlanError
-from autoprog_diffusion.growth.plan import fixed_plan
+from autoprog_diffusion.growth.fixed import fixed_plan
 from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.build import RowDataset, make_loader, make_optimizer
 
