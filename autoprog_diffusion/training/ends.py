@@ -135,12 +135,16 @@ def _end_workers() -> None:
 
     `multiprocessing` would send one, and wait for ever.
     """
-    for child in multiprocessing.active_children():
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        # PyTorch's handler takes a worker that a signal ends for a crash.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
         for _ in range(ATTEMPTS):
-            if not child.daemon or not child.is_alive():
+            if not worker.is_alive():
                 break
-            child.terminate()
-            child.join(0.1)
+            worker.terminate()
+            worker.join(0.1)
 
 
 # The last to be registered runs first: before the function that `multiprocessing.util` has registered.
