@@ -25,6 +25,7 @@ from .growth.errors import (
 
 if TYPE_CHECKING:
     from .data.errors import DataError
+    from .files import DiskError
     from .tasks.dit_labels import LabelError
     from .training.checkpoints import TrainingError
     from .training.output import OutputError
@@ -39,6 +40,7 @@ __all__ = [
     "BudgetError",
     "ConfigError",
     "DataError",
+    "DiskError",
     "GenotypeError",
     "GrowthConfig",
     "GrowthError",
@@ -66,6 +68,7 @@ __all__ = [
 _LAZY = {
     "BudgetError": "vit.asvit.scaling",
     "DataError": "data.errors",
+    "DiskError": "files",
     "GenotypeError": "vit.asvit.genotype",
     "LabelError": "tasks.dit_labels",
     "ModelError": "vit.models",

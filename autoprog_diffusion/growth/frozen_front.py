@@ -20,6 +20,7 @@ class FrozenFront:
         self._hooks = ExitStack()
         self._modes: list[bool] = []
         self._names: dict[nn.Module, str] = {}
+        self._inside = False  # whether the model's own forward runs, and not one of a user's around its blocks
         self._trained_ran = False
         self._training = False
         self.without_gradient = False  # whether a block that trains was called without gradient, by a model with it
@@ -37,6 +38,7 @@ class FrozenFront:
             return
         hook = self._hooks.enter_context
         hook(model.register_forward_pre_hook(self._begin))
+        hook(model.register_forward_hook(self._end, always_call=True))
         for index in trained:
             for module in called_modules(model, layout.blocks[index].modules):
                 hook(module.register_forward_pre_hook(self._note_trained))
@@ -59,14 +61,19 @@ class FrozenFront:
 
     def _begin(self, *ignored: Any) -> None:
         """Forward pre-hook of the model."""
+        self._inside = True
         self._trained_ran = False
         self._training = torch.is_grad_enabled()
+
+    def _end(self, *ignored: Any) -> None:
+        """Forward hook of the model."""
+        self._inside = False
 
     def _note_trained(self, *ignored: Any) -> None:
         """Forward pre-hook of the blocks that train."""
         self._trained_ran = True
         # Reentrant checkpointing does that, and computes it again in the backward pass.
-        if self._training and not torch.is_grad_enabled():
+        if self._inside and self._training and not torch.is_grad_enabled():
             self.without_gradient = True
 
     def _enter(self, module: nn.Module, args: Any) -> None:
@@ -79,11 +86,17 @@ class FrozenFront:
                     "gradient checkpointing does not know that its output needs no gradient. Use use_reentrant=False "
                     "(model.enable_gradient_checkpointing() of Diffusers does)."
                 )
-            raise UnitError(
-                f"block {self._names[module]!r} ran after a block that trains, although it comes before it in the "
-                "layout: its gradient would be lost. Name the blocks in the order they run with blocks=[...]."
-            )
+            # Where a loop calls the blocks itself, nothing says where the next pass begins.
+            if self._inside:
+                self._refuse_order(module)
         torch.set_grad_enabled(False)
+
+    def _refuse_order(self, module: nn.Module) -> None:
+        """Refuse a front block that runs after a trained one in the same pass."""
+        raise UnitError(
+            f"block {self._names[module]!r} ran after a block that trains, although it comes before it in the "
+            "layout: its gradient would be lost. Name the blocks in the order they run with blocks=[...]."
+        )
 
     def _leave(self, *ignored: Any) -> None:
         """Forward hook of the front's modules: back to the mode in which the module was called."""

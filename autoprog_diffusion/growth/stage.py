@@ -19,6 +19,7 @@ from .errors import OrderError
 from .frozen_front import FrozenFront
 from .plan import GrowthPlan
 from .state import NamedTensors, State
+from .taken import check_free, release, take
 from .units import Layout, set_trainable, trainable_names, trainable_now
 
 
@@ -32,9 +33,13 @@ class StageApplier:
         model: The bare model.
         layout: Its units.
         embedding: Its stage embedding, if it has one.
+
+    Raises:
+        OrderError: The model is being grown already.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, embedding: StageEmbeddingLike | None) -> None:
+        check_free(model)
         self._model = model
         self._wrapped = model
         self._layout = layout
@@ -45,6 +50,8 @@ class StageApplier:
 
     def prepare(self, wrapped: nn.Module, ddp: DistributedDataParallel | None) -> None:
         """Attach the stage embedding; `wrapped` is what the training loop calls, `ddp` its DDP wrapper."""
+        check_free(self._model)
+        take(self._model)
         self._wrapped = wrapped
         self._ddp = ddp
         if self._embedding is not None:
@@ -89,6 +96,7 @@ class StageApplier:
         if self._embedding is not None:
             self._embedding.fold(self._model)
         set_trainable(self._model, self._layout.names)
+        release(self._model)
 
     @contextmanager
     def folded(self) -> Iterator[None]:

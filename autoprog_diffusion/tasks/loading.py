@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from .source import (
     parts_of,
     single_file_class,
 )
+from .tokenizers import check_tokenizers
 
 
 # Class of a pipeline -> the recipe that trains it in full.
@@ -61,13 +64,16 @@ def _load_folder(kind: Any, words: str, name: str, options: dict[str, Any]) -> A
     variant = find_variant(name, options.get("variant"))
     left_out = {part: None for part in _absent(name) if part not in options}
     try:
-        found = pipeline_config(name, **options).get("_class_name")
+        config = pipeline_config(name, **options)
+        found = str(config.get("_class_name"))
         if found != kind.__name__:
             raise ValueError(f"its model_index.json says {found}. {_recipe_for(found)}")
+        _check_parts(kind, config, left_out.keys() | options.keys())
         pipeline = kind.from_pretrained(name, **{**options, **left_out, "variant": variant})
     except LOAD_ERRORS as error:
         raise GrowthError(f"{name} cannot be loaded as {words}: {error}{_hint(name, variant, error)}") from error
     check_weights(name, pipeline)
+    check_tokenizers(name, pipeline)
     return pipeline
 
 
@@ -86,6 +92,24 @@ def _load_single_file(kind: Any, words: str, name: str, cache_dir: str | None) -
             f'folder: python -c "from diffusers import {kind.__name__} as P; '
             f"P.from_single_file('{name}').save_pretrained('{folder}')\""
         ) from error
+
+
+def _check_parts(kind: Any, config: dict[str, Any], told: Set[str]) -> None:
+    """Raise `ValueError` where a pipeline's index leaves a part out that its class needs.
+
+    Args:
+        kind: The pipeline's class.
+        config: The index.
+        told: Parts that Diffusers is told of.
+    """
+    parameters = signature(kind).parameters
+    needed = {part for part, parameter in parameters.items() if parameter.default is Parameter.empty}
+    lacking = []
+    for part in sorted(needed - told - set(kind._optional_components)):
+        if (config.get(part) or [None])[0] is None:
+            lacking.append(part)
+    if lacking:
+        raise ValueError(f"its model_index.json names no {', '.join(lacking)}. Download it again, or save it whole.")
 
 
 def _absent(name: str) -> list[str]:
@@ -147,4 +171,7 @@ def pipeline_class(name: str, **hub: str | None) -> str:
 
 def pipeline_config(name: str, **hub: str | None) -> Any:
     """The index of a pipeline's parts; it has no variants."""
-    return DiffusionPipeline.load_config(name, revision=hub.get("revision"), cache_dir=hub.get("cache_dir"))
+    config: Any = DiffusionPipeline.load_config(name, revision=hub.get("revision"), cache_dir=hub.get("cache_dir"))
+    if not isinstance(config, dict):
+        raise TypeError(f"its model_index.json holds a {type(config).__name__}, not the names of parts.")
+    return config

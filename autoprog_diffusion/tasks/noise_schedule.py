@@ -82,6 +82,25 @@ def check_denoising(name: str, scheduler: Any) -> None:
             f"the scheduler of {name} has prediction_type={prediction!r}: allowed are {list(PREDICTIONS)}. Choose "
             "another model; recipes/finetune_flow.py trains flow matching."
         )
+    _check_betas(name, scheduler)
+
+
+def _check_betas(name: str, scheduler: Any) -> None:
+    """Refuse betas that are no noise, or not as many as there are steps to draw from."""
+    betas = torch.as_tensor(scheduler.betas)
+    steps = scheduler.config.num_train_timesteps
+    if len(betas) != steps:
+        raise GrowthError(
+            f"the scheduler of {name} has {len(betas)} trained_betas and num_train_timesteps={steps}: one for every "
+            "step is needed. Correct scheduler/scheduler_config.json."
+        )
+    lowest = float(betas.min())
+    highest = float(betas.max())
+    if not 0 <= lowest <= highest <= 1:
+        raise GrowthError(
+            f"the betas of the scheduler of {name} lie between {lowest:.3g} and {highest:.3g}, and only [0, 1] is "
+            "allowed: correct beta_start, beta_end or trained_betas in scheduler/scheduler_config.json."
+        )
 
 
 def check_flow(name: str, scheduler: Any) -> None:
@@ -98,6 +117,12 @@ def check_flow(name: str, scheduler: Any) -> None:
     if scheduler.config.get("invert_sigmas"):
         raise GrowthError(
             f"the scheduler of {name} has invert_sigmas=True, so its time runs from noise at 0: only False is trained."
+        )
+    shift = scheduler.config.shift
+    if not shift > 0:
+        raise GrowthError(
+            f"the scheduler of {name} has shift={shift!r}, which leaves no noise at any time: only numbers above 0 "
+            "are allowed. Correct scheduler/scheduler_config.json."
         )
 
 

@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -47,6 +49,8 @@ def single_file_class(name: str) -> str | None:
     path = Path(name)
     if not path.is_file():
         raise GrowthError(f"{name} does not exist: give a Diffusers folder, a Hub name, or a checkpoint file.")
+    if path.suffix.lower() == ".json":
+        raise GrowthError(f"{name} is a configuration, no model: give the folder that holds the {INDEX}.")
     if path.suffix.lower() != ".safetensors":
         return None
     try:
@@ -106,7 +110,12 @@ def describe_folder(folder: Path) -> str:
 def parts_of(folder: Path) -> list[str]:
     """Names of the parts that a pipeline's index lists, without those that are left out (null)."""
     index = _read_json(folder / INDEX)
-    return [part for part, value in index.items() if isinstance(value, list) and value and value[0] is not None]
+    return [part for part, value in index.items() if is_part(part, value) and value[0] is not None]
+
+
+def is_part(name: str, value: Any) -> bool:
+    """Whether an entry of a pipeline's index is a part; a class of a user's own is a list too, under `_class_name`."""
+    return not name.startswith("_") and isinstance(value, list) and len(value) > 0
 
 
 def find_variant(name: str, wanted: str | None) -> str | None:
@@ -155,14 +164,27 @@ def check_weights(name: str, pipeline: Any) -> None:
             continue
         source: Any = module
         folder = Path(str(getattr(source.config, "_name_or_path", "") or "?"))
-        files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-        missing = _missing(module, {key for file in files for key in _tensor_names(file)}) if files else []
+        files = _weight_files(folder)
+        names = {key for file in files for key in _tensor_names(file)}
+        missing = _missing(module, names) if files else []
+        if missing and any(".base_layer." in key for key in names):
+            raise GrowthError(
+                f"{name} was saved with adapters in its {part}, which Diffusers does not load from there: fuse them "
+                "first (fuse_lora and unload_lora_weights of the pipeline), and save it again."
+            )
         if missing:
             kind = type(module).__name__
             raise GrowthError(
                 f"{name} is incomplete: the files of {part} lack {len(missing)} tensors of its {kind}, for example "
                 f"{missing[0]}. Its config.json belongs to other weights, or a file is damaged."
             )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Files of the weights of a part; safetensors are loaded before others."""
+    files = [file for file in sorted(folder.iterdir()) if _WEIGHTS.match(file.name)] if folder.is_dir() else []
+    tensors = [file for file in files if file.suffix == ".safetensors"]
+    return tensors or files
 
 
 def _missing(module: nn.Module, names: set[str]) -> list[str]:
@@ -196,6 +218,9 @@ def _needs_weights(folder: Path) -> bool:
 
 
 def _tensor_names(file: Path) -> list[str]:
+    if file.suffix == ".bin":
+        # Files of before PyTorch 1.6 are no archives, and are read whole.
+        return list(torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file)))
     with safe_open(file, "pt") as tensors:
         return list(tensors.keys())
 

@@ -27,10 +27,21 @@ def save_plain(pipeline: Any, denoiser: nn.Module, output: Path) -> None:
     Raises:
         GrowthError: A file does not hold the weights.
     """
+    remove_old_indices(pipeline, output)
     pipeline.save_pretrained(output)
     part = next(name for name, value in pipeline.components.items() if value is denoiser)
     compare_weights(denoiser, output / part)
     print(f"load it with {loading_call(pipeline, output)}")
+
+
+def remove_old_indices(pipeline: Any, output: Path) -> None:
+    """Remove the lists of files of a pipeline that was saved in several files into the same folder.
+
+    Diffusers overwrites the files, but reads such a list first, which then names files that are no more.
+    """
+    for name in pipeline.components:
+        for index in (output / name).glob("*.index*.json"):
+            index.unlink()
 
 
 def loading_call(pipeline: Any, output: Path) -> str:

@@ -213,9 +213,7 @@ def test_a_disk_that_is_full_at_the_final_save_loses_nothing(
 
     monkeypatch.setattr(script, "save", full)
     try:
-        with pytest.raises(
-            TrainingError, match=r"cannot be written to .*checkpoint-2 holds it. Free space, and run"
-        ):
+        with pytest.raises(TrainingError, match=r"cannot be written to .*checkpoint-2 holds it. Free space, and run"):
             run(script, recipe("--max_train_steps", 2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

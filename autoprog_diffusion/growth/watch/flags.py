@@ -41,11 +41,13 @@ class ParameterFlags:
             when: Since when, for the message.
 
         Raises:
-            OrderError: It names the first parameters.
+            OrderError: It names the first parameters, or those added or replaced.
         """
         now = [parameter.requires_grad for parameter in self._parameters]
         if now == self._flags:
             return
+        # New adapters freeze their model: they are the cause, and the flags follow from it.
+        self.check_parameters()
         changed = [name for name, before, after in zip(self._named, self._flags, now) if before != after]
         thawed = [name for name in changed if self._named[name].requires_grad]
         raise OrderError(

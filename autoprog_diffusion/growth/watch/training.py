@@ -217,9 +217,10 @@ class TrainingWatch:
         if moved:
             raise OrderError(
                 f"{len(moved)} frozen parameters have moved since this stage began, first {moved[:3]}: an optimizer "
-                "that moves parameters without gradient, ema.copy_to without ema.restore, or a checkpoint that was "
-                "loaded over the model. Load checkpoints before growth.load_state_dict; to accept the weights as they "
-                "are, call growth.load_state_dict(growth.state_dict())."
+                "that moves parameters without gradient, ema.copy_to without ema.restore, a cast to half precision "
+                "and back (cast a copy of the model), or a checkpoint that was loaded over the model. Load "
+                "checkpoints before growth.load_state_dict; to accept the weights as they are, call "
+                "growth.load_state_dict(growth.state_dict())."
             )
 
 
