@@ -65,9 +65,11 @@ def write_checkpoint(accelerator: Accelerator, root: Path, step: int, limit: int
     try:
         save_checkpoint(accelerator, root, step, limit)
     except Exception as error:  # torch, safetensors and the file system each have their own
+        # torch says of a full disk that it met an unexpected position.
+        free = shutil.disk_usage(root).free // 2**20
         raise TrainingError(
-            f"checkpoint-{step} cannot be written: {error}. The newest complete checkpoint is "
-            f"{find_checkpoint(root, 'latest')}: free space and go on with --resume_from_checkpoint latest."
+            f"checkpoint-{step} cannot be written: {error} ({free} MiB are free). {newest_in_words(root)} Free space "
+            "and go on with --resume_from_checkpoint latest."
         ) from error
 
 
@@ -128,8 +130,19 @@ def newest_checkpoint(root: Path) -> Path | None:
     return next(reversed(_complete_ones(root)), None)
 
 
-def find_checkpoint(root: Path, wanted: str | None) -> Path | None:
+def newest_in_words(root: Path) -> str:
+    """A sentence on the checkpoint that a run can go on from."""
+    newest = newest_checkpoint(root)
+    return "No checkpoint is complete." if newest is None else f"The newest complete checkpoint is {newest}."
+
+
+def find_checkpoint(root: Path, wanted: str | None, *, report: bool = False) -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` names, if it does; for `latest`, the newest complete one or None.
+
+    Args:
+        root: Folder of the run's checkpoints.
+        wanted: Value of the flag.
+        report: Whether to log which ones `latest` leaves aside.
 
     Raises:
         StateError: A named checkpoint does not exist or is not complete; the message lists those that are.
@@ -137,7 +150,7 @@ def find_checkpoint(root: Path, wanted: str | None) -> Path | None:
     if wanted is None:
         return None
     if wanted == "latest":
-        damaged = [path.name for path in _folders(root) if not _is_complete(path)]
+        damaged = [path.name for path in _folders(root) if report and not _is_complete(path)]
         if damaged:
             logger.warning("%s in %s are not complete, or damaged, and are left aside.", damaged, root)
         return newest_checkpoint(root)

@@ -201,7 +201,7 @@ def open_output(args: HasOutput, accelerator: Accelerator) -> None:
         values = flat(asdict(args))  # type: ignore[call-overload]
         check_inputs(folder, {name: values.get(name) for name in PLACES}, overwrite=output.overwrite_output_dir)
         check_output_dir(folder, resume=wanted is not None, overwrite=output.overwrite_output_dir)
-        checkpoint = find_checkpoint(folder / "checkpoints", wanted)
+        checkpoint = find_checkpoint(folder / "checkpoints", wanted, report=True)
         if checkpoint is not None:
             check_same_run(starts_before(checkpoint), args, accelerator.num_processes, checkpoint.parents[1])
     accelerator.wait_for_everyone()

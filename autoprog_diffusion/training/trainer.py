@@ -26,7 +26,7 @@ from .checkpoints import (
     checkpoint_step,
     find_checkpoint,
     load_checkpoint,
-    newest_checkpoint,
+    newest_in_words,
     write_checkpoint,
 )
 from .ends import Ends, Stopped
@@ -335,7 +335,7 @@ class Trainer(ABC):
         if not math.isfinite(value):
             raise TrainingError(
                 f"the {name} is {value} at step {self.step}, stage {self.growth.stage + 1}: lower {self.lr_flag} or "
-                f"use --mixed_precision bf16. The newest complete checkpoint is {newest_checkpoint(self.root)}."
+                f"use --mixed_precision bf16. {newest_in_words(self.root)}"
             )
 
     def _report(self, row: dict[str, float], bar: tqdm) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from autoprog_diffusion.growth import GrowthPlan, PlanError, StateError
+from autoprog_diffusion.training.checkpoints import newest_in_words
 from autoprog_diffusion.training.flag_checks import idle_flags, short_epoch
 from autoprog_diffusion.training.flag_classes import changes
 from autoprog_diffusion.training.given_plan import plan_for
@@ -57,6 +58,15 @@ def test_resume_with_the_plan_of_a_file_and_more_steps(parse: Parse, tmp_path: P
         assert trainer.growth.plan.num_training_steps == steps
         trainer.train()
         trainer.checkpoint()
+
+
+def test_resume_says_once_what_latest_leaves_aside(
+    parse: Parse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "checkpoints" / "checkpoint-2").mkdir(parents=True)
+    ready(SD, parse(2, "--resume_from_checkpoint", "latest"))
+    assert capsys.readouterr().err.count("are left aside") == 1
+    assert newest_in_words(tmp_path / "out" / "checkpoints") == "No checkpoint is complete."
 
 
 def test_resume_by_another_script_is_refused_by_name(parse: Parse) -> None:

@@ -17,7 +17,7 @@ from .training import NewTrainer
 def test_a_plan_of_other_steps_is_refused(new_trainer: NewTrainer, tmp_path: Path) -> None:
     trainer = new_trainer("--max_train_steps", 4, "--train_batch_size", 4)
     trainer.growth.plan.save(tmp_path / "plan.json")
-    with pytest.raises(PlanError, match=r"the plan is for 4 steps, the run has 8: use plan\.rescaled\(8\)"):
+    with pytest.raises(PlanError, match=r"--growth_plan is for 4 steps, the run has 8: use --max_train_steps 4"):
         new_trainer("--max_train_steps", 8, "--train_batch_size", 4, "--growth_plan", tmp_path / "plan.json")
 
 

@@ -58,7 +58,7 @@ def test_resume_leaves_a_checkpoint_with_a_changed_marker_aside(
     content = (folder / MARKER).read_bytes()
     for place in range(0, len(content), 3):
         flip(folder / MARKER, place)
-        assert find_checkpoint(folder.parent, "latest") is None
+        assert find_checkpoint(folder.parent, "latest", report=True) is None
         with pytest.raises(StateError, match="not a complete checkpoint"):
             find_checkpoint(folder.parent, "checkpoint-3")
         (folder / MARKER).write_bytes(content)
