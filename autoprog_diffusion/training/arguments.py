@@ -11,7 +11,7 @@ import tyro
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan
 from autoprog_diffusion.growth.errors import ConfigError
 
-from .flag_checks import check_seed_and_finite, check_tracker
+from .flag_checks import check_not_blank, check_seed_and_finite, check_tracker
 
 
 TRACKERS = ("none", "all", "tensorboard", "wandb", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab")
@@ -330,6 +330,7 @@ def check_arguments(args: Arguments) -> None:
     """
     values = flat(asdict(args))
     check_output(args.output)
+    check_not_blank(values)
     check_seed_and_finite(values)
     check_positive(values, POSITIVE)
     check_numbers(values, NOT_NEGATIVE, lambda value: value >= 0, "0 or more")

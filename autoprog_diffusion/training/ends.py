@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing.util
 import os
 import shlex
 import signal
@@ -22,6 +24,7 @@ from .arguments import take_flag
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 # Seconds in which signals count as one: a terminal and a launcher each pass the same Ctrl-C to every process.
 GRACE = 2.0
+ATTEMPTS = 50  # to end a worker
 
 
 class Stopped(SystemExit):
@@ -125,6 +128,27 @@ def keep_worker_alive(worker: int) -> None:
         number = getattr(signal, name, None)
         if number is not None:
             signal.signal(number, ignore_once)
+
+
+def _end_workers() -> None:
+    """End the workers of loaders that are not read to their end, which ignore the first signal.
+
+    `multiprocessing` would send one, and wait for ever.
+    """
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        # PyTorch's handler takes a worker that a signal ends for a crash.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        for _ in range(ATTEMPTS):
+            if not worker.is_alive():
+                break
+            worker.terminate()
+            worker.join(0.1)
+
+
+# The last to be registered runs first: before the function that `multiprocessing.util` has registered.
+atexit.register(_end_workers)
 
 
 def resume_command() -> str:

@@ -39,6 +39,16 @@ NEEDS: tuple[tuple[str, str, Any], ...] = (
 )
 # The flag that wins, the one that then has no effect.
 EITHER = (("max_train_steps", "num_train_epochs"), ("max_train_steps", "epochs"), ("warmup_steps", "warmup_epochs"))
+# Flags that name data or a model.
+NAMES = (
+    "train_data_dir",
+    "dataset_name",
+    "train_data",
+    "val_data",
+    "instance_data_dir",
+    "class_data_dir",
+    "pretrained_model_name_or_path",
+)
 LARGEST_SEED = 2**32 - 1025  # numpy's limit, and room for the ranks, which add their number
 Args = TypeVar("Args", bound=Any)
 
@@ -119,6 +129,21 @@ def check_tracker(name: str) -> None:
     if not any(find_spec(module) for module, _ in wanted.values()):
         packages = "tensorboard" if name == "all" else wanted[name][1]
         raise ConfigError(f"--report_to {name} needs a package that is not installed: pip install {packages}.")
+
+
+def check_not_blank(values: Mapping[str, Any]) -> None:
+    """Refuse an empty name of data or of a model, such as that of a shell variable that is not set.
+
+    Args:
+        values: Flag -> value.
+
+    Raises:
+        ConfigError: The defaults would be trained on.
+    """
+    for name in NAMES:
+        value = values.get(name)
+        if isinstance(value, str) and not value.strip():
+            raise ConfigError(f"--{name} is empty: give a folder or name, or remove the flag for the default.")
 
 
 def check_seed_and_finite(values: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 
+from autoprog_diffusion.data.caption_text import first_captions
 from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.images import DataError, read_image
 from autoprog_diffusion.data.labelled import class_names, load_labelled_images, load_train_and_val
@@ -222,3 +223,10 @@ def test_reader_refuses_arrays_that_do_not_fit(tmp_path: Path, values: dict[str,
 def test_reader_says_how_to_use_another_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"splits \['validation'\], none of \['train'\]: rename the one that is meant"):
         captions(with_texts(tmp_path, "validation/a.png"))
+
+
+def test_reader_titles_pictures_without_decoding_images(tmp_path: Path) -> None:
+    with_texts(tmp_path, "a.png", "b.png")
+    (tmp_path / "a.png").write_bytes(b"<html>")
+    data = load_captioned_images(train_data_dir=str(tmp_path), resolution=8)
+    assert first_captions(data, 2) == ("of a.png", "of b.png")

@@ -21,7 +21,7 @@ from autoprog_diffusion.training.arguments import (
     flat_flags,
     take_flag,
 )
-from autoprog_diffusion.training.flag_checks import check_seed_and_finite, explicit_wins
+from autoprog_diffusion.training.flag_checks import check_not_blank, check_seed_and_finite, explicit_wins
 
 from ..autoprog_one.config import ViTGrowthConfig
 from .augment_settings import AugmentSettings
@@ -240,6 +240,7 @@ def check_shared(args: SharedArguments) -> None:
     """
     values = flat(asdict(args))
     check_output(args.output)
+    check_not_blank(values)
     check_seed_and_finite(values)
     check_positive(values, POSITIVE)
     check_numbers(values, SHARES, lambda value: 0 <= value <= 1, "a number from 0 to 1")

@@ -1,0 +1,34 @@
+"""A run ends although a loader's workers ignore the first signal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from autoprog_diffusion.growth import ConfigError
+from autoprog_diffusion.training.flag_checks import NAMES, check_not_blank
+
+
+UNREAD = """
+from torch.utils.data import DataLoader
+from autoprog_diffusion.training.ends import keep_worker_alive
+
+loader = DataLoader(range(1000), num_workers=2, worker_init_fn=keep_worker_alive)
+batches = iter(loader)
+print(next(batches))
+"""
+
+
+def test_resume_workers_of_a_loader_that_is_not_read_to_its_end_do_not_hold_the_run() -> None:
+    done = subprocess.run([sys.executable, "-c", UNREAD], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tensor([0])\n", "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reader_refuses_an_empty_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{name} is empty"):
+        check_not_blank({name: " "})
+    check_not_blank({name: None})
+    check_not_blank({name: "data"})
