@@ -107,7 +107,7 @@ def test_only_what_is_open_moves_and_costs(new_trainer: NewRun) -> None:
 
 
 def test_growth_off_trains_everything_at_once(new_trainer: NewRun) -> None:
-    trainer = new_trainer("--growth", "off", "--max_train_steps", "1")
+    trainer = new_trainer("--growth", "off", "--max_train_steps", "1", "--warmup_steps", "0")
     before = weights(trainer)
     trainer.train()
     assert len(trainer.growth.plan.stages) == 1
@@ -155,8 +155,8 @@ def test_a_resumed_run_keeps_its_settings(flags: list[str], fresh: Callable[[], 
     fresh()
     run(FINETUNING, FINETUNING.parse(short))
     fresh()
-    with pytest.raises(StateError, match=r"--lr was 0.003, now 0.1"):
-        run(FINETUNING, FINETUNING.parse([*short, "--lr", "0.1", "--resume_from_checkpoint", "latest"]))
+    with pytest.raises(StateError, match=r"--batch_size was 4, now 8"):
+        run(FINETUNING, FINETUNING.parse([*short, "--batch_size", "8", "--resume_from_checkpoint", "latest"]))
 
 
 def test_a_head_is_kept_for_its_own_classes(tmp_path: Path, flags: list[str]) -> None:
