@@ -19,7 +19,7 @@ from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.growth import ConfigError, GrowthError
 
 from .arguments import Arguments, DataArguments, OutputArguments, TrainArguments
-from .ends import keep_worker_alive
+from .ends import keeping_workers_alive
 
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def make_loader(
         num_workers=0 if args.data.cache_latents else args.data.dataloader_num_workers,
         # Its own generator: starting an epoch must not advance the one that draws the noise.
         generator=torch.Generator().manual_seed(args.train.seed),
-        worker_init_fn=keep_worker_alive,
+        worker_init_fn=keeping_workers_alive(),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
+import multiprocessing
 import multiprocessing.util
 import os
 import shlex
@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -112,12 +112,21 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def keep_worker_alive(worker: int) -> None:
-    """Let a loader's worker outlive the first signal, which a terminal or SLURM sends to all processes.
+def keeping_workers_alive() -> Callable[[int], None]:
+    """Let a loader's workers outlive the first signal, which a terminal or SLURM sends to all processes.
 
-    For `DataLoader(worker_init_fn=...)`. The training process ends its workers itself; it does so with SIGTERM where
-    they do not end otherwise, so the second one counts.
+    The training process ends its workers itself; it does so with SIGTERM where they do not end otherwise, so the
+    second one counts.
+
+    Returns:
+        For `DataLoader(worker_init_fn=...)`.
     """
+    # Called before `multiprocessing` sends its workers one signal, and waits. `atexit` would miss a forked process.
+    multiprocessing.util.Finalize(None, _end_workers, exitpriority=100)
+    return _outlive_the_first_signal
+
+
+def _outlive_the_first_signal(worker: int) -> None:
     del worker
 
     def ignore_once(number: int, frame: FrameType | None) -> None:
@@ -145,10 +154,6 @@ def _end_workers() -> None:
                 break
             worker.terminate()
             worker.join(0.1)
-
-
-# The last to be registered runs first: before the function that `multiprocessing.util` has registered.
-atexit.register(_end_workers)
 
 
 def resume_command() -> str:

@@ -13,12 +13,33 @@ from autoprog_diffusion.training.flag_checks import NAMES, check_not_blank
 
 UNREAD = """
 from torch.utils.data import DataLoader
-from autoprog_diffusion.training.ends import keep_worker_alive
+from autoprog_diffusion.training.ends import keeping_workers_alive
 
-loader = DataLoader(range(1000), num_workers=2, worker_init_fn=keep_worker_alive)
+loader = DataLoader(range(1000), num_workers=2, worker_init_fn=keeping_workers_alive())
 batches = iter(loader)
 print(next(batches))
 """
+FORKED = """
+import multiprocessing
+
+def run():
+    from torch.utils.data import DataLoader
+    from autoprog_diffusion.training.ends import keeping_workers_alive
+
+    loader = DataLoader(range(1000), num_workers=2, worker_init_fn=keeping_workers_alive())
+    run.batches = iter(loader)
+    print(next(run.batches), flush=True)
+
+process = multiprocessing.get_context("fork").Process(target=run)
+process.start()
+process.join()
+print(process.exitcode)
+"""
+
+
+def test_resume_workers_of_a_forked_run_do_not_hold_it() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tensor([0])\n0\n", "")
 
 
 def test_resume_workers_of_a_loader_that_is_not_read_to_its_end_do_not_hold_the_run() -> None:

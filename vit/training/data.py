@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from autoprog_diffusion.data.damaged import Corrupt, sound_rows
 from autoprog_diffusion.data.decode import decoding, open_image, quiet, reason
 from autoprog_diffusion.data.images import random_square, read_square, seeded, shrink
-from autoprog_diffusion.training.ends import keep_worker_alive
+from autoprog_diffusion.training.ends import keeping_workers_alive
 
 from .augment_settings import AugmentSettings
 
@@ -131,7 +131,7 @@ def make_loader(rows: Decoded | Encoded, batches: Iterable[list[int]], workers: 
         pin_memory=torch.cuda.is_available(),
         # Its own generator: starting an epoch must not advance the one that draws the augmentation.
         generator=torch.Generator(),
-        worker_init_fn=keep_worker_alive,
+        worker_init_fn=keeping_workers_alive(),
     )
 
 
