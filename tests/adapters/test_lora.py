@@ -15,7 +15,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from autoprog_diffusion import GrowthConfig, GrowthScheduler
+from autoprog_diffusion import GrowthConfig, GrowthScheduler, GrowthWarning
 from autoprog_diffusion.adapters.saved_embedding import read_embedding
 from autoprog_diffusion.growth import OrderError, UnitError
 
@@ -108,7 +108,8 @@ def test_a_lora_file_loads_with_the_pipelines_own_loader(tmp_path: Path) -> None
     growth, optimizer = start(model)
     BY_ID["sd"].loss(model, 0).backward()
     optimizer.step()
-    growth.fold(model)
+    with pytest.warns(GrowthWarning, match="fold was called after 1 optimizer steps"):
+        growth.fold(model)
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(model))
     alpha = _collate_lora_metadata({"unet": model})
     diffusers.StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=layers, **alpha)

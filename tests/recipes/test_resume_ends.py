@@ -30,6 +30,14 @@ FLAGS = (
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def interrupts_are_heard() -> Iterator[None]:
+    """Tests that run in the background start with SIGINT ignored, and so would their children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def launch(script: Script, output: Path, ranks: int) -> tuple[subprocess.Popen[bytes], Path]:
     """A run that has written its first checkpoint, and its log."""
     log = output.parent / "log"

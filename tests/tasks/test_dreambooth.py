@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,6 +149,7 @@ def test_the_loss_is_the_subject_s_and_the_weighted_class_s(
     pipeline: StableDiffusionPipeline, tmp_path: Path, new_accelerator: NewAccelerator, cached: bool
 ) -> None:
     losses: dict[float, float] = {}
+    unet = pipeline.unet
     subject = images_of(list_images(write(tmp_path / "a", 2), "x"), "sks cat")
     data = concatenate_datasets([subject, images_of(list_images(write(tmp_path / "b", 3, "blue"), "x"), "cat")])
     for weight in (0.0, 1.0, 3.0):
@@ -155,7 +157,7 @@ def test_the_loss_is_the_subject_s_and_the_weighted_class_s(
         args = arguments(
             *flags, *PRIOR, "--train_batch_size", 3, "--cache_latents" if cached else "--no-cache_latents"
         )
-        pipeline.unet.requires_grad_(True)
+        pipeline.unet = copy.deepcopy(unet)
         growth = GrowthScheduler(pipeline.unet, growth_of(args, 4)[0])
         growth.prepare(pipeline.unet, num_training_steps=8)
         latents = make_latents(pipeline, data, args, new_accelerator(args), resolution=64)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -32,11 +33,12 @@ NewAccelerator = Callable[[Arguments], Accelerator]
 def new_task(
     pipeline: StableDiffusionPipeline, data: datasets.Dataset, tmp_path: Path, new_accelerator: NewAccelerator
 ) -> Callable[..., tuple[TextToImage, GrowthScheduler]]:
-    """A task and its growth in stage 0 of two stages of 4 steps each."""
+    """A task and its growth in stage 0 of two stages of 4 steps each; every call has a UNet of its own."""
+    unet = copy.deepcopy(pipeline.unet)
 
     def make(*flags: object, data: datasets.Dataset = data) -> tuple[TextToImage, GrowthScheduler]:
         args = parse("--output_dir", tmp_path / "out", "--num_stages", 2, "--direction", "unfreeze", *flags)
-        pipeline.unet.requires_grad_(True)  # as a new process would
+        pipeline.unet = copy.deepcopy(unet)  # as a new process would
         growth = GrowthScheduler(pipeline.unet, growth_of(args, 4)[0])
         growth.prepare(pipeline.unet, num_training_steps=8)
         latents = make_latents(pipeline, data, args, new_accelerator(args), resolution=64)
