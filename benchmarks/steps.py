@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoprog_diffusion import GrowthConfig, GrowthPlan, GrowthScheduler, Stage
+from autoprog_diffusion import GrowthConfig, GrowthPlan, GrowthScheduler, GrowthWarning, Stage
 from autoprog_diffusion.growth import find_adapter, select_blocks
 from autoprog_diffusion.search.recorded_calls import map_tensors, output_tensor
 from autoprog_diffusion.training.measure import counted_flops, peak_memory, synchronize
@@ -20,6 +21,13 @@ from autoprog_diffusion.training.measure import counted_flops, peak_memory, sync
 
 ORDERS = ("interleaved", "suffix", "prefix")
 LEVELS = (0.25, 0.5, 0.75)
+
+
+def release(growth: GrowthScheduler, model: nn.Module) -> None:
+    """Fold in the middle of the plan: a benchmark measures one stage, and goes on to the next."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GrowthWarning)
+        growth.fold(model)
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ class Steps:
             optimizer.zero_grad()
             yield optimizer, inputs
         finally:
-            growth.fold(self.model)
+            release(growth, self.model)
             optimizer.zero_grad()
 
     def times(self, candidate: Candidate, repeats: int, clock: Callable[[], float]) -> list[tuple[float, float]]:

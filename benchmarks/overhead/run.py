@@ -28,7 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that al
 
 from common import facts, other_models, print_rows, save
 from models import SMALL
-from steps import Steps
+from steps import Steps, release
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
@@ -93,7 +93,7 @@ class Sides:
         return (time.process_time() - started) / CALLS
 
     def close(self) -> None:
-        self._growth.fold(self._steps.model)
+        release(self._growth, self._steps.model)
 
 
 def compare(sides: Sides, pairs: int, draw: random.Random) -> dict[str, Any]:

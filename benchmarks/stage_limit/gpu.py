@@ -28,7 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that al
 
 from common import facts, print_rows, save
 from models import DIT, FLUX, SD3, SDXL, Published, without_zeros
-from steps import LEVELS, Candidate, Steps, candidates, measure
+from steps import LEVELS, Candidate, Steps, candidates, measure, release
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.search.recorded_calls import map_tensors
@@ -139,7 +139,7 @@ def search_cost(steps: Steps) -> dict[str, float]:
         (decision,) = growth.decisions
         return {"seconds": seconds, "peak": peak, "candidates": len(decision["candidates"])}
     finally:
-        growth.fold(steps.model)
+        release(growth, steps.model)
 
 
 def run(load: Load, device: torch.device, tiny: bool) -> dict[str, Any]:

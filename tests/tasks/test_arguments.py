@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 
 import pytest
 
@@ -43,7 +43,8 @@ def test_hyphens_are_taken_for_underscores_and_the_last_flag_wins() -> None:
 def test_names_are_unique_over_the_groups() -> None:
     """But for what `GrowthArguments` derives, which is no flag."""
     args = parse()
-    names = [field.name for group in fields(args) for field in fields(getattr(args, group.name))]
+    groups = [value for value in vars(args).values() if is_dataclass(value)]
+    names = [field.name for group in groups for field in fields(group)]
     assert {name for name in names if names.count(name) > 1} == {"ema_decay"}
 
 

@@ -112,8 +112,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, flags: tuple[str, ...], me
 def test_resuming_under_another_preset_is_refused(tmp_path: Path) -> None:
     run(PRETRAINING, tiny_arguments(tmp_path, "--checkpointing_steps", "6"))
     sizes = ("--model_kwargs", "num_hidden_layers", "8", "hidden_size", "16", "num_attention_heads", "2")
-    other = tiny_arguments(tmp_path, "--resume_from_checkpoint", "latest", "--lr", "0.1", *sizes)
-    with pytest.raises(StateError, match=r"had other settings: .*--lr was 0.003, now 0.1.*--model_kwargs was "):
+    other = tiny_arguments(tmp_path, "--resume_from_checkpoint", "latest", "--smoothing", "0.3", *sizes)
+    with pytest.raises(StateError, match=r"had other settings: --smoothing was 0.1, now 0.3; --model_kwargs was "):
         run(PRETRAINING, other)
     again = run(PRETRAINING, tiny_arguments(tmp_path, "--resume_from_checkpoint", "latest", "--workers", "0"))
     assert again.step == 12
