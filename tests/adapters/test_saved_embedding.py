@@ -27,6 +27,7 @@ def trained(family: Family, folder: Path, **settings: Any) -> tuple[nn.Module, T
     growth = GrowthScheduler(model, GrowthConfig(num_stages=2, order="interleaved", direction="unfreeze", **settings))
     growth.prepare(model, num_training_steps=2)
     growth.step()
+    growth.step()
     table = growth.stage_embedding.table
     with torch.no_grad():
         table.normal_(generator=torch.Generator().manual_seed(3))

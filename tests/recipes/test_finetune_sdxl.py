@@ -62,7 +62,7 @@ def test_a_resumed_run_ends_bit_identical(
 
 
 def test_a_pipeline_of_another_kind_is_refused(new_run: NewRun, script: Script, tmp_path: Path) -> None:
-    with pytest.raises(GrowthError, match=r"addition_embed_type=None.*use recipes/finetune_sd\.py"):
+    with pytest.raises(GrowthError, match=r"says StableDiffusionPipeline\. For it use recipes/finetune_sd\.py"):
         new_run(RECIPE, *script.flags(tmp_path / "out"))
 
 
