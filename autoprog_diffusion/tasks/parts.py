@@ -109,7 +109,7 @@ def check_vae(name: str, vae: Any, follows: Iterable[str] = ()) -> None:
     """
     check_class(name, "VAE", vae, (AutoencoderKL,))
     scale = vae.config.scaling_factor
-    if not scale or scale <= 0:
+    if not isinstance(scale, int | float) or scale <= 0:
         raise GrowthError(f"the VAE of {name} has scaling_factor={scale!r}: only a number above 0 is allowed.")
     for setting in ("shift_factor", "latents_mean", "latents_std"):
         value = vae.config.get(setting)

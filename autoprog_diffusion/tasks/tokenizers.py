@@ -37,6 +37,11 @@ def _check_length(name: str, part: str, tokenizer: Any, encoder: Any) -> None:
     """Refuse a tokenizer that pads to more tokens than the encoder has positions; T5 has no such end."""
     positions = getattr(encoder.config, "max_position_embeddings", None)
     length = tokenizer.model_max_length
+    if not isinstance(length, int | float):
+        raise GrowthError(
+            f"the {part} of {name} has model_max_length={length!r}: only a number is allowed. Write the number of "
+            f"tokens that its text encoder takes into {part}/tokenizer_config.json."
+        )
     if positions is not None and length > positions:
         raise GrowthError(
             f"the {part} of {name} has model_max_length={length}, and its text encoder takes {positions} tokens at "

@@ -101,6 +101,13 @@ def test_a_tokenizer_of_too_many_tokens_is_refused(copy_of: CopyOf, kind: str, l
         LOADERS[kind](str(folder))
 
 
+def test_a_tokenizer_whose_length_is_no_number_is_refused(copy_of: CopyOf) -> None:
+    folder = copy_of("sd")
+    edit(folder / "tokenizer" / "tokenizer_config.json", model_max_length=[77])
+    with pytest.raises(GrowthError, match=r"model_max_length=\[77\]: only a number is allowed"):
+        LOADERS["sd"](str(folder))
+
+
 def test_tokens_without_an_embedding_are_refused(copy_of: CopyOf) -> None:
     folder = copy_of("sd")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")

@@ -120,6 +120,7 @@ VAES: dict[str, tuple[str, dict[str, Any], str]] = {
     "shift": ("sd", {"shift_factor": 0.1}, "shift_factor=0.1, which its pipeline does not follow"),
     "mean": ("sd", {"latents_mean": [0.1] * 4, "latents_std": [1.0] * 4}, "latents_mean=.*does not follow"),
     "no scale": ("sd", {"scaling_factor": 0.0}, "scaling_factor=0.0: only a number above 0"),
+    "a list as scale": ("sd", {"scaling_factor": [1.0]}, r"scaling_factor=\[1.0\]: only a number above 0"),
     "mean alone": ("sdxl", {"latents_mean": [0.1] * 4}, "both or none are needed"),
     "too few": ("sdxl", {"latents_mean": [0.1] * 3, "latents_std": [1.0] * 3}, "one number for each is needed"),
     "shift of SDXL": ("sdxl", {"shift_factor": 0.1}, "shift_factor=0.1"),
