@@ -10,6 +10,7 @@ from pathlib import Path
 from autoprog_diffusion.growth.errors import GrowthError
 
 
+RUN_FILE = "run.json"  # every run leaves one in its output folder
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 UNABLE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 

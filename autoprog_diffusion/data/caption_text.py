@@ -60,14 +60,15 @@ def with_captions(data: Dataset, where: Callable[[int], str]) -> Dataset:
     """
     from datasets import ClassLabel
 
-    values = data["text"][:]
+    stored = data["text"][:]
+    values = stored
     feature = data.features["text"]
     if isinstance(feature, ClassLabel):
         # The number of a class is no caption, its name is.
         names = dict(enumerate(feature.names))
         values = [names.get(value) for value in values]
     captions = as_captions(values, where)
-    if captions == data["text"][:]:
+    if captions == stored:
         return data
     return data.remove_columns("text").add_column("text", captions)  # type: ignore[call-arg]
 

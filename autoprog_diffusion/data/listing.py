@@ -12,6 +12,8 @@ from functools import cached_property
 
 from PIL import Image
 
+from autoprog_diffusion.files import RUN_FILE
+
 from .errors import DataError
 
 
@@ -28,7 +30,6 @@ SYSTEM = "of the operating system"
 IN_HIDDEN = "in hidden folders"
 IN_SYSTEM = "in folders of the operating system"
 IN_OUTPUT = "in the output folder of a run"
-RUN_FILE = "run.json"  # each run leaves one, beside pictures that are no data
 NO_IMAGE = "not an image"
 EMPTY = "empty (0 bytes)"
 BROKEN_LINK = "a broken link"

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from autoprog_diffusion.growth.errors import GrowthError
+from autoprog_diffusion.training.manifest import MARKER
+from autoprog_diffusion.training.plain_pipeline import INDEX
 
 
-INDEX = "model_index.json"
 SINGLE_FILES = (".safetensors", ".ckpt")
 # Parts of a pipeline that draws without them.
 DISPENSABLE = ("safety_checker", "feature_extractor", "image_encoder")
@@ -94,7 +95,7 @@ def describe_folder(folder: Path) -> str:
     """A sentence on a folder without an index: what it is, and what to give instead."""
     tensors = sorted(file for file in folder.glob("*.safetensors"))
     config = _read_json(folder / "config.json")
-    if (folder / "complete.json").is_file():
+    if (folder / MARKER).is_file():
         return f"It is a checkpoint of a run: give the run's model, and --resume_from_checkpoint {folder}."
     if any(_is_lora(_names_or_nothing(file)) for file in tensors):
         return "It is a LoRA: give the pipeline that it was trained on."

@@ -11,10 +11,9 @@ import tyro
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan
 from autoprog_diffusion.growth.errors import ConfigError
 
-from .flag_checks import check_not_blank, check_seed_and_finite, check_tracker
+from .flag_checks import TRACKERS, check_not_blank, check_seed_and_finite, check_tracker
 
 
-TRACKERS = ("none", "all", "tensorboard", "wandb", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 POSITIVE = (
     "train_batch_size", "num_train_epochs", "max_train_steps", "gradient_accumulation_steps", "learning_rate",

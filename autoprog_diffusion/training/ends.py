@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import multiprocessing.util
 import os
@@ -121,9 +122,16 @@ def keeping_workers_alive() -> Callable[[int], None]:
     Returns:
         For `DataLoader(worker_init_fn=...)`.
     """
+    _end_workers_at_exit(os.getpid())
+    return _outlive_the_first_signal
+
+
+@functools.cache
+def _end_workers_at_exit(process: int) -> None:
+    """Once in a process, however many loaders it makes; a forked one inherits nothing that runs at its exit."""
+    del process
     # Called before `multiprocessing` sends its workers one signal, and waits. `atexit` would miss a forked process.
     multiprocessing.util.Finalize(None, _end_workers, exitpriority=100)
-    return _outlive_the_first_signal
 
 
 def _outlive_the_first_signal(worker: int) -> None:

@@ -11,16 +11,9 @@ from typing import Any, TypeVar
 from autoprog_diffusion.growth.errors import ConfigError
 
 
-# Flag -> module, and what pip calls it.
-TRACKER_PACKAGES = {
-    "tensorboard": ("tensorboard", "tensorboard"),
-    "wandb": ("wandb", "wandb"),
-    "comet_ml": ("comet_ml", "comet-ml"),
-    "mlflow": ("mlflow", "mlflow"),
-    "clearml": ("clearml", "clearml"),
-    "dvclive": ("dvclive", "dvclive"),
-    "swanlab": ("swanlab", "swanlab"),
-}
+# Values of --report_to, and the modules that they need.
+TRACKER_MODULES = ("tensorboard", "wandb", "comet_ml", "mlflow", "clearml", "dvclive", "swanlab")
+TRACKERS = ("none", "all", *TRACKER_MODULES)
 # A flag, and what it has an effect with: another flag, and its value (None is any value).
 NEEDS: tuple[tuple[str, str, Any], ...] = (
     ("ema_decay", "use_ema", True),
@@ -125,10 +118,10 @@ def check_tracker(name: str) -> None:
     """
     if name == "none":
         return
-    wanted = TRACKER_PACKAGES if name == "all" else {name: TRACKER_PACKAGES[name]}
-    if not any(find_spec(module) for module, _ in wanted.values()):
-        packages = "tensorboard" if name == "all" else wanted[name][1]
-        raise ConfigError(f"--report_to {name} needs a package that is not installed: pip install {packages}.")
+    modules = TRACKER_MODULES if name == "all" else (name,)
+    if not any(map(find_spec, modules)):
+        package = modules[0].replace("_", "-")
+        raise ConfigError(f"--report_to {name} needs a package that is not installed: pip install {package}.")
 
 
 def check_not_blank(values: Mapping[str, Any]) -> None:

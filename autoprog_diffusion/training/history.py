@@ -13,13 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoprog_diffusion.files import write_text_atomically
+from autoprog_diffusion.files import RUN_FILE, write_text_atomically
 from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import StateError
 
 from .arguments import flat
 from .flag_classes import OF_THE_START, changes
-from .output import RUN_FILE
 
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from autoprog_diffusion.files import RUN_FILE
 from autoprog_diffusion.growth.errors import GrowthError
 
 
-RUN_FILE = "run.json"
 # What says that a folder holds a run, and what else a run leaves there.
 _SIGNS = (RUN_FILE, "checkpoints", "cache", "growth.json", "model_index.json", "pytorch_lora_weights.safetensors")
 _SIGNS += ("class_images", "instance_images")

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from autoprog_diffusion.files import is_disk_full
+from autoprog_diffusion.files import RUN_FILE, is_disk_full
 from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import GrowthError
 
@@ -30,7 +30,7 @@ from .history import (
     read_starts,
     starts_before,
 )
-from .output import RUN_FILE, check_inputs, check_output_dir
+from .output import check_inputs, check_output_dir
 from .report import write_report
 from .trainer import Trainer
 
@@ -85,12 +85,12 @@ def main(script: Script[Any, Any], argv: Sequence[str], description: str | None 
     """Run a script from a command line; an error of ours, or a full disk, ends it with one line."""
     try:
         run(script, script.parse(argv, description))
+    except GrowthError as error:
+        sys.exit(f"error: {error}")
     except Exception as error:
-        if isinstance(error, GrowthError):
-            sys.exit(f"error: {error}")
-        if is_disk_full(error):
-            sys.exit(f"error: the disk is full: {error}. Free space, and go on with: {resume_command()}")
-        raise
+        if not is_disk_full(error):
+            raise
+        sys.exit(f"error: the disk is full: {error}. Free space, and go on with: {resume_command()}")
 
 
 def run(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
