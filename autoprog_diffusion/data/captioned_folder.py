@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 from .caption_files import caption_files, items_of_captions
 from .caption_text import as_captions
 from .errors import DataError
-from .items import Columns, Item, image_table, leave_out_unused
+from .items import OUTSIDE_SPLITS, Columns, Item, by_split, image_table, leave_out_unused
 from .listing import File, Listing
 from .metadata import Row
 from .metadata_items import items_of_rows, keys_of, read_rows, unlisted_reason
 from .report import Reading
-from .splits import TRAIN, find_splits, note_lookalikes, top_folder
+from .splits import TRAIN, find_splits, missing_split, note_lookalikes, top_folder
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-OUTSIDE = "outside of the splits"
 _REPEATS = re.compile(r"\d+_")
 
 
@@ -44,7 +43,7 @@ def read_captioned(listing: Listing, columns: Columns, reading: Reading) -> Data
     splits = find_splits(listing, classes=False)
     if texts:
         items = _read_texts(listing, texts, splits, reading)
-        unlisted = OUTSIDE
+        unlisted = OUTSIDE_SPLITS
         if rows:
             reading.notes.append(f"{rows[0].file.name} has no column {columns.value!r} and is not read")
     elif columns.file_key in keys or (keys and listing.images):
@@ -93,23 +92,12 @@ def _of_split(items: Sequence[Item], splits: Sequence[str], listing: Listing, re
     if not splits:
         return list(items)
     if TRAIN not in splits:
-        raise DataError(
-            f"{listing.root} has the splits {list(splits)}, none of ['train']: rename the one that is meant."
-        )
+        raise missing_split(listing.root, splits, (TRAIN,))
     for name in splits:
         if name != TRAIN:
             names = [file.name for file in _of_folder(listing, name)]
             reading.leave_out(f"in the split {name}", names)
-    chosen = []
-    outside = []
-    for item in items:
-        top = top_folder(item.file)
-        if top == TRAIN:
-            chosen.append(item)
-        elif top not in splits:
-            outside.append(item.file.name)
-    reading.leave_out(OUTSIDE, outside)
-    return chosen
+    return by_split(items, splits, reading).get(TRAIN, [])
 
 
 def _of_folder(listing: Listing, name: str) -> list[File]:

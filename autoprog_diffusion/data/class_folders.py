@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
-from .items import Columns, Item, image_table, leave_out_unused
+from .items import Columns, Item, by_split, image_table, leave_out_unused
 from .label_values import clean_label
 from .listing import File, Listing, composed
 from .metadata_items import items_of_rows, keys_of, read_rows, unlisted_reason
@@ -36,7 +36,8 @@ def read_labelled(listing: Listing, columns: Columns, reading: Reading) -> dict[
     keys = keys_of(rows)
     if columns.value in keys and columns.file_key in keys:
         items = items_of_rows(listing, rows, columns, reading)
-        groups = _by_split(listing, items, reading)
+        splits = find_splits(listing, classes=False)
+        groups = by_split(items, splits, reading) if splits else {WHOLE: items}
         used = [item.file for item in items]
         leave_out_unused(listing, used, reading, unlisted_reason(listing))
         tables = {}
@@ -196,23 +197,6 @@ def _class_table(files: Sequence[File], found: dict[str, list[File]]) -> Dataset
         labels += [label] * len(group)
     names = list(found)
     return image_table(files, labels, image_column="image", column="label", feature=ClassLabel(names=names))
-
-
-def _by_split(listing: Listing, items: list[Item], reading: Reading) -> dict[str, list[Item]]:
-    """Items by split; what lies outside of all splits is counted."""
-    splits = find_splits(listing, classes=False)
-    if not splits:
-        return {WHOLE: items}
-    groups: dict[str, list[Item]] = {}
-    outside = []
-    for item in items:
-        top = top_folder(item.file)
-        if top in splits:
-            groups.setdefault(top, []).append(item)
-        else:
-            outside.append(item.file.name)
-    reading.leave_out("outside of the splits", outside)
-    return groups
 
 
 def _table(items: Sequence[Item], columns: Columns) -> Dataset:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
 from .listing import NO_IMAGE, File, Listing
 from .report import Reading
+from .splits import top_folder
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 FILE_NAME = "file_name"
+OUTSIDE_SPLITS = "outside of the splits"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,26 @@ class Columns:
         """The error for a column that is not there."""
         name = self.image if flag == "image_column" else self.value
         return DataError(f"--{flag} {name!r} is not a column of the data; it has {list(there)}. {self.hint}")
+
+
+def by_split(items: Iterable[Item], splits: Collection[str], reading: Reading) -> dict[str, list[Item]]:
+    """Items by the split in whose folder their image lies; those outside of all splits are counted.
+
+    Args:
+        items: Of a folder that has splits.
+        splits: As `find_splits` gives them.
+        reading: Counts.
+    """
+    groups: dict[str, list[Item]] = {}
+    outside = []
+    for item in items:
+        top = top_folder(item.file)
+        if top in splits:
+            groups.setdefault(top, []).append(item)
+        else:
+            outside.append(item.file.name)
+    reading.leave_out(OUTSIDE_SPLITS, outside)
+    return groups
 
 
 def image_table(

@@ -13,7 +13,7 @@ from .errors import DataError
 from .items import Columns
 from .listing import File, Listing, list_files, printable
 from .report import DataReport, Reading
-from .splits import TRAIN, WHOLE, group_tables, note_tables
+from .splits import TRAIN, WHOLE, group_tables, missing_split, note_tables
 from .table_paths import named_files
 from .tables import has_columns, read_npz, read_parquet
 
@@ -124,7 +124,7 @@ def choose_split(splits: Splits, names: tuple[str, ...], source: str) -> Dataset
     for name in (*names, WHOLE):
         if name in splits:
             return splits[name]
-    raise DataError(f"{source} has the splits {list(splits)}, none of {list(names)}: rename the one that is meant.")
+    raise missing_split(source, splits, names)
 
 
 def count_other_splits(splits: Splits, used: Iterable[Dataset | None], reading: Reading) -> None:

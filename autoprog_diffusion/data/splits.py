@@ -47,6 +47,11 @@ def find_splits(listing: Listing, *, classes: bool) -> tuple[str, ...]:
     return named
 
 
+def missing_split(source: str, splits: Iterable[str], wanted: Iterable[str]) -> DataError:
+    """The error for data whose splits are not those that are wanted."""
+    return DataError(f"{source} has the splits {list(splits)}, none of {list(wanted)}: rename the one that is meant.")
+
+
 def _holds_images(listing: Listing, folder: str) -> bool:
     """Whether images lie in a folder itself, and not only in folders in it."""
     for file in listing.images:

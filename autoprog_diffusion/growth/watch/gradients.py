@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import OrderError
 from ..frozen_front import FrozenFront, called_modules
 from ..units import Unit
+from .optimizers import parameters_in
 
 
 CURES = (
@@ -81,7 +82,7 @@ class GradientWatch:
         if not self._waiting:
             return
         arrived = any(parameter.grad is not None for parameter in held)
-        if not arrived and not _has_gradients(optimizer):
+        if not arrived and all(parameter.grad is None for parameter in parameters_in(optimizer)):
             return  # a step without a backward pass
         self._arrived = self._arrived or arrived
         waiting = []
@@ -154,11 +155,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors(item)
-
-
-def _has_gradients(optimizer: Any) -> bool:
-    """Whether anything in an optimizer has a gradient."""
-    return any(parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _recomputes(model: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 
 Parameters = set[nn.Parameter]
+
+
+def parameters_in(optimizer: Any) -> Iterator[nn.Parameter]:
+    """All parameters of an optimizer, group after group."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
 
 
 class Listener(Protocol):
@@ -73,8 +79,9 @@ class OptimizerWatch:
         # By class: `isinstance` would wake lazy objects up.
         optimizers = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.optim.Optimizer)]
         for optimizer in optimizers:
-            for group in getattr(optimizer, "param_groups", ()):
-                found |= self._watched.intersection(group["params"])
+            # One that is not built to its end has no groups yet.
+            if hasattr(optimizer, "param_groups"):
+                found |= self._watched.intersection(parameters_in(optimizer))
         return found
 
     def note(self, optimizer: Any, event: str) -> None:
@@ -89,9 +96,7 @@ class OptimizerWatch:
         known = self._known.get(optimizer)
         if known is not None and known[0] == size:
             return known[1]
-        held: Parameters = set()
-        for group in optimizer.param_groups:
-            held |= self._watched.intersection(group["params"])
+        held = self._watched.intersection(parameters_in(optimizer))
         self._known[optimizer] = (size, held)
         return held
 

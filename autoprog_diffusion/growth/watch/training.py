@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -19,7 +20,7 @@ from .counting import INSIDE, StepCount
 from .flags import ParameterFlags
 from .frozen import FrozenSamples
 from .gradients import GradientWatch
-from .optimizers import OptimizerWatch
+from .optimizers import OptimizerWatch, parameters_in
 
 
 logger = logging.getLogger(__name__)
@@ -73,9 +74,7 @@ class TrainingWatch:
         self._wrapped = wrapped
         self._flags.check_flags("between the construction of GrowthScheduler and growth.prepare")
         self._growing = dict(growing)
-        self._given = {
-            parameter for each in optimizers for group in each.param_groups for parameter in group["params"]
-        }
+        self._given = set(chain.from_iterable(map(parameters_in, optimizers)))
         ddp = find_ddp(wrapped)
         # Its gradients are parts of its buckets, which stay.
         self._count = StepCount(trust_gradients=ddp is None or not ddp.gradient_as_bucket_view)
