@@ -19,6 +19,7 @@ def test_what_the_script_passes_the_patched_one_passes(name: str, workshop: Work
     try:
         importlib.import_module("torchvision.transforms")
     except (ImportError, RuntimeError):
+        # Diffusers' scripts import it, and the stand-in of these tests does not have all that they use.
         pytest.skip("their scripts need a torchvision that can be imported")
     plain = TheirTests(workshop, tmp_path / "plain").run(name, grown=False)
     grown = TheirTests(workshop, tmp_path / "grown").run(name, grown=True)

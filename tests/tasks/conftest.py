@@ -21,6 +21,7 @@ from autoprog_diffusion.training.build import make_latents, make_loader
 from autoprog_diffusion.training.diffusion import DiffusionTrainer
 
 from .tiny import accelerator_of, build_pipeline, growth_of, parse, write_images
+from .tiny_folders import build_folders
 from .training import NewTrainer
 
 
@@ -32,6 +33,12 @@ def _quiet() -> None:
 @pytest.fixture(scope="session")
 def pipeline_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="session")
+def folders(pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Kind of pipeline -> the folder of a tiny one."""
+    return build_folders(tmp_path_factory.mktemp("pipelines"), pipeline_dir)
 
 
 @pytest.fixture(scope="session")

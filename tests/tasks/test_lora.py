@@ -12,19 +12,7 @@ from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, load_any
 from autoprog_diffusion.tasks.lora_file import save_lora
 
 from .denoisers import denoiser_of, output
-from .tiny import build_sdxl
-from .tiny_transformers import build_flux, build_sd3, build_transformer, save
-
-
-@pytest.fixture(scope="module")
-def folders(pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("pipelines")
-    return {
-        "sd": pipeline_dir,
-        "sdxl": build_sdxl(root / "sdxl"),
-        "sd3": save(root / "sd3", build_sd3),
-        "flux": save(root / "flux", build_flux),
-    }
+from .tiny_transformers import build_transformer
 
 
 SETTINGS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,36 +14,15 @@ from peft import LoraConfig
 from transformers import CLIPTokenizer
 
 from autoprog_diffusion.growth import GrowthError
-from autoprog_diffusion.tasks.class_conditional import load_dit
 from autoprog_diffusion.tasks.flow_matching import load_flow
 from autoprog_diffusion.tasks.lora import load_any
 from autoprog_diffusion.tasks.sdxl import load_sdxl
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 
-from .tiny import build_sdxl
-from .tiny_transformers import build_dit, build_flux, build_sd3, save
+from .tiny_folders import LOADERS, edit
 
 
-LOADERS: dict[str, Callable[[str], Any]] = {
-    "sd": load_pipeline,
-    "sdxl": load_sdxl,
-    "dit": load_dit,
-    "sd3": load_flow,
-    "flux": load_flow,
-}
 CopyOf = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module")
-def folders(pipeline_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("pipelines")
-    return {
-        "sd": pipeline_dir,
-        "sdxl": build_sdxl(root / "sdxl"),
-        "dit": save(root / "dit", build_dit),
-        "sd3": save(root / "sd3", build_sd3),
-        "flux": save(root / "flux", build_flux),
-    }
 
 
 @pytest.fixture
@@ -53,12 +31,6 @@ def copy_of(folders: dict[str, Path], tmp_path: Path) -> CopyOf:
         return Path(shutil.copytree(folders[kind], tmp_path / "model"))
 
     return copy
-
-
-def edit(file: Path, **changes: Any) -> None:
-    """Change values of a JSON file."""
-    values = json.loads(file.read_text())
-    file.write_text(json.dumps({**values, **changes}))
 
 
 PARTS = [

@@ -56,6 +56,7 @@ def test_a_cache_on_a_full_file_system_is_an_error_and_no_sigbus(tmp_path: Path)
     shell = TMPFS.format(folder=tmp_path, python=sys.executable, code=CACHE.replace("'", '"'))
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     if subprocess.run([*unshare, "mount", "-t", "tmpfs", "none", str(tmp_path)], capture_output=True).returncode:
+        # The same error by a limit of file size, above, needs no rights.
         pytest.skip("this machine lets no user mount a tmpfs of their own")
     command = [*unshare, "sh", "-c", shell]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT, check=False)
