@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .caption_text import has_lists, with_captions
+from .decode import file_of
 from .emoji import DEFAULT_STYLE, emoji_dataset
-from .images import DataError, file_of
+from .errors import DataError
 from .report import DataReport
 from .sources import read_training_set
 from .subset import draw_samples

@@ -13,28 +13,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .colours import to_rgb
-from .decode import decoding, file_of, open_image, read_image, undecoded
-from .errors import DataError
 
 
-__all__ = [
-    "DataError",
-    "ImageSettings",
-    "between",
-    "cut_square",
-    "decoding",
-    "file_of",
-    "open_image",
-    "random_square",
-    "random_window",
-    "read_image",
-    "read_square",
-    "seeded",
-    "shrink",
-    "to_pixels",
-    "to_rgb",
-    "undecoded",
-]
 Bounds = tuple[float, float]
 Number = TypeVar("Number", float, Tensor)
 # Of an image that is so many times as long as wide, only the square is resized: the whole would fill the memory.

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps
 
+from .decode import read_image, undecoded
 from .emoji import DEFAULT_STYLE, emoji_classes, emoji_in_both_styles
-from .images import DataError, read_image, undecoded
+from .errors import DataError
 from .label_values import clean_label
 from .report import DataReport, Reading
 from .rows import split_by, unused, with_labels

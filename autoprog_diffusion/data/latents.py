@@ -14,7 +14,8 @@ from torch import Tensor
 from autoprog_diffusion.growth.resize import resize_images, stage_size
 
 from .cache import ArrayCache, build_cache, module_fingerprint, text_fingerprint
-from .images import ImageSettings, read_image, to_pixels, undecoded
+from .decode import read_image, undecoded
+from .images import ImageSettings, to_pixels
 
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from autoprog_diffusion.data.emoji import emoji_dataset
-from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.items import image_table, leave_out_unused
 from autoprog_diffusion.data.latents import Batch
 from autoprog_diffusion.data.listing import File, Listing, list_files, stamp_of

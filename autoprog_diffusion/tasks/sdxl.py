@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.data.cache import ArrayCache, build_cache, text_fingerprint
 from autoprog_diffusion.data.captions import Embeddings
-from autoprog_diffusion.data.images import read_image, undecoded
+from autoprog_diffusion.data.decode import read_image, undecoded
 from autoprog_diffusion.data.latents import Batch
 
 from .loading import load_as

@@ -14,7 +14,8 @@ from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from autoprog_diffusion.data.caption_text import has_lists
-from autoprog_diffusion.data.images import ImageSettings, cut_square, read_image, seeded, undecoded
+from autoprog_diffusion.data.decode import read_image, undecoded
+from autoprog_diffusion.data.images import ImageSettings, cut_square, seeded
 from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.growth import ConfigError, GrowthError
 

@@ -33,7 +33,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that al
 
 from common import DATA, Runs, facts, input_file, load, print_rows, save
 
-from autoprog_diffusion.data.images import open_image, undecoded
+from autoprog_diffusion.data.decode import open_image, undecoded
 from autoprog_diffusion.data.tables import read_parquet
 from autoprog_diffusion.growth import GrowthScheduler, find_adapter
 from autoprog_diffusion.training.run import run as run_script

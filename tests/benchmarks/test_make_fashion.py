@@ -38,7 +38,7 @@ def package(fashion: ModuleType, images: np.ndarray, tmp_path: Path, monkeypatch
 def test_a_part_is_read_back_with_the_names_of_its_classes(
     fashion: ModuleType, package: Path, images: np.ndarray, tmp_path: Path
 ) -> None:
-    from autoprog_diffusion.data.images import open_image, undecoded
+    from autoprog_diffusion.data.decode import open_image, undecoded
     from autoprog_diffusion.data.tables import read_parquet
 
     target = tmp_path / "out" / "fashion_test.parquet"

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from autoprog_diffusion.data.captioned import load_captioned_images
-from autoprog_diffusion.data.images import read_image
+from autoprog_diffusion.data.decode import read_image
 from autoprog_diffusion.data.report import DataReport, Reading
 
 from .folders import describe, save

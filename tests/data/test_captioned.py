@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from autoprog_diffusion.data.captioned import load_captioned_images
-from autoprog_diffusion.data.images import DataError, read_image
+from autoprog_diffusion.data.decode import read_image
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.sources import check_batch
 
 from .folders import COUNT, write_captioned

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from autoprog_diffusion.data.decode import open_image, read_image
 from autoprog_diffusion.data.emoji import group_names
-from autoprog_diffusion.data.images import DataError, open_image, read_image
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.labelled import class_names, example_images, load_labelled_images, load_train_and_val
 
 from .folders import COLOURS, write_classes, write_parquet

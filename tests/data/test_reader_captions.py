@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from autoprog_diffusion.data.captioned import load_captioned_images
-from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.report import DataReport, Reading
 
 from .captioned import captions_of, left_out, load, with_metadata, with_texts

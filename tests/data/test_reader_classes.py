@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 import pytest
 
-from autoprog_diffusion.data.images import DataError, open_image
+from autoprog_diffusion.data.decode import open_image
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.labelled import class_names, example_images, load_labelled_images, load_train_and_val
 from autoprog_diffusion.data.report import DataReport, Reading
 

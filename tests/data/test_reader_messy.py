@@ -12,7 +12,8 @@ import pytest
 
 from autoprog_diffusion.data.caption_text import first_captions
 from autoprog_diffusion.data.captioned import load_captioned_images
-from autoprog_diffusion.data.images import DataError, read_image
+from autoprog_diffusion.data.decode import read_image
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.labelled import class_names, load_labelled_images, load_train_and_val
 from autoprog_diffusion.data.report import DataReport, Reading
 from autoprog_diffusion.tasks.dreambooth import list_images

@@ -16,16 +16,9 @@ from PIL import Image, ImageCms
 
 from autoprog_diffusion.data.colours import to_rgb
 from autoprog_diffusion.data.damaged import usable_images
-from autoprog_diffusion.data.images import (
-    DataError,
-    ImageSettings,
-    cut_square,
-    random_square,
-    read_image,
-    read_square,
-    to_pixels,
-    undecoded,
-)
+from autoprog_diffusion.data.decode import read_image, undecoded
+from autoprog_diffusion.data.errors import DataError
+from autoprog_diffusion.data.images import ImageSettings, cut_square, random_square, read_square, to_pixels
 from autoprog_diffusion.vit.training.data import Encoded, decode_all
 
 from .damage import DAMAGED, DEEP, deep, encode, gradient, picture, turned, with_bad_exif

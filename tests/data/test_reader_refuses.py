@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.data.errors import DataError
 
 from .captioned import load, with_metadata, with_texts
 from .folders import describe, save, write_table

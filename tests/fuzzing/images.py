@@ -12,8 +12,9 @@ from data.damage import DAMAGED, DEEP, HAS_AVIF, deep, encode, picture, turned
 from PIL import Image
 
 from autoprog_diffusion.data.damaged import find_damaged
+from autoprog_diffusion.data.decode import read_image, undecoded
 from autoprog_diffusion.data.errors import DataError
-from autoprog_diffusion.data.images import ImageSettings, random_square, read_image, to_pixels, undecoded
+from autoprog_diffusion.data.images import ImageSettings, random_square, to_pixels
 from autoprog_diffusion.vit.training.data import Encoded, decode_all
 
 from .mutate import damaged, require

@@ -12,7 +12,7 @@ import numpy as np
 from data.damage import encode, picture
 
 from autoprog_diffusion.data.captioned import load_captioned_images
-from autoprog_diffusion.data.images import read_image
+from autoprog_diffusion.data.decode import read_image
 from autoprog_diffusion.data.labelled import load_train_and_val
 from autoprog_diffusion.data.report import DataReport
 

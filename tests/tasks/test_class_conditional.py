@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from torch import Tensor
 
-from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.labelled import class_names, load_labelled_images
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 from autoprog_diffusion.tasks.arguments import ClassConditionalArguments, noise_settings

@@ -14,7 +14,8 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from PIL import Image
 
 from autoprog_diffusion.data.captioned import load_captioned_images
-from autoprog_diffusion.data.images import read_image, to_pixels
+from autoprog_diffusion.data.decode import read_image
+from autoprog_diffusion.data.images import to_pixels
 from autoprog_diffusion.growth import GrowthError, GrowthScheduler
 from autoprog_diffusion.tasks.arguments import noise_settings
 from autoprog_diffusion.tasks.noise_schedule import training_scheduler

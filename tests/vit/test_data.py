@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.vit.training.arguments import Arguments, DataArguments, ModelArguments, TrainArguments
 from autoprog_diffusion.vit.training.augment_settings import AugmentSettings

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.growth import ConfigError, GrowthPlan, StateError
 from autoprog_diffusion.training.run import main, run
 from autoprog_diffusion.vit.models import ModelError, build_model, load_model, logits, save_model

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.growth.flops import flop_counter
 from autoprog_diffusion.training.checkpoints import TrainingError
 from autoprog_diffusion.training.metrics import saving

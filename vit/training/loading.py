@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoprog_diffusion.data.damaged import usable_images
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.identity import data_identity
-from autoprog_diffusion.data.images import DataError
 from autoprog_diffusion.data.labelled import class_names, load_train_and_val
 from autoprog_diffusion.data.report import DAMAGED, DataReport
 from autoprog_diffusion.data.rows import split_by

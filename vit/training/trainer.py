@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from autoprog_diffusion.data.images import DataError
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.growth import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
 from autoprog_diffusion.training.build import make_accelerator
