@@ -73,7 +73,7 @@ class FrozenSamples:
             info = torch.finfo(parameter.dtype)
             precision.append(info.eps)
         sizes = torch.tensor(self._sizes, dtype=torch.long)
-        return torch.tensor(precision, dtype=torch.float32).repeat_interleave(sizes)
+        return torch.tensor(precision, dtype=torch.float32).repeat_interleave(sizes, output_size=sum(self._sizes))
 
 
 @torch.no_grad()

@@ -1,0 +1,44 @@
+"""What a run trains and how it holds it: the plans that are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+FULL = {"num_stages": 1, "stage_embedding": False}
+RANK = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to train a model.
+
+    Attributes:
+        name: For tables.
+        growth: Settings of `GrowthConfig`.
+        optimizer: As `--optimizer` of the recipes.
+        checkpointing: Blocks that compute their activations again in the backward pass: `none` or `all`.
+        lora: Rank of LoRA adapters, which then train alone.
+        autocast: Whether the forward pass runs under bfloat16 autocast.
+    """
+
+    name: str
+    growth: dict[str, Any] = field(default_factory=lambda: dict(FULL))
+    optimizer: str = "adamw"
+    checkpointing: str = "none"
+    lora: int | None = None
+    autocast: bool = True
+
+
+PLANS = {
+    plan.name: plan
+    for plan in (
+        Plan("full"),
+        Plan("full, checkpointing", checkpointing="all"),
+        Plan("freeze", {}),
+        Plan("freeze, checkpointing", {}, checkpointing="all"),
+        Plan("LoRA", lora=RANK),
+        Plan("LoRA, checkpointing", lora=RANK, checkpointing="all"),
+    )
+}

@@ -1,0 +1,161 @@
+"""A training run of a plan, driven as a loop of a user's drives the library, and the memory of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from device import NAME
+from plans import Plan
+from torch import Tensor, nn
+from tracker import Kind, MemoryTracker
+
+from autoprog_diffusion import GrowthConfig, GrowthScheduler
+from autoprog_diffusion.search.recorded_calls import output_tensor, tensors_in
+from autoprog_diffusion.tasks.lora import LoraSettings, add_lora
+
+
+STEPS = 2  # of a stage: the second one has the optimizer's state from its start
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """A stage of a run, in bytes.
+
+    Attributes:
+        stage: Its index.
+        blocks: How many blocks train.
+        trained: How many parameters train.
+        peak: The most that the device held.
+        split: What that was, by kind.
+        host: The most that the host held.
+    """
+
+    stage: int
+    blocks: int
+    trained: int
+    peak: int
+    split: dict[str, int]
+    host: int
+
+
+class Run:
+    """A model under a plan, with its optimizer, in its first stage.
+
+    Args:
+        plan: What is trained, and how it is held.
+        build: Makes the model, on the current default device.
+        inputs: Keyword arguments of one forward pass, of the model's configuration.
+        device: The training device.
+    """
+
+    def __init__(
+        self, plan: Plan, build: Callable[[], nn.Module], inputs: Callable[[Any], dict[str, Any]], device: torch.device
+    ) -> None:
+        self.plan = plan
+        self.device = device
+        config = GrowthConfig(**plan.growth)
+        with device:
+            self.model: Any = build().train()
+            self.inputs = inputs(self.model.config)
+            if plan.lora is not None:
+                add_lora(self.model, LoraSettings(rank=plan.lora), seed=0)
+            if plan.checkpointing == "all":
+                self.model.enable_gradient_checkpointing()
+            self.growth = GrowthScheduler(self.model, config)
+        self.optimizer = make_optimizer(plan, self.growth, device)
+        self.growth.prepare(self.model, num_training_steps=STEPS * config.num_stages, optimizer=self.optimizer)
+
+    def forward(self) -> Tensor:
+        """A loss of one image, (): the mean square of what the model returns."""
+        autocast = torch.autocast(self.device.type, torch.bfloat16) if self.plan.autocast else nullcontext()
+        with autocast:
+            output = output_tensor(self.model(**self.inputs, return_dict=False))
+        return output.float().square().mean()
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that train now."""
+        return [parameter for parameter in self.growth.parameters() if parameter.requires_grad]
+
+    def weights(self) -> list[Tensor]:
+        """Everything that a step may read: parameters and buffers of the model, and the stage embedding."""
+        return [*self.growth.parameters(), *self.model.buffers()]
+
+    def state(self) -> list[Tensor]:
+        """The optimizer's state."""
+        return tensors_in([dict(state) for state in self.optimizer.state.values()])
+
+
+def make_optimizer(plan: Plan, growth: GrowthScheduler, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer of a plan.
+
+    On a CUDA device PyTorch steps all parameters at once (`foreach`), which takes memory; it recognises no fake tensors,
+    so it is told.
+    """
+    optimizer = torch.optim.AdamW(growth.parameters())
+    if device.type == NAME:
+        for group in optimizer.param_groups:
+            if "foreach" in group:
+                group["foreach"] = True
+    return optimizer
+
+
+class NoTracker:
+    """In place of a tracker where nothing is followed."""
+
+    def during(self, kind: Kind) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def label(self, kind: Kind, tensors: Iterable[Any]) -> None:
+        """Nothing is kept."""
+
+
+def train_step(run: Run, tracker: MemoryTracker | NoTracker, look: Callable[[], None] = lambda: None) -> None:
+    """A training step that tells the tracker what it makes.
+
+    Args:
+        run: The run.
+        tracker: Follows the memory of the step.
+        look: Called after the backward pass, while all gradients are there.
+    """
+    trained = run.trained()
+    handles = [one.register_hook(lambda gradient: tracker.label("gradients", [gradient])) for one in trained]
+    with tracker.during("activations"):
+        loss = run.forward()
+    loss.backward()
+    tracker.label("gradients", [one.grad for one in trained])
+    for handle in handles:
+        handle.remove()
+    del loss
+    look()
+    run.optimizer.step()
+    tracker.label("optimizer", run.state())
+    run.optimizer.zero_grad()
+
+
+def stages(run: Run, tracker: MemoryTracker) -> Iterator[StageMemory]:
+    """Train two steps of every stage (one where the first made no new state of the optimizer)."""
+    growth = run.growth
+    device = run.device.type
+    tracker.label("activations", tensors_in(run.inputs))
+    for index, stage in enumerate(growth.plan.stages):
+        tracker.label("weights", run.weights())
+        before = tracker.now(device)["optimizer"]
+        tracker.begin()
+        train_step(run, tracker)
+        if tracker.now(device)["optimizer"] > before:
+            train_step(run, tracker)
+        peak = tracker.peak(device)
+        yield StageMemory(
+            stage=index,
+            blocks=len(stage.blocks),
+            trained=sum(one.numel() for one in run.trained()),
+            peak=peak.total,
+            split=dict(peak.split),
+            host=0 if device == "cpu" else tracker.peak("cpu").total,
+        )
+        for _ in range(STEPS):
+            growth.step()
