@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .config import GrowthConfig, Order
+from .choices import Order
+from .config import GrowthConfig
 from .errors import PlanError
 from .plan import GrowthPlan, Stage, drop_repeats, join_stages
 

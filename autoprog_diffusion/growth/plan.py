@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .config import JSON, Resolution, as_resolution, check_increasing_resolutions
 from .errors import PlanError
+from .values import JSON, Resolution, as_resolution, check_increasing_resolutions
 
 
 PLAN_VERSION = 1

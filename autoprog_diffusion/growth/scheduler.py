@@ -12,21 +12,22 @@ from torch import Tensor, nn
 
 from .adapter import StageEmbeddingLike, find_adapter
 from .backends import accelerate as host
-from .config import JSON, GrowthConfig, Resolution
+from .config import GrowthConfig
 from .ema import EMAParameters
 from .errors import OrderError
 from .lr_rewarmup import LRRewarmup
 from .plan import GrowthPlan
 from .planning import Planner
+from .progress import Progress
 from .resize import resize_images
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
 from .stage import StageApplier, check_freezing, release_state
-from .state import STATE_VERSION, StageRecord, State, describe, fingerprint, record_stage
-from .units import count_trainable, only_growing
+from .state import STATE_VERSION, StageRecord, State, fingerprint, record_stage
+from .units import only_growing
 from .watch.training import TrainingWatch
 
 
-class GrowthScheduler:
+class GrowthScheduler(Progress):
     """Trains part of a model, stage by stage, inside someone else's training loop.
 
     `step` is called once per optimizer step, as a learning-rate scheduler's is. Between two stages it changes which
@@ -223,52 +224,6 @@ class GrowthScheduler:
         if self._embedding is None:
             raise OrderError("this run has no stage embedding to save: set GrowthConfig(stage_embedding=True).")
         self._embedding.save(folder)
-
-    @property
-    def plan(self) -> GrowthPlan:
-        """The plan that is followed.
-
-        Raises:
-            OrderError: `prepare` has not been called.
-        """
-        if self._plan is None:
-            raise OrderError("call growth.prepare(model, num_training_steps=...) first, after accelerator.prepare.")
-        return self._plan
-
-    @property
-    def stage(self) -> int:
-        """Index of the current stage."""
-        return self.plan.stage_at(self._step)
-
-    @property
-    def resolution(self) -> Resolution:
-        """Resolution of the current stage: fraction (float) or pixels (int)."""
-        return self.plan.stages[self.stage].resolution
-
-    @property
-    def trainable_fraction(self) -> float:
-        """Share of the model's parameters that train now, in [0, 1]."""
-        trainable, total = count_trainable(self._model)
-        return trainable / total
-
-    @property
-    def stage_embedding(self) -> StageEmbeddingLike | None:
-        """The stage embedding that trains beside the model, if there is one."""
-        return self._embedding
-
-    @property
-    def searching(self) -> bool:
-        """Whether the next step trains a candidate of a search: never, since candidates are only probed."""
-        return False
-
-    @property
-    def decisions(self) -> list[JSON]:
-        """The decisions of a search so far: per stage the candidates with their scores, and the choice."""
-        return self._search.decisions
-
-    def print_trainable_parameters(self) -> None:
-        """Print how much of the model trains, in PEFT's words."""
-        print(describe(self.plan, self.stage, *count_trainable(self._model)))
 
     def state_dict(self) -> State:
         """Step, plan, stage embedding and history; everything else is derived from them on load."""

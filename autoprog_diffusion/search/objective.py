@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from operator import attrgetter
 
-from autoprog_diffusion.growth.config import JSON, GrowthConfig, Resolution
+from autoprog_diffusion.growth.config import GrowthConfig
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.growth.fixed import select_blocks
+from autoprog_diffusion.growth.values import JSON, Resolution
 
 
 MEASURES = ("cost", "kappa", "zico", "gain")
