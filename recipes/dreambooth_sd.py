@@ -44,8 +44,8 @@ from autoprog_diffusion.tasks.dreambooth import (
 )
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
-from autoprog_diffusion.training.arguments import TrainArguments
 from autoprog_diffusion.training.build import make_loader
+from autoprog_diffusion.training.recipe_arguments import TrainArguments
 from autoprog_diffusion.training.run import main
 from autoprog_diffusion.training.samples import Row
 

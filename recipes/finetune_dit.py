@@ -42,8 +42,8 @@ from autoprog_diffusion.tasks.class_conditional import (
     vae_factor,
 )
 from autoprog_diffusion.tasks.text_to_image_recipe import guidance_scale
-from autoprog_diffusion.training.arguments import TrainArguments
 from autoprog_diffusion.training.recipe import Recipe
+from autoprog_diffusion.training.recipe_arguments import TrainArguments
 from autoprog_diffusion.training.run import main
 from autoprog_diffusion.training.samples import Row
 

@@ -35,7 +35,7 @@ from autoprog_diffusion.tasks.flow_matching import (
     text_length,
 )
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
-from autoprog_diffusion.training.arguments import TrainArguments
+from autoprog_diffusion.training.recipe_arguments import TrainArguments
 from autoprog_diffusion.training.run import main
 from autoprog_diffusion.training.samples import draw_prompts
 

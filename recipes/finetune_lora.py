@@ -37,8 +37,9 @@ from autoprog_diffusion.tasks.noise_schedule import refuse_prediction
 from autoprog_diffusion.tasks.sdxl import TextToImageXL
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
-from autoprog_diffusion.training.arguments import GrowthArguments, TrainArguments
+from autoprog_diffusion.training.arguments import GrowthArguments
 from autoprog_diffusion.training.diffusion import Task
+from autoprog_diffusion.training.recipe_arguments import TrainArguments
 from autoprog_diffusion.training.run import main
 from autoprog_diffusion.training.samples import draw_prompts
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from autoprog_diffusion.tasks.arguments import hub_options, noise_settings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
-from autoprog_diffusion.training.arguments import Arguments, TrainArguments
+from autoprog_diffusion.training.recipe_arguments import Arguments, TrainArguments
 from autoprog_diffusion.training.run import main
 
 

@@ -27,7 +27,7 @@ from autoprog_diffusion.tasks.arguments import SDXLArguments, hub_options, noise
 from autoprog_diffusion.tasks.sdxl import TextToImageXL, load_sdxl
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
-from autoprog_diffusion.training.arguments import TrainArguments
+from autoprog_diffusion.training.recipe_arguments import TrainArguments
 from autoprog_diffusion.training.run import main
 
 

@@ -22,6 +22,7 @@ SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "vit").rglob("*.py")])
 HEAVY = ("diffusers", "accelerate", "transformers", "timm", "datasets", "matplotlib")
 
 CORE = (
+    "choices", "values", "config_checks",
     "config", "plan", "units", "adapter", "errors", "state", "resize", "frozen_front", "lr_rewarmup", "flops",
     "protocol",
 )  # fmt: skip
@@ -71,7 +72,13 @@ ALLOWED = {
     "vit scripts": BELOW_VIT | {"vit", "vit methods", "vit training"},
 }
 # Modules that hold command lines; data, tasks and methods take plain parameters instead.
-COMMAND_LINES = ("training.arguments", "tasks.arguments", "vit.training.arguments", "vit.asvit.arguments")
+COMMAND_LINES = (
+    "training.arguments",
+    "training.recipe_arguments",
+    "tasks.arguments",
+    "vit.training.arguments",
+    "vit.asvit.arguments",
+)
 PLAIN_LAYERS = {*GROWTH, "files", "search", "adapters", "data", "tasks", "vit", "vit methods"}
 PLAIN_FILES = tuple(
     f"vit.training.{name}"

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.state import NamedTensors
+from autoprog_diffusion.growth.values import JSON
 
 from .timestep import linear
 

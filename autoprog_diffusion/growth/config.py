@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from .choices import Cost, Direction, EmbeddingInit, Objective, Order, Search, WindowState
+from .config_checks import check_direction, check_ranges, check_resolutions, check_windows, check_words
 from .errors import ConfigError
-
-
-Order = Literal["interleaved", "suffix", "prefix"]
-Direction = Literal["unfreeze", "freeze"]
-Search = Literal["none", "zero_shot"]
-Objective = Literal["rank_vote", "gain_per_cost", "random", "fixed"]
-Cost = Literal["flops", "measured"]
-EmbeddingInit = Literal["zero", "normal", "carry"]
-
-Resolution = float | int  # a fraction (float, at most 1.0) of the data's size, or pixels (int)
-JSON = dict[str, Any]  # an object of plain JSON types
-
-
-MOST_STAGES = 1000
+from .values import JSON, Resolution, as_resolution, check_boundaries, check_fields, is_number, require
 
 
 @dataclass(frozen=True)
@@ -37,11 +25,14 @@ class GrowthConfig:
         num_stages: Number of training stages; those that a short run or a small model has no room for are merged.
         order: Blocks of a stage that trains some of them. `suffix` takes those nearest the output (the frozen front
             then runs without gradient), `prefix` those nearest the input, `interleaved` every L-th block (the paper).
-        min_trainable: Fraction of the blocks trained in the smallest stage, in (0, 1]; it changes linearly to 1.
+            Windows end there: with `suffix` they go from the input to the output, which measured better.
+        min_trainable: Fraction of the blocks trained in the smallest stage, in (0, 1]; it changes linearly to 1. Not
+            for windows, which all have one size.
         direction: `freeze` starts with the whole model and ends with the smallest stage, so that frozen blocks are
             trained ones (after FreezeOut, arXiv 1706.04983); pass `growth.ema_parameters()` to Diffusers' `EMAModel`.
-            `unfreeze` starts with the smallest stage and ends with the whole model (the paper). `None` freezes with a
-            fixed schedule, and unfreezes with a search.
+            `unfreeze` starts with the smallest stage and ends with the whole model (the paper). `window` trains a
+            part of the blocks in every stage, another one each time, to save memory. `None` freezes with a fixed
+            schedule, and unfreezes with a search.
         stage_embedding: Whether to train a Stage Identifier embedding beside the model (folded away by `fold`). `None`
             trains one unless the model has no place for it, or its timestep embedder is frozen: a LoRA checkpoint
             would not hold the fold.
@@ -57,6 +48,11 @@ class GrowthConfig:
             (0, 1). `None` spaces them evenly.
         rewarm_steps: Optimizer steps over which the learning rate of newly opened blocks rises from 1/n of the
             schedule's to all of it; 0 for none. The optimizer is then built from `growth.parameter_groups()`.
+        sweeps: How often windows pass over the whole model; each sweep has num_stages / sweeps windows.
+        window_share: Fraction of the blocks in a window, in (0, 1]. `None` cuts the model into num_stages / sweeps
+            windows that share no block; a larger fraction makes them overlap.
+        window_state: What becomes of the optimizer's state of a block that closes and opens again: `release` drops it,
+            so that its moments begin anew (set `rewarm_steps`); `park` keeps it in CPU memory meanwhile.
         search: `none` follows the fixed schedule; `zero_shot` chooses every stage but the last by training-free
             scores, after a warm-up of `search_batches` steps (one more stage; only the output head trains in it).
         search_objective: `rank_vote` is the paper's; `gain_per_cost` the expected loss decrease per cost; `random` and
@@ -87,6 +83,9 @@ class GrowthConfig:
     resolution_multiple: int = 8
     boundaries: tuple[float | int, ...] | None = None
     rewarm_steps: int = 0
+    sweeps: int = 1
+    window_share: float | None = None
+    window_state: WindowState = "release"
     search: Search = "none"
     search_objective: Objective = "gain_per_cost"
     search_cost: Cost = "flops"
@@ -105,10 +104,11 @@ class GrowthConfig:
                 require(self, name, is_list, "give a list of values")
                 convert: Any = converters.get(name)
                 object.__setattr__(self, name, tuple(map(convert, values) if convert else values))
-        _check_choices(self)
-        _check_ranges(self)
-        _check_direction(self)
-        _check_resolutions(self)
+        check_words(self)
+        check_ranges(self)
+        check_direction(self)
+        check_windows(self)
+        check_resolutions(self)
         check_boundaries(self.boundaries, self.num_stages)
 
     @classmethod
@@ -203,140 +203,3 @@ def _as_candidate(value: Any) -> tuple[int, ...]:
     if not is_list or not all(is_number(index, int) and index >= 0 for index in indices):
         raise ConfigError(f"search_candidates: {value!r} is not allowed: give a list of block numbers for each.")
     return indices
-
-
-def check_fields(cls: Any, values: Any) -> None:
-    """Raise `ConfigError` where `values` is no dictionary, or holds a key that is not a field of dataclass `cls`."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"a growth configuration is a JSON object of fields and values, not {values!r}.")
-    known = {field.name for field in fields(cls)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(f"{cls.__name__} has no field(s) {unknown}; fields are {sorted(known)}.")
-
-
-def check_choices(config: Any, choices: dict[str, Any]) -> None:
-    """Raise `ConfigError` where a field of `config` is none of its literals, `choices[name]`."""
-    for name, kind in choices.items():
-        allowed = get_args(kind)
-        require(config, name, getattr(config, name) in allowed, f"use one of {allowed}")
-
-
-def check_boundaries(boundaries: tuple[float | int, ...] | None, num_stages: int) -> None:
-    """Raise `ConfigError` unless there is one boundary before every stage but the first, in increasing order."""
-    if boundaries is None:
-        return
-    if len(boundaries) != num_stages - 1:
-        raise ConfigError(
-            f"boundaries={boundaries} has {len(boundaries)} values for num_stages={num_stages}: give the first step "
-            f"of every stage but the first, {num_stages - 1} values."
-        )
-    fractions = all(isinstance(bound, float) and 0 < bound < 1 for bound in boundaries)
-    steps = all(is_number(bound, int) and bound > 0 for bound in boundaries)
-    if not fractions and not steps:
-        raise ConfigError(f"boundaries={boundaries}: use all steps (whole numbers from 1) or all fractions in (0, 1).")
-    if list(boundaries) != sorted(set(boundaries)):
-        raise ConfigError(f"boundaries={boundaries} do not increase: a stage must begin after the one before it.")
-
-
-def as_resolution(value: Resolution, error: type[ValueError] = ConfigError) -> Resolution:
-    """A stage's resolution as a fraction (float, at most 1.0) or as pixels (int).
-
-    Raises:
-        ValueError: As `error`; the value is not positive, or is above 1 and not a whole number of pixels.
-    """
-    if not is_number(value) or not 0 < value < math.inf:
-        raise error(f"resolution {value!r} is not allowed: use a fraction in (0, 1] or a whole number of pixels.")
-    if value <= 1:
-        return float(value)
-    if value != int(value):
-        raise error(f"resolution {value!r} is not allowed: above 1 it is pixels and must be a whole number.")
-    return int(value)
-
-
-def check_increasing_resolutions(values: tuple[Resolution, ...], error: type[ValueError]) -> None:
-    """Raise `error` where fractions and pixels are mixed or a later stage is smaller than an earlier one."""
-    if len(set(map(type, values))) > 1:
-        raise error(f"resolutions {values} mix fractions (up to 1) and pixels (above 1): use one kind for all stages.")
-    if list(values) != sorted(values):
-        raise error(f"resolutions {values} decrease: growth is monotone, give them in non-decreasing order.")
-
-
-def is_number(value: object, kinds: Any = (int, float)) -> bool:
-    """Whether a value is one of `kinds`; a bool is an int to Python, but no number to a reader."""
-    return isinstance(value, kinds) and not isinstance(value, bool)
-
-
-def require(config: Any, name: str, allowed: bool, hint: str) -> None:
-    """Raise `ConfigError` about the value of a field unless it is `allowed`; `hint` says what is."""
-    if not allowed:
-        raise ConfigError(f"{name}={getattr(config, name)!r} is not allowed: {hint}.")
-
-
-def _check_choices(config: GrowthConfig) -> None:
-    """Check the fields that take one of a few words."""
-    choices = {"order": Order, "search": Search, "stage_embedding_init": EmbeddingInit}
-    choices |= {"search_objective": Objective, "search_cost": Cost}
-    check_choices(config, choices)
-    if config.direction is not None:
-        check_choices(config, {"direction": Direction})
-    orders = get_args(Order)
-    some_known = bool(config.search_orders) and set(orders).issuperset(config.search_orders)
-    require(config, "search_orders", some_known, f"name some of {orders}")
-
-
-def _check_direction(config: GrowthConfig) -> None:
-    """Check that the direction goes with the search and with the re-warm-up."""
-    if config.direction == "freeze" and config.search != "none":
-        raise ConfigError(f'search={config.search!r} chooses what to open: use direction="unfreeze" or search="none".')
-    if config.freezes and config.rewarm_steps:
-        raise ConfigError(
-            f"rewarm_steps={config.rewarm_steps} has no effect on a schedule that freezes, which opens nothing: use 0 "
-            'or direction="unfreeze".'
-        )
-
-
-def _check_ranges(config: GrowthConfig) -> None:
-    """Check the fields that take a number."""
-    for name in ("min_trainable", "stage_dropout", "ema_decay", "resolution_multiple"):
-        value = getattr(config, name)
-        no_average = name == "ema_decay" and value is None
-        require(config, name, no_average or is_number(value), "use a number")
-    # Field -> the smallest whole number that it may be.
-    for name, least, hint in (
-        ("num_stages", 1, "use a whole number of at least 1"),
-        ("search_batches", 2, "scores need at least 2 calls"),
-        ("rewarm_steps", 0, "use 0 or a number of steps"),
-        ("resolution_multiple", 1, "use at least 1 pixel"),
-    ):
-        value = getattr(config, name)
-        require(config, name, is_number(value, int) and value >= least, hint)
-    # Stages are listed one by one: a number of another kind must not fill the memory.
-    require(config, "num_stages", config.num_stages <= MOST_STAGES, f"use at most {MOST_STAGES}")
-    require(config, "search_seed", is_number(config.search_seed, int), "use a whole number")
-    is_choice = config.stage_embedding is None or isinstance(config.stage_embedding, bool)
-    require(config, "stage_embedding", is_choice, "use True, False or None")
-    require(config, "min_trainable", 0 < config.min_trainable <= 1, "use a fraction in (0, 1]")
-    require(config, "stage_dropout", 0 <= config.stage_dropout < 1, "use a probability in [0, 1)")
-    if config.stage_dropout and config.stage_embedding is False:
-        raise ConfigError(f"stage_dropout={config.stage_dropout} needs a stage embedding, but stage_embedding=False.")
-    require(config, "ema_decay", 0 <= (config.ema_decay or 0) < 1, "use None or a decay in [0, 1)")
-
-
-def _check_resolutions(config: GrowthConfig) -> None:
-    """Check that there is one resolution per stage, that they never fall, and that pixels are multiples."""
-    resolutions, multiple = config.resolutions, config.resolution_multiple
-    if resolutions is None:
-        return
-    if len(resolutions) != config.num_stages:
-        raise ConfigError(
-            f"resolutions={resolutions} has {len(resolutions)} values for num_stages="
-            f"{config.num_stages}: give one per stage."
-        )
-    check_increasing_resolutions(resolutions, ConfigError)
-    for size in resolutions:
-        if isinstance(size, int) and size % multiple:
-            raise ConfigError(
-                f"resolution {size} is not a multiple of {multiple} (VAE factor times patch size): "
-                f"use {max(multiple, size - size % multiple)}."
-            )

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable
 
 from .backends.ranks import rank
-from .config import JSON, GrowthConfig
+from .config import GrowthConfig
 from .errors import OrderError, StateError
 from .plan import GrowthPlan, check_plan_fits
 from .search_session import first_plan
 from .state import NamedTensors, State, check_state
 from .units import Layout
+from .values import JSON
 
 
 logger = logging.getLogger(__name__)

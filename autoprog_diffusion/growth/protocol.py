@@ -7,9 +7,9 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from .config import JSON, Resolution
 from .plan import GrowthPlan
 from .state import State
+from .values import JSON, Resolution
 
 
 class Reported(Protocol):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import Resolution
 from .errors import ConfigError
+from .values import Resolution
 
 
 def stage_size(size: tuple[int, int], resolution: Resolution, multiple: int) -> tuple[int, int]:

@@ -12,21 +12,23 @@ from torch import Tensor, nn
 
 from .adapter import StageEmbeddingLike, find_adapter
 from .backends import accelerate as host
-from .config import JSON, GrowthConfig, Resolution
+from .config import GrowthConfig
 from .ema import EMAParameters
 from .errors import OrderError
 from .lr_rewarmup import LRRewarmup
+from .optimizer_state import OptimizerStates
 from .plan import GrowthPlan
 from .planning import Planner
+from .progress import Progress
 from .resize import resize_images
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
-from .stage import StageApplier, check_freezing, release_state
-from .state import STATE_VERSION, StageRecord, State, describe, fingerprint, record_stage
-from .units import count_trainable, only_growing
+from .stage import StageApplier
+from .state import STATE_VERSION, StageRecord, State, fingerprint, record_stage
+from .units import only_growing
 from .watch.training import TrainingWatch
 
 
-class GrowthScheduler:
+class GrowthScheduler(Progress):
     """Trains part of a model, stage by stage, inside someone else's training loop.
 
     `step` is called once per optimizer step, as a learning-rate scheduler's is. Between two stages it changes which
@@ -72,6 +74,7 @@ class GrowthScheduler:
         self._applier = StageApplier(model, self.layout, self._embedding)
         self._averages = EMAParameters(model, self.layout.names)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
+        self._states = OptimizerStates(self.layout, config.window_state)
         self._search = SearchSession(config)
         self._planner = Planner(config, self.layout, embedded=self._embedding is not None)
         self._watch = TrainingWatch(model, accelerator, self._applier.front)
@@ -132,7 +135,7 @@ class GrowthScheduler:
         ddp = host.check_prepared(model, self._model, self._accelerator, search=self.config.search)
         self._watch_optimizers(optimizer)
         plan = self._planner.prepare(plan, num_training_steps)
-        check_freezing(plan, self._optimizers, self._accelerator)
+        self._states.check(plan, self._optimizers, self._accelerator, self._model)
         self._watch.start(model, self._applier.growing(), self._optimizers)
         self._wrapped = model
         self._plan = plan
@@ -224,54 +227,8 @@ class GrowthScheduler:
             raise OrderError("this run has no stage embedding to save: set GrowthConfig(stage_embedding=True).")
         self._embedding.save(folder)
 
-    @property
-    def plan(self) -> GrowthPlan:
-        """The plan that is followed.
-
-        Raises:
-            OrderError: `prepare` has not been called.
-        """
-        if self._plan is None:
-            raise OrderError("call growth.prepare(model, num_training_steps=...) first, after accelerator.prepare.")
-        return self._plan
-
-    @property
-    def stage(self) -> int:
-        """Index of the current stage."""
-        return self.plan.stage_at(self._step)
-
-    @property
-    def resolution(self) -> Resolution:
-        """Resolution of the current stage: fraction (float) or pixels (int)."""
-        return self.plan.stages[self.stage].resolution
-
-    @property
-    def trainable_fraction(self) -> float:
-        """Share of the model's parameters that train now, in [0, 1]."""
-        trainable, total = count_trainable(self._model)
-        return trainable / total
-
-    @property
-    def stage_embedding(self) -> StageEmbeddingLike | None:
-        """The stage embedding that trains beside the model, if there is one."""
-        return self._embedding
-
-    @property
-    def searching(self) -> bool:
-        """Whether the next step trains a candidate of a search: never, since candidates are only probed."""
-        return False
-
-    @property
-    def decisions(self) -> list[JSON]:
-        """The decisions of a search so far: per stage the candidates with their scores, and the choice."""
-        return self._search.decisions
-
-    def print_trainable_parameters(self) -> None:
-        """Print how much of the model trains, in PEFT's words."""
-        print(describe(self.plan, self.stage, *count_trainable(self._model)))
-
     def state_dict(self) -> State:
-        """Step, plan, stage embedding and history; everything else is derived from them on load."""
+        """Step, plan, stage embedding, history and parked optimizer state; all else is derived from them on load."""
         return {
             "version": STATE_VERSION,
             "step": self._step,
@@ -282,6 +239,7 @@ class GrowthScheduler:
             "embedding": self._applier.embedding_state(),
             "history": [record.to_dict() for record in self.history],
             "decisions": self.decisions,
+            "parked": self._states.state_dict(),
         }
 
     @contextmanager
@@ -307,7 +265,8 @@ class GrowthScheduler:
         self._applier.check_loaded(self._optimizers, state_dict)
         self._step = state_dict["step"]
         self._plan = plan
-        check_freezing(plan, self._optimizers, self._accelerator)
+        self._states.check(plan, self._optimizers, self._accelerator, self._model)
+        self._states.load_state_dict(state_dict.get("parked", {}))
         self._search.load(state_dict)
         self._applier.load_embedding(state_dict)
         if self.plan.freezes:
@@ -318,8 +277,11 @@ class GrowthScheduler:
 
     def _enter(self, stage: int, *, fresh: bool = True) -> None:
         """Apply a stage to model and optimizers; a fresh one, rather than a loaded one, goes into the history."""
+        growing = self._applier.growing()
+        # What closes makes room first.
+        self._states.close(self.plan, stage, self._optimizers, growing)
         self._applier.enter(stage, self.plan.stages[stage].blocks, fresh=fresh)
-        release_state(self.plan, self._optimizers)
+        self._states.open(self._optimizers, growing)
         self._watch.enter([self.layout.blocks[index] for index in self.plan.stages[stage].blocks], fresh=fresh)
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from .adapter import StageEmbeddingLike
 from .backends.ranks import rank, world_size
-from .config import JSON, GrowthConfig, Resolution
+from .config import GrowthConfig
 from .errors import ConfigError
 from .fixed import fixed_plan, stage_starts
 from .plan import GrowthPlan, Stage
 from .state import State
 from .units import Layout
+from .values import JSON, Resolution
 
 
 LossFunction = Callable[[nn.Module, Any], Tensor]  # (model, batch) -> loss

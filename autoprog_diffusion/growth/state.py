@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .config import JSON, Resolution
 from .errors import StateError
 from .plan import GrowthPlan
 from .units import Layout, count_trainable
+from .values import JSON, Resolution
 
 
 STATE_VERSION = 1

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from operator import attrgetter
 
-from autoprog_diffusion.growth.config import JSON, GrowthConfig, Resolution
+from autoprog_diffusion.growth.config import GrowthConfig
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.growth.fixed import select_blocks
+from autoprog_diffusion.growth.values import JSON, Resolution
 
 
 MEASURES = ("cost", "kappa", "zico", "gain")
@@ -105,8 +106,8 @@ def list_candidates(
             found.setdefault(Candidate(label, blocks, resolution))
     if not found:
         raise SearchError(
-            f"no candidate holds the blocks {sorted(training)} that train already: growth is monotone, give nested "
-            "search_candidates that end in the full model."
+            f"no candidate holds the blocks {sorted(training)} that train already: a search only opens blocks, give "
+            "nested search_candidates that end in the full model."
         )
     return list(found)
 

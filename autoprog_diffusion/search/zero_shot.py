@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from autoprog_diffusion.growth.backends.ranks import world_size
-from autoprog_diffusion.growth.config import JSON, GrowthConfig, Resolution
+from autoprog_diffusion.growth.config import GrowthConfig
 from autoprog_diffusion.growth.errors import SearchError
 from autoprog_diffusion.growth.fixed import fixed_stages
 from autoprog_diffusion.growth.plan import Stage
 from autoprog_diffusion.growth.search_session import RunParts, warm_blocks
 from autoprog_diffusion.growth.units import trained_units
+from autoprog_diffusion.growth.values import JSON, Resolution
 
 from .consensus import agree
 from .cost import UnitCosts, all_reduce_bandwidth, count_costs, measure_costs

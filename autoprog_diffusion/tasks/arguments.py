@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoprog_diffusion.training.arguments import Arguments, flat_flags
+from autoprog_diffusion.training.arguments import flat_flags
+from autoprog_diffusion.training.recipe_arguments import Arguments
 
 from .class_conditional import ClassSettings
 from .dreambooth import SubjectSettings

@@ -12,8 +12,8 @@ from torch import nn
 from autoprog_diffusion.data.caption_text import first_captions
 from autoprog_diffusion.data.emoji import DEFAULT_STYLE, emoji_dataset
 from autoprog_diffusion.data.rows import spread
-from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.recipe import AnyArguments, Recipe
+from autoprog_diffusion.training.recipe_arguments import Arguments
 from autoprog_diffusion.training.samples import Row, sample_images
 
 from .parts import latent_multiple, native_side

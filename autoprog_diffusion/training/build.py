@@ -19,8 +19,9 @@ from autoprog_diffusion.data.images import ImageSettings, cut_square, seeded
 from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.growth import ConfigError, GrowthError
 
-from .arguments import Arguments, DataArguments, OutputArguments, TrainArguments
+from .arguments import OutputArguments
 from .ends import keeping_workers_alive
+from .recipe_arguments import Arguments, DataArguments, TrainArguments
 
 
 if TYPE_CHECKING:

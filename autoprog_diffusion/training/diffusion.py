@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
 from autoprog_diffusion.growth.resize import stage_size
 
-from .arguments import Arguments
 from .build import make_optimizer
 from .checkpoints import find_checkpoint, keep_only
 from .given_plan import plan_for
+from .recipe_arguments import Arguments
 from .samples import Pictures
 from .trainer import Trainer
 

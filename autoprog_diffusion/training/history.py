@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoprog_diffusion.files import RUN_FILE, write_text_atomically
-from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import StateError
+from autoprog_diffusion.growth.values import JSON
 
 from .arguments import flat
 from .flag_classes import OF_THE_START, changes

@@ -23,12 +23,13 @@ from autoprog_diffusion.data.report import DAMAGED, DataReport
 from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 
-from .arguments import Arguments, autoprog_zero, check_arguments, growth_config, take_flag
+from .arguments import autoprog_zero, growth_config, take_flag
 from .build import make_accelerator, make_latents, make_loader
 from .diffusion import DiffusionTrainer, Task
 from .flag_checks import explicit_wins
 from .plain_pipeline import save_plain
 from .real_images import real_rows
+from .recipe_arguments import Arguments, check_arguments
 from .run import Script
 from .samples import Pictures, Row
 

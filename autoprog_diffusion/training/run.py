@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from autoprog_diffusion.files import RUN_FILE, is_disk_full
-from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import GrowthError
+from autoprog_diffusion.growth.values import JSON
 
 from .arguments import OutputArguments, flat
 from .checkpoints import TrainingError, find_checkpoint

@@ -29,9 +29,9 @@ from autoprog_diffusion.tasks.arguments import (
 from autoprog_diffusion.tasks.class_conditional import ClassConditional, ClassSettings, draw_classes, set_classes
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, FlowSettings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
-from autoprog_diffusion.training.arguments import Arguments, PictureArguments, TrainArguments
 from autoprog_diffusion.training.build import make_accelerator, make_latents
 from autoprog_diffusion.training.diffusion import Task
+from autoprog_diffusion.training.recipe_arguments import Arguments, PictureArguments, TrainArguments
 from autoprog_diffusion.training.samples import draw_prompts, sample_images
 
 

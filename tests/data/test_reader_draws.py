@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from autoprog_diffusion.data.caption_text import first_captions, has_lists
 from autoprog_diffusion.data.captions import Captions
 from autoprog_diffusion.data.errors import DataError
-from autoprog_diffusion.training.arguments import Arguments, DataArguments, TrainArguments
 from autoprog_diffusion.training.build import RowDataset
+from autoprog_diffusion.training.recipe_arguments import Arguments, DataArguments, TrainArguments
 
 
 TEXTS = [["a", "b", "c"], ["d"], ["e", "f"]]

@@ -16,9 +16,9 @@ from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.growth import GrowthScheduler
 from autoprog_diffusion.tasks.arguments import noise_settings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
-from autoprog_diffusion.training.arguments import Arguments, check_arguments
 from autoprog_diffusion.training.build import make_latents, make_loader
 from autoprog_diffusion.training.diffusion import DiffusionTrainer
+from autoprog_diffusion.training.recipe_arguments import Arguments, check_arguments
 
 from .tiny import accelerator_of, build_pipeline, growth_of, parse, write_images
 from .tiny_folders import build_folders

@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 
 from autoprog_diffusion.growth.errors import StateError
-from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.checkpoints import (
     MARKER,
     checkpoint_step,
@@ -19,6 +18,7 @@ from autoprog_diffusion.training.checkpoints import (
     newest_checkpoint,
     save_checkpoint,
 )
+from autoprog_diffusion.training.recipe_arguments import Arguments
 
 from .tiny import parse
 

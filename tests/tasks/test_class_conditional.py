@@ -22,8 +22,8 @@ from autoprog_diffusion.tasks.arguments import ClassConditionalArguments, noise_
 from autoprog_diffusion.tasks.class_conditional import ClassConditional, set_classes
 from autoprog_diffusion.tasks.dit_labels import label_tables
 from autoprog_diffusion.tasks.learned_variance import variational_bound
-from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.build import make_latents
+from autoprog_diffusion.training.recipe_arguments import Arguments
 
 from .tiny import growth_of
 from .tiny_transformers import SIZE, build_dit, write_classes

@@ -26,8 +26,8 @@ from autoprog_diffusion.tasks.dreambooth import (
     list_images,
     pair_up,
 )
-from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.build import make_latents, make_loader
+from autoprog_diffusion.training.recipe_arguments import Arguments
 
 from .tiny import growth_of
 

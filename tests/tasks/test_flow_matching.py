@@ -19,8 +19,8 @@ from torch import Tensor
 from autoprog_diffusion.growth import ConfigError, GrowthError, GrowthScheduler
 from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, noise_settings
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, load_flow, text_encoders
-from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.build import make_latents
+from autoprog_diffusion.training.recipe_arguments import Arguments
 from autoprog_diffusion.training.samples import draw_prompts
 
 from .tiny import growth_of

@@ -18,9 +18,9 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
-from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.build import make_loader
 from autoprog_diffusion.training.metrics import saving
+from autoprog_diffusion.training.recipe_arguments import Arguments
 
 from .tiny import parse
 from .training import FLAGS, STEPS, NewTrainer, same, weights

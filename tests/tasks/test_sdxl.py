@@ -17,8 +17,8 @@ from autoprog_diffusion.growth import GrowthError, GrowthScheduler
 from autoprog_diffusion.tasks.arguments import noise_settings
 from autoprog_diffusion.tasks.sdxl import TextToImageXL, load_sdxl
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
-from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.build import make_latents, make_loader
+from autoprog_diffusion.training.recipe_arguments import Arguments
 
 from .tiny import build_sdxl, growth_of, parse
 

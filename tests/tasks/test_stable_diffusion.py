@@ -20,8 +20,8 @@ from autoprog_diffusion.growth import GrowthError, GrowthScheduler
 from autoprog_diffusion.tasks.arguments import noise_settings
 from autoprog_diffusion.tasks.noise_schedule import training_scheduler
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
-from autoprog_diffusion.training.arguments import Arguments
 from autoprog_diffusion.training.build import make_latents
+from autoprog_diffusion.training.recipe_arguments import Arguments
 from autoprog_diffusion.training.samples import sample_images
 
 from .tiny import COUNT, growth_of, parse, write_images

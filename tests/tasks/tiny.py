@@ -22,8 +22,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from assets.sd_to_sdxl import sdxl_from_sd
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
-from autoprog_diffusion.training.arguments import Arguments, growth_config
+from autoprog_diffusion.training.arguments import growth_config
 from autoprog_diffusion.training.build import make_accelerator
+from autoprog_diffusion.training.recipe_arguments import Arguments
 
 
 COUNT = 24

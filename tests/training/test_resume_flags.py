@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from autoprog_diffusion.growth import ConfigError
-from autoprog_diffusion.training.arguments import check_arguments
 from autoprog_diffusion.training.build import make_accelerator
 from autoprog_diffusion.training.flag_checks import check_tracker, check_warmup, given_flags
+from autoprog_diffusion.training.recipe_arguments import check_arguments
 from autoprog_diffusion.training.run import idle_flags_of
 from autoprog_diffusion.vit.training.pretraining import Pretraining
 

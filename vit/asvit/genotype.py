@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoprog_diffusion.growth.config import is_number
 from autoprog_diffusion.growth.errors import GrowthError
+from autoprog_diffusion.growth.values import is_number
 
 
 STAGES = 4

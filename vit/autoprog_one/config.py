@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from autoprog_diffusion.growth.config import (
+from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.growth.values import (
     JSON,
     check_boundaries,
     check_choices,
@@ -15,7 +16,6 @@ from autoprog_diffusion.growth.config import (
     is_number,
     require,
 )
-from autoprog_diffusion.growth.errors import ConfigError
 
 
 Search = Literal["one_shot", "zero_shot", "random", "fixed"]

@@ -12,9 +12,9 @@ from itertools import compress
 import torch
 from torch import Tensor, nn
 
-from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.flops import flop_counter
 from autoprog_diffusion.growth.units import trainable_now
+from autoprog_diffusion.growth.values import JSON
 from autoprog_diffusion.search.probe import leaving_no_trace
 from autoprog_diffusion.search.unit_timer import median_seconds
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.backends import accelerate as host
-from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import OrderError
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.planning import announce_merges
 from autoprog_diffusion.growth.protocol import Growth
 from autoprog_diffusion.growth.units import build_layout, count_trainable
+from autoprog_diffusion.growth.values import JSON
 from autoprog_diffusion.growth.watch.training import TrainingWatch
 
 from ..models import size_multiple

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import ConfigError, StateError
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.units import Layout
+from autoprog_diffusion.growth.values import JSON
 from autoprog_diffusion.search import objective
 from autoprog_diffusion.search.consensus import agree, decide_once, gather
 

@@ -12,13 +12,13 @@ from torch.nn.parallel import DistributedDataParallel
 from autoprog_diffusion.growth.backends import accelerate as host
 from autoprog_diffusion.growth.backends.ddp import rebuild_reducer
 from autoprog_diffusion.growth.backends.ranks import check_ranks_equal
-from autoprog_diffusion.growth.config import JSON
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.planning import extended_plan
 from autoprog_diffusion.growth.search_session import with_choice
 from autoprog_diffusion.growth.state import STATE_VERSION, check_state, fingerprint
 from autoprog_diffusion.growth.units import count_trainable
+from autoprog_diffusion.growth.values import JSON
 
 from ..ema import WeightAverage
 from ..retokenize import Retokenizer

@@ -1,0 +1,14 @@
+"""The words that fields of `GrowthConfig` may be."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+Order = Literal["interleaved", "suffix", "prefix"]
+Direction = Literal["unfreeze", "freeze", "window"]
+WindowState = Literal["release", "park"]
+Search = Literal["none", "zero_shot"]
+Objective = Literal["rank_vote", "gain_per_cost", "random", "fixed"]
+Cost = Literal["flops", "measured"]
+EmbeddingInit = Literal["zero", "normal", "carry"]

@@ -1,0 +1,179 @@
+"""Command-line arguments of the recipes, named as in Diffusers' scripts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from .arguments import (
+    Derived,
+    GrowthArguments,
+    OutputArguments,
+    check_choice,
+    check_numbers,
+    check_output,
+    check_positive,
+    flat,
+    flat_flags,
+    growth_config,
+)
+from .flag_checks import check_not_blank, check_seed_and_finite
+
+
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+POSITIVE = (
+    "train_batch_size", "num_train_epochs", "max_train_steps", "gradient_accumulation_steps", "learning_rate",
+    "snr_gamma", "resolution", "num_inference_steps", "max_grad_norm", "adam_epsilon",
+)  # fmt: skip
+NOT_NEGATIVE = ("lr_warmup_steps", "adam_weight_decay", "dataloader_num_workers", "noise_offset", "input_perturbation")
+RATES = ("adam_beta1", "adam_beta2", "ema_decay")
+
+
+@dataclass(frozen=True)
+class ModelArguments:
+    """Model; without a name the small emoji pipeline that comes with the recipes."""
+
+    pretrained_model_name_or_path: str | None = None
+    """Folder or Hub name of a Diffusers pipeline."""
+    revision: str | None = None
+    """Revision of the Hub model."""
+    variant: str | None = None
+    """Variant of the weight files, for example fp16."""
+    cache_dir: str | None = None
+    """Where downloaded models and data are kept."""
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Data; without a name OpenMoji emoji with their captions, from a pip package."""
+
+    train_data_dir: str | None = None
+    """Folder of images with captions in a metadata.jsonl, a metadata.csv or text files, or of parquet files."""
+    dataset_name: str | None = None
+    """Hub name or folder of a `datasets` data set."""
+    dataset_config_name: str | None = None
+    """Configuration of that data set."""
+    image_column: str = "image"
+    """Column that holds the images."""
+    caption_column: str = "text"
+    """Column that holds the captions."""
+    max_train_samples: int | None = None
+    """Use only so many images, a random choice by --seed."""
+    corrupt: Literal["refuse", "skip"] = "refuse"
+    """What to do with images that cannot be decoded: stop and name them, or leave them out and name them."""
+    resolution: int | None = None
+    """Side of the training images in pixels [the pipeline's own size]."""
+    center_crop: bool = False
+    """Crop the centre of non-square images instead of a random place; cached latents always crop the centre."""
+    random_flip: bool = False
+    """Mirror images at random."""
+    image_interpolation_mode: Literal["nearest", "bilinear", "bicubic", "lanczos", "box"] = "lanczos"
+    """Filter that resizes images to the resolution."""
+    cache_latents: bool = True
+    """Encode every image once per stage resolution, before training in it."""
+    dataloader_num_workers: int = 0
+    """Processes that decode images, for --no-cache_latents."""
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Optimisation."""
+
+    train_batch_size: int = 16
+    """Images per process and forward pass."""
+    num_train_epochs: int = 100
+    """Epochs; they win over a default of --max_train_steps."""
+    max_train_steps: int | None = None
+    """Optimizer steps of the whole run; beside --num_train_epochs on the command line they win."""
+    gradient_accumulation_steps: int = 1
+    """Forward passes per optimizer step."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    scale_lr: bool = False
+    """Multiply the learning rate by processes, accumulation and batch size."""
+    lr_scheduler: str = "constant"
+    """linear, cosine, cosine_with_restarts, polynomial, constant or constant_with_warmup."""
+    lr_warmup_steps: int = 500
+    """Optimizer steps of warm-up."""
+    snr_gamma: float | None = None
+    """Gamma of the min-SNR loss weighting (arXiv 2303.09556); 5.0 is recommended."""
+    timestep_sampling: Literal["independent", "stratified"] = "independent"
+    """stratified spreads the timesteps of a batch evenly, so that its loss varies less; each alone stays as likely."""
+    noise_offset: float = 0.0
+    """Scale of a per-channel offset of the noise."""
+    input_perturbation: float = 0.0
+    """Scale of an extra perturbation of the input noise; 0.1 is recommended."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    """What the model predicts [as the noise scheduler says]."""
+    use_8bit_adam: bool = False
+    """AdamW with 8-bit state, from bitsandbytes."""
+    adam_beta1: float = 0.9
+    """Beta1 of Adam."""
+    adam_beta2: float = 0.999
+    """Beta2 of Adam."""
+    adam_weight_decay: float = 1e-2
+    """Decoupled weight decay."""
+    adam_epsilon: float = 1e-8
+    """Epsilon of Adam."""
+    max_grad_norm: float = 1.0
+    """Clip the gradient to this norm."""
+    use_ema: bool = False
+    """Average the weights, and save the average."""
+    ema_decay: float = 0.9999
+    """Decay of the average."""
+    offload_ema: bool = False
+    """Keep the average in CPU memory."""
+    foreach_ema: bool = False
+    """Average with fused operations."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """Precision of the forward pass [as `accelerate config` says]."""
+    allow_tf32: bool = False
+    """Use TF32 on Ampere and later GPUs."""
+    seed: int = 0
+    """Seed of everything random."""
+
+
+@dataclass(frozen=True)
+class PictureArguments(OutputArguments):
+    """Output, checkpoints and pictures."""
+
+    output_dir: str = "sd-model-finetuned"
+    """Folder of the trained pipeline, the pictures and the checkpoints."""
+    validation_prompts: tuple[str, ...] | None = None
+    """Prompts of the before/after picture [held-out emoji for the default data]."""
+    num_inference_steps: int = 25
+    """Denoising steps of a picture."""
+    guidance_scale: float | None = None
+    """Classifier-free guidance of a picture [3.0 for the default model, 7.5 for others]."""
+
+
+@flat_flags
+@dataclass(frozen=True)
+class Arguments:
+    """All groups of arguments of a recipe."""
+
+    model: ModelArguments = ModelArguments()
+    data: DataArguments = DataArguments()
+    train: TrainArguments = TrainArguments()
+    growth: GrowthArguments = GrowthArguments()
+    output: PictureArguments = PictureArguments()
+    given: Derived[tuple[str, ...]] = ()
+
+
+def check_arguments(args: Arguments) -> None:
+    """Refuse values that would only fail in the middle of a run.
+
+    Raises:
+        ConfigError: The message names the flag, its value and what is allowed.
+    """
+    values = flat(asdict(args))
+    check_output(args.output)
+    check_not_blank(values)
+    check_seed_and_finite(values)
+    check_positive(values, POSITIVE)
+    check_numbers(values, NOT_NEGATIVE, lambda value: value >= 0, "0 or more")
+    check_numbers(values, RATES, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+    check_choice("lr_scheduler", args.train.lr_scheduler, SCHEDULES)
+    growth_config(args.growth, multiple=1, ema_decay=None, seed=args.train.seed)
