@@ -61,6 +61,9 @@ class Backend:
 class NoValues(FakeTensorMode):
     """Fake tensors of which code may ask a value: a number is one, an answer is no."""
 
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)  # constants of a module's may have been made before
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             dtype = args[0].dtype

@@ -103,7 +103,7 @@ def main() -> None:
     results = load(RESULTS) or {"rows": []}
     asked = [(model, PLANS[plan]) for model in args.models for plan in args.plans]
     for model, plan in [] if args.table else asked:
-        settings = json.loads(json.dumps(asdict(plan)))
+        settings = json.loads(json.dumps(plan.to_dict()))
         kept = [row for row in results["rows"] if (row["model"], row["plan"]) != (model, plan.name)]
         there = [row for row in results["rows"] if row not in kept and row["settings"] == settings]
         if there and not args.again:
