@@ -16,12 +16,12 @@ from autoprog_diffusion.training.trained_dtype import store_in_bfloat16
 
 
 CASES = [
-    (name, rounded, direction)
-    for name, rounded in (
-        ("adamw8bit", True), ("adamw4bit", True), ("adamw_fp8", True), ("adamw4bit", False), ("adafactor", False)
-    )
-    for direction in ("freeze", "unfreeze")
-]  # fmt: skip
+    ("adamw8bit", True, "freeze"),
+    ("adamw8bit", True, "unfreeze"),
+    ("adamw4bit", True, "freeze"),
+    ("adamw_fp8", True, "freeze"),
+    ("adafactor", False, "freeze"),
+]
 STEPS = 4
 
 
