@@ -22,9 +22,14 @@ from .common import families, used
 
 Parts = tuple[nn.Module, GrowthScheduler, torch.optim.Optimizer]
 HERE = tuple(name for name in OPTIMIZERS if name != "adamw8bit_bnb")  # bitsandbytes is not installed with the tests
-DIRECTIONS = ("freeze", "unfreeze")
+PLANS: dict[str, dict[str, Any]] = {
+    "freeze": {"num_stages": 2, "min_trainable": 0.5},
+    "unfreeze": {"num_stages": 2, "min_trainable": 0.5},
+    # A block that comes back takes up its state where it left it.
+    "window": {"num_stages": 4, "sweeps": 2, "window_state": "park"},
+}
 # One family takes every direction, those of other shapes the default one.
-FULL = [("dit", direction) for direction in DIRECTIONS] + [("sd", "freeze"), ("flux", "freeze")]
+FULL = [("dit", direction) for direction in PLANS] + [("sd", "freeze"), ("flux", "freeze")]
 STEPS = 4
 
 
@@ -32,7 +37,7 @@ def start(family: Family, name: str, direction: str, *, rounded: bool = False) -
     model = family.build().train()
     if rounded:
         store_in_bfloat16(model)
-    config = GrowthConfig(num_stages=2, min_trainable=0.5, direction=direction)
+    config = GrowthConfig(direction=direction, **PLANS[direction])
     growth = GrowthScheduler(model, config)
     settings = Settings(lr=1e-3, seed=5 if rounded else None)
     optimizer = OPTIMIZERS[name](growth.parameter_groups(), settings)
@@ -100,7 +105,7 @@ def test_a_resumed_run_is_the_same_run(family: Family, name: str, direction: str
         check_resume(family, lambda: start(family, name, direction), at)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", PLANS)
 @pytest.mark.parametrize("name", ROUNDING)
 def test_a_resumed_run_of_bfloat16_weights_is_the_same_run(name: str, direction: str) -> None:
     family = BY_ID["dit"]
@@ -111,7 +116,7 @@ def test_a_resumed_run_of_bfloat16_weights_is_the_same_run(name: str, direction:
 def test_frozen_blocks_hold_no_state_of_any_optimizer(family: Family) -> None:
     """Both directions; the optimizers take turns over the families, since each is asked in many."""
     turn = FAMILIES.index(family)
-    for direction in DIRECTIONS:
+    for direction in ("freeze", "unfreeze"):
         name = HERE[turn % len(HERE)]
         model, growth, optimizer = start(family, name, direction)
         for step in range(3):
