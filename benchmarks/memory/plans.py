@@ -18,6 +18,7 @@ class Plan:
         name: For tables.
         growth: Settings of `GrowthConfig`.
         optimizer: As `--optimizer` of the recipes.
+        trained_dtype: As `--trained_dtype`: bfloat16 rounds stochastically.
         checkpointing: Blocks that compute their activations again in the backward pass: `none` or `all`.
         lora: Rank of LoRA adapters, which then train alone.
         autocast: Whether the forward pass runs under bfloat16 autocast.
@@ -26,6 +27,7 @@ class Plan:
     name: str
     growth: dict[str, Any] = field(default_factory=lambda: dict(FULL))
     optimizer: str = "adamw"
+    trained_dtype: str = "float32"
     checkpointing: str = "none"
     lora: int | None = None
     autocast: bool = True
@@ -35,13 +37,24 @@ class Plan:
         return asdict(self)
 
 
+def window(parts: int) -> dict[str, Any]:
+    """One sweep of windows of a part of the blocks each."""
+    return {"direction": "window", "num_stages": parts}
+
+
+LOW = {"trained_dtype": "bfloat16", "checkpointing": "all"}
 PLANS = {
     plan.name: plan
     for plan in (
         Plan("full"),
         Plan("full, checkpointing", checkpointing="all"),
+        Plan("full, 8-bit Adam, checkpointing", optimizer="adamw8bit", checkpointing="all"),
+        Plan("full, bf16 weights, 8-bit Adam, checkpointing", optimizer="adamw8bit", **LOW),
+        Plan("full, bf16 weights, 4-bit Adam, checkpointing", optimizer="adamw4bit", **LOW),
         Plan("freeze", {}),
         Plan("freeze, checkpointing", {}, checkpointing="all"),
+        Plan("window 1/8, checkpointing", window(8), checkpointing="all"),
+        Plan("window 1/8, bf16 weights, 8-bit Adam, checkpointing", window(8), optimizer="adamw8bit", **LOW),
         Plan("LoRA", lora=RANK),
         Plan("LoRA, checkpointing", lora=RANK, checkpointing="all"),
     )

@@ -16,6 +16,8 @@ from tracker import Kind, MemoryTracker
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.search.recorded_calls import output_tensor, tensors_in
 from autoprog_diffusion.tasks.lora import LoraSettings, add_lora
+from autoprog_diffusion.training.optimizers import OPTIMIZERS, Settings
+from autoprog_diffusion.training.trained_dtype import store_in_bfloat16
 
 
 STEPS = 2  # of a stage: the second one has the optimizer's state from its start
@@ -63,6 +65,8 @@ class Run:
             self.inputs = inputs(self.model.config)
             if plan.lora is not None:
                 add_lora(self.model, LoraSettings(rank=plan.lora), seed=0)
+            if plan.trained_dtype == "bfloat16":
+                store_in_bfloat16(self.model)
             if plan.checkpointing == "all":
                 self.model.enable_gradient_checkpointing()
             self.growth = GrowthScheduler(self.model, config)
@@ -95,7 +99,8 @@ def make_optimizer(plan: Plan, growth: GrowthScheduler, device: torch.device) ->
     On a CUDA device PyTorch steps all parameters at once (`foreach`), which takes memory; it recognises no fake tensors,
     so it is told.
     """
-    optimizer = torch.optim.AdamW(growth.parameters())
+    seed = 0 if plan.trained_dtype == "bfloat16" else None
+    optimizer = OPTIMIZERS[plan.optimizer](growth.parameters(), Settings(lr=1e-4, seed=seed))
     if device.type == NAME:
         for group in optimizer.param_groups:
             if "foreach" in group:
