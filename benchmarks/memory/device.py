@@ -64,6 +64,11 @@ class NoValues(FakeTensorMode):
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)  # constants of a module's may have been made before
 
+    @property
+    def avoid_device_init(self) -> bool:
+        """Whether a list of numbers becomes a fake tensor before it goes to its device."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             dtype = args[0].dtype
