@@ -100,7 +100,9 @@ class DiffusionTrainer(Trainer):
         self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
         self.check_lengths("lr_warmup_steps", self._warmup_steps, args.given)
         images = train.train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
-        optimizer = make_optimizer(growth.parameters(), train, images)
+        grouped = growth.config.rewarm_steps > 0
+        parameters = growth.parameter_groups() if grouped else growth.parameters()
+        optimizer = make_optimizer(parameters, train, images)
         prepared = accelerator.prepare(denoiser, optimizer, loader, self._make_schedule(optimizer))
         self.model, self.optimizer, self._loader, self.lr_scheduler = prepared
         checkpoint = find_checkpoint(self.root, args.output.resume_from_checkpoint)
