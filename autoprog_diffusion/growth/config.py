@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .choices import Cost, Direction, EmbeddingInit, Objective, Order, Search
+from .choices import Cost, Direction, EmbeddingInit, FrozenDtype, Objective, Order, Search
 from .config_checks import check_direction, check_ranges, check_resolutions, check_words
 from .errors import ConfigError
 from .values import JSON, Resolution, as_resolution, check_boundaries, check_fields, is_number, require
@@ -45,6 +45,9 @@ class GrowthConfig:
             (0, 1). `None` spaces them evenly.
         rewarm_steps: Optimizer steps over which the learning rate of newly opened blocks rises from 1/n of the
             schedule's to all of it; 0 for none. The optimizer is then built from `growth.parameter_groups()`.
+        frozen_dtype: Format that linear and convolution weights are held in while they are frozen; one that opens is
+            restored exactly. `bfloat16` changes nothing under bfloat16 autocast, bit for bit. `float8`, `int8` and
+            `nf4` (4 bits), by torchao, change what frozen blocks compute. `None` holds nothing small.
         search: `none` follows the fixed schedule; `zero_shot` chooses every stage but the last by training-free
             scores, after a warm-up of `search_batches` steps (one more stage; only the output head trains in it).
         search_objective: `rank_vote` is the paper's; `gain_per_cost` the expected loss decrease per cost; `random` and
@@ -75,6 +78,7 @@ class GrowthConfig:
     resolution_multiple: int = 8
     boundaries: tuple[float | int, ...] | None = None
     rewarm_steps: int = 0
+    frozen_dtype: FrozenDtype | None = None
     search: Search = "none"
     search_objective: Objective = "gain_per_cost"
     search_cost: Cost = "flops"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import OrderError
 
@@ -22,9 +22,11 @@ class EMAParameters:
     Args:
         model: The bare model.
         growing: Names of the parameters that train in some stage.
+        exact: Gives the value of a frozen parameter, which may be held in a smaller type.
     """
 
-    def __init__(self, model: nn.Module, growing: set[str]) -> None:
+    def __init__(self, model: nn.Module, growing: set[str], exact: Callable[[nn.Parameter], Tensor]) -> None:
+        self._exact = exact
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         trained = [shape for name, shape in shapes.items() if name in growing]
         # An average is built from all parameters, or from those that train.
@@ -36,7 +38,7 @@ class EMAParameters:
         """The same tensors in the same order, as parameters that all require gradient."""
         self._asked = True
         # Wrapped anew each time (4 us a tensor), since `model.to(...)` may give a parameter other memory.
-        return [p if p.requires_grad else nn.Parameter(p.detach()) for p in parameters]
+        return [p if p.requires_grad else nn.Parameter(self._exact(p)) for p in parameters]
 
     def note(self) -> None:
         """Remember how often every average of this model was stepped so far, in an earlier run or a checkpoint."""

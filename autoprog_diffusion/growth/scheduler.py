@@ -23,6 +23,8 @@ from .resize import resize_images
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
 from .stage import StageApplier, check_freezing, release_state
 from .state import STATE_VERSION, StageRecord, State, fingerprint, record_stage
+from .storage.checks import check_storage
+from .storage.model import FrozenStorage
 from .units import only_growing
 from .watch.training import TrainingWatch
 
@@ -59,6 +61,7 @@ class GrowthScheduler(Progress):
     ) -> None:
         host.check_backend(accelerator, config, model)
         host.check_bare(model)
+        check_storage(config.frozen_dtype, accelerator, model)
         adapter = find_adapter(model, blocks)
         self.config = config
         self.layout = only_growing(model, adapter.layout(model))
@@ -70,8 +73,9 @@ class GrowthScheduler(Progress):
         # Accelerate's FSDP takes no optimizer with parameters outside of the model.
         if config.stage_embedding is not False and host.backend(accelerator) != "FSDP":
             self._embedding = adapter.stage_embedding(model, config)
-        self._applier = StageApplier(model, self.layout, self._embedding)
-        self._averages = EMAParameters(model, self.layout.names)
+        self._storage = FrozenStorage(model, config.frozen_dtype)
+        self._applier = StageApplier(model, self.layout, self._embedding, self._storage)
+        self._averages = EMAParameters(model, self.layout.names, self._storage.exact)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._search = SearchSession(config)
         self._planner = Planner(config, self.layout, embedded=self._embedding is not None)
@@ -131,6 +135,7 @@ class GrowthScheduler(Progress):
         check_arguments(self.config, plan, loss_fn, batches)
         host.check_same_parameters(self._model, self._names)
         ddp = host.check_prepared(model, self._model, self._accelerator, search=self.config.search)
+        check_storage(self.config.frozen_dtype, self._accelerator, self._model)
         self._watch_optimizers(optimizer)
         plan = self._planner.prepare(plan, num_training_steps)
         check_freezing(plan, self._optimizers, self._accelerator)
@@ -173,11 +178,15 @@ class GrowthScheduler(Progress):
             self._embedding.update_average(self._step)
         if stage != before:
             self._applier.leave()
+            if self.config.search != "none":
+                # It looks at the gradients of all blocks.
+                self._storage.restore()
             self._plan = self._search.decide(plan, stage)
             self._enter(stage)
         self._follow()
         if self._step == plan.num_training_steps:
             self._applier.check_ranks("at the end of training")
+            self._end_storage()
         return stage != before
 
     def resize(self, images: Tensor) -> Tensor:
@@ -279,6 +288,15 @@ class GrowthScheduler(Progress):
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
 
+    def _end_storage(self) -> None:
+        """Give back exact weights, for averages to be copied over and models to be saved.
+
+        They stay in CPU memory: the device may have no room for all of them.
+        """
+        if self.config.frozen_dtype is not None:
+            self._storage.restore(torch.device("cpu"))
+            self._watch.accept()
+
     def _follow(self) -> None:
         """Tell re-warm-up and search that `_step` optimizer steps are done."""
         self._rewarmup.follow(self.history, self._step)
@@ -287,6 +305,7 @@ class GrowthScheduler(Progress):
     def _watch_optimizers(self, optimizer: Any) -> None:
         """Check the optimizers known by now, and let the re-warm-up hook them."""
         self._optimizers = host.known_optimizers(optimizer, self._accelerator)
+        self._storage.prepare(self._optimizers)
         host.check_optimizers(self._optimizers, self._applier.growing().items())
         if self._optimizers or self._accelerator is None:
             # Sharding puts other parameters in place, so names are looked up now.
