@@ -16,12 +16,13 @@ from .config import GrowthConfig
 from .ema import EMAParameters
 from .errors import OrderError
 from .lr_rewarmup import LRRewarmup
+from .optimizer_state import OptimizerStates
 from .plan import GrowthPlan
 from .planning import Planner
 from .progress import Progress
 from .resize import resize_images
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
-from .stage import StageApplier, check_freezing, release_state
+from .stage import StageApplier
 from .state import STATE_VERSION, StageRecord, State, fingerprint, record_stage
 from .storage.checks import check_storage
 from .storage.model import FrozenStorage
@@ -73,10 +74,11 @@ class GrowthScheduler(Progress):
         # Accelerate's FSDP takes no optimizer with parameters outside of the model.
         if config.stage_embedding is not False and host.backend(accelerator) != "FSDP":
             self._embedding = adapter.stage_embedding(model, config)
-        self._storage = FrozenStorage(model, config.frozen_dtype)
+        self._storage = FrozenStorage(model, self.layout, config.frozen_dtype)
         self._applier = StageApplier(model, self.layout, self._embedding, self._storage)
         self._averages = EMAParameters(model, self.layout.names, self._storage.exact)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
+        self._states = OptimizerStates(self.layout, config.window_state)
         self._search = SearchSession(config)
         self._planner = Planner(config, self.layout, embedded=self._embedding is not None)
         self._watch = TrainingWatch(model, accelerator, self._applier.front)
@@ -138,7 +140,7 @@ class GrowthScheduler(Progress):
         check_storage(self.config.frozen_dtype, self._accelerator, self._model)
         self._watch_optimizers(optimizer)
         plan = self._planner.prepare(plan, num_training_steps)
-        check_freezing(plan, self._optimizers, self._accelerator)
+        self._states.check(plan, self._optimizers, self._accelerator, self._model)
         self._watch.start(model, self._applier.growing(), self._optimizers)
         self._wrapped = model
         self._plan = plan
@@ -235,7 +237,7 @@ class GrowthScheduler(Progress):
         self._embedding.save(folder)
 
     def state_dict(self) -> State:
-        """Step, plan, stage embedding and history; everything else is derived from them on load."""
+        """Step, plan, stage embedding, history and parked optimizer state; all else is derived from them on load."""
         return {
             "version": STATE_VERSION,
             "step": self._step,
@@ -246,6 +248,7 @@ class GrowthScheduler(Progress):
             "embedding": self._applier.embedding_state(),
             "history": [record.to_dict() for record in self.history],
             "decisions": self.decisions,
+            "parked": self._states.state_dict(),
         }
 
     @contextmanager
@@ -271,7 +274,8 @@ class GrowthScheduler(Progress):
         self._applier.check_loaded(self._optimizers, state_dict)
         self._step = state_dict["step"]
         self._plan = plan
-        check_freezing(plan, self._optimizers, self._accelerator)
+        self._states.check(plan, self._optimizers, self._accelerator, self._model)
+        self._states.load_state_dict(state_dict.get("parked", {}))
         self._search.load(state_dict)
         self._applier.load_embedding(state_dict)
         if self.plan.freezes:
@@ -282,8 +286,11 @@ class GrowthScheduler(Progress):
 
     def _enter(self, stage: int, *, fresh: bool = True) -> None:
         """Apply a stage to model and optimizers; a fresh one, rather than a loaded one, goes into the history."""
+        growing = self._applier.growing()
+        # What closes makes room first.
+        self._states.close(self.plan, stage, self._optimizers, growing)
         self._applier.enter(stage, self.plan.stages[stage].blocks, fresh=fresh)
-        release_state(self.plan, self._optimizers)
+        self._states.open(self._optimizers, growing)
         self._watch.enter([self.layout.blocks[index] for index in self.plan.stages[stage].blocks], fresh=fresh)
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))

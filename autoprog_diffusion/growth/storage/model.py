@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from ..backends.ranks import rank
 from ..choices import FrozenDtype
-from .formats import check_format
+from ..optimizer_state import bare
+from ..units import Layout
+from .formats import QUANTISED, check_format
 from .layer import StoredLayer, can_be_stored
 
 
@@ -27,18 +30,21 @@ class FrozenStorage:
 
     All other parameters (biases, norms, embeddings, tables) stay as they are: they are few, and autocast leaves most
     of them in float32. So does the layer that holds the model's first parameter, since Diffusers takes that one's type
-    for the model's.
+    for the model's. Quantised formats leave the layers outside of the blocks alone, which are the most sensitive ones,
+    and of which some models read the weight instead of calling the layer.
 
     Args:
         model: The bare model.
+        layout: Its units.
         dtype: The format; None holds nothing small.
 
     Raises:
         ConfigError: The format needs a library that is missing.
     """
 
-    def __init__(self, model: nn.Module, dtype: FrozenDtype | None) -> None:
+    def __init__(self, model: nn.Module, layout: Layout, dtype: FrozenDtype | None) -> None:
         check_format(dtype)
+        self._layout = layout
         self._model = model
         self._dtype: FrozenDtype | None = dtype
         self._layers: list[StoredLayer] = []
@@ -57,7 +63,7 @@ class FrozenStorage:
         if not self._layers:
             self._find(self._dtype)
         for optimizer in optimizers:
-            inner = getattr(optimizer, "optimizer", optimizer)
+            inner = bare(optimizer)
             if all(inner is not known for known in self._hooked):
                 self._hooked.append(inner)
                 inner.register_load_state_dict_pre_hook(self._show_true_types)
@@ -115,12 +121,14 @@ class FrozenStorage:
         first = next(iter(self._model.parameters()), None)
         owners = Counter(parameter for module in self._model.modules() for parameter in module._parameters.values())
         read_elsewhere = _weights_that_adapters_read(self._model)
+        blocks = set(_modules_of_blocks(self._model, self._layout))
         for module in self._model.modules():
             weight = getattr(module, "weight", None)
             if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or weight is None:
                 continue
-            usable = weight is not first and owners[weight] == 1 and weight not in read_elsewhere
-            if usable and can_be_stored(module, dtype):
+            allowed = module in blocks or dtype not in QUANTISED
+            alone = weight is not first and owners[weight] == 1 and weight not in read_elsewhere
+            if allowed and alone and can_be_stored(module, dtype):
                 layer = StoredLayer(module, dtype)
                 self._layers.append(layer)
                 self._of[weight] = layer
@@ -136,6 +144,15 @@ class FrozenStorage:
         """After an optimizer has loaded its state; a hook."""
         for layer in self._layers:
             layer.hold()
+
+
+def _modules_of_blocks(model: nn.Module, layout: Layout) -> Iterator[nn.Module]:
+    """All modules inside of the growable blocks."""
+    for unit in layout.blocks:
+        for name in unit.modules:
+            found = attrgetter(name)(model)
+            if isinstance(found, nn.Module):
+                yield from found.modules()
 
 
 def _weights_that_adapters_read(model: nn.Module) -> set[nn.Parameter]:
