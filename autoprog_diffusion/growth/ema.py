@@ -27,6 +27,7 @@ class EMAParameters:
 
     def __init__(self, model: nn.Module, growing: set[str], exact: Callable[[nn.Parameter], Tensor]) -> None:
         self._exact = exact
+        self._dtypes = {parameter.dtype for parameter in model.parameters()}
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         trained = [shape for name, shape in shapes.items() if name in growing]
         # An average is built from all parameters, or from those that train.
@@ -49,11 +50,13 @@ class EMAParameters:
         """Refuse to go on where an average was stepped since `note` without `get`.
 
         Raises:
-            OrderError: It would lose the average of every block that freezes.
+            OrderError: It would lose the average of every block that freezes; or the average was built from weights
+                that are held small.
         """
-        if self._asked:
-            return
         for average in self._averages():
+            self._check_built(average)
+            if self._asked:
+                continue
             if average.optimization_step > self._seen.get(average, 0):
                 raise OrderError(
                     "an EMAModel of this model was stepped without growth.ema_parameters(), and would overwrite the "
@@ -61,6 +64,16 @@ class EMAParameters:
                     "ema_unet.step(growth.ema_parameters()) instead of ema_unet.step(unet.parameters()). If it "
                     "averages another model of the same shapes, call growth.ema_parameters() once."
                 )
+
+    def _check_built(self, average: Any) -> None:
+        """Refuse, with `OrderError`, an average that began with what stands in the place of frozen weights."""
+        begun_small = {tensor.dtype for tensor in average.shadow_params} - self._dtypes
+        unknown = any(bool(tensor.flatten()[:1].isnan().any()) for tensor in average.shadow_params)
+        if begun_small or unknown:
+            raise OrderError(
+                "an EMAModel of this model was built after growth.prepare, from frozen weights that are held small "
+                "(frozen_dtype): build it before GrowthScheduler, EMAModel(unet.parameters())."
+            )
 
     def _averages(self) -> Iterator[Any]:
         """All living objects that look like an `EMAModel` of this model; by name, since Diffusers is not imported."""

@@ -147,7 +147,7 @@ class GrowthScheduler(Progress):
         self._applier.prepare(model, ddp)
         run = RunParts(self._model, model, self.layout, embedding=self._embedding, loss_fn=loss_fn, batches=batches)
         self._search.start(plan, self._accelerator, run)
-        if plan.freezes:
+        if self._averages_matter:
             self._averages.note()
         self._enter(0)
         if self._accelerator is not None:
@@ -173,7 +173,7 @@ class GrowthScheduler(Progress):
         self._watch.check(ends=stage != before or left == 1, over=left <= 0)
         self._step += 1
         # Not at the first step alone: an average may begin late.
-        if plan.freezes and (stage != before or not self._averages_checked):
+        if self._averages_matter and (stage != before or not self._averages_checked):
             self._averages.check()
             self._averages_checked = True
         if self._embedding is not None:
@@ -278,7 +278,7 @@ class GrowthScheduler(Progress):
         self._states.load_state_dict(state_dict.get("parked", {}))
         self._search.load(state_dict)
         self._applier.load_embedding(state_dict)
-        if self.plan.freezes:
+        if self._averages_matter:
             self._averages.note()
         self._enter(self.stage, fresh=False)
         self.history = [StageRecord.from_dict(record) for record in state_dict["history"]]
@@ -294,6 +294,11 @@ class GrowthScheduler(Progress):
         self._watch.enter([self.layout.blocks[index] for index in self.plan.stages[stage].blocks], fresh=fresh)
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
+
+    @property
+    def _averages_matter(self) -> bool:
+        """Whether an average could take something else for a frozen weight than its own average."""
+        return self.plan.freezes or self.config.frozen_dtype is not None
 
     def _end_storage(self) -> None:
         """Give back exact weights, for averages to be copied over and models to be saved.

@@ -46,23 +46,32 @@ def quantise(weight: Tensor, dtype: FrozenDtype) -> Any:
         dtype: `float8` and `int8` have a scale for each output, `nf4` one for 64 elements.
 
     Returns:
-        A tensor subclass of torchao, (out, in).
+        A tensor subclass of torchao, (out, in); a bfloat16 tensor where the format gives no number, as float8 does for
+        an output whose weights are all zero.
     """
     matrix = weight.detach().flatten(1)
     torchao = importlib.import_module("torchao.quantization")
     if dtype == "nf4":
         blocks = matrix.numel() // NF4_BLOCK
-        return torchao.to_nf4(matrix.contiguous(), NF4_BLOCK, math.gcd(blocks, NF4_SCALES))
+        # Before torchao 0.17 it lay in another module.
+        nf4: Any = torchao if hasattr(torchao, "to_nf4") else importlib.import_module("torchao.dtypes")
+        return nf4.to_nf4(matrix.contiguous(), NF4_BLOCK, math.gcd(blocks, NF4_SCALES))
     configs = {"float8": torchao.Float8WeightOnlyConfig, "int8": torchao.Int8WeightOnlyConfig}
     # Its public way to a tensor is by a layer.
     layer = nn.Linear(1, 1, bias=False, device="meta")
     layer.weight = nn.Parameter(matrix, requires_grad=False)
     torchao.quantize_(layer, configs[dtype]())
-    return layer.weight.data
+    packed = layer.weight.data
+    known = type(matrix) is Tensor and not matrix.is_meta
+    if known and not torch.isfinite(packed.dequantize()).all():
+        return matrix.to(torch.bfloat16)
+    return packed
 
 
 def dequantise(packed: Any, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """The weight that a quantised one stands for, of `shape` and `dtype`."""
+    if type(packed) is Tensor:
+        return packed.to(dtype).view(shape)
     whole = packed.get_original_weight() if hasattr(packed, "get_original_weight") else packed.dequantize()
     return whole.to(dtype).view(shape)
 

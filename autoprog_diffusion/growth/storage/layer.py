@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,15 @@ class StoredLayer:
         self._true_dtype: torch.dtype = self.module.weight.dtype
         self._device: torch.device = self.module.weight.device
         self._handles: list[RemovableHandle] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StoredLayer:
+        """A copy for the copy of the layer; nothing writes into a quantised weight, so both have the same one."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        for name, value in vars(self).items():
+            shared = name == "_packed" and self._dtype != "bfloat16"
+            setattr(twin, name, value if shared else copy.deepcopy(value, memo))
+        return twin
 
     @property
     def weight(self) -> nn.Parameter:
