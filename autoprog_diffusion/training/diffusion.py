@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
+from autoprog_diffusion.growth.backends.fsdp2 import reshard
 from autoprog_diffusion.growth.resize import stage_size
 
 from .build import make_optimizer
@@ -20,7 +21,10 @@ from .checkpoints import find_checkpoint, keep_only
 from .given_plan import plan_for
 from .recipe_arguments import Arguments
 from .samples import Pictures
+from .sharded import is_sharding, name_blocks
+from .sharded_state import AverageSettings, ShardedState, local_parameters
 from .trainer import Trainer
+from .whole import Whole
 
 
 if TYPE_CHECKING:
@@ -89,12 +93,13 @@ class DiffusionTrainer(Trainer):
         self._given = args.given
         self._rows: Any = loader.dataset
         # Taken now: growth freezes parameters, but what does not train from the start never will.
-        trained = {name: value for name, value in denoiser.named_parameters() if value.requires_grad}
-        self._trained = list(trained.values())
+        trained = [name for name, value in denoiser.named_parameters() if value.requires_grad]
         self._complete = len(trained) == len(list(denoiser.parameters()))
-        if not self._complete:
-            keep_only(accelerator, denoiser, list(trained))
-        self.ema = self._make_ema()
+        self.together = is_sharding(accelerator)
+        self._whole = Whole(denoiser) if self.together else None
+        if not self._complete and not self.together:
+            keep_only(accelerator, denoiser, trained)
+        name_blocks(accelerator, denoiser)
         self.epoch_batches = max(1, len(loader) // accelerator.num_processes)
         self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
         self.check_lengths("lr_warmup_steps", self._warmup_steps, args.given)
@@ -102,13 +107,21 @@ class DiffusionTrainer(Trainer):
         optimizer = make_optimizer(growth.parameters(), train, images)
         prepared = accelerator.prepare(denoiser, optimizer, loader, self._make_schedule(optimizer))
         self.model, self.optimizer, self._loader, self.lr_scheduler = prepared
+        # Sharding has put other parameters in the place of the model's.
+        parameters = dict(denoiser.named_parameters())
+        self._trained = [parameters[name] for name in trained]
+        self.ema = self._make_ema()
         checkpoint = find_checkpoint(self.root, args.output.resume_from_checkpoint)
         plan = plan_for(plan, self.max_steps, checkpoint)
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
         self._check_resolutions()
         accelerator.register_for_checkpointing(self.metrics)
         if self.ema is not None:
-            accelerator.register_for_checkpointing(self.ema)
+            accelerator.register_for_checkpointing(AverageSettings(self.ema) if self.together else self.ema)
+        if self.together:
+            # Accelerate's wrapper has no public name for the optimizer in it.
+            inner = getattr(self.optimizer, "optimizer", self.optimizer)
+            ShardedState(denoiser, inner, trained, self.ema).register(accelerator)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return self.task.loss(model, batch)
@@ -127,11 +140,12 @@ class DiffusionTrainer(Trainer):
 
     def average(self) -> None:
         if self.ema is not None:
-            self.ema.step(self.growth.ema_parameters(self._trained))
+            self.ema.step(local_parameters(self.growth.ema_parameters(self._trained)))
 
     def validate(self) -> None:
         if self.pictures is not None:
             self.pictures.save_step(self.step)
+        reshard(self.bare)
 
     def resume(self, wanted: str) -> bool:
         found = super().resume(wanted)
@@ -142,15 +156,25 @@ class DiffusionTrainer(Trainer):
 
     def finish(self) -> None:
         """Put the averaged weights in place, if there are any, and fold the stage embedding into them."""
+        reshard(self.bare)
         if self.ema is not None:
-            self.ema.copy_to(self._trained)
+            self.ema.copy_to(local_parameters(self._trained))
         embedded = self.growth.state_dict()["embedding"] is not None
         if embedded and (self.growth.config.stage_dropout or not self._complete):
             # A fold cannot express the null row, and LoRA's file holds no bias: the rows travel beside the weights.
             self.growth.save_stage_embedding(self._output.output_dir)
         super().finish()
-        if self.accelerator.num_processes > 1:
+        if self.together:
+            self.accelerator.print(f"{self.accelerator.num_processes} ranks end with their shards of one model.")
+        elif self.accelerator.num_processes > 1:
             self.accelerator.print(f"{self.accelerator.num_processes} ranks end with bit-identical weights.")
+
+    def plain_pipeline(self, pipeline: Any) -> Any:
+        """The pipeline as it is saved: with the whole model on the main process, where every process holds a part."""
+        if self._whole is None:
+            return pipeline
+        self._whole.fill(self.bare)
+        return self._whole.pipeline(pipeline, self.bare)
 
     @property
     def _warmup_steps(self) -> int:
@@ -181,7 +205,7 @@ class DiffusionTrainer(Trainer):
     def _make_ema(self) -> EMAModel | None:
         if not self._train.use_ema:
             return None
-        ema = EMAModel(self._trained, decay=self._train.ema_decay, foreach=self._train.foreach_ema)
+        ema = EMAModel(local_parameters(self._trained), decay=self._train.ema_decay, foreach=self._train.foreach_ema)
         ema.to(self._ema_device())
         if self._train.offload_ema and torch.cuda.is_available():
             ema.pin_memory()
