@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -109,6 +110,13 @@ def load_checkpoint(accelerator: Accelerator, path: Path) -> int:
             f"{path} does not fit this run: {reason}. Resume with the model and the flags that it was written with "
             "(run.json holds them)."
         ) from error
+    if states != accelerator.num_processes:
+        logger.warning(
+            "resumed on %d processes (was %d): the noise is drawn anew, and batches are dealt out in another way.",
+            accelerator.num_processes,
+            states,
+        )
+        set_seed(checkpoint_step(path), device_specific=True)
     return states
 
 

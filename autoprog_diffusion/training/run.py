@@ -79,7 +79,7 @@ class Script(ABC, Generic[Args, AnyTrainer]):
 
     @abstractmethod
     def save(self, trainer: AnyTrainer, output: Path) -> None:
-        """Write the trained model, on the main process; with `trainer.together` all call it, and the main one writes."""
+        """Write the trained model, on the main process; with `trainer.together` all call it, and one writes."""
 
 
 def main(script: Script[Any, Any], argv: Sequence[str], description: str | None = None) -> None:

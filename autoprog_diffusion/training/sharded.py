@@ -16,8 +16,6 @@ from autoprog_diffusion.growth.backends.accelerate import backend
 
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from .recipe_arguments import Arguments
 
 logger = logging.getLogger(__name__)
@@ -76,7 +74,7 @@ def check_sharding(accelerator: Any, args: Arguments) -> None:
         return
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
-        raise ConfigError(f"fsdp_version: {plugin.fsdp_version} cannot grow: set fsdp_version: 2 (`accelerate config`).")
+        raise ConfigError(f"fsdp_version: {plugin.fsdp_version} cannot grow: set fsdp_version: 2.")
     if plugin.cpu_ram_efficient_loading:
         raise ConfigError(
             "fsdp_cpu_ram_efficient_loading: true leaves the text encoders of all processes but the first empty: set "
@@ -99,9 +97,9 @@ def check_sharding(accelerator: Any, args: Arguments) -> None:
         raise ConfigError("--use_8bit_adam does not know sharded parameters: leave it out, the state is sharded.")
     if args.growth.search != "none" and args.growth.growth != "off" and not args.growth.growth_plan:
         raise ConfigError(
-            f"--search {args.growth.search} does not work on sharded parameters, whose per-sample gradients no process "
-            "holds: search in one process or under DDP, perhaps on a smaller run, and pass its growth.json as "
-            "--growth_plan here; or use --search none."
+            f"--search {args.growth.search} does not work on sharded parameters, whose per-sample gradients no rank "
+            "holds: search without FSDP, perhaps on a smaller run, and pass its growth.json as --growth_plan here; or "
+            "use --search none."
         )
 
 

@@ -62,14 +62,14 @@ class ShardedState:
         Raises:
             StateError: The optimizer keeps something that cannot be cut as its parameters are.
         """
-        import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+        from torch.distributed.checkpoint.state_dict_saver import save
 
         path = folder / FOLDER
         path.mkdir(exist_ok=True)
         tensors = self._weights() | self._moments()
         with _plain_errors():
-            dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
+            save(tensors, storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, on any number of processes; all must call it.
@@ -77,8 +77,8 @@ class ShardedState:
         Raises:
             StateError: It holds other tensors than this run has.
         """
-        import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         path = str(folder / FOLDER)
         stored = HuggingFaceStorageReader(path).read_metadata().state_dict_metadata
@@ -92,7 +92,7 @@ class ShardedState:
         moments = self._room_for_moments(stored)
         tensors = weights | {f"{OPTIMIZER}{name}/{key}": value for (name, key), value in moments.items()}
         with _plain_errors():
-            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(path))
+            load(tensors, storage_reader=HuggingFaceStorageReader(path))
         self._take_averages(weights)
         self._take_moments(moments)
 
@@ -135,10 +135,11 @@ class ShardedState:
             name, _, key = entry.removeprefix(OPTIMIZER).rpartition("/")
             parameter = parameters.get(name)
             if parameter is None:
-                raise StateError(f"the checkpoint holds the optimizer's state of {name}, which this model does not have.")
+                raise StateError(f"the checkpoint holds the optimizer's state of {name}, which this model lacks.")
             whole = torch.Size(kind.size) == parameter.shape
             dtype = kind.properties.dtype
-            room[name, key] = torch.zeros_like(parameter.detach(), dtype=dtype) if whole else torch.zeros((), dtype=dtype)
+            zeros = torch.zeros_like(parameter.detach(), dtype=dtype) if whole else torch.zeros((), dtype=dtype)
+            room[name, key] = zeros
         return room
 
     def _take_averages(self, weights: dict[str, Tensor]) -> None:
