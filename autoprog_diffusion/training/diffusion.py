@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -22,7 +22,7 @@ from .given_plan import plan_for
 from .recipe_arguments import Arguments
 from .samples import Pictures
 from .sharded import is_sharding, name_blocks
-from .sharded_state import AverageSettings, ShardedState, local_parameters
+from .sharded_state import AverageSettings, ShardedState, local_parameters, parameters_now
 from .trainer import Trainer
 from .whole import Whole
 
@@ -97,9 +97,10 @@ class DiffusionTrainer(Trainer):
         self._complete = len(trained) == len(list(denoiser.parameters()))
         self.together = is_sharding(accelerator)
         self._whole = Whole(denoiser) if self.together else None
-        if not self._complete and not self.together:
+        if self.together:
+            name_blocks(accelerator, denoiser)
+        elif not self._complete:
             keep_only(accelerator, denoiser, trained)
-        name_blocks(accelerator, denoiser)
         self.epoch_batches = max(1, len(loader) // accelerator.num_processes)
         self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
         self.check_lengths("lr_warmup_steps", self._warmup_steps, args.given)
@@ -107,21 +108,13 @@ class DiffusionTrainer(Trainer):
         optimizer = make_optimizer(growth.parameters(), train, images)
         prepared = accelerator.prepare(denoiser, optimizer, loader, self._make_schedule(optimizer))
         self.model, self.optimizer, self._loader, self.lr_scheduler = prepared
-        # Sharding has put other parameters in the place of the model's.
-        parameters = dict(denoiser.named_parameters())
-        self._trained = [parameters[name] for name in trained]
+        self._trained = list(parameters_now(denoiser, trained).values())
         self.ema = self._make_ema()
         checkpoint = find_checkpoint(self.root, args.output.resume_from_checkpoint)
         plan = plan_for(plan, self.max_steps, checkpoint)
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
         self._check_resolutions()
-        accelerator.register_for_checkpointing(self.metrics)
-        if self.ema is not None:
-            accelerator.register_for_checkpointing(AverageSettings(self.ema) if self.together else self.ema)
-        if self.together:
-            # Accelerate's wrapper has no public name for the optimizer in it.
-            inner = getattr(self.optimizer, "optimizer", self.optimizer)
-            ShardedState(denoiser, inner, trained, self.ema).register(accelerator)
+        self._register(trained)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return self.task.loss(model, batch)
@@ -198,6 +191,17 @@ class DiffusionTrainer(Trainer):
             num_warmup_steps=self._train.lr_warmup_steps * scale,
             num_training_steps=self.max_steps * scale,
         )
+
+    def _register(self, trained: Sequence[str]) -> None:
+        """Let checkpoints hold metrics and average, and of a sharded run all that is cut between the processes."""
+        accelerator = self.accelerator
+        accelerator.register_for_checkpointing(self.metrics)
+        if self.ema is not None:
+            accelerator.register_for_checkpointing(AverageSettings(self.ema) if self.together else self.ema)
+        if self.together:
+            # Accelerate's wrapper has no public name for the optimizer in it.
+            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+            ShardedState(self.bare, optimizer, trained, self.ema).register(accelerator)
 
     def _ema_device(self) -> torch.device:
         return torch.device("cpu") if self._train.offload_ema else self.accelerator.device

@@ -120,11 +120,9 @@ def name_blocks(accelerator: Any, model: nn.Module) -> None:
     """Shard block by block, where the configuration wraps blocks without naming their classes.
 
     Args:
-        accelerator: Of the run.
+        accelerator: Of a run that shards.
         model: Bare, not yet prepared.
     """
-    if not is_sharding(accelerator):
-        return
     plugin = accelerator.state.fsdp_plugin
     if plugin.auto_wrap_policy is None:
         logger.warning(

@@ -97,9 +97,8 @@ class ShardedState:
         self._take_moments(moments)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
-        """The sharded parameters by name."""
-        reshard(self._model)
-        return dict(self._model.named_parameters())
+        """The parameters by name."""
+        return parameters_now(self._model)
 
     def _weights(self) -> dict[str, Tensor]:
         """Weights and averages as they lie in memory: what is read into them is loaded."""
@@ -183,6 +182,18 @@ def local_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
         nn.Parameter(local_part(each.detach()), each.requires_grad) if is_sharded_tensor(each) else each
         for each in parameters
     ]
+
+
+def parameters_now(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Parameter]:
+    """A model's parameters by name, those that are sharded as shards: other objects than before it was sharded.
+
+    Args:
+        model: Bare.
+        names: Of those that are wanted, in this order; None for all.
+    """
+    reshard(model)
+    parameters = dict(model.named_parameters())
+    return parameters if names is None else {name: parameters[name] for name in names}
 
 
 def like(parameter: Any, local: Tensor) -> Tensor:
