@@ -16,13 +16,14 @@ from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
 from autoprog_diffusion.growth.backends.fsdp2 import reshard
 from autoprog_diffusion.growth.resize import stage_size
 
-from .build import make_optimizer
 from .checkpoints import find_checkpoint, keep_only
 from .given_plan import plan_for
+from .optimizers import make_optimizer
 from .recipe_arguments import Arguments
 from .samples import Pictures
 from .sharded import is_sharding, name_blocks
 from .sharded_state import AverageSettings, ShardedState, local_parameters, parameters_now
+from .trained_dtype import store_in_float32
 from .trainer import Trainer
 from .whole import Whole
 
@@ -148,8 +149,11 @@ class DiffusionTrainer(Trainer):
         return found
 
     def finish(self) -> None:
-        """Put the averaged weights in place, if there are any, and fold the stage embedding into them."""
+        """Put the averaged weights in place, if there are any, and fold the stage embedding into them, in float32."""
         reshard(self.bare)
+        if self._train.trained_dtype == "bfloat16":
+            # Before the average, which is float32, and would be rounded.
+            store_in_float32(self._trained)
         if self.ema is not None:
             self.ema.copy_to(local_parameters(self._trained))
         embedded = self.growth.state_dict()["embedding"] is not None
@@ -209,7 +213,9 @@ class DiffusionTrainer(Trainer):
     def _make_ema(self) -> EMAModel | None:
         if not self._train.use_ema:
             return None
-        ema = EMAModel(local_parameters(self._trained), decay=self._train.ema_decay, foreach=self._train.foreach_ema)
+        # In float32 whatever trains: an average moves by less than bfloat16 can tell.
+        averaged: Any = [parameter.detach().float() for parameter in local_parameters(self._trained)]
+        ema = EMAModel(averaged, decay=self._train.ema_decay, foreach=self._train.foreach_ema)
         ema.to(self._ema_device())
         if self._train.offload_ema and torch.cuda.is_available():
             ema.pin_memory()

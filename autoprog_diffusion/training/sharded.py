@@ -14,6 +14,8 @@ from torch import nn
 from autoprog_diffusion.growth import ConfigError, GrowthConfig
 from autoprog_diffusion.growth.backends.accelerate import backend
 
+from .optimizers import optimizer_name
+
 
 if TYPE_CHECKING:
     from .recipe_arguments import Arguments
@@ -93,8 +95,28 @@ def check_sharding(accelerator: Any, args: Arguments) -> None:
                 f"parallelism_config_{name}: {size} would split {what}, which no recipe does: set it to 1, and use "
                 "dp_shard_size and dp_replicate_size."
             )
-    if args.train.use_8bit_adam:
-        raise ConfigError("--use_8bit_adam does not know sharded parameters: leave it out, the state is sharded.")
+    _check_flags(args)
+
+
+def _check_flags(args: Arguments) -> None:
+    """Refuse, with `ConfigError`, flags that do not work on sharded parameters."""
+    train = args.train
+    optimizer = optimizer_name(train)
+    if optimizer != "adamw":
+        raise ConfigError(
+            f"--optimizer {optimizer} keeps a state that sharded checkpoints do not hold: use --optimizer adamw. Its "
+            "state is cut between the processes."
+        )
+    if train.trained_dtype != "float32":
+        raise ConfigError(
+            f"--trained_dtype {train.trained_dtype} mixes types in one block, which FSDP2 cannot cut: use float32, of "
+            "which every process holds a part."
+        )
+    if args.growth.window_state == "park" and args.growth.direction == "window":
+        raise ConfigError(
+            "--window_state park does not work on sharded parameters, whose state lies on all processes: use "
+            "--window_state release."
+        )
     if args.growth.search != "none" and args.growth.growth != "off" and not args.growth.growth_plan:
         raise ConfigError(
             f"--search {args.growth.search} does not work on sharded parameters, whose per-sample gradients no rank "
