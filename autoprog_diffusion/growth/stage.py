@@ -143,12 +143,15 @@ class StageApplier:
             fsdp2.check_optimizer_state(optimizers, self.growing().items(), self._layout, trained)
 
     def check_ranks(self, when: str) -> None:
-        """Raise `SyncError` where two ranks differ in a tensor that both hold whole."""
+        """Raise `SyncError` where two ranks differ in a tensor, or a shard of one, that both hold."""
         self.reshard()
         named = self.named()
         replicated = {name: named[name] for name in named if not fsdp2.is_sharded_tensor(named[name])}
         if replicated:
             check_ranks_equal(replicated.items(), when)
+        shards = fsdp2.shards_with_replicas(named.items())
+        if shards:
+            check_ranks_equal(shards.items(), when, fsdp2.place_in_mesh(named[next(iter(shards))]))
 
     def groups(self) -> list[dict[str, Any]]:
         """One optimizer group per unit, of the parameters that train in some stage."""
