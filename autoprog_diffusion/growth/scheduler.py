@@ -24,6 +24,8 @@ from .resize import resize_images
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
 from .stage import StageApplier
 from .state import STATE_VERSION, StageRecord, State, fingerprint, record_stage
+from .storage.checks import check_storage
+from .storage.model import FrozenStorage
 from .units import only_growing
 from .watch.training import TrainingWatch
 
@@ -60,6 +62,7 @@ class GrowthScheduler(Progress):
     ) -> None:
         host.check_backend(accelerator, config, model)
         host.check_bare(model)
+        check_storage(config.frozen_dtype, accelerator, model)
         adapter = find_adapter(model, blocks)
         self.config = config
         self.layout = only_growing(model, adapter.layout(model))
@@ -71,8 +74,9 @@ class GrowthScheduler(Progress):
         # Accelerate's FSDP takes no optimizer with parameters outside of the model.
         if config.stage_embedding is not False and host.backend(accelerator) != "FSDP":
             self._embedding = adapter.stage_embedding(model, config)
-        self._applier = StageApplier(model, self.layout, self._embedding)
-        self._averages = EMAParameters(model, self.layout.names)
+        self._storage = FrozenStorage(model, self.layout, config.frozen_dtype)
+        self._applier = StageApplier(model, self.layout, self._embedding, self._storage)
+        self._averages = EMAParameters(model, self.layout.names, self._storage.exact)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._states = OptimizerStates(self.layout, config.window_state)
         self._search = SearchSession(config)
@@ -133,6 +137,7 @@ class GrowthScheduler(Progress):
         check_arguments(self.config, plan, loss_fn, batches)
         host.check_same_parameters(self._model, self._names)
         ddp = host.check_prepared(model, self._model, self._accelerator, search=self.config.search)
+        check_storage(self.config.frozen_dtype, self._accelerator, self._model)
         self._watch_optimizers(optimizer)
         plan = self._planner.prepare(plan, num_training_steps)
         self._states.check(plan, self._optimizers, self._accelerator, self._model)
@@ -142,7 +147,7 @@ class GrowthScheduler(Progress):
         self._applier.prepare(model, ddp)
         run = RunParts(self._model, model, self.layout, embedding=self._embedding, loss_fn=loss_fn, batches=batches)
         self._search.start(plan, self._accelerator, run)
-        if plan.freezes:
+        if self._averages_matter:
             self._averages.note()
         self._enter(0)
         if self._accelerator is not None:
@@ -168,18 +173,22 @@ class GrowthScheduler(Progress):
         self._watch.check(ends=stage != before or left == 1, over=left <= 0)
         self._step += 1
         # Not at the first step alone: an average may begin late.
-        if plan.freezes and (stage != before or not self._averages_checked):
+        if self._averages_matter and (stage != before or not self._averages_checked):
             self._averages.check()
             self._averages_checked = True
         if self._embedding is not None:
             self._embedding.update_average(self._step)
         if stage != before:
             self._applier.leave()
+            if self.config.search != "none":
+                # It looks at the gradients of all blocks.
+                self._storage.restore()
             self._plan = self._search.decide(plan, stage)
             self._enter(stage)
         self._follow()
         if self._step == plan.num_training_steps:
             self._applier.check_ranks("at the end of training")
+            self._end_storage()
         return stage != before
 
     def resize(self, images: Tensor) -> Tensor:
@@ -269,7 +278,7 @@ class GrowthScheduler(Progress):
         self._states.load_state_dict(state_dict.get("parked", {}))
         self._search.load(state_dict)
         self._applier.load_embedding(state_dict)
-        if self.plan.freezes:
+        if self._averages_matter:
             self._averages.note()
         self._enter(self.stage, fresh=False)
         self.history = [StageRecord.from_dict(record) for record in state_dict["history"]]
@@ -286,6 +295,20 @@ class GrowthScheduler(Progress):
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
 
+    @property
+    def _averages_matter(self) -> bool:
+        """Whether an average could take something else for a frozen weight than its own average."""
+        return self.plan.freezes or self.config.frozen_dtype is not None
+
+    def _end_storage(self) -> None:
+        """Give back exact weights, for averages to be copied over and models to be saved.
+
+        They stay in CPU memory: the device may have no room for all of them.
+        """
+        if self.config.frozen_dtype is not None:
+            self._storage.restore(torch.device("cpu"))
+            self._watch.accept()
+
     def _follow(self) -> None:
         """Tell re-warm-up and search that `_step` optimizer steps are done."""
         self._rewarmup.follow(self.history, self._step)
@@ -294,6 +317,7 @@ class GrowthScheduler(Progress):
     def _watch_optimizers(self, optimizer: Any) -> None:
         """Check the optimizers known by now, and let the re-warm-up hook them."""
         self._optimizers = host.known_optimizers(optimizer, self._accelerator)
+        self._storage.prepare(self._optimizers)
         host.check_optimizers(self._optimizers, self._applier.growing().items())
         if self._optimizers or self._accelerator is None:
             # Sharding puts other parameters in place, so names are looked up now.
