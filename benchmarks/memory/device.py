@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorConverter, FakeTensorMode
 from torch.utils import backend_registration, cpp_extension
 
 
@@ -58,11 +58,19 @@ class Backend:
         return [torch.bfloat16]
 
 
+class Converter(FakeTensorConverter):
+    """Keeps no weak references to new fake tensors: `Module.to`, which PEFT calls, does not move what has some."""
+
+    def set_tensor_memo(self, t: torch.Tensor, v: Any) -> None:
+        pass
+
+
 class NoValues(FakeTensorMode):
     """Fake tensors of which code may ask a value: a number is one, an answer is no."""
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)  # constants of a module's may have been made before
+        self.fake_tensor_converter = Converter(copy_data=False)
 
     @property
     def avoid_device_init(self) -> bool:

@@ -20,7 +20,7 @@ from autoprog_diffusion.training.optimizers import OPTIMIZERS, Settings
 from autoprog_diffusion.training.trained_dtype import store_in_bfloat16
 
 
-STEPS = 2  # of a stage: the second one has the optimizer's state from its start
+STEPS = 2  # of a stage, of which one is measured
 
 
 @dataclass(frozen=True)
@@ -141,18 +141,30 @@ def train_step(run: Run, tracker: MemoryTracker | NoTracker, look: Callable[[], 
     run.optimizer.zero_grad()
 
 
+def make_state(run: Run, tracker: MemoryTracker) -> None:
+    """Let the optimizer make the state of what trains, from gradients without a forward pass."""
+    for parameter in run.trained():
+        parameter.grad = torch.zeros_like(parameter)
+        tracker.label("gradients", [parameter.grad])
+    run.optimizer.step()
+    tracker.label("optimizer", run.state())
+    run.optimizer.zero_grad()
+
+
 def stages(run: Run, tracker: MemoryTracker) -> Iterator[StageMemory]:
-    """Train two steps of every stage (one where the first made no new state of the optimizer)."""
+    """Train one step of every stage, with the optimizer's state there from its start."""
     growth = run.growth
     device = run.device.type
     tracker.label("activations", tensors_in(run.inputs))
     for index, stage in enumerate(growth.plan.stages):
-        tracker.label("weights", run.weights())
-        before = tracker.now(device)["optimizer"]
+        for _ in range(STEPS if index else 0):
+            growth.step()
+        # What lies on the device between two steps, and is nothing else.
+        tracker.relabel("other", "weights")
         tracker.begin()
+        if any(parameter not in run.optimizer.state for parameter in run.trained()):
+            make_state(run, tracker)
         train_step(run, tracker)
-        if tracker.now(device)["optimizer"] > before:
-            train_step(run, tracker)
         peak = tracker.peak(device)
         yield StageMemory(
             stage=index,
@@ -162,5 +174,3 @@ def stages(run: Run, tracker: MemoryTracker) -> Iterator[StageMemory]:
             split=dict(peak.split),
             host=0 if device == "cpu" else tracker.peak("cpu").total,
         )
-        for _ in range(STEPS):
-            growth.step()

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 Kind = Literal["weights", "copies", "gradients", "optimizer", "activations", "other"]
 KINDS: tuple[Kind, ...] = ("weights", "copies", "gradients", "optimizer", "activations", "other")
 PLAIN = (Tensor, nn.Parameter, FakeTensor)
+DEVICE = torch.ops.prim.device.default
 COPYING = (torch.ops.aten._to_copy.default,)
 
 
@@ -68,6 +69,8 @@ class MemoryTracker(TorchDispatchMode):
         self._references: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # asked all the time, and slow the long way
         # A tensor that is made of others (quantised weights) runs its own code first: then its parts come here.
         if any(cls not in PLAIN for cls in types):
             return NotImplemented
@@ -95,6 +98,12 @@ class MemoryTracker(TorchDispatchMode):
         for tensor in tensors:
             for part in parts(tensor):
                 self._record(part, kind).kind = kind
+
+    def relabel(self, before: Kind, after: Kind) -> None:
+        """Say what everything of a kind that lives now is really for."""
+        for one in self._alive.values():
+            if one.kind == before:
+                one.kind = after
 
     def begin(self) -> None:
         """Look for the peak from now on."""

@@ -141,7 +141,7 @@ def predicted(model: str, plan: Plan, device: str) -> list[dict[str, Any]]:
         tracker.label("activations", [value for value in run.inputs.values() if isinstance(value, Tensor)])
         rows = []
         for _ in run.growth.plan.stages:
-            tracker.label("weights", run.weights())
+            tracker.relabel("other", "weights")
             tracker.begin()
             found: dict[str, int] = {}
             for _ in range(STEPS):
