@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .lr_rewarmup import LRRewarmup
 from .plan import GrowthPlan
 from .planning import Planner
 from .progress import Progress
+from .recomputation import Recomputation
 from .resize import resize_images
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
 from .stage import StageApplier, check_freezing, release_state
@@ -71,6 +73,7 @@ class GrowthScheduler(Progress):
         if config.stage_embedding is not False and host.backend(accelerator) != "FSDP":
             self._embedding = adapter.stage_embedding(model, config)
         self._applier = StageApplier(model, self.layout, self._embedding)
+        self._recomputation = Recomputation(model, self.layout, adapter, config)
         self._averages = EMAParameters(model, self.layout.names)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._search = SearchSession(config)
@@ -138,6 +141,7 @@ class GrowthScheduler(Progress):
         self._wrapped = model
         self._plan = plan
         self._applier.prepare(model, ddp)
+        self._recomputation.prepare(model, self._optimizers, self._accelerator)
         run = RunParts(self._model, model, self.layout, embedding=self._embedding, loss_fn=loss_fn, batches=batches)
         self._search.start(plan, self._accelerator, run)
         if plan.freezes:
@@ -173,8 +177,11 @@ class GrowthScheduler(Progress):
             self._embedding.update_average(self._step)
         if stage != before:
             self._applier.leave()
+            self._recomputation.leave()
             self._plan = self._search.decide(plan, stage)
             self._enter(stage)
+        else:
+            self._choose_recomputed()
         self._follow()
         if self._step == plan.num_training_steps:
             self._applier.check_ranks("at the end of training")
@@ -201,6 +208,7 @@ class GrowthScheduler(Progress):
         host.check_foldable(model, self._model, self._wrapped is not None)
         self._watch.stop(self._step, self.plan.num_training_steps)
         self._applier.finish()
+        self._recomputation.stop()
         self._rewarmup.stop()
         self._search.stop()
         self._wrapped = None
@@ -273,11 +281,22 @@ class GrowthScheduler(Progress):
 
     def _enter(self, stage: int, *, fresh: bool = True) -> None:
         """Apply a stage to model and optimizers; a fresh one, rather than a loaded one, goes into the history."""
-        self._applier.enter(stage, self.plan.stages[stage].blocks, fresh=fresh)
+        blocks = self.plan.stages[stage].blocks
+        self._applier.enter(stage, blocks, fresh=fresh)
         release_state(self.plan, self._optimizers)
+        self._recomputation.enter(blocks, steps=self._watch.optimizer_steps)
         self._watch.enter([self.layout.blocks[index] for index in self.plan.stages[stage].blocks], fresh=fresh)
         if fresh:
-            self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
+            record = record_stage(self._model, self.layout, self.plan, self._step)
+            self.history.append(replace(record, recomputed=self._recomputation.names))
+
+    def _choose_recomputed(self) -> None:
+        """After the first steps of a stage, let the next ones compute no more again than memory asks for."""
+        embedding = () if self._embedding is None else (self._embedding.table,)
+        steps = self._watch.optimizer_steps
+        chosen = self._recomputation.decide(self._optimizers, embedding, steps=steps)
+        if chosen is not None:
+            self.history[-1] = replace(self.history[-1], recomputed=chosen.recomputed, memory=chosen.to_dict())
 
     def _follow(self) -> None:
         """Tell re-warm-up and search that `_step` optimizer steps are done."""

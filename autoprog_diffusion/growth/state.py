@@ -34,6 +34,9 @@ class StageRecord:
         trainable_parameters: Number of the model's parameters that train.
         trainable_fraction: Their share of the model's parameters.
         resolution: Fraction of the data's size (float) or pixels (int).
+        recomputed: Names of the blocks that are computed again in the backward pass; None where that is not growth's
+            affair, or not chosen yet.
+        memory: Predicted bytes of a step, under `checkpointing="auto"` (see `growth.memory.StageMemory`).
     """
 
     stage: int
@@ -42,15 +45,20 @@ class StageRecord:
     trainable_parameters: int
     trainable_fraction: float
     resolution: Resolution
+    recomputed: tuple[str, ...] | None = None
+    memory: JSON | None = None
 
     def to_dict(self) -> JSON:
         """The record as plain JSON types."""
-        return {**asdict(self), "blocks": list(self.blocks)}
+        recomputed = None if self.recomputed is None else list(self.recomputed)
+        return {**asdict(self), "blocks": list(self.blocks), "recomputed": recomputed}
 
     @classmethod
     def from_dict(cls, values: JSON) -> StageRecord:
         """The record that `to_dict` wrote."""
-        return cls(**{**values, "blocks": tuple(values["blocks"])})
+        recomputed = values.get("recomputed")
+        names = None if recomputed is None else tuple(recomputed)
+        return cls(**{**values, "blocks": tuple(values["blocks"]), "recomputed": names})
 
 
 def record_stage(model: nn.Module, layout: Layout, plan: GrowthPlan, step: int) -> StageRecord:
