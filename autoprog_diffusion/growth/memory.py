@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import torch
@@ -25,22 +25,20 @@ class UnitBytes:
         kept: Bytes in any case: inputs of its parts, and what is computed outside of them.
         inside: Bytes more if it is not computed again.
         largest: Those of the part that has most of them.
+        cached: Bytes of `inside` that last until the end of the forward pass in any case: what autocast casts of the
+            weights.
         flops: Of a forward pass of its parts.
     """
 
     kept: int = 0
     inside: int = 0
     largest: int = 0
+    cached: int = 0
     flops: int = 0
 
     def most(self, other: UnitBytes) -> UnitBytes:
         """The larger of both, number by number."""
-        return UnitBytes(
-            kept=max(self.kept, other.kept),
-            inside=max(self.inside, other.inside),
-            largest=max(self.largest, other.largest),
-            flops=max(self.flops, other.flops),
-        )
+        return UnitBytes(*map(max, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)
@@ -86,14 +84,16 @@ def peak_bytes(units: Sequence[UnitBytes], recomputed: Collection[int]) -> int:
     """
     held = 0
     peak = 0
+    cached = 0
     for index, unit in enumerate(units):
         held += unit.kept
         if index in recomputed:
+            cached += unit.cached
             peak = max(peak, held + unit.largest)
         else:
             held += unit.inside
         peak = max(peak, held)
-    return peak
+    return max(peak, held + cached)
 
 
 def choose_recomputed(units: Sequence[UnitBytes], candidates: Collection[int], room: int) -> set[int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,13 +65,14 @@ class SavedBytes:
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in given:
             self._keep(tensor)
-        inside, flops = count_inside(call, args, kwargs, known=self._seen)
+        part = count_part(call, args, kwargs, known=self._seen)
         before = self._now[unit]
         self._now[unit] = UnitBytes(
             kept=before.kept,
-            inside=before.inside + inside,
-            largest=max(before.largest, inside),
-            flops=before.flops + flops,
+            inside=before.inside + part.inside,
+            largest=max(before.largest, part.inside),
+            cached=before.cached + part.cached,
+            flops=before.flops + part.flops,
         )
 
     def _begin(self, *ignored: Any) -> None:
@@ -98,12 +101,12 @@ class SavedBytes:
         found = sum(new[key].nbytes() for key in new.keys() - self._seen.keys())
         self._seen |= new
         before = self._now[self._unit]
-        self._now[self._unit] = UnitBytes(before.kept + found, before.inside, before.largest, before.flops)
+        self._now[self._unit] = replace(before, kept=before.kept + found)
         return tensor
 
 
-def count_inside(call: Callable[..., Any], args: Any, kwargs: Any, *, known: dict[int, Any]) -> tuple[int, int]:
-    """Bytes that a call saves for its backward pass, and the FLOPs of its forward pass; it leaves no trace.
+def count_part(call: Callable[..., Any], args: Any, kwargs: Any, *, known: dict[int, Any]) -> UnitBytes:
+    """What a call saves for its backward pass, and the FLOPs of its forward pass; it leaves no trace.
 
     Args:
         call: A module, for example.
@@ -124,8 +127,12 @@ def count_inside(call: Callable[..., Any], args: Any, kwargs: Any, *, known: dic
         counter = flop_counter()
         with counter, saved_tensors_hooks(pack, _unchanged):
             call(*args, **kwargs)
-    inside = sum(found[key].nbytes() for key in found.keys() - known.keys())
-    return inside, counter.get_total_flops()
+    sizes = {key: found[key].nbytes() for key in found.keys() - known.keys()}
+    storages = {key: weakref.ref(found[key]) for key in sizes}
+    found.clear()
+    # Only autocast holds the others.
+    cached = sum(size for key, size in sizes.items() if storages[key]() is not None)
+    return UnitBytes(inside=sum(sizes.values()), cached=cached, flops=counter.get_total_flops())
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, Any]:
