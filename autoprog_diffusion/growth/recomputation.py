@@ -54,9 +54,10 @@ class Recomputation:
         self._ddp: DistributedDataParallel | None = None
         self._unit_of: dict[Any, int] = {}
         self._recomputed: set[int] = set()  # indices of `layout.units`
+        self._parts: set[int] = set()  # units of which the model lets some part be computed again, in this stage
         self._inside = False  # whether a part runs that is computed again: parts inside of it are not once more
         self._measured: SavedBytes | None = None
-        self._steps = 0
+        self._steps: int | None = None  # optimizer steps before the stage, until its first step is done
         if self._mode in ("all", "auto") and self._route is None:
             raise UnitError(
                 f"checkpointing={self._mode!r} needs gradient checkpointing that can be chosen block by block, which "
@@ -94,7 +95,8 @@ class Recomputation:
         frozen = len(front(self._layout, blocks))
         # The inputs, unit 0, run before the front.
         self._recompute_from(frozen + 1 if frozen else 0)
-        self._steps = steps
+        self._parts.clear()
+        self._steps = None if self._route is None else steps
         if self._mode == "auto":
             self._measured = SavedBytes(self._model, len(self._layout.units))
             self._measured.start()
@@ -111,19 +113,12 @@ class Recomputation:
             self._restore()
             self._restore = None
 
-    @property
-    def names(self) -> tuple[str, ...] | None:
-        """Names of the blocks that are computed again now; None where that is left to the loop, or not chosen yet."""
-        if self._mode is None or self._measured is not None:
-            return None
-        blocks = enumerate(self._layout.blocks, start=1)
-        return tuple(unit.name for index, unit in blocks if index in self._recomputed)
-
     def run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a part of a block, so that it is computed again in the backward pass if the stage wants that."""
         unit = self._unit_of[called_module(call)]
         if self._inside or unit not in self._recomputed or not torch.is_grad_enabled():
             return call(*args, **kwargs)
+        self._parts.add(unit)
         body = partial(self._run_inside, call)
         if self._measured is not None:
             self._measured.enter_part(unit, body, args, kwargs)
@@ -138,35 +133,53 @@ class Recomputation:
             steps: Optimizer steps until now; a gradient scaler may leave the first ones out.
 
         Returns:
-            The prediction, or None where there is nothing to choose now.
+            The blocks that are computed again, under `auto` with the prediction; None where this is known already.
 
         Raises:
             ConfigError: The budget is too small; the message has the smallest that is not.
         """
-        if self._measured is None or steps == self._steps:
+        if self._steps is None or steps == self._steps:
             return None
+        self._steps = None
+        measured = self._measured
+        self._stop_measuring()
+        if measured is None:
+            self._recomputed &= self._parts
+            return StageMemory(self._names())
         bucketed = self._ddp is not None and not self._ddp.gradient_as_bucket_view
         held = held_bytes(self._model, extra, optimizers, bucketed=bucketed)
-        units = self._measured.units
-        parts = self._measured.parts
-        self._stop_measuring()
-        if self._ddp is not None:
-            held, units, parts = _fullest(gather_object((held, units, parts)))
+        mine = (held, measured.units, self._parts)
+        held, units, parts = _fullest(gather_object(mine) if self._ddp is not None else [mine])
         candidates = self._recomputed & parts
-        least = held.total + peak_bytes(units, candidates)
-        if least > self._budget * GB:
-            smallest = math.ceil(least / 1000) * 1000 / GB
-            raise ConfigError(
-                f"memory_gb={self._budget} is too little for this stage, also with all of its blocks computed again: "
-                f"the smallest that is enough is {smallest:.6f}. Of that, weights are {held.weights / GB:.6f}, "
-                f"gradients {held.gradients / GB:.6f}, the optimizer's state {held.optimizer / GB:.6f}. Use a smaller "
-                "batch, images or optimizer state, or fewer blocks that train together."
-            )
+        self._check_budget(held, peak_bytes(units, candidates))
         room = int(self._budget * GB) - held.total
         self._recomputed = choose_recomputed(units, candidates, room)
-        chosen = replace(held, recomputed=self.names or (), activations=peak_bytes(units, self._recomputed))
+        chosen = replace(held, recomputed=self._names(), activations=peak_bytes(units, self._recomputed))
         logger.info(f"{len(chosen.recomputed)} blocks are computed again, for {self._budget} GB: {chosen}")
         return chosen
+
+    def _check_budget(self, held: StageMemory, activations: int) -> None:
+        """Refuse a budget, with `ConfigError`, that recomputation alone does not keep.
+
+        Args:
+            held: Weights, gradients and optimizer state.
+            activations: Bytes of the activations where everything is computed again.
+        """
+        least = held.total + activations
+        if least <= self._budget * GB:
+            return
+        smallest = math.ceil(least / 1000) * 1000 / GB
+        raise ConfigError(
+            f"memory_gb={self._budget} is too little for this stage, also with all of its blocks computed again: "
+            f"the smallest that is enough is {smallest:.6f}. Of that, weights are {held.weights / GB:.6f}, "
+            f"gradients {held.gradients / GB:.6f}, the optimizer's state {held.optimizer / GB:.6f}. Use a smaller "
+            "batch, images or optimizer state, or fewer blocks that train together."
+        )
+
+    def _names(self) -> tuple[str, ...]:
+        """Names of the blocks that are computed again."""
+        blocks = enumerate(self._layout.blocks, start=1)
+        return tuple(unit.name for index, unit in blocks if index in self._recomputed)
 
     def _check_measurable(self, wrapped: nn.Module, *, known: bool) -> None:
         """Refuse `auto`, with `OrderError`, where a step cannot be measured."""

@@ -37,7 +37,6 @@ class SavedBytes:
         self._unit = 0
         self._now: list[UnitBytes] = []
         self.units = [UnitBytes()] * count
-        self.parts: set[int] = set()  # units of which some part can be computed again
 
     def start(self) -> None:
         """Watch from the next call on."""
@@ -61,7 +60,6 @@ class SavedBytes:
         if self._outside is None:
             return  # the loop calls the block itself
         self._unit = unit
-        self.parts.add(unit)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         for tensor in given:
             self._keep(tensor)

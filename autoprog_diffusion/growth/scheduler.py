@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from .recomputation import Recomputation
 from .resize import resize_images
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
 from .stage import StageApplier, check_freezing, release_state
-from .state import STATE_VERSION, StageRecord, State, fingerprint, record_stage
+from .state import STATE_VERSION, StageRecord, State, fingerprint, note_memory, record_stage
 from .units import only_growing
 from .watch.training import TrainingWatch
 
@@ -287,8 +286,7 @@ class GrowthScheduler(Progress):
         self._recomputation.enter(blocks, steps=self._watch.optimizer_steps)
         self._watch.enter([self.layout.blocks[index] for index in self.plan.stages[stage].blocks], fresh=fresh)
         if fresh:
-            record = record_stage(self._model, self.layout, self.plan, self._step)
-            self.history.append(replace(record, recomputed=self._recomputation.names))
+            self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
 
     def _choose_recomputed(self) -> None:
         """After the first steps of a stage, let the next ones compute no more again than memory asks for."""
@@ -296,7 +294,7 @@ class GrowthScheduler(Progress):
         steps = self._watch.optimizer_steps
         chosen = self._recomputation.decide(self._optimizers, embedding, steps=steps)
         if chosen is not None:
-            self.history[-1] = replace(self.history[-1], recomputed=chosen.recomputed, memory=chosen.to_dict())
+            self.history[-1] = note_memory(self.history[-1], chosen)
 
     def _follow(self) -> None:
         """Tell re-warm-up and search that `_step` optimizer steps are done."""
