@@ -6,7 +6,8 @@ from typing import Literal
 
 
 Order = Literal["interleaved", "suffix", "prefix"]
-Direction = Literal["unfreeze", "freeze"]
+Direction = Literal["unfreeze", "freeze", "window"]
+WindowState = Literal["release", "park"]
 Search = Literal["none", "zero_shot"]
 Objective = Literal["rank_vote", "gain_per_cost", "random", "fixed"]
 Cost = Literal["flops", "measured"]

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .choices import Checkpointing, Cost, Direction, EmbeddingInit, Objective, Order, Search
-from .config_checks import check_direction, check_memory, check_ranges, check_resolutions, check_words
+from .choices import Checkpointing, Cost, Direction, EmbeddingInit, Objective, Order, Search, WindowState
+from .config_checks import check_direction, check_memory, check_ranges, check_resolutions, check_windows, check_words
 from .errors import ConfigError
 from .values import JSON, Resolution, as_resolution, check_boundaries, check_fields, is_number, require
 
@@ -25,11 +25,14 @@ class GrowthConfig:
         num_stages: Number of training stages; those that a short run or a small model has no room for are merged.
         order: Blocks of a stage that trains some of them. `suffix` takes those nearest the output (the frozen front
             then runs without gradient), `prefix` those nearest the input, `interleaved` every L-th block (the paper).
-        min_trainable: Fraction of the blocks trained in the smallest stage, in (0, 1]; it changes linearly to 1.
+            Windows end there: with `suffix` they go from the input to the output, which measured better.
+        min_trainable: Fraction of the blocks trained in the smallest stage, in (0, 1]; it changes linearly to 1. Not
+            for windows, which all have one size.
         direction: `freeze` starts with the whole model and ends with the smallest stage, so that frozen blocks are
             trained ones (after FreezeOut, arXiv 1706.04983); pass `growth.ema_parameters()` to Diffusers' `EMAModel`.
-            `unfreeze` starts with the smallest stage and ends with the whole model (the paper). `None` freezes with a
-            fixed schedule, and unfreezes with a search.
+            `unfreeze` starts with the smallest stage and ends with the whole model (the paper). `window` trains a
+            part of the blocks in every stage, another one each time, to save memory. `None` freezes with a fixed
+            schedule, and unfreezes with a search.
         stage_embedding: Whether to train a Stage Identifier embedding beside the model (folded away by `fold`). `None`
             trains one unless the model has no place for it, or its timestep embedder is frozen: a LoRA checkpoint
             would not hold the fold.
@@ -45,6 +48,11 @@ class GrowthConfig:
             (0, 1). `None` spaces them evenly.
         rewarm_steps: Optimizer steps over which the learning rate of newly opened blocks rises from 1/n of the
             schedule's to all of it; 0 for none. The optimizer is then built from `growth.parameter_groups()`.
+        sweeps: How often windows pass over the whole model; each sweep has num_stages / sweeps windows.
+        window_share: Fraction of the blocks in a window, in (0, 1]. `None` cuts the model into num_stages / sweeps
+            windows that share no block; a larger fraction makes them overlap.
+        window_state: What becomes of the optimizer's state of a block that closes and opens again: `release` drops it,
+            so that its moments begin anew (set `rewarm_steps`); `park` keeps it in CPU memory meanwhile.
         search: `none` follows the fixed schedule; `zero_shot` chooses every stage but the last by training-free
             scores, after a warm-up of `search_batches` steps (one more stage; only the output head trains in it).
         search_objective: `rank_vote` is the paper's; `gain_per_cost` the expected loss decrease per cost; `random` and
@@ -80,6 +88,9 @@ class GrowthConfig:
     resolution_multiple: int = 8
     boundaries: tuple[float | int, ...] | None = None
     rewarm_steps: int = 0
+    sweeps: int = 1
+    window_share: float | None = None
+    window_state: WindowState = "release"
     search: Search = "none"
     search_objective: Objective = "gain_per_cost"
     search_cost: Cost = "flops"
@@ -104,6 +115,7 @@ class GrowthConfig:
         check_ranges(self)
         check_direction(self)
         check_memory(self)
+        check_windows(self)
         check_resolutions(self)
         check_boundaries(self.boundaries, self.num_stages)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
-from .choices import Checkpointing, Cost, Direction, EmbeddingInit, Objective, Order, Search
+from .choices import Checkpointing, Cost, Direction, EmbeddingInit, Objective, Order, Search, WindowState
 from .errors import ConfigError
 from .values import check_choices, check_increasing_resolutions, is_number, require
 
@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 
 MOST_STAGES = 1000
+MIN_TRAINABLE = 0.25  # the default
 
 
 def check_words(config: GrowthConfig) -> None:
     """Check the fields that take one of a few words."""
     choices = {"order": Order, "search": Search, "stage_embedding_init": EmbeddingInit}
-    choices |= {"search_objective": Objective, "search_cost": Cost}
+    choices |= {"search_objective": Objective, "search_cost": Cost, "window_state": WindowState}
     check_choices(config, choices)
     if config.direction is not None:
         check_choices(config, {"direction": Direction})
@@ -32,12 +33,37 @@ def check_words(config: GrowthConfig) -> None:
 
 def check_direction(config: GrowthConfig) -> None:
     """Check that the direction goes with the search and with the re-warm-up."""
-    if config.direction == "freeze" and config.search != "none":
+    if config.direction in ("freeze", "window") and config.search != "none":
         raise ConfigError(f'search={config.search!r} chooses what to open: use direction="unfreeze" or search="none".')
     if config.freezes and config.rewarm_steps:
         raise ConfigError(
             f"rewarm_steps={config.rewarm_steps} has no effect on a schedule that freezes, which opens nothing: use 0 "
-            'or direction="unfreeze".'
+            'or direction="unfreeze" or "window".'
+        )
+
+
+def check_windows(config: GrowthConfig) -> None:
+    """Check what only windows have, and that they cover the model."""
+    share, sweeps, stages = config.window_share, config.sweeps, config.num_stages
+    if config.direction != "window":
+        require(config, "sweeps", sweeps == 1, 'only windows have sweeps: use 1 or direction="window"')
+        require(config, "window_share", share is None, 'it is for windows: use None or direction="window"')
+        return
+    if stages % sweeps:
+        near = sweeps * max(1, round(stages / sweeps))
+        raise ConfigError(
+            f"num_stages={stages} is not a multiple of sweeps={sweeps}: all sweeps have as many windows, use "
+            f"num_stages={near}."
+        )
+    if config.min_trainable != MIN_TRAINABLE:
+        raise ConfigError(
+            f"min_trainable={config.min_trainable} has no effect on windows, which train a fraction sweeps / "
+            f"num_stages of the blocks: leave it at {MIN_TRAINABLE}, and set window_share for larger ones."
+        )
+    if share is not None and share * stages < sweeps * (1 - 1e-9):
+        raise ConfigError(
+            f"window_share={share} leaves blocks out of {stages // sweeps} windows: use None or at least "
+            f"{sweeps / stages:.4g}."
         )
 
 
@@ -50,6 +76,7 @@ def check_ranges(config: GrowthConfig) -> None:
     # Field -> the smallest whole number that it may be.
     for name, least, hint in (
         ("num_stages", 1, "use a whole number of at least 1"),
+        ("sweeps", 1, "use a whole number of at least 1"),
         ("search_batches", 2, "scores need at least 2 calls"),
         ("rewarm_steps", 0, "use 0 or a number of steps"),
         ("resolution_multiple", 1, "use at least 1 pixel"),
@@ -61,6 +88,8 @@ def check_ranges(config: GrowthConfig) -> None:
     require(config, "search_seed", is_number(config.search_seed, int), "use a whole number")
     is_choice = config.stage_embedding is None or isinstance(config.stage_embedding, bool)
     require(config, "stage_embedding", is_choice, "use True, False or None")
+    some_share = config.window_share is None or is_number(config.window_share) and 0 < config.window_share <= 1
+    require(config, "window_share", some_share, "use None or a fraction in (0, 1]")
     require(config, "min_trainable", 0 < config.min_trainable <= 1, "use a fraction in (0, 1]")
     require(config, "stage_dropout", 0 <= config.stage_dropout < 1, "use a probability in [0, 1)")
     if config.stage_dropout and config.stage_embedding is False:

@@ -10,7 +10,7 @@ class ConfigError(GrowthError):
 
 
 class PlanError(GrowthError):
-    """A growth plan is not monotone, does not fit the run, or does not fit the model."""
+    """A growth plan's stages do not follow one another, or do not fit the run or the model."""
 
 
 class UnitError(GrowthError):

@@ -45,13 +45,16 @@ def fixed_stages(config: GrowthConfig, num_blocks: int, starts: Sequence[int]) -
         starts: First optimizer step of every stage.
     """
     count = config.num_stages
+    resolutions = config.resolutions or (1.0,) * count
+    if config.direction == "window":
+        windows = window_blocks(config, num_blocks) * config.sweeps
+        return [Stage(*parts) for parts in zip(starts, windows, resolutions, strict=True)]
     low = config.min_trainable
     fractions = [low + (1 - low) * k / (count - 1) for k in range(count - 1)]
     # Exactly all: a rounded fraction might leave a block out.
     fractions.append(1.0)
     if config.freezes:
         fractions.reverse()
-    resolutions = config.resolutions or (1.0,) * count
     stages = []
     for start, fraction, resolution in zip(starts, fractions, resolutions, strict=True):
         blocks = select_blocks(config.order, num_blocks, fraction, low)
@@ -60,7 +63,7 @@ def fixed_stages(config: GrowthConfig, num_blocks: int, starts: Sequence[int]) -
 
 
 def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -> GrowthPlan:
-    """The fixed schedule of a configuration: linear growth from `min_trainable` to the full model, or back.
+    """The fixed schedule of a configuration: linear growth from `min_trainable` to the full model, back, or windows.
 
     For 28 blocks and the defaults, which freeze, 28, 21, 14, 7 blocks train. With `direction="unfreeze"`
     it is AutoProg-Zero's linear schedule, 7, 14, 21, 28.
@@ -75,6 +78,38 @@ def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -
     stages = fixed_stages(config, num_blocks, starts)
     fitting = drop_repeats(join_stages(stages, num_training_steps))
     return GrowthPlan(num_blocks, num_training_steps, fitting)
+
+
+def window_blocks(config: GrowthConfig, num_blocks: int) -> list[tuple[int, ...]]:
+    """Indices of the blocks in every window of one sweep; together they are all blocks.
+
+    Without a `window_share` no block is in two of them; more windows than blocks hold one block each, some of them the
+    same. With one, windows have that share of the blocks each, and begin at even distances.
+
+    Example:
+        >>> window_blocks(GrowthConfig(direction="window", num_stages=3), 8)
+        [(0, 1), (2, 3, 4), (5, 6, 7)]
+        >>> window_blocks(GrowthConfig(direction="window", num_stages=3, window_share=0.5, order="prefix"), 8)
+        [(4, 5, 6, 7), (2, 3, 4, 5), (0, 1, 2, 3)]
+    """
+    count = config.num_stages // config.sweeps
+    # The order in which a sweep gets to the blocks.
+    path = list(range(num_blocks))
+    if config.order == "prefix":
+        path.reverse()
+    elif config.order == "interleaved":
+        path.sort(key=lambda block: block % count)
+    windows = []
+    for window in range(count):
+        if config.window_share is None:
+            first = num_blocks * window // count
+            last = max(first + 1, num_blocks * (window + 1) // count)
+        else:
+            width = math.ceil(config.window_share * num_blocks - 1e-9)
+            first = (num_blocks - width) * window // max(1, count - 1)
+            last = first + width
+        windows.append(tuple(sorted(path[first:last])))
+    return windows
 
 
 def select_blocks(order: Order, num_blocks: int, fraction: float, min_trainable: float = 0.25) -> tuple[int, ...]:

@@ -72,8 +72,11 @@ class LRRewarmup:
         """Note when every unit was opened, and that `step` optimizer steps are done."""
         self._step = step
         self._opened.clear()
-        for record in reversed(history):  # the earliest record wins
-            self._opened.update(dict.fromkeys(record.blocks, record.step))
+        before: set[str] = set()
+        for record in history:
+            for name in set(record.blocks) - before:
+                self._opened[name] = record.step
+            before = set(record.blocks)
         # The inputs train together with the first block.
         first_block, *_ = self._layout.blocks
         self._opened[self._layout.inputs.name] = self._opened.get(first_block.name, 0)

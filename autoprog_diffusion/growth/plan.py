@@ -65,13 +65,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class GrowthPlan:
-    """A monotone schedule of stages for a model of `num_blocks` blocks and a run of `num_training_steps` steps.
+    """A schedule of stages for a model of `num_blocks` blocks and a run of `num_training_steps` steps.
 
-    Either no block that trains ever freezes, or no block that is frozen ever opens; the resolution never falls and the
-    stride never rises.
+    Stages may freeze blocks, open blocks, or do both (windows); the resolution never falls and the stride never rises.
 
     Raises:
-        PlanError: The stages are not monotone, or do not fit the number of blocks or steps.
+        PlanError: The stages do not follow one another, or do not fit the number of blocks or steps.
 
     Example:
         >>> plan = GrowthPlan(4, 100, (Stage(0, (0,)), Stage(50, (0, 1, 2, 3))))
@@ -92,8 +91,18 @@ class GrowthPlan:
 
     @property
     def freezes(self) -> bool:
-        """Whether some stage trains fewer blocks than the one before it."""
+        """Whether some stage freezes a block that the one before it trains."""
         return any(_lost_blocks(self.stages))
+
+    @property
+    def opens(self) -> bool:
+        """Whether some stage trains a block that the one before it does not."""
+        return any(_lost_blocks(self.stages[::-1]))
+
+    @property
+    def monotone(self) -> bool:
+        """Whether blocks only freeze, or only open; windows do both."""
+        return not (self.freezes and self.opens)
 
     def to_dict(self) -> JSON:
         """The plan as plain JSON types."""
@@ -281,24 +290,11 @@ def _check_plan(plan: GrowthPlan) -> None:
             raise PlanError(
                 f"stage {index} trains blocks {stage.blocks}, but the model has blocks 0 to {plan.num_blocks - 1}."
             )
-    _check_one_direction(plan.stages)
     check_increasing_resolutions(tuple(stage.resolution for stage in plan.stages), PlanError)
     strides = [stage.stride for stage in plan.stages]
     if strides != sorted(strides, key=lambda stride: stride or 0, reverse=True):
-        raise PlanError(f"strides {strides} rise (None is the model's own, the smallest): growth is monotone.")
-
-
-def _check_one_direction(stages: Sequence[Stage]) -> None:
-    """Raise `PlanError` where some blocks freeze and others open."""
-    closing = _lost_blocks(stages)
-    opening = _lost_blocks(stages[::-1])[::-1]
-    if any(closing) and any(opening):
-        closed = next(filter(None, closing))
-        index = closing.index(closed)
-        opener = opening.index(next(filter(None, opening))) + 1
         raise PlanError(
-            f"growth is monotone, but blocks {closed} train in stage {index} and not in stage {index + 1}, "
-            f"while stage {opener} opens blocks: add them to the later stage, or let no stage open any."
+            f"strides {strides} rise (None is the model's own, the smallest): let none be larger than before."
         )
 
 

@@ -16,13 +16,14 @@ from .config import GrowthConfig
 from .ema import EMAParameters
 from .errors import OrderError
 from .lr_rewarmup import LRRewarmup
+from .optimizer_state import OptimizerStates
 from .plan import GrowthPlan
 from .planning import Planner
 from .progress import Progress
 from .recomputation import Recomputation
 from .resize import resize_images
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
-from .stage import StageApplier, check_freezing, release_state
+from .stage import StageApplier
 from .state import STATE_VERSION, StageRecord, State, fingerprint, note_memory, record_stage
 from .units import only_growing
 from .watch.training import TrainingWatch
@@ -75,6 +76,7 @@ class GrowthScheduler(Progress):
         self._recomputation = Recomputation(model, self.layout, adapter, config)
         self._averages = EMAParameters(model, self.layout.names)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
+        self._states = OptimizerStates(self.layout, config.window_state)
         self._search = SearchSession(config)
         self._planner = Planner(config, self.layout, embedded=self._embedding is not None)
         self._watch = TrainingWatch(model, accelerator, self._applier.front)
@@ -135,7 +137,7 @@ class GrowthScheduler(Progress):
         ddp = host.check_prepared(model, self._model, self._accelerator, search=self.config.search)
         self._watch_optimizers(optimizer)
         plan = self._planner.prepare(plan, num_training_steps)
-        check_freezing(plan, self._optimizers, self._accelerator)
+        self._states.check(plan, self._optimizers, self._accelerator, self._model)
         self._watch.start(model, self._applier.growing(), self._optimizers)
         self._wrapped = model
         self._plan = plan
@@ -233,7 +235,7 @@ class GrowthScheduler(Progress):
         self._embedding.save(folder)
 
     def state_dict(self) -> State:
-        """Step, plan, stage embedding and history; everything else is derived from them on load."""
+        """Step, plan, stage embedding, history and parked optimizer state; all else is derived from them on load."""
         return {
             "version": STATE_VERSION,
             "step": self._step,
@@ -244,6 +246,7 @@ class GrowthScheduler(Progress):
             "embedding": self._applier.embedding_state(),
             "history": [record.to_dict() for record in self.history],
             "decisions": self.decisions,
+            "parked": self._states.state_dict(),
         }
 
     @contextmanager
@@ -269,7 +272,8 @@ class GrowthScheduler(Progress):
         self._applier.check_loaded(self._optimizers, state_dict)
         self._step = state_dict["step"]
         self._plan = plan
-        check_freezing(plan, self._optimizers, self._accelerator)
+        self._states.check(plan, self._optimizers, self._accelerator, self._model)
+        self._states.load_state_dict(state_dict.get("parked", {}))
         self._search.load(state_dict)
         self._applier.load_embedding(state_dict)
         if self.plan.freezes:
@@ -281,10 +285,13 @@ class GrowthScheduler(Progress):
     def _enter(self, stage: int, *, fresh: bool = True) -> None:
         """Apply a stage to model and optimizers; a fresh one, rather than a loaded one, goes into the history."""
         blocks = self.plan.stages[stage].blocks
+        growing = self._applier.growing()
+        # What closes makes room first.
+        self._states.close(self.plan, stage, self._optimizers, growing)
         self._applier.enter(stage, blocks, fresh=fresh)
-        release_state(self.plan, self._optimizers)
+        self._states.open(self._optimizers, growing)
         self._recomputation.enter(blocks, steps=self._watch.optimizer_steps)
-        self._watch.enter([self.layout.blocks[index] for index in self.plan.stages[stage].blocks], fresh=fresh)
+        self._watch.enter([self.layout.blocks[index] for index in blocks], fresh=fresh)
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
 

@@ -15,9 +15,7 @@ from .backends import fsdp2
 from .backends.accelerate import is_compiled
 from .backends.ddp import rebuild_reducer
 from .backends.ranks import average_gradient, check_ranks_equal, world_size
-from .errors import OrderError
 from .frozen_front import FrozenFront
-from .plan import GrowthPlan
 from .state import NamedTensors, State
 from .taken import check_free, release, take
 from .units import Layout, set_trainable, trainable_names, trainable_now
@@ -171,28 +169,3 @@ class StageApplier:
         if self._ddp is not None:
             return self._ddp.require_backward_grad_sync
         return fsdp2.reduces_gradients(self._wrapped)
-
-
-def check_freezing(plan: GrowthPlan, optimizers: Iterable[Any], accelerator: Any) -> None:
-    """Check that the state of a frozen block can be dropped from its optimizer.
-
-    Raises:
-        OrderError: The plan freezes, and no optimizer is known.
-    """
-    if plan.freezes and accelerator is None and not list(optimizers):
-        raise OrderError(
-            'a plan that freezes blocks (direction="freeze") frees their optimizer state: pass the optimizer, '
-            "growth.prepare(model, num_training_steps=..., optimizer=optimizer)."
-        )
-
-
-def release_state(plan: GrowthPlan, optimizers: Iterable[Any]) -> None:
-    """Drop the optimizers' state of every frozen parameter, if the plan freezes: none will open again."""
-    if not plan.freezes:
-        return
-    for optimizer in optimizers:
-        # Accelerate wraps the user's optimizer.
-        state = getattr(optimizer, "optimizer", optimizer).state
-        for parameter in list(state):
-            if not parameter.requires_grad:
-                del state[parameter]

@@ -67,7 +67,7 @@ def check_increasing_resolutions(values: tuple[Resolution, ...], error: type[Val
     if len(set(map(type, values))) > 1:
         raise error(f"resolutions {values} mix fractions (up to 1) and pixels (above 1): use one kind for all stages.")
     if list(values) != sorted(values):
-        raise error(f"resolutions {values} decrease: growth is monotone, give them in non-decreasing order.")
+        raise error(f"resolutions {values} decrease: give them in non-decreasing order.")
 
 
 def is_number(value: object, kinds: Any = (int, float)) -> bool:

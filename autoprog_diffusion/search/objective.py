@@ -106,8 +106,8 @@ def list_candidates(
             found.setdefault(Candidate(label, blocks, resolution))
     if not found:
         raise SearchError(
-            f"no candidate holds the blocks {sorted(training)} that train already: growth is monotone, give nested "
-            "search_candidates that end in the full model."
+            f"no candidate holds the blocks {sorted(training)} that train already: a search only opens blocks, give "
+            "nested search_candidates that end in the full model."
         )
     return list(found)
 

@@ -76,6 +76,8 @@ def growth_config(
         return GrowthConfig(**settings), None
     plan = GrowthPlan.load(growth.growth_plan)
     settings |= {"num_stages": len(plan.stages), "search": "none", "resolutions": None, "boundaries": None}
+    # How many stages the file has says nothing of sweeps.
+    settings |= {"sweeps": 1, "window_share": None}
     return GrowthConfig(**settings), plan
 
 

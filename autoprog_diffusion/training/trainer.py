@@ -33,6 +33,7 @@ from .ends import Ends, Stopped
 from .flag_checks import check_warmup, short_epoch
 from .measure import counted_flops, peak_memory, synchronize
 from .metrics import Metrics
+from .optimizer_step import accumulated_step
 from .rates import Rates
 from .tracking import log_decision, log_step, show_step
 
@@ -262,30 +263,27 @@ class Trainer(ABC):
 
     def _optimizer_step(self) -> float:
         """Accumulate gradients, clip them and step; returns the mean loss over all processes."""
-        accelerator = self.accelerator
-        losses = []
-        norm = None
-        passes = self._passes()
-        # Accelerate counts passes, and divides every loss by their number.
-        accelerator.gradient_accumulation_steps = passes
-        accelerator.step = 0
-        for _ in range(passes):
-            batch = next(self._batches)
-            with accelerator.accumulate(self.model):
-                loss = self.loss(self.model, batch)
-                accelerator.backward(loss)
-                losses.append(loss.detach())
-                if accelerator.sync_gradients and self._max_norm is not None:
-                    norm = accelerator.clip_grad_norm_(self.growth.parameters(), self._max_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+        done = accumulated_step(
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            passes=self._passes(),
+            loss=lambda: self.loss(self.model, next(self._batches)),
+            clip=self._clip,
+        )
         self.lr_scheduler.step()
-        mean = self._agree(torch.stack(losses).mean())
+        mean = self._agree(done.loss)
         self._check_finite("loss", mean)
         # The gradient scaler of fp16 skips steps whose gradients are not finite by itself.
-        if norm is not None and accelerator.scaler is None:
-            self._check_finite("gradient's norm", float(norm))
+        if done.norm is not None and self.accelerator.scaler is None:
+            self._check_finite("gradient's norm", float(done.norm))
         return mean
+
+    def _clip(self) -> Tensor | None:
+        """Clip the gradient to the largest norm, if there is one; returns the norm that it had."""
+        if self._max_norm is None:
+            return None
+        return self.accelerator.clip_grad_norm_(self.growth.parameters(), self._max_norm)
 
     def _passes(self) -> int:
         """Batches of the next optimizer step: fewer at the end of an epoch that the accumulation does not divide."""

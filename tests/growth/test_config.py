@@ -27,6 +27,22 @@ pytestmark = pytest.mark.smoke
         ({"order": "random"}, "order='random'.*interleaved.*suffix.*prefix"),
         ({"direction": "shrink"}, "direction='shrink'.*unfreeze.*freeze"),
         ({"direction": "freeze", "search": "zero_shot"}, "search='zero_shot' chooses what to open.*unfreeze"),
+        ({"direction": "window", "search": "zero_shot"}, "search='zero_shot' chooses what to open.*unfreeze"),
+        ({"direction": "window", "sweeps": 0}, "sweeps=0"),
+        ({"direction": "window", "sweeps": 1.5}, "sweeps=1.5"),
+        ({"direction": "window", "sweeps": 3}, "num_stages=4 is not a multiple of sweeps=3.*num_stages=3"),
+        ({"direction": "window", "sweeps": 5}, "num_stages=4 is not a multiple of sweeps=5.*num_stages=5"),
+        ({"direction": "window", "min_trainable": 0.5}, "min_trainable=0.5 has no effect.*window_share"),
+        (
+            {"direction": "window", "window_share": 0.2},
+            "window_share=0.2 leaves blocks out of 4 windows.*at least 0.25",
+        ),
+        ({"direction": "window", "window_share": 0}, "window_share=0 "),
+        ({"direction": "window", "window_share": 1.5}, "window_share=1.5"),
+        ({"direction": "window", "window_share": "0.5"}, "window_share='0.5'"),
+        ({"direction": "window", "window_state": "offload"}, "window_state='offload'.*release.*park"),
+        ({"sweeps": 2}, 'sweeps=2 is not allowed.*direction="window"'),
+        ({"direction": "unfreeze", "window_share": 0.5}, 'window_share=0.5 is not allowed.*direction="window"'),
         ({"direction": "freeze", "rewarm_steps": 3}, "rewarm_steps=3 has no effect.*use 0"),
         ({"search": "one_shot"}, "search='one_shot'.*zero_shot"),
         ({"stage_embedding_init": "ones"}, "stage_embedding_init='ones'.*carry"),
@@ -90,6 +106,9 @@ def test_values_of_a_wrong_type_are_named(field: str, value: Any) -> None:
         {"num_stages": 2, "resolutions": (64, 64)},
         {"num_stages": 3, "boundaries": (0.2, 0.9)},
         {"num_stages": 1, "boundaries": ()},
+        {"direction": "window", "num_stages": 1},
+        {"direction": "window", "num_stages": 3, "window_share": 1 / 3, "rewarm_steps": 5},
+        {"direction": "window", "num_stages": 6, "sweeps": 2, "boundaries": (1, 2, 3, 4, 5)},
     ],
     ids=str,
 )
@@ -128,7 +147,10 @@ def test_json_round_trip(tmp_path: Path) -> None:
     unchanged = GrowthConfig()
     changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(unchanged, f.name)]
     left = {f.name for f in dataclasses.fields(config)} - set(changed)
-    assert not {name for name in left if not name.startswith("search")}
+    of_windows = {"sweeps", "window_share", "window_state"}
+    assert {name for name in left if not name.startswith("search")} == of_windows
+    windows = GrowthConfig(direction="window", num_stages=6, sweeps=3, window_share=0.6, window_state="park")
+    assert GrowthConfig.from_dict(json.loads(json.dumps(windows.to_dict()))) == windows
     config.save(tmp_path / "config.json")
     loaded = GrowthConfig.load(tmp_path / "config.json")
     assert loaded == config

@@ -37,7 +37,7 @@ def average(old: Tensor, new: Tensor, steps: int) -> Tensor:
 
 
 @pytest.mark.parametrize("foreach", [False, True])
-@pytest.mark.parametrize("direction", ["freeze", "unfreeze"])
+@pytest.mark.parametrize("direction", ["freeze", "unfreeze", "window"])
 def test_every_average_is_the_literal_one(direction: str, foreach: bool) -> None:
     model, growth, optimizer = start(direction)
     ema = EMAModel(model.parameters(), foreach=foreach)
@@ -74,8 +74,9 @@ def test_the_parameters_share_memory_with_a_model_that_moved() -> None:
     assert all(ours.is_set_to(theirs) for ours, theirs in zip(found, model.parameters(), strict=True))
 
 
-def test_a_forgotten_average_is_an_error_before_anything_freezes() -> None:
-    model, growth, optimizer = start()
+@pytest.mark.parametrize("direction", ["freeze", "window"])
+def test_a_forgotten_average_is_an_error_before_anything_freezes(direction: str) -> None:
+    model, growth, optimizer = start(direction)
     ema = EMAModel(model.parameters())
     update(model, optimizer, 0)
     ema.step(model.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -32,6 +33,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "late": {"boundaries": (10, 20, 30)},
     "late unfreeze": {"boundaries": (2, 20, 30), "direction": "unfreeze"},
     "fractions": {"boundaries": (0.01, 0.02, 0.9)},
+    "windows": {"direction": "window"},
+    "sweeps": {"direction": "window", "num_stages": 6, "sweeps": 3, "order": "prefix"},
+    "overlap": {"direction": "window", "num_stages": 5, "window_share": 0.5, "order": "interleaved"},
+    "windows of sizes": {"direction": "window", "resolutions": (16, 32, 32, 64), "boundaries": (1, 2, 30)},
     "search": {"search": "zero_shot"},
     "long search": {"search": "zero_shot", "search_batches": 3, "num_stages": 2},
 }
@@ -69,11 +74,13 @@ def test_every_number_of_steps_and_blocks_trains(name: str, blocks: int) -> None
     for steps in (1, 2, 3, 6):
         plan = train(Chain(blocks), config, steps).plan
         assert plan.num_training_steps == steps
-        fullest = plan.stages[0] if config.freezes else plan.stages[-1]
-        assert fullest.blocks == tuple(range(blocks))
+        fullest = set(plan.stages[0 if config.freezes else -1].blocks)
+        if config.direction == "window":
+            fullest = {block for stage in plan.stages for block in stage.blocks}
+        assert fullest == set(range(blocks))
         assert plan.stages[-1].resolution == (config.resolutions or (1.0,))[-1] or config.boundaries
-        different = {(stage.blocks, stage.resolution) for stage in plan.stages}
-        assert len(different) == len(plan.stages) or config.search != "none"
+        trained = [(stage.blocks, stage.resolution) for stage in plan.stages]
+        assert all(early != late for early, late in pairwise(trained)) or config.search != "none"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +97,13 @@ def test_every_number_of_steps_and_blocks_trains(name: str, blocks: int) -> None
         ({"boundaries": (10, 20, 30)}, 28, 15, [0, 10], [28, 21]),
         ({"boundaries": (10, 20, 30), "direction": "unfreeze"}, 28, 15, [0, 10], [7, 28]),
         ({"num_stages": 2, "min_trainable": 1.0}, 8, 100, [0], [8]),
+        ({"direction": "window"}, 28, 400, [0, 100, 200, 300], [7, 7, 7, 7]),
+        ({"direction": "window"}, 28, 2, [0, 1], [14, 14]),
+        ({"direction": "window"}, 28, 1, [0], [28]),
+        ({"direction": "window", "num_stages": 8}, 3, 80, [0, 30, 60], [1, 1, 1]),
+        ({"direction": "window", "num_stages": 2, "sweeps": 2}, 8, 100, [0], [8]),
+        ({"direction": "window", "num_stages": 8, "sweeps": 2}, 28, 4, [0, 1, 2, 3], [14, 14, 14, 14]),
+        ({"direction": "window", "boundaries": (10, 20, 30)}, 28, 15, [0, 10], [7, 21]),
     ],
     ids=str,
 )

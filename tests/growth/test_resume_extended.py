@@ -23,7 +23,8 @@ UNFREEZE: dict[str, Any] = {"num_stages": 4, "direction": "unfreeze", "order": "
 OFF: dict[str, Any] = {"num_stages": 1, "min_trainable": 1.0, "stage_embedding": False}
 SEARCH: dict[str, Any] = {"num_stages": 3, "search": "zero_shot"}
 SIZES: dict[str, Any] = {"num_stages": 2, "resolutions": (0.5, 1.0), "stage_embedding_init": "carry", "ema_decay": 0.9}
-CONFIGS = {"freeze": FREEZE, "unfreeze": UNFREEZE, "off": OFF, "search": SEARCH, "sizes": SIZES}
+WINDOW: dict[str, Any] = {"num_stages": 4, "direction": "window", "sweeps": 2, "window_state": "park"}
+CONFIGS = {"freeze": FREEZE, "unfreeze": UNFREEZE, "window": WINDOW, "off": OFF, "search": SEARCH, "sizes": SIZES}
 
 
 @dataclass
@@ -73,6 +74,9 @@ def same(ours: Loop, theirs: Loop) -> None:
 def random_plan(rng: random.Random, steps: int) -> GrowthPlan:
     count = rng.randint(1, min(6, steps))
     starts = [0, *sorted(rng.sample(range(1, steps), count - 1))]
+    if rng.random() < 0.3:  # windows
+        chosen = [tuple(sorted(rng.sample(range(8), rng.randint(0, 8)))) for _ in starts]
+        return GrowthPlan(8, steps, tuple(Stage(start, some) for start, some in zip(starts, chosen)))
     blocks = sorted((rng.randint(1, 8) for _ in starts), reverse=rng.random() < 0.5)
     return GrowthPlan(8, steps, tuple(Stage(start, tuple(range(n))) for start, n in zip(starts, blocks)))
 

@@ -1,0 +1,66 @@
+"""The contracts of windows: what has closed rests and holds nothing, every block has its turn, resumes are exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ..settings import FAMILIES, Family
+from .common import CORE, ORDERS, growable, hooks, start, step_moves_what_trains, train, used
+from .test_resume import assert_resumes
+
+
+core = pytest.mark.parametrize("family", [pytest.param(f, id=f.id) for f in FAMILIES if f.id in CORE])
+windowed = pytest.mark.parametrize(
+    ("family", "order"),
+    [pytest.param(f, o, id=f"{f.id}-{o}") for f in FAMILIES for o in (ORDERS if f.id in CORE else ("suffix",))],
+)
+
+
+@windowed
+def test_what_has_closed_rests_and_every_block_has_its_turn(family: Family, order: str) -> None:
+    model, growth, optimizer = start(family, order=order, direction="window")
+    windows = len(growth.plan.stages)
+    assert windows == min(3, len(growth.layout.blocks))
+    named = used(family, model)
+    turns = dict.fromkeys(named, 0)
+    for step in range(6):
+        frozen = step_moves_what_trains(family, model, named, optimizer, step)
+        assert frozen
+        for name in named.keys() - frozen:
+            turns[name] += 1
+        before = {name for name, parameter in named.items() if parameter.requires_grad}
+        entered = growth.step()
+        # Before the host's zero_grad: what closed just now has let go of both at once, what opened has neither yet.
+        now = {name for name, parameter in named.items() if parameter.requires_grad}
+        changed = before ^ now
+        assert bool(changed) == entered
+        fresh = [named[name] for name in changed | (named.keys() - now)]
+        assert not [parameter for parameter in fresh if parameter in optimizer.state or parameter.grad is not None]
+        optimizer.zero_grad()
+    always = set(growth.layout.outputs.parameters)
+    assert all(turns[name] == 6 for name in always.intersection(named))
+    if windows == 3:
+        assert all(turns[name] == 2 for name in named.keys() & growable(family) - always)
+
+
+@pytest.mark.parametrize("state", ["release", "park"])
+@core
+def test_resume_of_windows_is_bit_exact(family: Family, state: str) -> None:
+    settings: dict[str, Any] = {"order": "suffix", "direction": "window", "num_stages": 4, "sweeps": 2}
+    settings["window_state"] = state
+    if family.points:
+        settings |= {"ema_decay": 0.9, "stage_embedding_init": "carry"}
+    assert_resumes(family, range(6), **settings)
+
+
+@core
+def test_fold_gives_back_a_plain_model_that_trains_everything(family: Family) -> None:
+    model, growth, optimizer = start(family, order="suffix", direction="window")
+    for step in range(6):
+        train(family, model, optimizer, step)
+        growth.step()
+    growth.fold(model)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == growable(family)
+    assert not hooks(model)
