@@ -1,4 +1,4 @@
-"""Objects of a training run: accelerator, latents, loader, optimizer."""
+"""Objects of a training run: accelerator, latents and loader."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from autoprog_diffusion.data.caption_text import has_lists
 from autoprog_diffusion.data.decode import read_image, undecoded
 from autoprog_diffusion.data.images import ImageSettings, cut_square, seeded
 from autoprog_diffusion.data.latents import Latents
-from autoprog_diffusion.growth import ConfigError, GrowthError
+from autoprog_diffusion.growth import ConfigError
 
 from .arguments import OutputArguments
 from .ends import keeping_workers_alive
-from .recipe_arguments import Arguments, DataArguments, TrainArguments
+from .recipe_arguments import Arguments, DataArguments
 
 
 if TYPE_CHECKING:
@@ -161,31 +161,4 @@ def make_loader(
         # Its own generator: starting an epoch must not advance the one that draws the noise.
         generator=torch.Generator().manual_seed(args.train.seed),
         worker_init_fn=keeping_workers_alive(),
-    )
-
-
-def make_optimizer(parameters: Any, args: TrainArguments, batch: int) -> torch.optim.Optimizer:
-    """AdamW, in 8 bits on request.
-
-    Args:
-        parameters: What to train.
-        args: Learning rate and Adam's settings.
-        batch: Images per optimizer step over all processes, for `scale_lr`.
-
-    Raises:
-        GrowthError: `use_8bit_adam` without bitsandbytes.
-    """
-    kind: Any = torch.optim.AdamW
-    if args.use_8bit_adam:
-        try:
-            import bitsandbytes  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise GrowthError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes.") from error
-        kind = bitsandbytes.optim.AdamW8bit
-    return kind(
-        parameters,
-        lr=args.learning_rate * (batch if args.scale_lr else 1),
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.adam_weight_decay,
-        eps=args.adam_epsilon,
     )

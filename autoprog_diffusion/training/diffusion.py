@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader
 from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
 from autoprog_diffusion.growth.resize import stage_size
 
-from .build import make_optimizer
 from .checkpoints import find_checkpoint, keep_only
 from .given_plan import plan_for
+from .optimizers import make_optimizer
 from .recipe_arguments import Arguments
 from .samples import Pictures
+from .trained_dtype import store_in_float32
 from .trainer import Trainer
 
 
@@ -141,7 +142,10 @@ class DiffusionTrainer(Trainer):
         return found
 
     def finish(self) -> None:
-        """Put the averaged weights in place, if there are any, and fold the stage embedding into them."""
+        """Put the averaged weights in place, if there are any, and fold the stage embedding into them, in float32."""
+        if self._train.trained_dtype == "bfloat16":
+            # Before the average, which is float32, and would be rounded.
+            store_in_float32(self._trained)
         if self.ema is not None:
             self.ema.copy_to(self._trained)
         embedded = self.growth.state_dict()["embedding"] is not None
@@ -181,7 +185,9 @@ class DiffusionTrainer(Trainer):
     def _make_ema(self) -> EMAModel | None:
         if not self._train.use_ema:
             return None
-        ema = EMAModel(self._trained, decay=self._train.ema_decay, foreach=self._train.foreach_ema)
+        # In float32 whatever trains: an average moves by less than bfloat16 can tell.
+        averaged: Any = [parameter.detach().float() for parameter in self._trained]
+        ema = EMAModel(averaged, decay=self._train.ema_decay, foreach=self._train.foreach_ema)
         ema.to(self._ema_device())
         if self._train.offload_ema and torch.cuda.is_available():
             ema.pin_memory()

@@ -42,6 +42,8 @@ NAMES = (
     "class_data_dir",
     "pretrained_model_name_or_path",
 )
+# Flags of Adam that Adafactor does without.
+OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 LARGEST_SEED = 2**32 - 1025  # numpy's limit, and room for the ranks, which add their number
 Args = TypeVar("Args", bound=Any)
 
@@ -97,6 +99,9 @@ def idle_flags(given: Set[str], values: Mapping[str, Any], growth: Set[str]) -> 
     if values.get("growth") == "off":
         for name in sorted(growth & given - {"growth", "seed", "ema_decay", "search"}):
             found.append(f"--{name} has no effect: --growth off trains everything in one stage.")
+    if values.get("optimizer") == "adafactor":
+        for name in sorted(given & set(OF_ADAM)):
+            found.append(f"--{name} has no effect: --optimizer adafactor has no such setting.")
     if "lr_warmup_steps" in given and values["lr_warmup_steps"] and values["lr_scheduler"] == "constant":
         found.append("--lr_warmup_steps has no effect: --lr_scheduler constant has none, constant_with_warmup does.")
     return found

@@ -26,8 +26,8 @@ MUST_BE_EQUAL = frozenset(
     "weighting_scheme logit_mean logit_std mode_scale guidance max_sequence_length proportion_empty_prompts "
     "class_dropout keep_classes variance_loss "
     # What trains, in which precision, and its average.
-    "rank lora_alpha lora_dropout target_modules use_dora init_lora_weights mixed_precision opt use_8bit_adam use_ema "
-    "ema_decay model_ema_decay "
+    "rank lora_alpha lora_dropout target_modules use_dora init_lora_weights mixed_precision opt optimizer "
+    "use_8bit_adam trained_dtype use_ema ema_decay model_ema_decay "
     # Growth.
     "growth growth_plan num_stages order min_trainable direction stage_embedding stage_embedding_init stage_dropout "
     "sweeps window_share window_state "

@@ -27,11 +27,13 @@ from .arguments import autoprog_zero, growth_config, take_flag
 from .build import make_accelerator, make_latents, make_loader
 from .diffusion import DiffusionTrainer, Task
 from .flag_checks import explicit_wins
+from .optimizers import check_optimizer
 from .plain_pipeline import save_plain
 from .real_images import real_rows
 from .recipe_arguments import Arguments, check_arguments
 from .run import Script
 from .samples import Pictures, Row
+from .trained_dtype import store_in_bfloat16
 
 
 if TYPE_CHECKING:
@@ -147,6 +149,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
 
     def get_ready(self, args: AnyArguments, accelerator: Accelerator) -> DiffusionTrainer:
         train = args.train
+        check_optimizer(train, accelerator.device, accelerator.mixed_precision)
         self.pipeline = pipeline = self.load(args)
         denoiser = self.denoiser(pipeline)
         multiple = self.multiple(pipeline)
@@ -164,6 +167,8 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         check_batch(len(rows), train.train_batch_size * accelerator.num_processes)
         if train.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        if train.trained_dtype == "bfloat16":
+            store_in_bfloat16(denoiser)
         set_seed(train.seed, device_specific=True)
         trainer = DiffusionTrainer(
             denoiser,

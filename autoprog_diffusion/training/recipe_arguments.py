@@ -107,8 +107,12 @@ class TrainArguments:
     """Scale of an extra perturbation of the input noise; 0.1 is recommended."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     """What the model predicts [as the noise scheduler says]."""
+    optimizer: Literal["adamw", "adamw8bit", "adamw4bit", "adamw_fp8", "adamw8bit_bnb", "adafactor"] = "adamw"
+    """adamw keeps 8 bytes of state a parameter, 8bit and fp8 2, 4bit 1; from torchao, or bitsandbytes (bnb)."""
     use_8bit_adam: bool = False
-    """AdamW with 8-bit state, from bitsandbytes."""
+    """The same as --optimizer adamw8bit_bnb."""
+    trained_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type that the weights which train are stored in; bfloat16 is rounded stochastically."""
     adam_beta1: float = 0.9
     """Beta1 of Adam."""
     adam_beta2: float = 0.999

@@ -341,4 +341,4 @@ class Trainer(ABC):
         self.metrics.add(**row)
         show_step(bar, row, len(self.growth.plan.stages))
         if self.step % self._output.log_interval == 0:
-            log_step(self.accelerator, row, self.lr_scheduler.get_last_lr()[0], self.step)
+            log_step(self.accelerator, row, float(self.lr_scheduler.get_last_lr()[0]), self.step)

@@ -18,7 +18,9 @@ from autoprog_diffusion.tasks.arguments import noise_settings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.training.build import make_latents, make_loader
 from autoprog_diffusion.training.diffusion import DiffusionTrainer
+from autoprog_diffusion.training.optimizers import check_optimizer
 from autoprog_diffusion.training.recipe_arguments import Arguments, check_arguments
+from autoprog_diffusion.training.trained_dtype import store_in_bfloat16
 
 from .tiny import accelerator_of, build_pipeline, growth_of, parse, write_images
 from .tiny_folders import build_folders
@@ -82,6 +84,9 @@ def new_trainer(
         accelerator = new_accelerator(args)
         pipeline = load_pipeline(str(pipeline_dir))
         set_seed(args.train.seed, device_specific=True)
+        check_optimizer(args.train, accelerator.device, accelerator.mixed_precision)
+        if args.train.trained_dtype == "bfloat16":
+            store_in_bfloat16(pipeline.unet)
         config, plan = growth_of(args, 4)
         growth = GrowthScheduler(pipeline.unet, config, accelerator)
         latents = make_latents(pipeline, data, args, accelerator, resolution=64)

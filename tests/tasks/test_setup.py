@@ -14,7 +14,8 @@ from accelerate.utils import set_seed
 from autoprog_diffusion.growth import GrowthConfig, GrowthError, GrowthPlan
 from autoprog_diffusion.growth.errors import ConfigError, PlanError
 from autoprog_diffusion.growth.fixed import fixed_plan
-from autoprog_diffusion.training.build import RowDataset, make_loader, make_optimizer
+from autoprog_diffusion.training.build import RowDataset, make_loader
+from autoprog_diffusion.training.optimizers import make_optimizer
 from autoprog_diffusion.training.recipe_arguments import Arguments
 
 from .tiny import COUNT, accelerator_of, growth_of, parse

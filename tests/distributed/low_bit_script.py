@@ -1,0 +1,65 @@
+"""Two ranks train with low-bit optimizer state; `test_low_bit_ddp.py` launches it and reads what they wrote."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rank_tools import BY_ID, equal_on_ranks, finish
+
+from autoprog_diffusion import GrowthConfig, GrowthScheduler
+from autoprog_diffusion.training.optimizers import OPTIMIZERS, Settings
+from autoprog_diffusion.training.trained_dtype import store_in_bfloat16
+
+
+CASES = [
+    ("adamw8bit", True, "freeze"),
+    ("adamw8bit", True, "unfreeze"),
+    ("adamw4bit", True, "freeze"),
+    ("adamw_fp8", True, "freeze"),
+    ("adafactor", False, "freeze"),
+]
+STEPS = 4
+
+
+def trained(accelerator: Accelerator, name: str, rounded: bool, direction: str) -> dict[str, Any]:
+    """Whether ranks whose random generators differ stay equal through two stages."""
+    family = BY_ID["dit"]
+    model = family.build().train()
+    if rounded:
+        store_in_bfloat16(model)
+    set_seed(0, device_specific=True)  # as the recipes do: noise differs from rank to rank
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=2, direction=direction), accelerator)
+    optimizer = OPTIMIZERS[name](growth.parameters(), Settings(lr=1e-2, seed=0 if rounded else None))
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    growth.prepare(wrapped, num_training_steps=STEPS)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    unequal = []
+    for step in range(STEPS):
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            loss = family.loss(wrapped, 10 * step + accelerator.process_index)
+        accelerator.backward(loss)
+        torch.rand(1 + accelerator.process_index)
+        optimizer.step()
+        optimizer.zero_grad()
+        unequal += [name for name, value in model.named_parameters() if not equal_on_ranks(value)]
+        growth.step()
+    moved = sum(not torch.equal(*pair) for pair in zip(before, model.parameters()))
+    growth.fold(model)
+    accelerator._custom_objects.clear()
+    accelerator.free_memory()
+    return {"unequal": unequal, "moved": moved}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    result = {json.dumps(case): trained(accelerator, *case) for case in CASES}
+    finish({"ranks": accelerator.num_processes, "cases": result})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Every optimizer of the recipes: its settings, its state in checkpoints, and bfloat16 weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.training.flag_checks import idle_flags
+from autoprog_diffusion.training.optimizers import OPTIMIZERS, ROUNDING, check_optimizer, make_optimizer
+
+from .tiny import parse
+from .training import FLAGS, NewTrainer, same, weights
+
+
+CPU = torch.device("cpu")
+# bitsandbytes is not installed with the tests.
+HERE = tuple(name for name in OPTIMIZERS if name != "adamw8bit_bnb")
+KILLED = (*FLAGS, "--checkpointing_steps", 2, "--use_ema", "--ema_decay", 0.5)
+ROUNDED = ("--trained_dtype", "bfloat16", "--mixed_precision", "bf16")
+
+
+def check_killed_run(new_trainer: NewTrainer, *flags: object) -> None:
+    """A run that is killed after step 3 and resumed at the checkpoint of step 2 ends as the whole run does."""
+    whole = new_trainer(*KILLED, *flags)
+    whole.train()
+    whole.finish()
+    resumed = new_trainer(*KILLED, *flags)
+    assert resumed.resume("checkpoint-2")
+    resumed.train()
+    resumed.finish()
+    assert same(weights(whole), weights(resumed))
+    assert resumed.metrics.rows["loss"] == whole.metrics.rows["loss"]
+    # Also bfloat16 weights are saved in float32, as the average of them is.
+    assert {value.dtype for value in weights(whole).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_killed_run_goes_on_bit_identical(new_trainer: NewTrainer, name: str) -> None:
+    check_killed_run(new_trainer, "--optimizer", name)
+
+
+@pytest.mark.parametrize("name", ROUNDING)
+def test_a_killed_run_of_bfloat16_weights_goes_on_bit_identical(new_trainer: NewTrainer, name: str) -> None:
+    check_killed_run(new_trainer, "--optimizer", name, *ROUNDED)
+
+
+def test_what_is_saved_is_what_was_trained_in_bfloat16(new_trainer: NewTrainer) -> None:
+    trainer = new_trainer(*FLAGS, "--optimizer", "adamw8bit", *ROUNDED)
+    trainer.train()
+    trained = weights(trainer)
+    names = {name for name, value in trained.items() if value.dtype == torch.bfloat16}
+    assert {name for name, value in trained.items() if value.dim() == 1} == set(trained) - names
+    # The fold adds the stage embedding's row to this bias.
+    del trained["time_embedding.linear_2.bias"]
+    trainer.finish()
+    saved = weights(trainer)
+    assert all(torch.equal(value.float(), saved[name]) for name, value in trained.items())
+
+
+@pytest.mark.parametrize("name", ["adamw8bit", "adafactor"])
+def test_a_rate_of_the_command_line_is_the_resumed_run_s(new_trainer: NewTrainer, name: str) -> None:
+    """The low-bit optimizers keep their rate in a tensor."""
+    flags = ("--optimizer", name, "--train_batch_size", 4, "--checkpointing_steps", 2, "--max_train_steps", 4)
+    new_trainer(*flags, "--learning_rate", 1e-3).train()
+    resumed = new_trainer(*flags, "--learning_rate", 1e-4)
+    assert resumed.resume("checkpoint-2")
+    resumed.train()
+    assert [float(group["lr"]) for group in resumed.optimizer.param_groups] == pytest.approx([1e-4])
+
+
+def test_every_optimizer_has_the_settings_of_the_flags() -> None:
+    flags = ("--learning_rate", 0.01, "--adam_beta1", 0.8, "--adam_beta2", 0.9, "--adam_epsilon", 1e-6)
+    for name in HERE:
+        args = parse(*flags, "--adam_weight_decay", 0.3, "--optimizer", name).train
+        (group,) = make_optimizer([nn.Parameter(torch.zeros(2))], args, 1).param_groups
+        assert float(group["lr"]) == pytest.approx(0.01)
+        assert group["weight_decay"] == 0.3
+        if name != "adafactor":
+            assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-6)
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_this_machine_can_do_all_of_them(name: str) -> None:
+    check_optimizer(parse("--optimizer", name).train, CPU, "no")
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "message"),
+    [
+        (("--optimizer", "adamw"), "bf16", r"--optimizer adamw does not.*Use one of adamw8bit, adamw4bit, adamw_fp8"),
+        (("--optimizer", "adafactor"), "bf16", "--optimizer adafactor does not"),
+        (("--use_8bit_adam",), "bf16", "--optimizer adamw8bit_bnb does not"),
+        (("--optimizer", "adamw8bit"), "no", "needs --mixed_precision bf16, it is no"),
+        (("--optimizer", "adamw8bit"), "fp16", "needs --mixed_precision bf16, it is fp16"),
+    ],
+)
+def test_bfloat16_weights_are_refused_where_they_would_lose(
+    flags: tuple[str, ...], precision: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_optimizer(parse("--trained_dtype", "bfloat16", *flags).train, CPU, precision)
+
+
+def test_two_optimizers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--use_8bit_adam is --optimizer adamw8bit_bnb, and --optimizer adafactor"):
+        check_optimizer(parse("--use_8bit_adam", "--optimizer", "adafactor").train, CPU, "no")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+@pytest.mark.parametrize("flags", [("--use_8bit_adam",), ("--optimizer", "adamw8bit_bnb")])
+def test_without_bitsandbytes_the_message_says_what_would_do(flags: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"needs bitsandbytes: pip install.*--optimizer adamw8bit is torchao's"):
+        check_optimizer(parse(*flags).train, CPU, "no")
+
+
+def test_an_optimizer_that_the_device_cannot_do_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(ConfigError, match=r"--optimizer adamw_fp8 does not work on this xpu device: .*Use --opt"):
+        check_optimizer(parse("--optimizer", "adamw_fp8").train, torch.device("xpu"), "no")
+
+
+def test_without_torchao_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)  # as if it were not there
+    with pytest.raises(ConfigError, match=r"needs torchao: pip install 'autoprog-diffusion\[low_precision\]'"):
+        check_optimizer(parse("--optimizer", "adamw4bit").train, CPU, "no")
+
+
+def test_flags_of_adam_are_named_where_they_have_no_effect() -> None:
+    given = {"adam_beta1", "adam_weight_decay", "optimizer"}
+    values = {"optimizer": "adafactor", "lr_scheduler": "constant"}
+    found = idle_flags(given, values, set())
+    assert found == ["--adam_beta1 has no effect: --optimizer adafactor has no such setting."]
