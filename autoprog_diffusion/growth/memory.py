@@ -7,7 +7,7 @@ from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .values import JSON
 
@@ -115,29 +115,24 @@ def choose_recomputed(units: Sequence[UnitBytes], candidates: Collection[int], r
     return chosen
 
 
-def held_bytes(
-    model: nn.Module, extra: Iterable[nn.Parameter], optimizers: Iterable[Any], *, bucketed: bool
-) -> StageMemory:
+def held_bytes(tensors: Iterable[Tensor], optimizers: Iterable[Any], *, bucketed: bool) -> StageMemory:
     """Exact bytes of weights, gradients and optimizer state, as far as they lie on the device of what trains.
 
     Args:
-        model: The bare model.
-        extra: Parameters outside of it that train as well.
+        tensors: All weights and buffers.
         optimizers: Whose state exists by now.
         bucketed: Whether the ranks send gradients from buckets beside them.
     """
-    parameters = [*model.parameters(), *extra]
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    weights = list(tensors)
+    trained = [tensor for tensor in weights if tensor.requires_grad]
     device = trained[0].device
-    gradients = sum(map(tensor_bytes, trained))
     states = [getattr(optimizer, "optimizer", optimizer).state for optimizer in optimizers]
     of_states = [value for state in states for own in state.values() for value in own.values()]
-    tensors = [value for value in of_states if isinstance(value, Tensor)]
     return StageMemory(
         recomputed=(),
-        weights=_bytes_on(device, [*parameters, *model.buffers()]),
-        gradients=gradients * (1 + bucketed),
-        optimizer=_bytes_on(device, tensors),
+        weights=_bytes_on(device, weights),
+        gradients=sum(map(tensor_bytes, trained)) * (1 + bucketed),
+        optimizer=_bytes_on(device, [value for value in of_states if isinstance(value, Tensor)]),
     )
 
 

@@ -22,7 +22,9 @@ from .config import GrowthConfig
 from .errors import ConfigError, OrderError, UnitError
 from .memory import GB, StageMemory, UnitBytes, choose_recomputed, held_bytes, peak_bytes
 from .saved_bytes import SavedBytes
+from .state import StageRecord, note_memory
 from .units import Layout, front
+from .watch.training import TrainingWatch
 
 
 logger = logging.getLogger(__name__)
@@ -84,19 +86,19 @@ class Recomputation:
         self._unit_of = self._find_units()
         self._restore = self._route(self._model, self.run)
 
-    def enter(self, blocks: Iterable[int], *, steps: int) -> None:
+    def enter(self, blocks: Iterable[int], *, watch: TrainingWatch) -> None:
         """Begin a stage: everything behind the frozen front is computed again, or nothing.
 
         Args:
             blocks: Indices of the blocks that train.
-            steps: Optimizer steps until now.
+            watch: Counts optimizer steps.
         """
         self._stop_measuring()
         frozen = len(front(self._layout, blocks))
         # The inputs, unit 0, run before the front.
         self._recompute_from(frozen + 1 if frozen else 0)
         self._parts.clear()
-        self._steps = None if self._route is None else steps
+        self._steps = None if self._route is None else watch.optimizer_steps
         if self._mode == "auto":
             self._measured = SavedBytes(self._model, len(self._layout.units))
             self._measured.start()
@@ -124,30 +126,39 @@ class Recomputation:
             self._measured.enter_part(unit, body, args, kwargs)
         return checkpoint(body, *args, use_reentrant=False, **kwargs)
 
-    def decide(self, optimizers: Iterable[Any], extra: Iterable[nn.Parameter], *, steps: int) -> StageMemory | None:
+    def follow(
+        self,
+        history: list[StageRecord],
+        optimizers: Iterable[Any],
+        parameters: Iterable[nn.Parameter],
+        watch: TrainingWatch,
+    ) -> None:
         """After the first step of a stage, choose what the next ones compute again. All ranks call it together.
 
         Args:
+            history: The stages entered; the last one gets what was chosen, and under `auto` the bytes of a step.
             optimizers: Of the loop.
-            extra: Parameters outside of the model that train.
-            steps: Optimizer steps until now; a gradient scaler may leave the first ones out.
-
-        Returns:
-            The blocks that are computed again, under `auto` with the prediction; None where this is known already.
+            parameters: The model's, and those outside of it that train as well.
+            watch: Counts optimizer steps; a gradient scaler may leave the first ones out.
 
         Raises:
             ConfigError: The budget is too small; the message has the smallest that is not.
         """
-        if self._steps is None or steps == self._steps:
-            return None
+        if self._steps is None or watch.optimizer_steps == self._steps:
+            return
         self._steps = None
+        memory = self._choose(optimizers, parameters)
+        history[-1] = note_memory(history[-1], memory)
+
+    def _choose(self, optimizers: Iterable[Any], parameters: Iterable[nn.Parameter]) -> StageMemory:
+        """Choose, and predict where a step was measured; raises as `follow` does."""
         measured = self._measured
         self._stop_measuring()
         if measured is None:
             self._recomputed &= self._parts
             return StageMemory(self._names())
         bucketed = self._ddp is not None and not self._ddp.gradient_as_bucket_view
-        held = held_bytes(self._model, extra, optimizers, bucketed=bucketed)
+        held = held_bytes([*parameters, *self._model.buffers()], optimizers, bucketed=bucketed)
         mine = (held, measured.units, self._parts)
         held, units, parts = _fullest(gather_object(mine) if self._ddp is not None else [mine])
         candidates = self._recomputed & parts

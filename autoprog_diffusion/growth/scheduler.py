@@ -24,7 +24,9 @@ from .recomputation import Recomputation
 from .resize import resize_images
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
 from .stage import StageApplier
-from .state import STATE_VERSION, StageRecord, State, fingerprint, note_memory, record_stage
+from .state import STATE_VERSION, StageRecord, State, fingerprint, record_stage
+from .storage.checks import check_storage
+from .storage.model import FrozenStorage
 from .units import only_growing
 from .watch.training import TrainingWatch
 
@@ -61,6 +63,7 @@ class GrowthScheduler(Progress):
     ) -> None:
         host.check_backend(accelerator, config, model)
         host.check_bare(model)
+        check_storage(config.frozen_dtype, accelerator, model)
         adapter = find_adapter(model, blocks)
         self.config = config
         self.layout = only_growing(model, adapter.layout(model))
@@ -72,9 +75,10 @@ class GrowthScheduler(Progress):
         # Accelerate's FSDP takes no optimizer with parameters outside of the model.
         if config.stage_embedding is not False and host.backend(accelerator) != "FSDP":
             self._embedding = adapter.stage_embedding(model, config)
-        self._applier = StageApplier(model, self.layout, self._embedding)
+        self._storage = FrozenStorage(model, self.layout, config.frozen_dtype)
+        self._applier = StageApplier(model, self.layout, self._embedding, self._storage)
         self._recomputation = Recomputation(model, self.layout, adapter, config)
-        self._averages = EMAParameters(model, self.layout.names)
+        self._averages = EMAParameters(model, self.layout.names, self._storage.exact)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._states = OptimizerStates(self.layout, config.window_state)
         self._search = SearchSession(config)
@@ -135,6 +139,7 @@ class GrowthScheduler(Progress):
         check_arguments(self.config, plan, loss_fn, batches)
         host.check_same_parameters(self._model, self._names)
         ddp = host.check_prepared(model, self._model, self._accelerator, search=self.config.search)
+        check_storage(self.config.frozen_dtype, self._accelerator, self._model)
         self._watch_optimizers(optimizer)
         plan = self._planner.prepare(plan, num_training_steps)
         self._states.check(plan, self._optimizers, self._accelerator, self._model)
@@ -145,7 +150,7 @@ class GrowthScheduler(Progress):
         self._recomputation.prepare(model, self._optimizers, self._accelerator)
         run = RunParts(self._model, model, self.layout, embedding=self._embedding, loss_fn=loss_fn, batches=batches)
         self._search.start(plan, self._accelerator, run)
-        if plan.freezes:
+        if self._averages_matter:
             self._averages.note()
         self._enter(0)
         if self._accelerator is not None:
@@ -171,7 +176,7 @@ class GrowthScheduler(Progress):
         self._watch.check(ends=stage != before or left == 1, over=left <= 0)
         self._step += 1
         # Not at the first step alone: an average may begin late.
-        if plan.freezes and (stage != before or not self._averages_checked):
+        if self._averages_matter and (stage != before or not self._averages_checked):
             self._averages.check()
             self._averages_checked = True
         if self._embedding is not None:
@@ -179,13 +184,15 @@ class GrowthScheduler(Progress):
         if stage != before:
             self._applier.leave()
             self._recomputation.leave()
+            if self.config.search != "none":
+                # It looks at the gradients of all blocks.
+                self._storage.restore()
             self._plan = self._search.decide(plan, stage)
             self._enter(stage)
-        else:
-            self._choose_recomputed()
         self._follow()
         if self._step == plan.num_training_steps:
             self._applier.check_ranks("at the end of training")
+            self._end_storage()
         return stage != before
 
     def resize(self, images: Tensor) -> Tensor:
@@ -276,7 +283,7 @@ class GrowthScheduler(Progress):
         self._states.load_state_dict(state_dict.get("parked", {}))
         self._search.load(state_dict)
         self._applier.load_embedding(state_dict)
-        if self.plan.freezes:
+        if self._averages_matter:
             self._averages.note()
         self._enter(self.stage, fresh=False)
         self.history = [StageRecord.from_dict(record) for record in state_dict["history"]]
@@ -290,27 +297,35 @@ class GrowthScheduler(Progress):
         self._states.close(self.plan, stage, self._optimizers, growing)
         self._applier.enter(stage, blocks, fresh=fresh)
         self._states.open(self._optimizers, growing)
-        self._recomputation.enter(blocks, steps=self._watch.optimizer_steps)
+        self._recomputation.enter(blocks, watch=self._watch)
         self._watch.enter([self.layout.blocks[index] for index in blocks], fresh=fresh)
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
 
-    def _choose_recomputed(self) -> None:
-        """After the first steps of a stage, let the next ones compute no more again than memory asks for."""
-        embedding = () if self._embedding is None else (self._embedding.table,)
-        steps = self._watch.optimizer_steps
-        chosen = self._recomputation.decide(self._optimizers, embedding, steps=steps)
-        if chosen is not None:
-            self.history[-1] = note_memory(self.history[-1], chosen)
+    @property
+    def _averages_matter(self) -> bool:
+        """Whether an average could take something else for a frozen weight than its own average."""
+        return self.plan.freezes or self.config.frozen_dtype is not None
+
+    def _end_storage(self) -> None:
+        """Give back exact weights, for averages to be copied over and models to be saved.
+
+        They stay in CPU memory: the device may have no room for all of them.
+        """
+        if self.config.frozen_dtype is not None:
+            self._storage.restore(torch.device("cpu"))
+            self._watch.accept()
 
     def _follow(self) -> None:
-        """Tell re-warm-up and search that `_step` optimizer steps are done."""
+        """Tell re-warm-up, recomputation and search that `_step` optimizer steps are done."""
         self._rewarmup.follow(self.history, self._step)
+        self._recomputation.follow(self.history, self._optimizers, self._applier.named().values(), self._watch)
         self._search.observe(self.plan, self._step)
 
     def _watch_optimizers(self, optimizer: Any) -> None:
         """Check the optimizers known by now, and let the re-warm-up hook them."""
         self._optimizers = host.known_optimizers(optimizer, self._accelerator)
+        self._storage.prepare(self._optimizers)
         host.check_optimizers(self._optimizers, self._applier.growing().items())
         if self._optimizers or self._accelerator is None:
             # Sharding puts other parameters in place, so names are looked up now.

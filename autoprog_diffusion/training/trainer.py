@@ -68,6 +68,7 @@ class Trainer(ABC):
         root: Folder of the checkpoints.
         ends: What hears the signals that end the run early; it hears none by default.
         identity: Of the data, so that a resumed run notices other data.
+        together: Whether all processes must take part in every forward pass, since each holds a part of the model.
     """
 
     lr_flag = "--learning_rate"
@@ -77,6 +78,7 @@ class Trainer(ABC):
     max_steps: int
     epoch_batches: int
     data_report: DataReport | None = None
+    together = False
 
     def __init__(
         self,
@@ -184,8 +186,8 @@ class Trainer(ABC):
                 "or more, or resume an earlier checkpoint."
             )
         rates = Rates(self.optimizer, self.lr_scheduler)
-        load_checkpoint(self.accelerator, path)
-        rates.put_back()
+        before = load_checkpoint(self.accelerator, path)
+        rates.put_back(self.accelerator.num_processes, before)
         self.step = step
         self._written = step if path.parent == self.root else None
         return True

@@ -132,6 +132,23 @@ def test_no_bit_changes_where_blocks_open(family: Family) -> None:
     assert again[1] == again[3] == set() < again[0] < again[2]
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
+@quick
+def test_no_bit_changes_over_frozen_blocks_that_are_held_small(family: Family) -> None:
+    settings = {"frozen_dtype": "bfloat16", "precision": torch.bfloat16}
+    _, exact, _ = run(family, "auto", memory_gb=1.0, precision=torch.bfloat16)
+    _, growth, again = run(family, "auto", memory_gb=1.0, **settings)
+    assert len(again[2]) > 0 == len(again[3])
+    # Less is held in the second stage, and in the first as much.
+    first, second = (record.memory for record in growth.history)
+    assert first == exact.history[0].memory
+    assert second["weights"] < exact.history[1].memory["weights"] == first["weights"]
+    models = [each._model for each in (exact, growth)]
+    for each, model in zip((exact, growth), models):
+        each.fold(model)
+    assert_equal(*({name: value.detach() for name, value in model.named_parameters()} for model in models))
+
+
 @quick
 @pytest.mark.parametrize("checkpointing", ["all", "auto"])
 def test_a_resumed_run_is_the_whole_run(family: Family, checkpointing: str) -> None:

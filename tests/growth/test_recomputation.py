@@ -82,7 +82,7 @@ def test_weights_gradients_and_optimizer_state_are_exact() -> None:
     assert memory["weights"] == weights + sum(buffer.numel() * 4 for buffer in model.buffers())
     assert memory["gradients"] == weights
     assert memory["optimizer"] == 2 * weights + 4 * len(list(model.parameters()))
-    bucketed = held_bytes(model, (), [optimizer], bucketed=True)
+    bucketed = held_bytes(model.parameters(), [optimizer], bucketed=True)
     assert bucketed.gradients == 2 * weights
 
 
