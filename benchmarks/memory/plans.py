@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
-FULL = {"num_stages": 1, "stage_embedding": False}
 RANK = 16
+FULL = {"num_stages": 1, "stage_embedding": False}
 
 
 @dataclass(frozen=True)
@@ -16,19 +16,19 @@ class Plan:
 
     Attributes:
         name: For tables.
-        growth: Settings of `GrowthConfig`.
+        growth: Settings of `GrowthConfig`: what trains, how frozen weights are held, what is computed again.
         optimizer: As `--optimizer` of the recipes.
         trained_dtype: As `--trained_dtype`: bfloat16 rounds stochastically.
-        checkpointing: Blocks that compute their activations again in the backward pass: `none` or `all`.
+        step_in_backward: As `--step_in_backward`: a block steps as soon as its gradients are there.
         lora: Rank of LoRA adapters, which then train alone.
         autocast: Whether the forward pass runs under bfloat16 autocast.
     """
 
     name: str
-    growth: dict[str, Any] = field(default_factory=lambda: dict(FULL))
+    growth: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "adamw"
     trained_dtype: str = "float32"
-    checkpointing: str = "none"
+    step_in_backward: bool = False
     lora: int | None = None
     autocast: bool = True
 
@@ -37,25 +37,38 @@ class Plan:
         return asdict(self)
 
 
-def window(parts: int) -> dict[str, Any]:
+def window(parts: int, frozen_dtype: str) -> dict[str, Any]:
     """One sweep of windows of a part of the blocks each."""
-    return {"direction": "window", "num_stages": parts}
+    return {"direction": "window", "num_stages": parts, "frozen_dtype": frozen_dtype, **AGAIN}
 
 
-LOW = {"trained_dtype": "bfloat16", "checkpointing": "all"}
+AGAIN = {"checkpointing": "all"}
+HALF = {"trained_dtype": "bfloat16", "step_in_backward": True}
 PLANS = {
     plan.name: plan
     for plan in (
-        Plan("full"),
-        Plan("full, checkpointing", checkpointing="all"),
-        Plan("full, 8-bit Adam, checkpointing", optimizer="adamw8bit", checkpointing="all"),
-        Plan("full, bf16 weights, 8-bit Adam, checkpointing", optimizer="adamw8bit", **LOW),
-        Plan("full, bf16 weights, 4-bit Adam, checkpointing", optimizer="adamw4bit", **LOW),
-        Plan("freeze", {}),
-        Plan("freeze, checkpointing", {}, checkpointing="all"),
-        Plan("window 1/8, checkpointing", window(8), checkpointing="all"),
-        Plan("window 1/8, bf16 weights, 8-bit Adam, checkpointing", window(8), optimizer="adamw8bit", **LOW),
-        Plan("LoRA", lora=RANK),
-        Plan("LoRA, checkpointing", lora=RANK, checkpointing="all"),
+        Plan("full", FULL),
+        Plan("full, checkpointing", {**FULL, **AGAIN}),
+        Plan("freeze"),
+        Plan("freeze, checkpointing", AGAIN),
+        Plan("freeze, frozen bf16, checkpointing", {**AGAIN, "frozen_dtype": "bfloat16"}),
+        Plan(
+            "full, 8-bit Adam, step in backward, checkpointing", {**FULL, **AGAIN}, "adamw8bit", step_in_backward=True
+        ),
+        Plan(
+            "full, bf16 weights, 8-bit Adam, step in backward, checkpointing", {**FULL, **AGAIN}, "adamw8bit", **HALF
+        ),
+        Plan(
+            "full, bf16 weights, 4-bit Adam, step in backward, checkpointing", {**FULL, **AGAIN}, "adamw4bit", **HALF
+        ),
+        Plan("window 1/4, frozen bf16, checkpointing", window(4, "bfloat16")),
+        Plan("window 1/8, frozen bf16, checkpointing", window(8, "bfloat16")),
+        Plan("window 1/8, frozen float8, checkpointing", window(8, "float8")),
+        Plan("window 1/16, frozen float8, checkpointing", window(16, "float8")),
+        Plan("window 1/16, frozen nf4, checkpointing", window(16, "nf4")),
+        Plan("LoRA", FULL, lora=RANK),
+        Plan("LoRA, frozen bf16", {**FULL, "frozen_dtype": "bfloat16"}, lora=RANK),
+        Plan("LoRA, frozen float8, checkpointing", {**FULL, **AGAIN, "frozen_dtype": "float8"}, lora=RANK),
+        Plan("LoRA, frozen nf4, checkpointing", {**FULL, **AGAIN, "frozen_dtype": "nf4"}, lora=RANK),
     )
 }

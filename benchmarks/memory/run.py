@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,13 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))  # the modules that all benchmarks share
 
+import diffusers
 from common import ROOT, facts, load, print_rows, save
+from device import planned_device, without_memory
 from plans import PLANS, Plan
 from published import MODELS, SIZES
+from step import Run, stages
+from tracker import MemoryTracker
 
 
 RESULTS = HERE / "results.json"
@@ -36,11 +43,6 @@ SHOWN = ("weights", "copies", "gradients", "optimizer", "activations", "other")
 
 def measure(model: str, plan: Plan) -> dict[str, Any]:
     """The row of a model and a plan, measured in this process."""
-    import diffusers
-    from device import without_memory
-    from step import Run, stages
-    from tracker import MemoryTracker
-
     published = MODELS[model]
     getattr(diffusers, published.cls)  # imported before tensors of the device's own are made
     begin = time.process_time()
@@ -58,12 +60,27 @@ def measure(model: str, plan: Plan) -> dict[str, Any]:
 
 
 def in_a_process(model: str, plan: Plan) -> dict[str, Any]:
-    """The same in a process of its own; a refusal of the library's is the row's `refused`."""
-    command = [sys.executable, __file__, "--row", model, plan.name]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    if done.returncode:
-        return {"refused": done.stderr.strip().splitlines()[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
+    """The same in a process of its own, which has the imports of this one; what fails is the row's `refused`."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=send, args=(there, model, plan))
+    process.start()
+    there.close()
+    try:
+        return here.recv()
+    except EOFError:
+        return {"refused": "the process ended without a word"}
+    finally:
+        process.join()
+
+
+def send(connection: Connection, model: str, plan: Plan) -> None:
+    """Measure, and send the row, or why there is none."""
+    try:
+        connection.send(measure(model, plan))
+    except Exception as error:  # of any library: the table says what it was
+        traceback.print_exc()
+        connection.send({"refused": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
 
 
 def commit() -> str:
@@ -80,19 +97,20 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
     return {"model": row["model"], "plan": row["plan"], "peak": row["peak"] / GB, **split, "host": row["host"] / GB}
 
 
-def write(results: dict[str, Any]) -> None:
+def write(results: dict[str, Any], path: Path) -> None:
     """Keep the rows, in the order of models and plans."""
     order = [(model, plan) for model in MODELS for plan in PLANS]
     rows = [row for row in results["rows"] if (row["model"], row["plan"]) in order]
     rows.sort(key=lambda row: order.index((row["model"], row["plan"])))
     measured = [row for row in rows if "refused" not in row]
-    save(RESULTS, {**facts(0), "parameters": SIZES, "table": [flat(row) for row in measured], "rows": rows})
+    save(path, {**facts(0), "parameters": SIZES, "table": [flat(row) for row in measured], "rows": rows})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--again", action="store_true", help="measure rows that are there, too")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     parser.add_argument("--row", nargs=2, metavar=("MODEL", "PLAN"), help="print one row as JSON")
@@ -100,7 +118,11 @@ def main() -> None:
     if args.row:
         print(json.dumps(measure(args.row[0], PLANS[args.row[1]])))
         return
-    results = load(RESULTS) or {"rows": []}
+    if not args.table:
+        planned_device()
+        for model in args.models:
+            getattr(diffusers, MODELS[model].cls)
+    results = load(args.output) or {"rows": []}
     asked = [(model, PLANS[plan]) for model in args.models for plan in args.plans]
     for model, plan in [] if args.table else asked:
         settings = json.loads(json.dumps(plan.to_dict()))
@@ -111,7 +133,7 @@ def main() -> None:
         row = {"model": model, "plan": plan.name, "settings": settings, "commit": commit()}
         row |= in_a_process(model, plan)
         results["rows"] = [*kept, row]
-        write(results)
+        write(results, args.output)
         print(model, plan.name, row.get("refused") or f"{row['peak'] / GB:.2f} GB", sep=": ", flush=True)
     print_rows("Peak memory of one training step, GB", [flat(row) for row in results["rows"] if "refused" not in row])
 

@@ -67,11 +67,11 @@ class Run:
                 add_lora(self.model, LoraSettings(rank=plan.lora), seed=0)
             if plan.trained_dtype == "bfloat16":
                 store_in_bfloat16(self.model)
-            if plan.checkpointing == "all":
-                self.model.enable_gradient_checkpointing()
             self.growth = GrowthScheduler(self.model, config)
         self.optimizer = make_optimizer(plan, self.growth, device)
         self.growth.prepare(self.model, num_training_steps=STEPS * config.num_stages, optimizer=self.optimizer)
+        if plan.step_in_backward:
+            self.growth.step_in_backward(self.optimizer, max_norm=1.0)
 
     def forward(self) -> Tensor:
         """A loss of one image, (): the mean square of what the model returns."""
@@ -161,6 +161,7 @@ def stages(run: Run, tracker: MemoryTracker) -> Iterator[StageMemory]:
             growth.step()
         # What lies on the device between two steps, and is nothing else.
         tracker.relabel("other", "weights")
+        tracker.relabel("copies", "weights")
         tracker.begin()
         if any(parameter not in run.optimizer.state for parameter in run.trained()):
             make_state(run, tracker)

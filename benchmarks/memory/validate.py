@@ -142,6 +142,7 @@ def predicted(model: str, plan: Plan, device: str) -> list[dict[str, Any]]:
         rows = []
         for _ in run.growth.plan.stages:
             tracker.relabel("other", "weights")
+            tracker.relabel("copies", "weights")
             tracker.begin()
             found: dict[str, int] = {}
             for _ in range(STEPS):

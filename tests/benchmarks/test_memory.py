@@ -129,7 +129,12 @@ def test_fake_tensors_hold_what_real_ones_hold(id: str) -> None:
 
     def measure() -> list[Any]:
         with MemoryTracker() as tracker:
-            run = Run(Plan("", {"num_stages": 2}, autocast=False), BY_ID[id].build, lambda _: BY_ID[id].inputs(0, 1), torch.device("cpu"))
+            run = Run(
+                Plan("", {"num_stages": 2}, autocast=False),
+                BY_ID[id].build,
+                lambda _: BY_ID[id].inputs(0, 1),
+                torch.device("cpu"),
+            )
             return list(stages(run, tracker))
 
     real = measure()
