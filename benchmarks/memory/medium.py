@@ -39,7 +39,7 @@ class Medium:
 
 def unet_inputs(config: Any) -> dict[str, Any]:
     return {
-        "sample": torch.randn(1, config.in_channels, 64, 64),
+        "sample": torch.randn(1, config.in_channels, config.sample_size, config.sample_size),
         "timestep": torch.ones(1, dtype=torch.long),
         "encoder_hidden_states": torch.randn(1, 77, config.cross_attention_dim),
     }
@@ -86,7 +86,7 @@ def qwen_inputs(config: Any) -> dict[str, Any]:
 MEDIUM = {
     "UNet": Medium(
         "UNet2DConditionModel",
-        {"sample_size": 64, "block_out_channels": (64, 128, 256, 256), "cross_attention_dim": 256},
+        {"sample_size": 88, "block_out_channels": (64, 128, 256, 256), "cross_attention_dim": 256},
         unet_inputs,
     ),
     "DiT": Medium(

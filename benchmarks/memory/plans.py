@@ -43,24 +43,19 @@ def window(parts: int, frozen_dtype: str) -> dict[str, Any]:
 
 
 AGAIN = {"checkpointing": "all"}
+FULL_AGAIN = {**FULL, **AGAIN}
 HALF = {"trained_dtype": "bfloat16", "step_in_backward": True}
 PLANS = {
     plan.name: plan
     for plan in (
         Plan("full", FULL),
-        Plan("full, checkpointing", {**FULL, **AGAIN}),
+        Plan("full, checkpointing", FULL_AGAIN),
         Plan("freeze"),
         Plan("freeze, checkpointing", AGAIN),
         Plan("freeze, frozen bf16, checkpointing", {**AGAIN, "frozen_dtype": "bfloat16"}),
-        Plan(
-            "full, 8-bit Adam, step in backward, checkpointing", {**FULL, **AGAIN}, "adamw8bit", step_in_backward=True
-        ),
-        Plan(
-            "full, bf16 weights, 8-bit Adam, step in backward, checkpointing", {**FULL, **AGAIN}, "adamw8bit", **HALF
-        ),
-        Plan(
-            "full, bf16 weights, 4-bit Adam, step in backward, checkpointing", {**FULL, **AGAIN}, "adamw4bit", **HALF
-        ),
+        Plan("full, 8-bit Adam, step in backward, checkpointing", FULL_AGAIN, "adamw8bit", step_in_backward=True),
+        Plan("full, bf16 weights, 8-bit Adam, step in backward, checkpointing", FULL_AGAIN, "adamw8bit", **HALF),
+        Plan("full, bf16 weights, 4-bit Adam, step in backward, checkpointing", FULL_AGAIN, "adamw4bit", **HALF),
         Plan("window 1/4, frozen bf16, checkpointing", window(4, "bfloat16")),
         Plan("window 1/8, frozen bf16, checkpointing", window(8, "bfloat16")),
         Plan("window 1/8, frozen float8, checkpointing", window(8, "float8")),

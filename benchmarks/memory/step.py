@@ -85,8 +85,11 @@ class Run:
         return [parameter for parameter in self.growth.parameters() if parameter.requires_grad]
 
     def weights(self) -> list[Tensor]:
-        """Everything that a step may read: parameters and buffers of the model, and the stage embedding."""
-        return [*self.growth.parameters(), *self.model.buffers()]
+        """Everything that a step may read: parameters, buffers, the stage embedding, and frozen weights held small."""
+        layers = [getattr(vars(module).get("forward"), "__self__", None) for module in self.model.modules()]
+        stored = [value for layer in layers if layer is not None for value in vars(layer).values()]
+        held = [value for value in stored if isinstance(value, Tensor)]
+        return [*self.growth.parameters(), *self.model.buffers(), *held]
 
     def state(self) -> list[Tensor]:
         """The optimizer's state."""
@@ -96,8 +99,8 @@ class Run:
 def make_optimizer(plan: Plan, growth: GrowthScheduler, device: torch.device) -> torch.optim.Optimizer:
     """The optimizer of a plan.
 
-    On a CUDA device PyTorch steps all parameters at once (`foreach`), which takes memory; it recognises no fake tensors,
-    so it is told.
+    On a CUDA device PyTorch steps all parameters at once (`foreach`), which takes memory; it recognises no fake
+    tensors, so it is told.
     """
     seed = 0 if plan.trained_dtype == "bfloat16" else None
     optimizer = OPTIMIZERS[plan.optimizer](growth.parameters(), Settings(lr=1e-4, seed=seed))

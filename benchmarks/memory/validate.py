@@ -19,6 +19,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ import torch
 from common import ROOT, facts, load, print_rows, save
 from device import NoValues, without_memory
 from medium import MEDIUM
-from plans import RANK, Plan
+from plans import FULL, RANK, Plan
 from step import STEPS, NoTracker, Run, train_step
 from torch import Tensor
 from tracker import MemoryTracker, parts
@@ -41,18 +43,18 @@ WITHIN = 0.1
 COUNTED = ("weights", "gradients", "optimizer")
 # Memory that is freed goes back to the kernel, so that resident memory is what is held.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
+AGAIN = {"checkpointing": "all"}
+WINDOW = {"direction": "window", "num_stages": 3, "frozen_dtype": "int8"}
 PLANS = {
     plan.name: plan
     for plan in (
-        Plan("full", autocast=False),
-        Plan("full, checkpointing", checkpointing="all", autocast=False),
-        Plan("full, bf16", autocast=True),
+        Plan("full", FULL, autocast=False),
+        Plan("full, checkpointing", {**FULL, **AGAIN}, autocast=False),
         Plan("freeze", {"num_stages": 3}, autocast=False),
-        Plan("LoRA", lora=RANK, autocast=False),
+        Plan("window 1/3, frozen int8", WINDOW, autocast=False),
+        Plan("LoRA", FULL, lora=RANK, autocast=False),
     )
 }
-
-
 # Diffusers' class takes no adapters.
 REFUSED = (("DiT", "LoRA"),)
 
@@ -113,15 +115,25 @@ def real(model: str, plan: Plan, device: str) -> list[dict[str, Any]]:
     memory = AllocatedMemory() if device == "cuda" else ResidentMemory()
     run = Run(plan, medium.build, medium.inputs, torch.device(device))
     rows = []
-    for _ in run.growth.plan.stages:
+    for index, _ in enumerate(run.growth.plan.stages):
+        enter(run, index)
         memory.begin()
-        found: dict[str, int] = {}
+        found: list[dict[str, int]] = []
         for _ in range(STEPS):
-            train_step(run, NoTracker(), lambda: found.update(held(run)))
-        rows.append({"peak": memory.peak(), **found})
-        for _ in range(STEPS):
-            run.growth.step()
+            train_step(run, NoTracker(), partial(note, found, partial(held, run)))
+        rows.append({"peak": memory.peak(), **found[-1]})
     return rows
+
+
+def enter(run: Run, stage: int) -> None:
+    """Go on to a stage from the one before it."""
+    for _ in range(STEPS if stage else 0):
+        run.growth.step()
+
+
+def note(found: list[dict[str, int]], look: Callable[[], dict[str, int]]) -> None:
+    """Keep what is held now."""
+    found.append({kind: look()[kind] for kind in COUNTED})
 
 
 def warm_up(device: str) -> None:
@@ -140,16 +152,15 @@ def predicted(model: str, plan: Plan, device: str) -> list[dict[str, Any]]:
         run = Run(plan, medium.build, medium.inputs, place)
         tracker.label("activations", [value for value in run.inputs.values() if isinstance(value, Tensor)])
         rows = []
-        for _ in run.growth.plan.stages:
+        for index, _ in enumerate(run.growth.plan.stages):
+            enter(run, index)
             tracker.relabel("other", "weights")
             tracker.relabel("copies", "weights")
             tracker.begin()
-            found: dict[str, int] = {}
+            found: list[dict[str, int]] = []
             for _ in range(STEPS):
-                train_step(run, tracker, lambda: found.update(tracker.now(place.type)))
-            rows.append({"peak": tracker.peak(place.type).total, **{kind: found[kind] for kind in COUNTED}})
-            for _ in range(STEPS):
-                run.growth.step()
+                train_step(run, tracker, partial(note, found, partial(tracker.now, place.type)))
+            rows.append({"peak": tracker.peak(place.type).total, **found[-1]})
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The memory benchmark: the tracker against numbers by hand and against real tensors, the published sizes, the results."""
+"""The memory benchmark: the tracker against numbers by hand and against real tensors, sizes of models, results."""
 
 from __future__ import annotations
 
@@ -128,13 +128,10 @@ def test_fake_tensors_hold_what_real_ones_hold(id: str) -> None:
     from tracker import MemoryTracker
 
     def measure() -> list[Any]:
+        row = BY_ID[id]
+        plan = Plan("", {"num_stages": 2}, autocast=False)
         with MemoryTracker() as tracker:
-            run = Run(
-                Plan("", {"num_stages": 2}, autocast=False),
-                BY_ID[id].build,
-                lambda _: BY_ID[id].inputs(0, 1),
-                torch.device("cpu"),
-            )
+            run = Run(plan, row.build, lambda _: row.inputs(0, 1), torch.device("cpu"))
             return list(stages(run, tracker))
 
     real = measure()
