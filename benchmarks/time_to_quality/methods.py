@@ -168,9 +168,26 @@ def _half(**fields: Any) -> dict[str, Any]:
     return {"num_stages": 2, "min_trainable": 1.0, "boundaries": (0.5,), **fields}
 
 
+def _windows(count: int, sweeps: int = 1, **fields: Any) -> dict[str, Any]:
+    """Windows of one part in `count` of the blocks, from the input to the output."""
+    return {"num_stages": count * sweeps, "sweeps": sweeps, "order": "suffix", "direction": "window", **fields}
+
+
+def window_embedders(layout: Layout, steps: int, step: int, seed: int) -> set[str] | None:
+    """Quarters swept once, as `window_4`, with the embedders in every stage; all moments are kept."""
+    del seed
+    starts = [steps * window // 4 for window in range(4)]
+    if step not in starts:
+        return None
+    first, last = (len(layout.blocks) * (starts.index(step) + k) // 4 for k in range(2))
+    units = [layout.inputs, layout.outputs, *layout.blocks[first:last]]
+    return {name for unit in units for name in unit.parameters}
+
+
 BATCHES = (0.25, 0.5, 0.75, 1.0)
 SMALL = (0.5,) * 4
 BOTH = (5e-4, 1e-3)
+WIDE = (5e-4, 1e-3, 2e-3)  # for windows, whose blocks see a part of the steps
 FEW = (2e-3, 4e-3, 8e-3, 1.6e-2)  # rates for methods that train few parameters
 QUARTERS = _stages(order="suffix")
 EARLY = {**QUARTERS, "boundaries": (0.1, 0.2, 0.3)}
@@ -224,6 +241,21 @@ METHODS = {
         Method("interleaved_sid_dropout", "unfreezing, interleaved, the paper's SID", {
             **PAPER, "stage_embedding": True, "stage_embedding_init": "normal", "stage_dropout": 0.1}),
         Method("lisa", f"LISA-style, {LISA_BLOCKS} blocks redrawn every {LISA_PERIOD} steps", redraw=lisa),
+        Method("window_2", "windows, halves", _windows(2), rates=WIDE, others=True),
+        Method("window_4", "windows, quarters", _windows(4), rates=WIDE, others=True),
+        Method("window_8", "windows, eighths", _windows(8), rates=WIDE, others=True),
+        Method("window_2_twice", "windows, halves, twice", _windows(2, 2), rates=WIDE),
+        Method("window_4_twice", "windows, quarters, twice", _windows(4, 2), rates=WIDE),
+        Method("window_4_parked", "windows, quarters, twice, moments parked", _windows(4, 2, window_state="park"),
+               rates=WIDE),
+        Method("window_4_often", "windows, quarters, four times, moments parked",
+               _windows(4, 4, window_state="park"), rates=WIDE),
+        Method("window_4_rewarm", "windows, quarters, re-warm-up", _windows(4, rewarm_steps=4), rates=WIDE),
+        Method("window_4_overlap", "windows, quarters, at distances of an eighth",
+               _windows(7, window_share=0.25), rates=WIDE),
+        Method("window_4_output", "windows, quarters, from the output on", _windows(4, order="prefix"), rates=WIDE),
+        Method("window_4_interleaved", "windows, every fourth block", _windows(4, order="interleaved"), rates=WIDE),
+        Method("window_4_embedders", "windows, quarters, embedders always", rates=WIDE, redraw=window_embedders),
         Method("bitfit", "BitFit", adapt=bitfit, rates=FEW[1:]),
         Method("difffit", "DiffFit-style", adapt=difffit, rates=FEW[1:]),
     )

@@ -106,19 +106,36 @@ def test_kid_is_the_literal_double_sum() -> None:
     assert kid(first, second) == pytest.approx(pairs(first) + pairs(second) - 2 * sum(cross) / len(cross), rel=1e-4)
 
 
-def test_what_random_plans_and_lisa_train() -> None:
-    from methods import LISA_BLOCKS, lisa, random_plan
+def test_what_random_plans_lisa_and_windows_with_embedders_train() -> None:
+    from methods import LISA_BLOCKS, lisa, random_plan, window_embedders
 
     model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(12)])
     layout = layout_from_patterns(model, [str(index) for index in range(1, 11)])
 
-    plan = random_plan(10, 40, 3)  # a plan refuses stages that are not nested
+    plan = random_plan(10, 40, 3)
+    assert plan.monotone
     assert [len(stage.blocks) for stage in plan.stages] == [3, 5, 8, 10]
     assert plan != random_plan(10, 40, 4)
     draws = [lisa(layout, 50, step, 0) for step in range(0, 50, 5)]
     assert len({frozenset(names or ()) for names in draws}) > 3
     assert all(names and {"0.weight", "11.bias"} < names and len(names) == 4 + 2 * LISA_BLOCKS for names in draws)
     assert lisa(layout, 50, 7, 0) is None
+    windows = [window_embedders(layout, 42, step, 0) for step in (0, 10, 21, 31)]
+    blocks = [{name for name in names or () if name[0] not in ("0", "11") and name[:3] != "11."} for names in windows]
+    assert [len(names) // 2 for names in blocks] == [2, 3, 2, 3]
+    assert all({"0.weight", "11.bias"} < (names or set()) for names in windows)
+    assert window_embedders(layout, 42, 11, 0) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lisa", "window_4_embedders", "window_4_parked", "window_4_rewarm"])
+def test_methods_that_open_and_close_blocks_run(tmp_path: Path, name: str) -> None:
+    from common import Runs
+    from run import Options, run_all
+
+    only = (f"sd_openmoji/{name}",)
+    run_all(Options(only=only, seeds=1, steps=8, pictures=False, results=tmp_path, cache_dir=tmp_path / "cache"))
+    assert all(row["curve"][-1]["step"] == 8 for row in Runs(tmp_path / "runs.jsonl").rows)
 
 
 def test_the_committed_summary_is_that_of_the_committed_runs(benchmark_folder: Callable[[str], Path]) -> None:
