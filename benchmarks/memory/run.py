@@ -32,13 +32,12 @@ from common import ROOT, facts, load, print_rows, save
 from device import planned_device, without_memory
 from plans import PLANS, Plan
 from published import MODELS, SIZES
+from report import GB, flat, full_and_freeze, measured, peaks, targets
 from step import Run, stages
 from tracker import MemoryTracker
 
 
 RESULTS = HERE / "results.json"
-GB = 1e9
-SHOWN = ("weights", "copies", "gradients", "optimizer", "activations", "other")
 
 
 def measure(model: str, plan: Plan) -> dict[str, Any]:
@@ -89,21 +88,18 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row for tables, in GB."""
-    if "refused" in row:
-        return {"model": row["model"], "plan": row["plan"], "peak": row["refused"]}
-    split = {kind: row["split"][kind] / GB for kind in SHOWN}
-    return {"model": row["model"], "plan": row["plan"], "peak": row["peak"] / GB, **split, "host": row["host"] / GB}
-
-
 def write(results: dict[str, Any], path: Path) -> None:
     """Keep the rows, in the order of models and plans."""
     order = [(model, plan) for model in MODELS for plan in PLANS]
     rows = [row for row in results["rows"] if (row["model"], row["plan"]) in order]
     rows.sort(key=lambda row: order.index((row["model"], row["plan"])))
-    measured = [row for row in rows if "refused" not in row]
-    save(path, {**facts(0), "parameters": SIZES, "table": [flat(row) for row in measured], "rows": rows})
+    tables = {
+        "targets": targets(rows),
+        "peaks": peaks(rows),
+        "default": full_and_freeze(rows),
+        "table": [flat(row) for row in measured(rows)],
+    }
+    save(path, {**facts(0), "parameters": SIZES, **tables, "rows": rows})
 
 
 def main() -> None:
@@ -135,7 +131,9 @@ def main() -> None:
         results["rows"] = [*kept, row]
         write(results, args.output)
         print(model, plan.name, row.get("refused") or f"{row['peak'] / GB:.2f} GB", sep=": ", flush=True)
-    print_rows("Peak memory of one training step, GB", [flat(row) for row in results["rows"] if "refused" not in row])
+    write(results, args.output)
+    print_rows("Peak memory of one training step, GB", [flat(row) for row in measured(results["rows"])])
+    print_rows("Targets, GB", targets(results["rows"]))
 
 
 if __name__ == "__main__":

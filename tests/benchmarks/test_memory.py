@@ -155,16 +155,28 @@ def test_the_results_add_up() -> None:
     from common import load, rounded
     from plans import PLANS
     from published import MODELS
-    from run import flat
+    from report import flat, measured, peaks, targets
 
     results = load(FOLDER / "results.json")
-    measured = [row for row in results["rows"] if "refused" not in row]
-    assert {row["model"] for row in measured} == set(MODELS)
+    rows = measured(results["rows"])
+    assert {row["model"] for row in rows} == set(MODELS)
     assert all(row["settings"] == json.loads(json.dumps(PLANS[row["plan"]].to_dict())) for row in results["rows"])
-    assert results["table"] == rounded([flat(row) for row in measured])
-    for row in measured:
+    assert results["table"] == rounded([flat(row) for row in rows])
+    assert results["peaks"] == peaks(results["rows"])
+    assert results["targets"] == rounded(targets(results["rows"]))
+    for row in rows:
         assert row["peak"] == sum(row["split"].values()) == max(stage["peak"] for stage in row["stages"])
         assert all(stage["peak"] == sum(stage["split"].values()) for stage in row["stages"])
+
+
+def test_the_default_plan_takes_no_more_than_full_fine_tuning_but_its_stage_embedding() -> None:
+    results = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
+    rows = {(row["model"], row["plan"]): row for row in results["rows"] if "refused" not in row}
+    for entry in results["default"]:
+        freeze = rows[entry["model"], "freeze"]
+        # The stage embedding's table, its gradient and its state train beside the model.
+        assert entry["more_bytes"] < 1_000_000
+        assert freeze["stages"][-1]["peak"] < freeze["stages"][0]["peak"]
 
 
 def test_predictions_were_within_ten_percent_of_real_runs() -> None:
