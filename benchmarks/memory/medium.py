@@ -86,7 +86,7 @@ def qwen_inputs(config: Any) -> dict[str, Any]:
 MEDIUM = {
     "UNet": Medium(
         "UNet2DConditionModel",
-        {"sample_size": 88, "block_out_channels": (64, 128, 256, 256), "cross_attention_dim": 256},
+        {"sample_size": 64, "block_out_channels": (64, 128, 256, 256), "cross_attention_dim": 256},
         unet_inputs,
     ),
     "DiT": Medium(

@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import subprocess
 import sys
 import time
-import traceback
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ sys.path.append(str(HERE.parent))  # the modules that all benchmarks share
 import diffusers
 from common import ROOT, facts, load, print_rows, save
 from device import planned_device, without_memory
+from forked import forked
 from plans import PLANS, Plan
 from published import MODELS, SIZES
 from report import GB, flat, full_and_freeze, measured, peaks, targets
@@ -56,30 +54,6 @@ def measure(model: str, plan: Plan) -> dict[str, Any]:
         "stages": found,
         "cpu_seconds": time.process_time() - begin,
     }
-
-
-def in_a_process(model: str, plan: Plan) -> dict[str, Any]:
-    """The same in a process of its own, which has the imports of this one; what fails is the row's `refused`."""
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=send, args=(there, model, plan))
-    process.start()
-    there.close()
-    try:
-        return here.recv()
-    except EOFError:
-        return {"refused": "the process ended without a word"}
-    finally:
-        process.join()
-
-
-def send(connection: Connection, model: str, plan: Plan) -> None:
-    """Measure, and send the row, or why there is none."""
-    try:
-        connection.send(measure(model, plan))
-    except Exception as error:  # of any library: the table says what it was
-        traceback.print_exc()
-        connection.send({"refused": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
 
 
 def commit() -> str:
@@ -127,7 +101,7 @@ def main() -> None:
         if there and not args.again:
             continue
         row = {"model": model, "plan": plan.name, "settings": settings, "commit": commit()}
-        row |= in_a_process(model, plan)
+        row |= forked(measure, model, plan)
         results["rows"] = [*kept, row]
         write(results, args.output)
         print(model, plan.name, row.get("refused") or f"{row['peak'] / GB:.2f} GB", sep=": ", flush=True)

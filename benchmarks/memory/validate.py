@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -28,9 +26,11 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))  # the modules that all benchmarks share
 
+import diffusers
 import torch
-from common import ROOT, facts, load, print_rows, save
-from device import NoValues, without_memory
+from common import facts, load, print_rows, save
+from device import NoValues, planned_device, without_memory
+from forked import forked
 from medium import MEDIUM
 from plans import FULL, RANK, Plan
 from step import STEPS, NoTracker, Run, train_step
@@ -164,21 +164,14 @@ def predicted(model: str, plan: Plan, device: str) -> list[dict[str, Any]]:
     return rows
 
 
-def in_a_process(kind: str, model: str, plan: str, device: str) -> list[dict[str, Any]]:
-    """Rows of a run in a process of its own."""
-    command = [sys.executable, __file__, "--row", kind, model, plan, "--device", device]
-    environment = {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{kind} {model} {plan} failed:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def compare(model: str, plan: str, device: str) -> list[dict[str, Any]]:
     """A row per stage of one model and plan."""
     rows = []
-    pairs = zip(in_a_process("real", model, plan, device), in_a_process("predicted", model, plan, device))
-    for stage, (measured, said) in enumerate(pairs):
+    found = [forked(train, model, PLANS[plan], device) for train in (real, predicted)]
+    for one in found:
+        if "refused" in one:
+            raise SystemExit(f"{model}, {plan}: {one['refused']}")
+    for stage, (measured, said) in enumerate(zip(*found)):
         rows.append(
             {
                 "model": model,
@@ -213,13 +206,14 @@ def main() -> None:
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--row", nargs=3, metavar=("KIND", "MODEL", "PLAN"), help="print the rows of one run as JSON")
     args = parser.parse_args()
-    if args.row:
-        kind, model, plan = args.row
-        train = {"real": real, "predicted": predicted}[kind]
-        print(json.dumps(train(model, PLANS[plan], args.device)))
-        return
+    if any(os.environ.get(name) != value for name, value in MALLOC.items()):
+        # malloc reads them when the process begins.
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC, "OMP_NUM_THREADS": "1"})
+    if args.device == "cuda":
+        planned_device()
+    for model in args.models:
+        getattr(diffusers, MEDIUM[model].cls)
     rows = [
         row
         for row in load(args.output).get("rows", [])
