@@ -20,9 +20,6 @@ from autoprog_diffusion.training.optimizers import OPTIMIZERS, Settings
 from autoprog_diffusion.training.trained_dtype import store_in_bfloat16
 
 
-STEPS = 2  # of a stage, of which one is measured
-
-
 @dataclass(frozen=True)
 class StageMemory:
     """A stage of a run, in bytes.
@@ -69,7 +66,7 @@ class Run:
                 store_in_bfloat16(self.model)
             self.growth = GrowthScheduler(self.model, config)
         self.optimizer = make_optimizer(plan, self.growth, device)
-        self.growth.prepare(self.model, num_training_steps=STEPS * config.num_stages, optimizer=self.optimizer)
+        self.growth.prepare(self.model, num_training_steps=config.num_stages, optimizer=self.optimizer)
         if plan.step_in_backward:
             self.growth.step_in_backward(self.optimizer, max_norm=1.0)
 
@@ -160,7 +157,7 @@ def stages(run: Run, tracker: MemoryTracker) -> Iterator[StageMemory]:
     device = run.device.type
     tracker.label("activations", tensors_in(run.inputs))
     for index, stage in enumerate(growth.plan.stages):
-        for _ in range(STEPS if index else 0):
+        if index:
             growth.step()
         # What lies on the device between two steps, and is nothing else.
         tracker.relabel("other", "weights")

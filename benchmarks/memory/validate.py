@@ -33,13 +33,14 @@ from device import NoValues, planned_device, without_memory
 from forked import forked
 from medium import MEDIUM
 from plans import FULL, RANK, Plan
-from step import STEPS, NoTracker, Run, train_step
+from step import NoTracker, Run, train_step
 from torch import Tensor
 from tracker import MemoryTracker, parts
 
 
 RESULTS = HERE / "validation.json"
 WITHIN = 0.1
+STEPS = 2  # of a stage: the second one has the optimizer's state from its start
 COUNTED = ("weights", "gradients", "optimizer")
 # Memory that is freed goes back to the kernel, so that resident memory is what is held.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
@@ -116,19 +117,14 @@ def real(model: str, plan: Plan, device: str) -> list[dict[str, Any]]:
     run = Run(plan, medium.build, medium.inputs, torch.device(device))
     rows = []
     for index, _ in enumerate(run.growth.plan.stages):
-        enter(run, index)
+        if index:
+            run.growth.step()
         memory.begin()
         found: list[dict[str, int]] = []
         for _ in range(STEPS):
             train_step(run, NoTracker(), partial(note, found, partial(held, run)))
         rows.append({"peak": memory.peak(), **found[-1]})
     return rows
-
-
-def enter(run: Run, stage: int) -> None:
-    """Go on to a stage from the one before it."""
-    for _ in range(STEPS if stage else 0):
-        run.growth.step()
 
 
 def note(found: list[dict[str, int]], look: Callable[[], dict[str, int]]) -> None:
@@ -153,7 +149,8 @@ def predicted(model: str, plan: Plan, device: str) -> list[dict[str, Any]]:
         tracker.label("activations", [value for value in run.inputs.values() if isinstance(value, Tensor)])
         rows = []
         for index, _ in enumerate(run.growth.plan.stages):
-            enter(run, index)
+            if index:
+            run.growth.step()
             tracker.relabel("other", "weights")
             tracker.relabel("copies", "weights")
             tracker.begin()
