@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .adapter import StageEmbeddingLike, find_adapter
 from .backends import accelerate as host
+from .backward_step import BackwardStep, check_backward_step
 from .config import GrowthConfig
 from .ema import EMAParameters
 from .errors import OrderError
@@ -84,6 +85,7 @@ class GrowthScheduler(Progress):
         self._optimizers: list[Any] = []
         self._step = 0
         self._averages_checked = False
+        self._backward_step: BackwardStep | None = None
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The model's parameters, then the stage embedding's, to build the optimizer from."""
@@ -175,12 +177,35 @@ class GrowthScheduler(Progress):
             self._embedding.update_average(self._step)
         if stage != before:
             self._applier.leave()
-            self._plan = self._search.decide(plan, stage)
+            # A search replays backward passes, which must not train.
+            with nullcontext() if self._backward_step is None else self._backward_step.paused():
+                self._plan = self._search.decide(plan, stage)
             self._enter(stage)
         self._follow()
         if self._step == plan.num_training_steps:
             self._applier.check_ranks("at the end of training")
         return stage != before
+
+    def step_in_backward(self, optimizer: Any, *, max_norm: float | None = None) -> BackwardStep:
+        """Let an optimizer step inside every backward pass from now on; call it after `prepare`.
+
+        A block moves as soon as its gradients are there, and frees them, so that those of one block are alive at a
+        time. The loop stays as it is, but for the clipping, which is by block: each to `max_norm`.
+
+        Args:
+            optimizer: The one passed to `prepare`, or what `accelerator.prepare` returned for it.
+            max_norm: Norm that the gradient of each block is clipped to, or None.
+
+        Raises:
+            OrderError: `prepare` was not called; or there are several processes, sharded parameters, a gradient scaler
+                or gradient accumulation.
+        """
+        if self._plan is None:
+            raise OrderError("step_in_backward was called before growth.prepare: call it after.")
+        check_backward_step(self._model, self._accelerator)
+        self._backward_step = BackwardStep(optimizer, max_norm)
+        self._backward_step.enter(self.parameter_groups())
+        return self._backward_step
 
     def resize(self, images: Tensor) -> Tensor:
         """(N, C, H, W) images -> the same at the current stage's resolution, by area averaging.
@@ -205,6 +230,8 @@ class GrowthScheduler(Progress):
         self._applier.finish()
         self._rewarmup.stop()
         self._search.stop()
+        if self._backward_step is not None:
+            self._backward_step.stop()
         self._wrapped = None
 
     @contextmanager
@@ -283,6 +310,8 @@ class GrowthScheduler(Progress):
         self._applier.enter(stage, self.plan.stages[stage].blocks, fresh=fresh)
         self._states.open(self._optimizers, growing)
         self._watch.enter([self.layout.blocks[index] for index in self.plan.stages[stage].blocks], fresh=fresh)
+        if self._backward_step is not None:
+            self._backward_step.enter(self.parameter_groups())
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
 
