@@ -82,7 +82,7 @@ def differences(folder: Path, alone: Path, changed: bool) -> list[str]:
     """How the end of a run differs from the same run left alone."""
     ours, theirs = (json.loads((path / "decisions.json").read_text()) for path in (folder, alone))
     starts = [[stage["start"] for stage in values["plan"]["stages"]] for values in (ours, theirs)]
-    GrowthPlan.from_dict(ours["plan"])  # monotone, or it raises
+    GrowthPlan.from_dict(ours["plan"])  # its stages follow one another, or it raises
     wrong = [] if starts[0] == starts[1] else [f"the stages begin at {starts[0]} instead of {starts[1]}"]
     if changed:
         return wrong

@@ -108,20 +108,27 @@ class Metrics:
         vars(self).update(state_dict)
 
 
-def fullest(summaries: list[StageSummary]) -> StageSummary:
-    """The stage that trained most of the model, the last one of several: the cost of full training."""
+def full_stage(summaries: list[StageSummary], num_blocks: int) -> StageSummary | None:
+    """The stage that trained all blocks, the last one of several: the cost of full training; None without one."""
     latest_first = reversed(summaries)
-    return max(latest_first, key=lambda row: (not row.searching, row.resolution, row.blocks))
+    fullest = max(latest_first, key=lambda row: (not row.searching, row.resolution, row.blocks))
+    return None if fullest.blocks < num_blocks else fullest
 
 
-def saving(summaries: list[StageSummary]) -> dict[str, float | None]:
+def saving(summaries: list[StageSummary], num_blocks: int) -> dict[str, float | None]:
     """Cost of as many steps of full training, divided by the cost of the run.
 
+    Args:
+        summaries: Of all stages of the run.
+        num_blocks: Number of blocks of the model.
+
     Returns:
-        `time` in wall time, evaluations of candidates included, or None where the fullest stage has one step only;
-        `flops` in FLOPs of training.
+        `time` in wall time, evaluations of candidates included, or None where the full stage has one step only;
+        `flops` in FLOPs of training. Both are None where no stage trained all blocks, as with windows.
     """
-    full = fullest(summaries)
+    full = full_stage(summaries, num_blocks)
+    if full is None:
+        return {"time": None, "flops": None}
     steps = sum(row.steps for row in summaries)
     seconds = sum(row.seconds for row in summaries)
     flops = sum(row.flops * row.steps for row in summaries)

@@ -16,9 +16,10 @@ from rich.table import Column, Table
 
 import autoprog_diffusion
 from autoprog_diffusion.files import write_text_atomically
+from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
 
-from .metrics import Metrics, StageSummary, fullest, saving
+from .metrics import Metrics, StageSummary, full_stage, saving
 
 
 # Numbers that searches give their candidates: what a candidate costs, its scores, and their sum, lowest first.
@@ -36,7 +37,7 @@ def write_report(folder: Path, growth: Growth, metrics: Metrics, seconds: dict[s
         seconds: Wall time of the run's phases, by name.
     """
     write_growth_json(folder / "growth.json", growth, metrics, seconds)
-    draw_timeline(folder / "timeline.png", metrics)
+    draw_timeline(folder / "timeline.png", metrics, growth.plan)
     for decision in growth.decisions:
         print_decision(decision)
     print_summary(metrics, growth.plan.num_blocks, seconds)
@@ -53,7 +54,7 @@ def write_growth_json(path: Path, growth: Growth, metrics: Metrics, seconds: dic
         "decisions": growth.decisions,
         "history": [record.to_dict() for record in growth.history],
         "stages": [asdict(summary) for summary in summaries],
-        "saving_against_full": saving(summaries),
+        "saving_against_full": saving(summaries, growth.plan.num_blocks),
         "validations": metrics.validations,
         "seconds": seconds,
         "training_cpu_seconds": metrics.total("cpu_seconds"),
@@ -68,7 +69,7 @@ def write_growth_json(path: Path, growth: Growth, metrics: Metrics, seconds: dic
 def print_summary(metrics: Metrics, num_blocks: int, seconds: dict[str, float]) -> None:
     """Print one row per stage and search, the saving against full training, and the accuracy if it was measured."""
     summaries = metrics.summaries()
-    full = fullest(summaries)
+    full = full_stage(summaries, num_blocks)
     rows = [
         {
             "stage": f"{row.stage + 1}{' search' * row.searching}",
@@ -78,14 +79,14 @@ def print_summary(metrics: Metrics, num_blocks: int, seconds: dict[str, float]) 
             "pixels": f"{row.resolution:.4g}",
             "loss": f"{row.loss:.4f}",
             "step": milliseconds(row.step_seconds),
-            "of full": share(row.step_seconds, full.step_seconds),
-            "FLOPs of full": f"{row.flops / full.flops:.0%}",
+            "of full": share(row.step_seconds, full and full.step_seconds),
+            "FLOPs of full": share(row.flops, full and full.flops),
             "memory": f"{row.memory / 2**20:,.0f} MiB",
         }
         for row in summaries
     ]
     print_table("progressive training, stage by stage", rows)
-    print(saving_sentence(summaries))
+    print(saving_sentence(summaries, num_blocks))
     for result in metrics.validations[-1:]:
         print(f"validation accuracy {result['accuracy']:.1%}, of the average {result['ema_accuracy']:.1%}.")
     times = [f"{name} {value:.1f} s" for name, value in seconds.items()]
@@ -101,16 +102,19 @@ def print_table(title: str, rows: Sequence[Mapping[str, str]], caption: str | No
     Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
-def saving_sentence(summaries: list[StageSummary]) -> str:
+def saving_sentence(summaries: list[StageSummary], num_blocks: int) -> str:
     """What the run saved, in one sentence."""
-    ratios = saving(summaries)
+    full = full_stage(summaries, num_blocks)
+    if full is None:
+        return "no stage trains all blocks: what full training would have cost was not measured."
+    ratios = saving(summaries, num_blocks)
     changes = []
     for name, less, more in (("flops", "fewer FLOPs", "more FLOPs"), ("time", "less time", "more time")):
         ratio = ratios[name]
         if ratio is not None:
             saved = 1 - 1 / ratio
             changes.append(f"{abs(saved):.0%} {less if saved >= 0 else more}")
-    return f"{' and '.join(changes)} than as many steps of full training (stage {fullest(summaries).stage + 1})."
+    return f"{' and '.join(changes)} than as many steps of full training (stage {full.stage + 1})."
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -119,7 +123,7 @@ def milliseconds(seconds: float | None) -> str:
 
 
 def share(part: float | None, whole: float | None) -> str:
-    """A part of a time in percent for the table; a dash where one of them is not known."""
+    """A part of a time or cost in percent for the table; a dash where one of them is not known."""
     return "-" if part is None or whole is None else f"{part / whole:.0%}"
 
 
@@ -165,10 +169,10 @@ def depth_of(candidate: dict[str, Any]) -> int:
     return candidate["depth"] if "depth" in candidate else len(candidate["blocks"])
 
 
-def draw_timeline(path: Path, metrics: Metrics) -> None:
+def draw_timeline(path: Path, metrics: Metrics, plan: GrowthPlan | None = None) -> None:
     """Draw loss, trainable share, resolution, step time and, if measured, accuracy over the optimizer steps.
 
-    Stages are shaded, searches darker.
+    Stages are shaded, searches darker. A plan that opens and closes blocks has a panel of which ones train.
     """
     from matplotlib.figure import Figure
 
@@ -180,6 +184,8 @@ def draw_timeline(path: Path, metrics: Metrics) -> None:
         "step (ms)": 1000 * np.array(rows["seconds"]),
     }
     count = len(panels)
+    windows = plan is not None and not plan.monotone
+    count += windows
     if metrics.validations:
         count += 1
     figure = Figure(figsize=(9, 3 + count), dpi=110, layout="tight")
@@ -195,6 +201,8 @@ def draw_timeline(path: Path, metrics: Metrics) -> None:
             axis.set_ylim(0, 1.6 * most)
     axes[0].plot(steps, smooth(rows["loss"]), color="C0")
     axes[0].set_yscale("log")
+    if plan is not None and windows:
+        _draw_blocks(axes[len(panels)], metrics.summaries(), plan)
     if metrics.validations:
         _draw_accuracy(axes[-1], metrics.validations)
     _draw_stages(axes, metrics.summaries())
@@ -216,6 +224,17 @@ def _draw_stages(axes: Sequence[Any], summaries: list[StageSummary]) -> None:
             axes[3].hlines(1000 * row.step_seconds, start, end, color="C3")
         above = axes[0].get_xaxis_transform()
         axes[0].text(start, 1.02, f" stage {row.stage + 1}", transform=above, fontsize=9)
+
+
+def _draw_blocks(axis: Any, summaries: list[StageSummary], plan: GrowthPlan) -> None:
+    """Draw which blocks train in every stage, those nearest the input at the bottom."""
+    end = 0
+    for row in summaries:
+        start = end
+        end += row.steps
+        blocks = plan.stages[row.stage].blocks
+        axis.barh(blocks, row.steps, left=start, height=1.0, color=f"C{row.stage}")
+    axis.set(ylabel="blocks", ylim=(-0.5, plan.num_blocks - 0.5))
 
 
 def smooth(values: Iterable[float], weight: float = 0.98) -> list[float]:

@@ -25,7 +25,7 @@ FAMILY, STEPS = BY_ID["pixart"], 4
 STOPS = {"boundary": 1, "inside": 2}  # optimizer steps
 PLAIN = GrowthConfig(num_stages=3, order="suffix", boundaries=(1, 3), direction="unfreeze")
 CONFIG = replace(PLAIN, stage_embedding_init="normal", ema_decay=0.9)
-DIRECTIONS = ("unfreeze", "freeze")
+DIRECTIONS = ("unfreeze", "freeze", "window")
 
 
 class Run:

@@ -32,7 +32,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
 
-CASES = [("dit", "interleaved"), ("dit", "suffix"), ("dit", "freeze"), ("unet2d", "suffix")]
+CASES = [("dit", "interleaved"), ("dit", "suffix"), ("dit", "freeze"), ("dit", "window"), ("unet2d", "suffix")]
 STEPS, ACCUMULATION = 6, 2
 CLIP = 0.3  # below the gradient norms of these losses, so that clipping acts
 # DiT's first block lends its timestep embedder to the model, which calls it from outside of the block.
@@ -51,8 +51,8 @@ def shard(family: Family, **settings: Any) -> nn.Module:
 
 
 def config(order: str) -> GrowthConfig:
-    direction = "freeze" if order == "freeze" else "unfreeze"
-    settings = {"order": "suffix" if order == "freeze" else order, "direction": direction}
+    direction = order if order in ("freeze", "window") else "unfreeze"
+    settings = {"order": "suffix" if direction == order else order, "direction": direction}
     return GrowthConfig(num_stages=3, **settings, stage_embedding_init="normal", ema_decay=0.9)
 
 
@@ -198,12 +198,16 @@ def half_precision() -> list[list[str]]:
 
 
 def refused() -> dict[str, str]:
-    """A search, where the shards are known at construction and where they come later."""
+    """A search, where the shards are known at construction and where they come later, and parked moments."""
     family, searched = BY_ID["dit"], GrowthConfig(search="zero_shot")
     later = family.build()
     growth = GrowthScheduler(later, searched)
     fully_shard(later)
+    model = shard(family)
+    windows = GrowthScheduler(model, GrowthConfig(direction="window", window_state="park"))
+    optimizer = optimizer_of(windows)
     return {
+        "parked": refusal(lambda: windows.prepare(model, num_training_steps=40, optimizer=optimizer)),
         "sharded": refusal(lambda: GrowthScheduler(shard(family), searched)),
         "sharded later": refusal(lambda: growth.prepare(later, num_training_steps=40)),
     }

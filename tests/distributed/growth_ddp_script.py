@@ -14,15 +14,19 @@ from torch import Tensor
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
 
-CASES = [(family, order) for family in ("unet2d", "pixart") for order in ("interleaved", "suffix", "prefix", "freeze")]
+ORDERS = ("interleaved", "suffix", "prefix", "freeze", "window")
+CASES = [(family, order) for family in ("unet2d", "pixart") for order in ORDERS]
 RANKS, STEPS, ACCUMULATION = 2, 6, 2
 CLIP = 0.3  # below the gradient norms of these losses, so that clipping acts
 
 
 def config(order: str) -> GrowthConfig:
-    direction = "freeze" if order == "freeze" else "unfreeze"
-    settings = {"order": "suffix" if order == "freeze" else order, "direction": direction}
-    return GrowthConfig(num_stages=3, **settings, stage_embedding_init="normal", ema_decay=0.9)
+    settings: dict[str, Any] = {"num_stages": 3, "order": order, "direction": "unfreeze"}
+    if order == "freeze":
+        settings |= {"order": "suffix", "direction": "freeze"}
+    elif order == "window":
+        settings |= {"num_stages": 6, "sweeps": 2, "order": "suffix", "direction": "window", "window_state": "park"}
+    return GrowthConfig(**settings, stage_embedding_init="normal", ema_decay=0.9)
 
 
 def reference(family: Family, order: str) -> dict[str, Tensor]:

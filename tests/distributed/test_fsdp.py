@@ -11,7 +11,7 @@ from .launching import run_ranks
 
 pytestmark = pytest.mark.distributed
 
-CASES = ["dit-interleaved", "dit-suffix", "dit-freeze", "unet2d-suffix"]
+CASES = ["dit-interleaved", "dit-suffix", "dit-freeze", "dit-window", "unet2d-suffix"]
 cases = pytest.mark.parametrize("case", CASES)
 KINDS = ("parameters", "gradients", "optimizer")
 
@@ -35,7 +35,10 @@ def test_two_ranks_equal_one_process(ranks: list[dict[str, Any]], case: str) -> 
 def test_frozen_shards_rest_and_hold_nothing(ranks: list[dict[str, Any]], case: str) -> None:
     for result in ranks:
         counts = result[case]["frozen"][:: -1 if case.endswith("freeze") else 1]
-        assert counts[0] == counts[1] > counts[2] == counts[3] > counts[4] == counts[5] == 0
+        if case.endswith("window"):
+            assert all(counts)
+        else:
+            assert counts[0] == counts[1] > counts[2] == counts[3] > counts[4] == counts[5] == 0
         assert result[case]["moved"] == []
         assert result[case]["held"] == [[]] * 6  # in the optimizer, of what was frozen when it stepped
         assert result[case]["grads"] == [[]] * 6  # missing where it trains, or there where it does not
@@ -65,11 +68,12 @@ def test_memory_of_a_rank_follows_what_trains(ranks: list[dict[str, Any]], case:
         for row in rows:
             assert row["gradients"] == row["trains"]
             assert row["optimizer"] == 2 * row["trains"]  # Adam's two moments
-            assert (row["trains"] == row["parameters"]) == (step == (0 if case.endswith("freeze") else 4))
+            whole = step == (0 if case.endswith("freeze") else 4) and not case.endswith("window")
+            assert (row["trains"] == row["parameters"]) == whole
         assert sum(row["parameters"] for row in rows) == 4 * rows[0]["numel"]  # nothing is held twice
     sizes = [ranks[0][case]["memory"][step]["gradients"] for step in (0, 2, 4)]
     smaller, middle, larger = sizes[:: -1 if case.endswith("freeze") else 1]
-    assert smaller < middle < larger
+    assert smaller < middle < larger or case.endswith("window")
 
 
 def test_groups_that_open_late_keep_the_types_of_the_mixed_precision_policy(ranks: list[dict[str, Any]]) -> None:
@@ -80,6 +84,13 @@ def test_groups_that_open_late_keep_the_types_of_the_mixed_precision_policy(rank
 def test_a_plain_model_can_be_saved_in_the_middle(ranks: list[dict[str, Any]]) -> None:
     for result in ranks:
         assert result["saved folded"] == {"folded": True, "restored": True}
+
+
+def test_moments_of_shards_are_not_parked(ranks: list[dict[str, Any]]) -> None:
+    for result in ranks:
+        said = result["refused"]["parked"]
+        assert said.startswith('OrderError: window_state="park" does not work on sharded parameters')
+        assert 'window_state="release"' in said
 
 
 @pytest.mark.parametrize("when", ["sharded", "sharded later"])

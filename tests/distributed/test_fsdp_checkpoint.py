@@ -17,7 +17,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return run_ranks("fsdp_checkpoint_script.py", tmp_path_factory.mktemp("fsdp_checkpoint"))
 
 
-@pytest.mark.parametrize("direction", ["unfreeze", "freeze"])
+@pytest.mark.parametrize("direction", ["unfreeze", "freeze", "window"])
 @pytest.mark.parametrize("stop", ["boundary", "inside"])
 def test_a_torch_checkpoint_continues_bit_for_bit(ranks: list[dict[str, Any]], stop: str, direction: str) -> None:
     """Weights, stage embedding and moments; at a boundary, what has just opened or frozen has no moments."""

@@ -88,7 +88,10 @@ class Settings:
         plausible: dict[str, Any] = {
             "num_stages": chance.randrange(1, 5),
             "order": chance.choice(["interleaved", "suffix", "prefix"]),
-            "direction": chance.choice([None, "freeze", "unfreeze"]),
+            "direction": chance.choice([None, "freeze", "unfreeze", "window"]),
+            "sweeps": chance.choice([1, 2, 3]),
+            "window_share": chance.choice([None, 0.3, 0.5, 1.0]),
+            "window_state": chance.choice(["release", "park"]),
             "min_trainable": chance.choice([0.1, 0.25, 0.5, 1.0]),
             "boundaries": chance.choice([None, [2, 4], [0.3, 0.6], [1], (3, 5, 6)]),
             "resolutions": chance.choice([None, [0.5, 1.0], [8, 16, 24], (0.25, 0.5, 1, 1)]),

@@ -68,9 +68,8 @@ def scheduler(model: nn.Module, config: GrowthConfig, *, family: Any = SMALL) ->
 def begin(steps: int = 8, *, family: Any = SMALL, known: bool = True, **settings: Any) -> Parts:
     """A model in stage 0 of a plan that opens blocks from the output on, with an optimizer of everything."""
     model = family.build().train()
-    config = GrowthConfig(
-        **{"num_stages": 2, "min_trainable": 0.5, "direction": "unfreeze", "stage_embedding": False, **settings}
-    )
+    half = {} if settings.get("direction") == "window" else {"min_trainable": 0.5}
+    config = GrowthConfig(**{"num_stages": 2, "direction": "unfreeze", "stage_embedding": False, **half, **settings})
     growth = scheduler(model, config, family=family)
     optimizer = torch.optim.AdamW(growth.parameters(), lr=1e-3)
     growth.prepare(model, num_training_steps=steps, optimizer=optimizer if known else None)

@@ -14,7 +14,7 @@ from autoprog_diffusion import GrowthConfig, GrowthScheduler, OrderError, UnitEr
 from .looping import DIT, SMALL, begin, run, scheduler, train
 
 
-DIRECTIONS = pytest.mark.parametrize("direction", ["freeze", "unfreeze"])
+DIRECTIONS = pytest.mark.parametrize("direction", ["freeze", "unfreeze", "window"])
 STEPS = 8
 
 

@@ -21,7 +21,7 @@ from .looping import SMALL, Small, begin, run, scheduler, train
 
 STEPS = 12
 # Blocks 0 and 1, 2 and 3, and so on of the small model's eight, twice.
-TWICE: dict[str, Any] = {"direction": "window", "num_stages": 8, "sweeps": 2, "min_trainable": 0.25}
+TWICE: dict[str, Any] = {"direction": "window", "num_stages": 8, "sweeps": 2}
 
 
 ORDERS: tuple[Any, ...] = ("suffix", "prefix", "interleaved")
@@ -225,6 +225,6 @@ def test_windows_without_a_known_optimizer_are_refused() -> None:
 
 
 def test_more_windows_than_blocks_are_merged_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    begin(64, direction="window", num_stages=16, min_trainable=0.25)
+    begin(64, direction="window", num_stages=16)
     (said,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert said.startswith("16 stages do not fit 64 steps and 8 blocks: 8 are left, which begin at steps [0, 8, 16,")

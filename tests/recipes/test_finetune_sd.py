@@ -83,6 +83,17 @@ def test_growth_json_tells_the_run(whole: tuple[Path, str]) -> None:
     assert [(row["stage"], row["step"]) for row in values["history"]] == [(0, 0), (1, 2), (2, 4), (3, 6)]
 
 
+@pytest.mark.slow
+def test_a_killed_run_of_windows_resumes_bit_for_bit(script: Script, tmp_path: Path, unet_bytes: UnetBytes) -> None:
+    windows = ("--direction", "window", "--num_stages", 8, "--sweeps", 2, "--window_state", "park")
+    whole = tmp_path / "whole"
+    script.run(whole, *FLAGS, *windows)
+    output = tmp_path / "out"
+    script.kill_after(output, "checkpoint-3", *FLAGS, *windows)
+    script.run(output, *FLAGS, *windows, "--resume_from_checkpoint", "latest")
+    assert unet_bytes(output) == unet_bytes(whole)
+
+
 def test_the_pipeline_is_loaded_by_diffusers_alone(whole: tuple[Path, str], script: Script) -> None:
     output, _ = whole
     command = [sys.executable, "-c", VANILLA, str(output)]

@@ -22,6 +22,11 @@ SHORT = (
     "--max_train_steps", 4, "--train_batch_size", 2, "--learning_rate", 1e-2, "--validation_prompts", "a",
     "--lr_warmup_steps", 0,
 )  # fmt: skip
+# The fifth step lies in the second sweep, with moments of the first one parked.
+WINDOWS = (
+    "--direction", "window", "--num_stages", 4, "--sweeps", 2, "--window_state", "park", "--max_train_steps", 8,
+    "--checkpointing_steps", 5, "--use_ema", "--ema_decay", 0.5,
+)  # fmt: skip
 RECIPES: dict[str, Any] = {
     "sd": load_recipe("finetune_sd").FinetuneSD(),
     "sdxl": load_recipe("finetune_sdxl").FinetuneSDXL(),
@@ -100,6 +105,24 @@ def test_a_run_leaves_what_it_trained(
     assert torch.equal(denoise(kind, getattr(after, "transformer", None) or after.unet), trained)
     assert not torch.equal(trained, denoise(kind, getattr(before, "transformer", None) or before.unet))
     compare_the_rest(pipeline, before, after)
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_windows_train_and_resume_bit_for_bit(
+    new_run: NewRun, models: dict[str, Path], script: Script, tmp_path: Path, kind: str
+) -> None:
+    flags = (*flags_of(kind, models[kind], script, tmp_path), *WINDOWS)
+    _, whole, _ = new_run(RECIPES[kind], *flags)
+    whole.train()
+    counts = [len(stage.blocks) for stage in whole.growth.plan.stages]
+    assert counts[:2] == counts[2:]
+    assert sum(counts[:2]) == whole.growth.plan.num_blocks
+    whole.finish()
+    _, resumed, _ = new_run(RECIPES[kind], *flags, "--resume_from_checkpoint", "checkpoint-5")
+    resumed.train()
+    resumed.finish()
+    wanted = whole.bare.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in resumed.bare.state_dict().items())
 
 
 def compare_the_rest(pipeline: Any, before: Any, after: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoprog_diffusion.training.metrics import Metrics, StageSummary, fullest, saving
+from autoprog_diffusion.training.metrics import Metrics, StageSummary, full_stage, saving
 
 from .rows import metrics_of
 
@@ -45,15 +45,21 @@ def test_searches_and_stages_are_told_apart() -> None:
     found = metrics_of(*rows).summaries()
     assert [(row.stage, row.searching, row.steps, row.blocks) for row in found] == [
         (0, True, 2, 2.5), (0, False, 2, 2.5), (1, False, 4, 4.0)]  # fmt: skip
-    assert fullest(found) is found[2]
+    assert full_stage(found, 4) is found[2]
     # 8 steps at the last stage's cost, against what was spent, the search included.
-    assert saving(found) == pytest.approx({"time": 0.16 / 0.16, "flops": 3200 / 2000})
+    assert saving(found, 4) == pytest.approx({"time": 0.16 / 0.16, "flops": 3200 / 2000})
 
 
 def test_saving_by_hand() -> None:
     rows = [summary(30, 1.0, 100), summary(10, 4.0, 300)]
-    assert saving(rows) == {"time": 40 * 4 / (30 + 40), "flops": 40 * 300 / (3000 + 3000)}
-    assert saving(rows[1:]) == {"time": 1.0, "flops": 1.0}
+    assert saving(rows, 1) == {"time": 40 * 4 / (30 + 40), "flops": 40 * 300 / (3000 + 3000)}
+    assert saving(rows[1:], 1) == {"time": 1.0, "flops": 1.0}
+
+
+def test_a_run_that_never_trains_all_blocks_is_compared_with_nothing() -> None:
+    rows = [summary(30, 1.0, 100), summary(10, 4.0, 300)]
+    assert full_stage(rows, 2) is None
+    assert saving(rows, 2) == {"time": None, "flops": None}
 
 
 def test_a_stage_of_one_step_has_no_time() -> None:
@@ -61,8 +67,8 @@ def test_a_stage_of_one_step_has_no_time() -> None:
     rows = [{"seconds": 9.0}, *[{"stage": 1, "seconds": seconds} for seconds in (9.0, 2.0)]]
     one, two = metrics_of(*rows).summaries()
     assert (one.step_seconds, two.step_seconds) == (None, 2.0)
-    assert saving([one, two]) == {"time": 2.0 * 3 / 20, "flops": 1.0}
-    assert saving([one]) == {"time": None, "flops": 1.0}
+    assert saving([one, two], 2) == {"time": 2.0 * 3 / 20, "flops": 1.0}
+    assert saving([one], 2) == {"time": None, "flops": 1.0}
 
 
 def test_reloaded_metrics_go_on_where_they_were() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, GrowthScheduler
+from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, GrowthScheduler, Stage
 from autoprog_diffusion.training.measure import counted_flops, peak_memory
 from autoprog_diffusion.training.metrics import Metrics
 from autoprog_diffusion.training.report import draw_timeline, print_decision, print_summary, write_report
@@ -121,9 +121,25 @@ def test_a_decision_is_printed_with_its_choice(candidates: list[dict], capsys: p
 
 
 def test_a_run_whose_stages_have_one_step_reports_flops_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    print_summary(metrics_of({"flops": 300}, {"stage": 1, "blocks": 1}), 4, SECONDS)
+    print_summary(metrics_of({"flops": 300}, {"stage": 1, "blocks": 1}), 2, SECONDS)
     text = capsys.readouterr().out
     assert "\n33% fewer FLOPs than as many steps of full training (stage 1).\n" in text
+
+
+def test_windows_are_compared_with_nothing_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = metrics_of({}, {}, {"stage": 1}, {"stage": 1})
+    print_summary(metrics, 4, SECONDS)
+    text = capsys.readouterr().out
+    assert [row[7:9] for row in lines(text)] == [["-", "-"]] * 2
+    assert "no stage trains all blocks: what full training would have cost was not measured." in text
+    heights = []
+    for blocks in ((0, 1), (2, 3)):
+        plan = GrowthPlan(4, 4, (Stage(0, (0, 1)), Stage(2, blocks)))
+        draw_timeline(tmp_path / "timeline.png", metrics, plan)
+        assert is_drawn(tmp_path / "timeline.png")
+        with Image.open(tmp_path / "timeline.png") as picture:
+            heights.append(picture.height)
+    assert heights[0] < heights[1]  # a panel of the blocks
 
 
 def test_a_run_of_one_step_is_drawn_with_and_without_validations(tmp_path: Path) -> None:

@@ -136,6 +136,19 @@ def test_freezing_block_after_block_resumes_bit_for_bit(new_trainer: NewRun) -> 
         assert same(averages(whole), averages(resumed)), step
 
 
+def test_windows_of_blocks_resume_bit_for_bit(new_trainer: NewRun) -> None:
+    flags = ("--search", "none", "--direction", "window", "--num_stages", "6", "--sweeps", "2")
+    flags += ("--window_state", "park")
+    whole = new_trainer(*flags)
+    assert [stage.blocks for stage in whole.growth.plan.stages] == [(0, 1), (2, 3), (4, 5)] * 2
+    whole.train()
+    for step in (6, 9):  # where the second sweep begins, and inside a stage of it
+        resumed = new_trainer(*flags, "--resume_from_checkpoint", f"checkpoint-{step}")
+        resumed.train()
+        assert same(weights(whole), weights(resumed)), step
+        assert same(averages(whole), averages(resumed)), step
+
+
 def test_a_resumed_run_ends_bit_identical(new_trainer: NewRun) -> None:
     """From the middle of the recording, at a search, and inside a stage."""
     whole = new_trainer()
