@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -106,6 +107,11 @@ class DiffusionTrainer(Trainer):
         checkpoint = find_checkpoint(self.root, args.output.resume_from_checkpoint)
         plan = plan_for(plan, self.max_steps, checkpoint)
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
+        self._backward_step = None
+        if train.step_in_backward:
+            norm = train.max_grad_norm
+            self._backward_step = growth.step_in_backward(self.optimizer, max_norm=norm)
+            accelerator.print(f"Blocks step inside the backward pass: the gradient of each is clipped to norm {norm}.")
         self._check_resolutions()
         accelerator.register_for_checkpointing(self.metrics)
         if self.ema is not None:
@@ -133,6 +139,12 @@ class DiffusionTrainer(Trainer):
     def validate(self) -> None:
         if self.pictures is not None:
             self.pictures.save_step(self.step)
+
+    def clip(self) -> Tensor | None:
+        return super().clip() if self._backward_step is None else self._backward_step.clip()
+
+    def not_training(self) -> AbstractContextManager[Any]:
+        return super().not_training() if self._backward_step is None else self._backward_step.paused()
 
     def resume(self, wanted: str) -> bool:
         found = super().resume(wanted)

@@ -22,6 +22,7 @@ from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.data.report import DAMAGED, DataReport
 from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
+from autoprog_diffusion.growth.backward_step import check_backward_step
 
 from .arguments import autoprog_zero, growth_config, take_flag
 from .build import make_accelerator, make_latents, make_loader
@@ -152,6 +153,8 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         check_optimizer(train, accelerator.device, accelerator.mixed_precision)
         self.pipeline = pipeline = self.load(args)
         denoiser = self.denoiser(pipeline)
+        if train.step_in_backward:
+            check_backward_step(denoiser, accelerator)
         multiple = self.multiple(pipeline)
         resolution = args.data.resolution or self.resolution(pipeline)
         check_resolution(resolution, self.drawn_multiple(pipeline))

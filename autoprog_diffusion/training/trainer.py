@@ -8,6 +8,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,10 @@ class Trainer(ABC):
     @abstractmethod
     def validate(self) -> object:
         """Look at the model in the middle of training, every `--validation_steps`."""
+
+    def not_training(self) -> AbstractContextManager[Any]:
+        """Let a backward pass inside a `with` block move nothing."""
+        return nullcontext()
 
     def finish(self) -> None:
         """Leave a plain model."""
@@ -269,7 +274,7 @@ class Trainer(ABC):
             self.optimizer,
             passes=self._passes(),
             loss=lambda: self.loss(self.model, next(self._batches)),
-            clip=self._clip,
+            clip=self.clip,
         )
         self.lr_scheduler.step()
         mean = self._agree(done.loss)
@@ -279,7 +284,7 @@ class Trainer(ABC):
             self._check_finite("gradient's norm", float(done.norm))
         return mean
 
-    def _clip(self) -> Tensor | None:
+    def clip(self) -> Tensor | None:
         """Clip the gradient to the largest norm, if there is one; returns the norm that it had."""
         if self._max_norm is None:
             return None
@@ -311,7 +316,8 @@ class Trainer(ABC):
         if self.network not in known:
             batch = next(self._batches)
             self._batches = itertools.chain([batch], self._batches)  # it trains in the step that follows
-            passes = counted_flops(lambda: self.loss(self.bare, batch).backward())
+            with self.not_training():
+                passes = counted_flops(lambda: self.loss(self.bare, batch).backward())
             known[self.network] = passes * self._accumulation
             for parameter in self.growth.parameters():
                 parameter.grad = None
