@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -40,18 +40,13 @@ class BackwardStep:
 
     Its gradients are then freed, so that those of one unit are alive at a time instead of all. The loop stays as it
     is: `optimizer.step()` moves what is left, units some of whose parameters got no gradient and parameters that are
-    in no unit. Without clipping the weights are those of the ordinary step, bit for bit. `GrowthScheduler` makes one
-    (`step_in_backward`), and lets it follow the stages.
-
-    Args:
-        optimizer: Bare, or wrapped by Accelerate. Its step for one parameter must not depend on another.
-        max_norm: Gradients are clipped to this norm unit by unit. The norm of all together, which an ordinary loop
-            clips to, is known only when the first unit has moved.
+    in no unit. Without clipping the weights are those of the ordinary step, bit for bit. Every `GrowthScheduler` has
+    one, lets it follow the stages, and begins with it in `step_in_backward`.
     """
 
-    def __init__(self, optimizer: Any, max_norm: float | None) -> None:
-        self._optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-        self._max_norm = max_norm
+    def __init__(self) -> None:
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._max_norm: float | None = None
         self._units: list[_Unit] = []
         self._others: list[nn.Parameter] = []
         self._norms: list[Tensor] = []
@@ -59,8 +54,27 @@ class BackwardStep:
         self._clipped = False  # whether what is left was clipped, since then
         self._paused = False
         self._stepping = False
-        self._handles: list[Any] = []
-        self._hook = self._optimizer.register_step_pre_hook(self._before_step)
+        self._handles = ExitStack()  # of the hooks on parameters
+        self._hooks = ExitStack()  # of the one on the optimizer
+
+    def begin(self, optimizer: Any, max_norm: float | None) -> None:
+        """Hook an optimizer.
+
+        Args:
+            optimizer: Bare, or wrapped by Accelerate. Its step for one parameter must not depend on another.
+            max_norm: Gradients are clipped to this norm unit by unit. The norm of all together, which an ordinary loop
+                clips to, is known only when the first unit has moved.
+        """
+        self.stop()
+        bare = getattr(optimizer, "optimizer", optimizer)
+        self._hooks.enter_context(bare.register_step_pre_hook(self._before_step))
+        self._optimizer = bare
+        self._max_norm = max_norm
+
+    @property
+    def active(self) -> bool:
+        """Whether an optimizer steps inside the backward pass."""
+        return self._optimizer is not None
 
     @property
     def norm(self) -> Tensor | None:
@@ -75,7 +89,10 @@ class BackwardStep:
         Args:
             groups: `name` and `params` of every unit.
         """
-        self._remove()
+        self._handles.close()
+        self._units.clear()
+        if self._optimizer is None:
+            return
         places = {}
         for place, group in enumerate(self._optimizer.param_groups):
             places.update(dict.fromkeys(group["params"], place))
@@ -86,7 +103,7 @@ class BackwardStep:
             for parameter in trains:
                 unit.parts.setdefault(places[parameter], []).append(parameter)
                 hook = partial(self._arrive, unit)
-                self._handles.append(parameter.register_post_accumulate_grad_hook(hook))
+                self._handles.enter_context(parameter.register_post_accumulate_grad_hook(hook))
             waited.update(trains)
             self._units.append(unit)
         self._others = [parameter for parameter in places if parameter not in waited]
@@ -114,14 +131,10 @@ class BackwardStep:
 
     def stop(self) -> None:
         """Take the hooks off: the optimizer is an ordinary one again."""
-        self._remove()
-        self._hook.remove()
-
-    def _remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._handles.close()
+        self._hooks.close()
         self._units.clear()
+        self._optimizer = None
 
     def _arrive(self, unit: _Unit, parameter: Any) -> None:
         """Hook on a parameter: its gradient of this backward pass is there, and complete."""
@@ -147,6 +160,7 @@ class BackwardStep:
 
     def _step(self, unit: _Unit) -> None:
         """Move a unit, and free its gradients."""
+        assert self._optimizer is not None
         self._clip(unit.parameters)
         self._stepping = True
         try:
@@ -190,16 +204,20 @@ def _only(optimizer: torch.optim.Optimizer, parts: dict[int, list[nn.Parameter]]
             group["params"] = parameters
 
 
-def check_backward_step(model: nn.Module, accelerator: Any) -> None:
+def check_backward_step(model: nn.Module, accelerator: Any, *, prepared: bool = True) -> None:
     """Refuse loops in which a gradient is not complete when autograd hands it out.
 
     Args:
         model: The bare model.
         accelerator: The loop's, if there is one.
+        prepared: Whether `growth.prepare` was called.
 
     Raises:
-        OrderError: Several processes, sharded parameters, a gradient scaler or accumulation; the message says why.
+        OrderError: Before `prepare`; or several processes, sharded parameters, a gradient scaler or accumulation; the
+            message says why.
     """
+    if not prepared:
+        raise OrderError("step_in_backward was called before growth.prepare: call it after.")
     if is_sharded(model):
         raise OrderError(
             "step_in_backward does not work on sharded parameters: FSDP2 reduces their gradients after autograd has "

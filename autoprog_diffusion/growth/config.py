@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .choices import Cost, Direction, EmbeddingInit, Objective, Order, Search, WindowState
+from .choices import Cost, Direction, EmbeddingInit, FrozenDtype, Objective, Order, Search, WindowState
 from .config_checks import check_direction, check_ranges, check_resolutions, check_windows, check_words
 from .errors import ConfigError
 from .values import JSON, Resolution, as_resolution, check_boundaries, check_fields, is_number, require
@@ -48,6 +48,9 @@ class GrowthConfig:
             (0, 1). `None` spaces them evenly.
         rewarm_steps: Optimizer steps over which the learning rate of newly opened blocks rises from 1/n of the
             schedule's to all of it; 0 for none. The optimizer is then built from `growth.parameter_groups()`.
+        frozen_dtype: Format that linear and convolution weights are held in while they are frozen; one that opens is
+            restored exactly. `bfloat16` changes nothing under bfloat16 autocast, bit for bit. `float8`, `int8` and
+            `nf4` (4 bits), by torchao, change what frozen blocks compute. `None` holds nothing small.
         sweeps: How often windows pass over the whole model; each sweep has num_stages / sweeps windows.
         window_share: Fraction of the blocks in a window, in (0, 1]. `None` cuts the model into num_stages / sweeps
             windows that share no block; a larger fraction makes them overlap.
@@ -83,6 +86,7 @@ class GrowthConfig:
     resolution_multiple: int = 8
     boundaries: tuple[float | int, ...] | None = None
     rewarm_steps: int = 0
+    frozen_dtype: FrozenDtype | None = None
     sweeps: int = 1
     window_share: float | None = None
     window_state: WindowState = "release"

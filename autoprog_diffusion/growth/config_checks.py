@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
-from .choices import Cost, Direction, EmbeddingInit, Objective, Order, Search, WindowState
+from .choices import Cost, Direction, EmbeddingInit, FrozenDtype, Objective, Order, Search, WindowState
 from .errors import ConfigError
 from .values import check_choices, check_increasing_resolutions, is_number, require
 
@@ -24,6 +24,8 @@ def check_words(config: GrowthConfig) -> None:
     check_choices(config, choices)
     if config.direction is not None:
         check_choices(config, {"direction": Direction})
+    if config.frozen_dtype is not None:
+        check_choices(config, {"frozen_dtype": FrozenDtype})
     orders = get_args(Order)
     some_known = bool(config.search_orders) and set(orders).issuperset(config.search_orders)
     require(config, "search_orders", some_known, f"name some of {orders}")

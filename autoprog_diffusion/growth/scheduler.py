@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from .resize import resize_images
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
 from .stage import StageApplier
 from .state import STATE_VERSION, StageRecord, State, fingerprint, record_stage
+from .storage.checks import check_storage
+from .storage.model import FrozenStorage
 from .units import only_growing
 from .watch.training import TrainingWatch
 
@@ -61,6 +63,7 @@ class GrowthScheduler(Progress):
     ) -> None:
         host.check_backend(accelerator, config, model)
         host.check_bare(model)
+        check_storage(config.frozen_dtype, accelerator, model)
         adapter = find_adapter(model, blocks)
         self.config = config
         self.layout = only_growing(model, adapter.layout(model))
@@ -72,8 +75,9 @@ class GrowthScheduler(Progress):
         # Accelerate's FSDP takes no optimizer with parameters outside of the model.
         if config.stage_embedding is not False and host.backend(accelerator) != "FSDP":
             self._embedding = adapter.stage_embedding(model, config)
-        self._applier = StageApplier(model, self.layout, self._embedding)
-        self._averages = EMAParameters(model, self.layout.names)
+        self._storage = FrozenStorage(model, self.layout, config.frozen_dtype)
+        self._applier = StageApplier(model, self.layout, self._embedding, self._storage)
+        self._averages = EMAParameters(model, self.layout.names, self._storage.exact)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._states = OptimizerStates(self.layout, config.window_state)
         self._search = SearchSession(config)
@@ -85,7 +89,7 @@ class GrowthScheduler(Progress):
         self._optimizers: list[Any] = []
         self._step = 0
         self._averages_checked = False
-        self._backward_step: BackwardStep | None = None
+        self._backward_step = BackwardStep()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The model's parameters, then the stage embedding's, to build the optimizer from."""
@@ -135,6 +139,7 @@ class GrowthScheduler(Progress):
         check_arguments(self.config, plan, loss_fn, batches)
         host.check_same_parameters(self._model, self._names)
         ddp = host.check_prepared(model, self._model, self._accelerator, search=self.config.search)
+        check_storage(self.config.frozen_dtype, self._accelerator, self._model)
         self._watch_optimizers(optimizer)
         plan = self._planner.prepare(plan, num_training_steps)
         self._states.check(plan, self._optimizers, self._accelerator, self._model)
@@ -144,7 +149,7 @@ class GrowthScheduler(Progress):
         self._applier.prepare(model, ddp)
         run = RunParts(self._model, model, self.layout, embedding=self._embedding, loss_fn=loss_fn, batches=batches)
         self._search.start(plan, self._accelerator, run)
-        if plan.freezes:
+        if self._averages_matter:
             self._averages.note()
         self._enter(0)
         if self._accelerator is not None:
@@ -170,40 +175,38 @@ class GrowthScheduler(Progress):
         self._watch.check(ends=stage != before or left == 1, over=left <= 0)
         self._step += 1
         # Not at the first step alone: an average may begin late.
-        if plan.freezes and (stage != before or not self._averages_checked):
+        if self._averages_matter and (stage != before or not self._averages_checked):
             self._averages.check()
             self._averages_checked = True
         if self._embedding is not None:
             self._embedding.update_average(self._step)
         if stage != before:
             self._applier.leave()
+            if self.config.search != "none":
+                # It looks at the gradients of all blocks.
+                self._storage.restore()
             # A search replays backward passes, which must not train.
-            with nullcontext() if self._backward_step is None else self._backward_step.paused():
+            with self._backward_step.paused():
                 self._plan = self._search.decide(plan, stage)
             self._enter(stage)
         self._follow()
         if self._step == plan.num_training_steps:
             self._applier.check_ranks("at the end of training")
+            self._end_storage()
         return stage != before
 
     def step_in_backward(self, optimizer: Any, *, max_norm: float | None = None) -> BackwardStep:
-        """Let an optimizer step inside every backward pass from now on; call it after `prepare`.
-
-        A block moves as soon as its gradients are there, and frees them, so that those of one block are alive at a
-        time. The loop stays as it is, but for the clipping, which is by block: each to `max_norm`.
+        """Let an optimizer step inside every backward pass from now on: each block as soon as its gradients are there.
 
         Args:
-            optimizer: The one passed to `prepare`, or what `accelerator.prepare` returned for it.
-            max_norm: Norm that the gradient of each block is clipped to, or None.
+            optimizer: As in `prepare`, or as `accelerator.prepare` returned it.
+            max_norm: Norm that the gradient of each block alone is clipped to.
 
         Raises:
-            OrderError: `prepare` was not called; or there are several processes, sharded parameters, a gradient scaler
-                or gradient accumulation.
+            OrderError: Before `prepare`, or a loop that it cannot serve (see `growth.backward_step`).
         """
-        if self._plan is None:
-            raise OrderError("step_in_backward was called before growth.prepare: call it after.")
-        check_backward_step(self._model, self._accelerator)
-        self._backward_step = BackwardStep(optimizer, max_norm)
+        check_backward_step(self._model, self._accelerator, prepared=self._plan is not None)
+        self._backward_step.begin(optimizer, max_norm)
         self._backward_step.enter(self.parameter_groups())
         return self._backward_step
 
@@ -230,8 +233,7 @@ class GrowthScheduler(Progress):
         self._applier.finish()
         self._rewarmup.stop()
         self._search.stop()
-        if self._backward_step is not None:
-            self._backward_step.stop()
+        self._backward_step.stop()
         self._wrapped = None
 
     @contextmanager
@@ -296,7 +298,7 @@ class GrowthScheduler(Progress):
         self._states.load_state_dict(state_dict.get("parked", {}))
         self._search.load(state_dict)
         self._applier.load_embedding(state_dict)
-        if self.plan.freezes:
+        if self._averages_matter:
             self._averages.note()
         self._enter(self.stage, fresh=False)
         self.history = [StageRecord.from_dict(record) for record in state_dict["history"]]
@@ -310,10 +312,23 @@ class GrowthScheduler(Progress):
         self._applier.enter(stage, self.plan.stages[stage].blocks, fresh=fresh)
         self._states.open(self._optimizers, growing)
         self._watch.enter([self.layout.blocks[index] for index in self.plan.stages[stage].blocks], fresh=fresh)
-        if self._backward_step is not None:
-            self._backward_step.enter(self.parameter_groups())
+        self._backward_step.enter(self.parameter_groups())
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
+
+    @property
+    def _averages_matter(self) -> bool:
+        """Whether an average could take something else for a frozen weight than its own average."""
+        return self.plan.freezes or self.config.frozen_dtype is not None
+
+    def _end_storage(self) -> None:
+        """Give back exact weights, for averages to be copied over and models to be saved.
+
+        They stay in CPU memory: the device may have no room for all of them.
+        """
+        if self.config.frozen_dtype is not None:
+            self._storage.restore(torch.device("cpu"))
+            self._watch.accept()
 
     def _follow(self) -> None:
         """Tell re-warm-up and search that `_step` optimizer steps are done."""
@@ -323,6 +338,7 @@ class GrowthScheduler(Progress):
     def _watch_optimizers(self, optimizer: Any) -> None:
         """Check the optimizers known by now, and let the re-warm-up hook them."""
         self._optimizers = host.known_optimizers(optimizer, self._accelerator)
+        self._storage.prepare(self._optimizers)
         host.check_optimizers(self._optimizers, self._applier.growing().items())
         if self._optimizers or self._accelerator is None:
             # Sharding puts other parameters in place, so names are looked up now.

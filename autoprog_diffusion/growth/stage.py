@@ -17,6 +17,7 @@ from .backends.ddp import rebuild_reducer
 from .backends.ranks import average_gradient, check_ranks_equal, world_size
 from .frozen_front import FrozenFront
 from .state import NamedTensors, State
+from .storage.model import FrozenStorage
 from .taken import check_free, release, take
 from .units import Layout, set_trainable, trainable_names, trainable_now
 
@@ -31,13 +32,17 @@ class StageApplier:
         model: The bare model.
         layout: Its units.
         embedding: Its stage embedding, if it has one.
+        storage: What holds its frozen weights small.
 
     Raises:
         OrderError: The model is being grown already.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, embedding: StageEmbeddingLike | None) -> None:
+    def __init__(
+        self, model: nn.Module, layout: Layout, embedding: StageEmbeddingLike | None, storage: FrozenStorage
+    ) -> None:
         check_free(model)
+        self._storage = storage
         self._model = model
         self._wrapped = model
         self._layout = layout
@@ -69,6 +74,7 @@ class StageApplier:
         self.check_ranks(f"on entering stage {stage}")
         self.leave()
         set_trainable(self._model, trainable_names(self._layout, blocks))
+        self._storage.follow()
         fsdp2.follow_trainable(self._wrapped)
         self.front.set(self._model, self._layout, blocks)
         if self._embedding is not None:
@@ -90,6 +96,7 @@ class StageApplier:
     def finish(self) -> None:
         """Fold the stage embedding away, and let everything train that did before growth; without communication."""
         self.leave()
+        self._storage.restore()
         self.reshard()
         if self._embedding is not None:
             self._embedding.fold(self._model)
@@ -136,12 +143,15 @@ class StageApplier:
             fsdp2.check_optimizer_state(optimizers, self.growing().items(), self._layout, trained)
 
     def check_ranks(self, when: str) -> None:
-        """Raise `SyncError` where two ranks differ in a tensor that both hold whole."""
+        """Raise `SyncError` where two ranks differ in a tensor, or a shard of one, that both hold."""
         self.reshard()
         named = self.named()
         replicated = {name: named[name] for name in named if not fsdp2.is_sharded_tensor(named[name])}
         if replicated:
             check_ranks_equal(replicated.items(), when)
+        shards = fsdp2.shards_with_replicas(named.items())
+        if shards:
+            check_ranks_equal(shards.items(), when, fsdp2.place_in_mesh(named[next(iter(shards))]))
 
     def groups(self) -> list[dict[str, Any]]:
         """One optimizer group per unit, of the parameters that train in some stage."""

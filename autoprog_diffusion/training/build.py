@@ -22,6 +22,7 @@ from autoprog_diffusion.growth import ConfigError
 from .arguments import OutputArguments
 from .ends import keeping_workers_alive
 from .recipe_arguments import Arguments, DataArguments
+from .sharded import shard_on_cpu
 
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def make_accelerator(
 def _accelerator(
     output: OutputArguments, folder: Path, accumulation: int, mixed_precision: str | None, *, seed: int
 ) -> Accelerator:
+    shard_on_cpu(mixed_precision)
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         # The trainer says how many batches every optimizer step takes.

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -19,6 +20,8 @@ from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.errors import GrowthError, StateError
 
 from .manifest import MARKER, check_files, is_intact, sealed
+from .sharded import is_sharding
+from .sharded_state import holds_shards, models_apart
 
 
 if TYPE_CHECKING:
@@ -48,7 +51,8 @@ def save_checkpoint(accelerator: Accelerator, root: Path, step: int, limit: int 
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
+    with models_apart(accelerator):
+        accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _complete(temporary, final, step)
@@ -73,20 +77,30 @@ def write_checkpoint(accelerator: Accelerator, root: Path, step: int, limit: int
         ) from error
 
 
-def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
+def load_checkpoint(accelerator: Accelerator, path: Path) -> int:
     """Load a complete checkpoint into all that is prepared and registered.
+
+    Returns:
+        The number of processes that wrote it: another one is allowed where the model is sharded.
 
     Raises:
         StateError: It is damaged, or does not fit what is there; the message says where the two part.
     """
     states = len(list(path.glob("random_states_*.pkl")))
-    if states != accelerator.num_processes:
+    if holds_shards(path) != is_sharding(accelerator):
+        before, now = ("FSDP", "none") if holds_shards(path) else ("no FSDP", "FSDP")
+        raise StateError(
+            f"{path} was written with {before}, this run has {now}: resume with the configuration of Accelerate that "
+            "the run began with."
+        )
+    if states != accelerator.num_processes and not is_sharding(accelerator):
         raise StateError(
             f"{path} was written by {states} processes, this run has {accelerator.num_processes}: resume with as many."
         )
     check_files(path, accelerator)
     try:
-        accelerator.load_state(str(path))
+        with models_apart(accelerator):
+            accelerator.load_state(str(path))
     except GrowthError:
         raise
     except Exception as error:  # torch, safetensors and Accelerate each have their own
@@ -96,6 +110,14 @@ def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
             f"{path} does not fit this run: {reason}. Resume with the model and the flags that it was written with "
             "(run.json holds them)."
         ) from error
+    if states != accelerator.num_processes:
+        logger.warning(
+            "resumed on %d processes (was %d): the noise is drawn anew, and batches are dealt out in another way.",
+            accelerator.num_processes,
+            states,
+        )
+        set_seed(checkpoint_step(path), device_specific=True)
+    return states
 
 
 def keep_only(accelerator: Accelerator, model: nn.Module, names: Sequence[str]) -> None:

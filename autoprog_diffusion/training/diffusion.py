@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -14,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
+from autoprog_diffusion.growth.backends.fsdp2 import reshard
 from autoprog_diffusion.growth.resize import stage_size
 
 from .checkpoints import find_checkpoint, keep_only
@@ -21,8 +21,11 @@ from .given_plan import plan_for
 from .optimizers import make_optimizer
 from .recipe_arguments import Arguments
 from .samples import Pictures
+from .sharded import is_sharding, name_blocks
+from .sharded_state import AverageSettings, ShardedState, local_parameters, parameters_now
 from .trained_dtype import store_in_float32
 from .trainer import Trainer
+from .whole import Whole
 
 
 if TYPE_CHECKING:
@@ -91,31 +94,34 @@ class DiffusionTrainer(Trainer):
         self._given = args.given
         self._rows: Any = loader.dataset
         # Taken now: growth freezes parameters, but what does not train from the start never will.
-        trained = {name: value for name, value in denoiser.named_parameters() if value.requires_grad}
-        self._trained = list(trained.values())
+        trained = [name for name, value in denoiser.named_parameters() if value.requires_grad]
         self._complete = len(trained) == len(list(denoiser.parameters()))
-        if not self._complete:
-            keep_only(accelerator, denoiser, list(trained))
-        self.ema = self._make_ema()
+        self.together = is_sharding(accelerator)
+        self._whole = Whole(denoiser) if self.together else None
+        if self.together:
+            name_blocks(accelerator, denoiser)
+        elif not self._complete:
+            keep_only(accelerator, denoiser, trained)
         self.epoch_batches = max(1, len(loader) // accelerator.num_processes)
         self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
         self.check_lengths("lr_warmup_steps", self._warmup_steps, args.given)
         images = train.train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
-        optimizer = make_optimizer(growth.parameters(), train, images)
+        grouped = growth.config.rewarm_steps > 0
+        parameters = growth.parameter_groups() if grouped else growth.parameters()
+        optimizer = make_optimizer(parameters, train, images)
         prepared = accelerator.prepare(denoiser, optimizer, loader, self._make_schedule(optimizer))
         self.model, self.optimizer, self._loader, self.lr_scheduler = prepared
+        self._trained = list(parameters_now(denoiser, trained).values())
+        self.ema = self._make_ema()
         checkpoint = find_checkpoint(self.root, args.output.resume_from_checkpoint)
         plan = plan_for(plan, self.max_steps, checkpoint)
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
-        self._backward_step = None
         if train.step_in_backward:
             norm = train.max_grad_norm
-            self._backward_step = growth.step_in_backward(self.optimizer, max_norm=norm)
+            self.backward_step = growth.step_in_backward(self.optimizer, max_norm=norm)
             accelerator.print(f"Blocks step inside the backward pass: the gradient of each is clipped to norm {norm}.")
         self._check_resolutions()
-        accelerator.register_for_checkpointing(self.metrics)
-        if self.ema is not None:
-            accelerator.register_for_checkpointing(self.ema)
+        self._register(trained)
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return self.task.loss(model, batch)
@@ -134,17 +140,12 @@ class DiffusionTrainer(Trainer):
 
     def average(self) -> None:
         if self.ema is not None:
-            self.ema.step(self.growth.ema_parameters(self._trained))
+            self.ema.step(local_parameters(self.growth.ema_parameters(self._trained)))
 
     def validate(self) -> None:
         if self.pictures is not None:
             self.pictures.save_step(self.step)
-
-    def clip(self) -> Tensor | None:
-        return super().clip() if self._backward_step is None else self._backward_step.clip()
-
-    def not_training(self) -> AbstractContextManager[Any]:
-        return super().not_training() if self._backward_step is None else self._backward_step.paused()
+        reshard(self.bare)
 
     def resume(self, wanted: str) -> bool:
         found = super().resume(wanted)
@@ -155,18 +156,28 @@ class DiffusionTrainer(Trainer):
 
     def finish(self) -> None:
         """Put the averaged weights in place, if there are any, and fold the stage embedding into them, in float32."""
+        reshard(self.bare)
         if self._train.trained_dtype == "bfloat16":
             # Before the average, which is float32, and would be rounded.
             store_in_float32(self._trained)
         if self.ema is not None:
-            self.ema.copy_to(self._trained)
+            self.ema.copy_to(local_parameters(self._trained))
         embedded = self.growth.state_dict()["embedding"] is not None
         if embedded and (self.growth.config.stage_dropout or not self._complete):
             # A fold cannot express the null row, and LoRA's file holds no bias: the rows travel beside the weights.
             self.growth.save_stage_embedding(self._output.output_dir)
         super().finish()
-        if self.accelerator.num_processes > 1:
+        if self.together:
+            self.accelerator.print(f"{self.accelerator.num_processes} ranks end with their shards of one model.")
+        elif self.accelerator.num_processes > 1:
             self.accelerator.print(f"{self.accelerator.num_processes} ranks end with bit-identical weights.")
+
+    def plain_pipeline(self, pipeline: Any) -> Any:
+        """The pipeline as it is saved: with the whole model on the main process, where every process holds a part."""
+        if self._whole is None:
+            return pipeline
+        self._whole.fill(self.bare)
+        return self._whole.pipeline(pipeline, self.bare)
 
     @property
     def _warmup_steps(self) -> int:
@@ -191,6 +202,17 @@ class DiffusionTrainer(Trainer):
             num_training_steps=self.max_steps * scale,
         )
 
+    def _register(self, trained: Sequence[str]) -> None:
+        """Let checkpoints hold metrics and average, and of a sharded run all that is cut between the processes."""
+        accelerator = self.accelerator
+        accelerator.register_for_checkpointing(self.metrics)
+        if self.ema is not None:
+            accelerator.register_for_checkpointing(AverageSettings(self.ema) if self.together else self.ema)
+        if self.together:
+            # Accelerate's wrapper has no public name for the optimizer in it.
+            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+            ShardedState(self.bare, optimizer, trained, self.ema).register(accelerator)
+
     def _ema_device(self) -> torch.device:
         return torch.device("cpu") if self._train.offload_ema else self.accelerator.device
 
@@ -198,7 +220,7 @@ class DiffusionTrainer(Trainer):
         if not self._train.use_ema:
             return None
         # In float32 whatever trains: an average moves by less than bfloat16 can tell.
-        averaged: Any = [parameter.detach().float() for parameter in self._trained]
+        averaged: Any = [parameter.detach().float() for parameter in local_parameters(self._trained)]
         ema = EMAModel(averaged, decay=self._train.ema_decay, foreach=self._train.foreach_ema)
         ema.to(self._ema_device())
         if self._train.offload_ema and torch.cuda.is_available():

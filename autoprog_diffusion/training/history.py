@@ -90,13 +90,13 @@ def keep_in_checkpoints(accelerator: Accelerator, file: Path) -> None:
     accelerator.register_save_state_pre_hook(save)
 
 
-def check_same_run(starts: Sequence[JSON], args: Any, num_processes: int, where: Path) -> None:
+def check_same_run(starts: Sequence[JSON], args: Any, num_processes: int | None, where: Path) -> None:
     """Refuse to resume where something differs that must be equal; a run without known settings passes.
 
     Args:
         starts: The starts that led to the checkpoint.
         args: Today's arguments.
-        num_processes: Today's number of processes.
+        num_processes: Today's number of processes; None where another number is allowed.
         where: Folder of the earlier run, for the message.
 
     Raises:
@@ -116,7 +116,7 @@ def check_same_run(starts: Sequence[JSON], args: Any, num_processes: int, where:
     for name, (old, new) in changes(before, flat(settings_of(args)), "must be equal").items():
         differing.append(f"--{name} was {old!r}, now {new!r}")
     processes = earlier.get("num_processes", num_processes)
-    if processes != num_processes:
+    if num_processes is not None and processes != num_processes:
         differing.append(f"the number of processes was {processes}, now {num_processes}")
     if differing:
         raise StateError(

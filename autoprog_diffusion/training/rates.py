@@ -24,12 +24,17 @@ class Rates:
             settings = {name: value for name, value in group.items() if name not in ("params", "lr")}
             self._groups.append(settings)
 
-    def put_back(self) -> None:
+    def put_back(self, processes: int = 1, before: int = 1) -> None:
         """Give every group its settings again, and the rate that this start's schedule has at the loaded step.
 
         Under equal settings it changes no bit.
+
+        Args:
+            processes: How many this start has: Accelerate advances a schedule once per process and step.
+            before: How many wrote the checkpoint.
         """
         scheduler = self._scheduler
+        scheduler.last_epoch = scheduler.last_epoch * processes // before
         scheduler.base_lrs = list(self._base)
         rates = [base * factor(scheduler.last_epoch) for base, factor in zip(self._base, scheduler.lr_lambdas)]
         for group, settings, rate in zip(self._optimizer.param_groups, self._groups, rates):

@@ -34,6 +34,7 @@ from .real_images import real_rows
 from .recipe_arguments import Arguments, check_arguments
 from .run import Script
 from .samples import Pictures, Row
+from .sharded import check_sharding, is_sharding, sharded_growth
 from .trained_dtype import store_in_bfloat16
 
 
@@ -141,16 +142,19 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         train = args.train
         if train.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
-        return make_accelerator(
+        accelerator = make_accelerator(
             args.output,
             accumulation=train.gradient_accumulation_steps,
             mixed_precision=train.mixed_precision,
             seed=train.seed,
         )
+        check_sharding(accelerator, args)
+        return accelerator
 
     def get_ready(self, args: AnyArguments, accelerator: Accelerator) -> DiffusionTrainer:
         train = args.train
-        check_optimizer(train, accelerator.device, accelerator.mixed_precision)
+        precision = accelerator.mixed_precision
+        check_optimizer(train, accelerator.device, precision, sharded=is_sharding(accelerator))
         self.pipeline = pipeline = self.load(args)
         denoiser = self.denoiser(pipeline)
         if train.step_in_backward:
@@ -160,6 +164,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         check_resolution(resolution, self.drawn_multiple(pipeline))
         ema_decay = train.ema_decay if train.use_ema else None
         config, plan = growth_config(args.growth, multiple=multiple, ema_decay=ema_decay, seed=train.seed)
+        config = sharded_growth(config, args.given, accelerator)
         self.data_report = DataReport()
         data = self.data(args, pipeline, resolution, accelerator)
         data, damaged = usable_images(data, args.data.corrupt, accelerator)
@@ -184,13 +189,14 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         )
         trainer.identity = data_identity(data)
         trainer.data_report = self.data_report
-        if accelerator.is_main_process:
+        if accelerator.is_main_process or trainer.together:
             titles = self.titles(args, data)
             trainer.pictures = Pictures(
                 Path(args.output.output_dir),
                 titles,
                 draw=lambda: self.draw(pipeline, args, titles, resolution),
                 references=lambda: self.references(args, titles, resolution) or real_rows(data, titles, resolution),
+                writes=accelerator.is_main_process,
             )
         return trainer
 
@@ -200,7 +206,9 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
 
     def save(self, trainer: DiffusionTrainer, output: Path) -> None:
         assert trainer.pictures is not None
-        self.save_pipeline(self.pipeline, output)
+        pipeline = trainer.plain_pipeline(self.pipeline)
+        if trainer.accelerator.is_main_process:
+            self.save_pipeline(pipeline, output)
         trainer.pictures.save_before_after()
 
 

@@ -32,6 +32,7 @@ from .history import (
 )
 from .output import check_inputs, check_output_dir
 from .report import write_report
+from .sharded_state import holds_shards
 from .trainer import Trainer
 
 
@@ -74,11 +75,11 @@ class Script(ABC, Generic[Args, AnyTrainer]):
         """Everything before the first step: data, model, growth, trainer."""
 
     def before(self, trainer: AnyTrainer) -> None:
-        """Do on the main process what precedes the first step of a run that is not resumed."""
+        """Do what precedes the first step of a run that is not resumed; as `save`."""
 
     @abstractmethod
     def save(self, trainer: AnyTrainer, output: Path) -> None:
-        """Write the trained model, on the main process."""
+        """Write the trained model, on the main process; with `trainer.together` all call it, and one writes."""
 
 
 def main(script: Script[Any, Any], argv: Sequence[str], description: str | None = None) -> None:
@@ -142,6 +143,8 @@ def save_results(script: Script[Args, AnyTrainer], trainer: AnyTrainer, args: Ar
     trainer.finish()
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
+        if trainer.together:
+            script.save(trainer, output)
         return
     try:
         script.save(trainer, output)
@@ -176,7 +179,7 @@ def ready(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
     open_output(args, accelerator)
     trainer = script.get_ready(args, accelerator)
     begin(trainer, args)
-    if accelerator.is_main_process and trainer.step == 0:
+    if (accelerator.is_main_process or trainer.together) and trainer.step == 0:
         script.before(trainer)
     return trainer
 
@@ -203,7 +206,8 @@ def open_output(args: HasOutput, accelerator: Accelerator) -> None:
         check_output_dir(folder, resume=wanted is not None, overwrite=output.overwrite_output_dir)
         checkpoint = find_checkpoint(folder / "checkpoints", wanted, report=True)
         if checkpoint is not None:
-            check_same_run(starts_before(checkpoint), args, accelerator.num_processes, checkpoint.parents[1])
+            processes = None if holds_shards(checkpoint) else accelerator.num_processes
+            check_same_run(starts_before(checkpoint), args, processes, checkpoint.parents[1])
     accelerator.wait_for_everyone()
 
 

@@ -130,6 +130,7 @@ class Pictures:
         titles: Titles of the pictures.
         draw: Draws one picture per title with the model as it is.
         references: Rows of real pictures of the titles, each with its label.
+        writes: Whether this process writes what it draws; processes that share a sharded model all draw.
     """
 
     def __init__(
@@ -139,26 +140,34 @@ class Pictures:
         *,
         draw: Callable[[], list[Image.Image]],
         references: Callable[[], list[Row]],
+        writes: bool = True,
     ) -> None:
         self._folder = folder
         self._titles = titles
         self._draw = draw
         self._references = references
+        self._writes = writes
 
     def save_before(self) -> None:
         """Draw with the untrained model; kept as files, for the end of a run that is resumed."""
-        save_images(self._folder / "before", self._draw())
+        images = self._draw()
+        if self._writes:
+            save_images(self._folder / "before", images)
 
     def save_step(self, step: int) -> None:
         """Draw in the middle of training."""
         row = (f"step {step}", self._draw())
-        save_grid(self._folder / f"validation-{step}.png", self._titles, [row])
+        if self._writes:
+            save_grid(self._folder / f"validation-{step}.png", self._titles, [row])
 
     def save_before_after(self) -> None:
         """Set the pictures of before and after above rows of real ones."""
+        after = self._draw()
+        if not self._writes:
+            return
         old = load_images(self._folder / "before", len(self._titles))  # none where a resumed run has more titles
         rows = [("before", old)] if old else []
-        rows += [("after", self._draw()), *self._references()]
+        rows += [("after", after), *self._references()]
         save_grid(self._folder / "before_after.png", self._titles, rows)
 
 

@@ -8,7 +8,6 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from autoprog_diffusion.data.report import DataReport
+from autoprog_diffusion.growth.backward_step import BackwardStep
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.protocol import Growth
 
@@ -34,7 +34,7 @@ from .ends import Ends, Stopped
 from .flag_checks import check_warmup, short_epoch
 from .measure import counted_flops, peak_memory, synchronize
 from .metrics import Metrics
-from .optimizer_step import accumulated_step
+from .optimizer_step import accumulated_step, clip_gradient
 from .rates import Rates
 from .tracking import log_decision, log_step, show_step
 
@@ -69,6 +69,8 @@ class Trainer(ABC):
         root: Folder of the checkpoints.
         ends: What hears the signals that end the run early; it hears none by default.
         identity: Of the data, so that a resumed run notices other data.
+        backward_step: What moves blocks inside the backward pass, if anything does.
+        together: Whether all processes must take part in every forward pass, since each holds a part of the model.
     """
 
     lr_flag = "--learning_rate"
@@ -78,6 +80,7 @@ class Trainer(ABC):
     max_steps: int
     epoch_batches: int
     data_report: DataReport | None = None
+    together = False
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class Trainer(ABC):
         self.root = Path(output.output_dir) / "checkpoints"
         self.ends = Ends()
         self.identity: dict[str, Any] = {}
+        self.backward_step = BackwardStep()
         self._written: int | None = None
         self._asked = 0
         self._output = output
@@ -125,10 +129,6 @@ class Trainer(ABC):
     @abstractmethod
     def validate(self) -> object:
         """Look at the model in the middle of training, every `--validation_steps`."""
-
-    def not_training(self) -> AbstractContextManager[Any]:
-        """Let a backward pass inside a `with` block move nothing."""
-        return nullcontext()
 
     def finish(self) -> None:
         """Leave a plain model."""
@@ -189,8 +189,8 @@ class Trainer(ABC):
                 "or more, or resume an earlier checkpoint."
             )
         rates = Rates(self.optimizer, self.lr_scheduler)
-        load_checkpoint(self.accelerator, path)
-        rates.put_back()
+        before = load_checkpoint(self.accelerator, path)
+        rates.put_back(self.accelerator.num_processes, before)
         self.step = step
         self._written = step if path.parent == self.root else None
         return True
@@ -274,7 +274,7 @@ class Trainer(ABC):
             self.optimizer,
             passes=self._passes(),
             loss=lambda: self.loss(self.model, next(self._batches)),
-            clip=self.clip,
+            clip=self._clip,
         )
         self.lr_scheduler.step()
         mean = self._agree(done.loss)
@@ -284,11 +284,8 @@ class Trainer(ABC):
             self._check_finite("gradient's norm", float(done.norm))
         return mean
 
-    def clip(self) -> Tensor | None:
-        """Clip the gradient to the largest norm, if there is one; returns the norm that it had."""
-        if self._max_norm is None:
-            return None
-        return self.accelerator.clip_grad_norm_(self.growth.parameters(), self._max_norm)
+    def _clip(self) -> Tensor | None:
+        return clip_gradient(self.accelerator, self.growth.parameters(), self._max_norm, self.backward_step)
 
     def _passes(self) -> int:
         """Batches of the next optimizer step: fewer at the end of an epoch that the accumulation does not divide."""
@@ -316,7 +313,7 @@ class Trainer(ABC):
         if self.network not in known:
             batch = next(self._batches)
             self._batches = itertools.chain([batch], self._batches)  # it trains in the step that follows
-            with self.not_training():
+            with self.backward_step.paused():
                 passes = counted_flops(lambda: self.loss(self.bare, batch).backward())
             known[self.network] = passes * self._accumulation
             for parameter in self.growth.parameters():

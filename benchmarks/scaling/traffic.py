@@ -43,6 +43,7 @@ class Step:
         backward: FLOPs of the backward pass, of a batch of one.
         embedding: Trained numbers outside of the model (the stage embedding).
         buffers: Bytes of the model's buffers.
+        stay: Groups that stay gathered after their forward pass.
     """
 
     groups: dict[str, list[tuple[tuple[int, ...], bool]]]
@@ -51,6 +52,7 @@ class Step:
     backward: float
     embedding: int
     buffers: int
+    stay: tuple[str, ...] = ("",)
 
     def trained(self) -> int:
         """Numbers of the model that train."""
@@ -76,7 +78,7 @@ class Step:
     def gathered(self, ranks: int, width: int) -> tuple[list[int], list[int]]:
         """Bytes of every all-gather of FSDP2 in the forward and in the backward pass, at `width` bytes a number.
 
-        Every call gathers its group, except that the root stays gathered after the forward pass. In the backward pass
+        Every call gathers its group, except that those that `stay` need it once. In the backward pass
         a call also prefetches the one before it, whether or not that one will run.
         """
         size = {name: width * sum(padded(s, ranks) for s, _ in group) for name, group in self.groups.items()}
@@ -86,12 +88,21 @@ class Step:
                 before = [self.calls[index - 1][0]] if index else []
                 wanted.update(dict.fromkeys([*before, name]))
         forward = [size[name] for name, _ in self.calls]
-        return forward, [size[name] for name in wanted if name]
+        return forward, [size[name] for name in wanted if name not in self.stay]
 
     def scattered(self, ranks: int, width: int) -> list[int]:
         """Bytes of every reduce-scatter of FSDP2."""
         sums = [sum(padded(s, ranks) for s, trains in group if trains) for group in self.groups.values()]
         return [width * count for count in sums if count]
+
+    def reduced_by_hsdp(self, shards: int, width: int) -> list[int]:
+        """Bytes of every all-reduce of HSDP over the replicas: of the shard that a reduce-scatter has left."""
+        return [size // shards for size in self.scattered(shards, width)]
+
+    def sent_by_hsdp(self, shards: int, replicas: int, width: int) -> float:
+        """Bytes that every rank sends where `shards` ranks cut a model between them, one of several replicas."""
+        between = sum(self.reduced_by_hsdp(shards, width))
+        return self.sent_by_fsdp(shards, width) + 2 * (replicas - 1) / replicas * between
 
     def state(self, ranks: int = 1) -> int:
         """Bytes of weights, gradients and Adam state on one rank, in float32; sharded over `ranks`."""
@@ -136,8 +147,8 @@ def record(
 
 
 def cut_groups(model: nn.Module, wrap: tuple[str, ...]) -> dict[str, list[nn.Parameter]]:
-    """Per wrapped module, and "" for the rest, the parameters that `fully_shard` puts into one group."""
-    wrapped = [name for name, module in model.named_modules() if type(module).__name__ in wrap]
+    """Per module that is wrapped by class or name, and "" for the rest, what `fully_shard` puts into one group."""
+    wrapped = [name for name, module in model.named_modules() if {name, type(module).__name__} & set(wrap)]
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in ["", *wrapped]}
     for name, parameter in model.named_parameters():
         owner = max((group for group in wrapped if name.startswith(group + ".")), key=len, default="")

@@ -24,6 +24,21 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded_tensor(tensor) else tensor  # type: ignore[operator]
 
 
+def shards_with_replicas(named: Iterable[tuple[str, Any]]) -> dict[str, Tensor]:
+    """This rank's parts of those tensors that other ranks hold as well (HSDP: shards in a node, replicas across)."""
+    return {
+        name: local_part(tensor)
+        for name, tensor in named
+        if is_sharded_tensor(tensor) and any(placement.is_replicate() for placement in tensor.placements)
+    }
+
+
+def place_in_mesh(tensor: Any) -> tuple[int, ...]:
+    """Which part of a sharded tensor this rank holds: its coordinates along the dimensions that shard."""
+    coordinates = zip(tensor.device_mesh.get_coordinate(), tensor.placements)
+    return tuple(index for index, placement in coordinates if not placement.is_replicate())
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether `fully_shard` has spread the model's parameters over the ranks."""
     return bool(_groups(model)) or any(is_sharded_tensor(parameter) for parameter in model.parameters())

@@ -90,8 +90,13 @@ def checksums(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack(sums).cpu()
 
 
-def check_ranks_equal(named: Iterable[tuple[str, Tensor]], when: str) -> None:
+def check_ranks_equal(named: Iterable[tuple[str, Tensor]], when: str, part: tuple[int, ...] = ()) -> None:
     """Compare tensors over ranks by checksum; one gather of 8 bytes a tensor.
+
+    Args:
+        named: What this rank holds.
+        when: For the message.
+        part: Which part of the tensors that is, where they are sharded: ranks with the same part are compared.
 
     Raises:
         SyncError: On every rank, where two ranks differ; the message names the first tensors that do.
@@ -99,8 +104,13 @@ def check_ranks_equal(named: Iterable[tuple[str, Tensor]], when: str) -> None:
     if world_size() == 1:
         return
     tensors = dict(named)
-    gathered = gather_object(checksums(tensors.values()).tolist())
-    wrong = [name for name, of_ranks in zip(tensors, zip(*gathered)) if len(set(of_ranks)) > 1]
+    gathered: dict[tuple[int, ...], list[list[int]]] = {}
+    for place, sums in gather_object((part, checksums(tensors.values()).tolist())):
+        gathered.setdefault(place, []).append(sums)
+    wrong = []
+    for index, name in enumerate(tensors):
+        if any(len({sums[index] for sums in alike}) > 1 for alike in gathered.values()):
+            wrong.append(name)
     if wrong:
         raise SyncError(
             f"ranks differ {when} in {len(wrong)} of {len(tensors)} tensors, first {wrong[:5]}: a gradient was not "

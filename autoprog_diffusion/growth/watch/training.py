@@ -139,6 +139,12 @@ class TrainingWatch:
             self._check_types()
             self._check_frozen()
 
+    def accept(self) -> None:
+        """Take types and frozen weights as they are now: growth itself has changed them."""
+        self._flags.note()
+        if self._sampled:
+            self._sample()
+
     def stop(self, step: int, num_training_steps: int) -> None:
         """Listen no more; training ended after `step` calls of `growth.step`.
 
