@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .adapter import StageEmbeddingLike, find_adapter
 from .backends import accelerate as host
@@ -21,7 +20,7 @@ from .optimizer_state import OptimizerStates
 from .plan import GrowthPlan
 from .planning import Planner
 from .progress import Progress
-from .resize import resize_images
+from .recomputation import Recomputation
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
 from .stage import StageApplier
 from .state import STATE_VERSION, StageRecord, State, fingerprint, record_stage
@@ -77,6 +76,7 @@ class GrowthScheduler(Progress):
             self._embedding = adapter.stage_embedding(model, config)
         self._storage = FrozenStorage(model, self.layout, config.frozen_dtype)
         self._applier = StageApplier(model, self.layout, self._embedding, self._storage)
+        self._recomputation = Recomputation(model, self.layout, adapter, config)
         self._averages = EMAParameters(model, self.layout.names, self._storage.exact)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._states = OptimizerStates(self.layout, config.window_state)
@@ -147,6 +147,7 @@ class GrowthScheduler(Progress):
         self._wrapped = model
         self._plan = plan
         self._applier.prepare(model, ddp)
+        self._recomputation.prepare(model, self._optimizers, self._accelerator)
         run = RunParts(self._model, model, self.layout, embedding=self._embedding, loss_fn=loss_fn, batches=batches)
         self._search.start(plan, self._accelerator, run)
         if self._averages_matter:
@@ -182,6 +183,7 @@ class GrowthScheduler(Progress):
             self._embedding.update_average(self._step)
         if stage != before:
             self._applier.leave()
+            self._recomputation.leave()
             if self.config.search != "none":
                 # It looks at the gradients of all blocks.
                 self._storage.restore()
@@ -210,14 +212,6 @@ class GrowthScheduler(Progress):
         self._backward_step.enter(self.parameter_groups())
         return self._backward_step
 
-    def resize(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) images -> the same at the current stage's resolution, by area averaging.
-
-        Raises:
-            ConfigError: The resolution does not divide by `config.resolution_multiple`.
-        """
-        return resize_images(images, self.resolution, self.config.resolution_multiple)
-
     def fold(self, model: nn.Module) -> None:
         """Write the stage embedding into the model's weights, remove every hook and restore `requires_grad`.
 
@@ -231,6 +225,7 @@ class GrowthScheduler(Progress):
         host.check_foldable(model, self._model, self._wrapped is not None)
         self._watch.stop(self._step, self.plan.num_training_steps)
         self._applier.finish()
+        self._recomputation.stop()
         self._rewarmup.stop()
         self._search.stop()
         self._backward_step.stop()
@@ -242,19 +237,6 @@ class GrowthScheduler(Progress):
         host.check_foldable(model, self._model, self._wrapped is not None)
         with self._applier.folded():
             yield
-
-    def save_stage_embedding(self, folder: str | Path) -> None:
-        """Write `stage_embedding.safetensors` beside a checkpoint; `adapters.use_stage_embedding` samples with it.
-
-        For what `fold` cannot express: LoRA, whose checkpoint holds no bias of the base model, and the null row of
-        `stage_dropout`. Every process may call it; the first one writes.
-
-        Raises:
-            OrderError: The run has no stage embedding.
-        """
-        if self._embedding is None:
-            raise OrderError("this run has no stage embedding to save: set GrowthConfig(stage_embedding=True).")
-        self._embedding.save(folder)
 
     def state_dict(self) -> State:
         """Step, plan, stage embedding, history and parked optimizer state; all else is derived from them on load."""
@@ -306,12 +288,14 @@ class GrowthScheduler(Progress):
 
     def _enter(self, stage: int, *, fresh: bool = True) -> None:
         """Apply a stage to model and optimizers; a fresh one, rather than a loaded one, goes into the history."""
+        blocks = self.plan.stages[stage].blocks
         growing = self._applier.growing()
         # What closes makes room first.
         self._states.close(self.plan, stage, self._optimizers, growing)
-        self._applier.enter(stage, self.plan.stages[stage].blocks, fresh=fresh)
+        self._applier.enter(stage, blocks, fresh=fresh)
         self._states.open(self._optimizers, growing)
-        self._watch.enter([self.layout.blocks[index] for index in self.plan.stages[stage].blocks], fresh=fresh)
+        self._recomputation.enter(blocks, watch=self._watch)
+        self._watch.enter([self.layout.blocks[index] for index in blocks], fresh=fresh)
         self._backward_step.enter(self.parameter_groups())
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
@@ -331,8 +315,9 @@ class GrowthScheduler(Progress):
             self._watch.accept()
 
     def _follow(self) -> None:
-        """Tell re-warm-up and search that `_step` optimizer steps are done."""
+        """Tell re-warm-up, recomputation and search that `_step` optimizer steps are done."""
         self._rewarmup.follow(self.history, self._step)
+        self._recomputation.follow(self.history, self._optimizers, self._applier.named().values(), self._watch)
         self._search.observe(self.plan, self._step)
 
     def _watch_optimizers(self, optimizer: Any) -> None:
