@@ -185,10 +185,13 @@ def check_weights(name: str, pipeline: Any) -> None:
 
 def stored_dtype(module: Any) -> torch.dtype:
     """The type that the files of a part of a pipeline hold its weights in; float32 where they hold several."""
-    folder = Path(str(getattr(module.config, "_name_or_path", "") or "?"))
-    kinds = {kind for file in _weight_files(folder) for kind in _tensor_types(file)}
-    known = kinds & HALF_TYPES.keys()
-    return HALF_TYPES[known.pop()] if len(kinds) == len(known) == 1 else torch.float32
+    name = getattr(module.config, "_name_or_path", None) or "?"
+    kinds: set[str] = set()
+    for file in _weight_files(Path(str(name))):
+        kinds |= _tensor_types(file)
+    if len(kinds) != 1:
+        return torch.float32
+    return HALF_TYPES.get(kinds.pop(), torch.float32)
 
 
 def _tensor_types(file: Path) -> set[str]:
