@@ -16,6 +16,9 @@ from .compute import CONVOLUTIONS, FromPacked, apply
 from .formats import dequantise, fits, quantise, size_in_bytes
 
 
+SIZES = {"bfloat16": 2}  # bytes of a number in a format; of the others at most one
+
+
 def can_be_stored(module: nn.Module, dtype: FrozenDtype) -> bool:
     """Whether a module is a layer of torch's own that runs as torch wrote it, with a weight that is not small yet."""
     if type(module) not in (nn.Linear, *CONVOLUTIONS):
@@ -23,7 +26,7 @@ def can_be_stored(module: nn.Module, dtype: FrozenDtype) -> bool:
     layer: Any = module
     plain = getattr(layer, "padding_mode", "zeros") == "zeros" and not isinstance(getattr(layer, "padding", 0), str)
     changed = "forward" in vars(module)  # by a library that moves weights to the device when they are needed
-    large = layer.weight.is_floating_point() and layer.weight.element_size() > 2
+    large = layer.weight.is_floating_point() and layer.weight.element_size() > SIZES.get(dtype, 1)
     return plain and not changed and large and fits(layer.weight, dtype)
 
 
