@@ -33,7 +33,6 @@ class GrowthArguments(GrowthConfig):
     """Train a stage embedding and fold it away at the end."""
     ema_decay: Derived[float | None] = None
     resolution_multiple: Derived[int] = 1
-    rewarm_steps: Derived[int] = 0
     search_candidates: Derived[tuple[tuple[int, ...], ...] | None] = None
     search_seed: Derived[int] = 0
 
