@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .choices import Cost, Direction, EmbeddingInit, FrozenDtype, Objective, Order, Search, WindowState
-from .config_checks import check_direction, check_ranges, check_resolutions, check_windows, check_words
+from .choices import Checkpointing, Cost, Direction, EmbeddingInit, FrozenDtype, Objective, Order, Search, WindowState
+from .config_checks import check_direction, check_memory, check_ranges, check_resolutions, check_windows, check_words
 from .errors import ConfigError
 from .values import JSON, Resolution, as_resolution, check_boundaries, check_fields, is_number, require
 
@@ -65,6 +65,11 @@ class GrowthConfig:
         search_candidates: Sets of block indices to choose from instead.
         search_batches: Training calls a search replays, at least 2.
         search_seed: Of the `random` objective.
+        checkpointing: What is computed again in the backward pass, so that its activations take no memory: `none`,
+            `all` behind the frozen front, or `auto`, as many blocks as `memory_gb` asks for. `None` leaves what you
+            have switched on as it is.
+        memory_gb: What weights, gradients, optimizer state and activations of the model may take under `auto`,
+            in 10^9 bytes.
 
     Raises:
         ConfigError: A value is out of range; the message names it and what is allowed.
@@ -97,6 +102,8 @@ class GrowthConfig:
     search_candidates: tuple[tuple[int, ...], ...] | None = None
     search_batches: int = 2
     search_seed: int = 0
+    checkpointing: Checkpointing | None = None
+    memory_gb: float | None = None
 
     def __post_init__(self) -> None:
         # JSON gives lists; the dataclass stays hashable.
@@ -111,6 +118,7 @@ class GrowthConfig:
         check_words(self)
         check_ranges(self)
         check_direction(self)
+        check_memory(self)
         check_windows(self)
         check_resolutions(self)
         check_boundaries(self.boundaries, self.num_stages)

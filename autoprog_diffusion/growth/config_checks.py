@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
-from .choices import Cost, Direction, EmbeddingInit, FrozenDtype, Objective, Order, Search, WindowState
+from .choices import Checkpointing, Cost, Direction, EmbeddingInit, FrozenDtype, Objective, Order, Search, WindowState
 from .errors import ConfigError
 from .values import check_choices, check_increasing_resolutions, is_number, require
 
@@ -24,6 +24,8 @@ def check_words(config: GrowthConfig) -> None:
     check_choices(config, choices)
     if config.direction is not None:
         check_choices(config, {"direction": Direction})
+    if config.checkpointing is not None:
+        check_choices(config, {"checkpointing": Checkpointing})
     if config.frozen_dtype is not None:
         check_choices(config, {"frozen_dtype": FrozenDtype})
     orders = get_args(Order)
@@ -95,6 +97,19 @@ def check_ranges(config: GrowthConfig) -> None:
     if config.stage_dropout and config.stage_embedding is False:
         raise ConfigError(f"stage_dropout={config.stage_dropout} needs a stage embedding, but stage_embedding=False.")
     require(config, "ema_decay", 0 <= (config.ema_decay or 0) < 1, "use None or a decay in [0, 1)")
+
+
+def check_memory(config: GrowthConfig) -> None:
+    """Check that there is a budget where checkpointing follows one, and nowhere else."""
+    budget = config.memory_gb
+    if budget is not None:
+        require(config, "memory_gb", is_number(budget) and budget > 0, "use a number of 10^9 bytes above 0")
+        if config.checkpointing != "auto":
+            raise ConfigError(
+                f'memory_gb={budget} has no effect with checkpointing={config.checkpointing!r}: use "auto", or None.'
+            )
+    elif config.checkpointing == "auto":
+        raise ConfigError('checkpointing="auto" needs memory_gb: the 10^9 bytes that training may take, such as 24.')
 
 
 def check_resolutions(config: GrowthConfig) -> None:

@@ -20,6 +20,7 @@ from .optimizer_state import OptimizerStates
 from .plan import GrowthPlan
 from .planning import Planner
 from .progress import Progress
+from .recomputation import Recomputation
 from .resize import resize_images
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
 from .stage import StageApplier
@@ -76,6 +77,7 @@ class GrowthScheduler(Progress):
             self._embedding = adapter.stage_embedding(model, config)
         self._storage = FrozenStorage(model, self.layout, config.frozen_dtype)
         self._applier = StageApplier(model, self.layout, self._embedding, self._storage)
+        self._recomputation = Recomputation(model, self.layout, adapter, config)
         self._averages = EMAParameters(model, self.layout.names, self._storage.exact)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._states = OptimizerStates(self.layout, config.window_state)
@@ -145,6 +147,7 @@ class GrowthScheduler(Progress):
         self._wrapped = model
         self._plan = plan
         self._applier.prepare(model, ddp)
+        self._recomputation.prepare(model, self._optimizers, self._accelerator)
         run = RunParts(self._model, model, self.layout, embedding=self._embedding, loss_fn=loss_fn, batches=batches)
         self._search.start(plan, self._accelerator, run)
         if self._averages_matter:
@@ -180,6 +183,7 @@ class GrowthScheduler(Progress):
             self._embedding.update_average(self._step)
         if stage != before:
             self._applier.leave()
+            self._recomputation.leave()
             if self.config.search != "none":
                 # It looks at the gradients of all blocks.
                 self._storage.restore()
@@ -212,6 +216,7 @@ class GrowthScheduler(Progress):
         host.check_foldable(model, self._model, self._wrapped is not None)
         self._watch.stop(self._step, self.plan.num_training_steps)
         self._applier.finish()
+        self._recomputation.stop()
         self._rewarmup.stop()
         self._search.stop()
         self._wrapped = None
@@ -286,12 +291,14 @@ class GrowthScheduler(Progress):
 
     def _enter(self, stage: int, *, fresh: bool = True) -> None:
         """Apply a stage to model and optimizers; a fresh one, rather than a loaded one, goes into the history."""
+        blocks = self.plan.stages[stage].blocks
         growing = self._applier.growing()
         # What closes makes room first.
         self._states.close(self.plan, stage, self._optimizers, growing)
-        self._applier.enter(stage, self.plan.stages[stage].blocks, fresh=fresh)
+        self._applier.enter(stage, blocks, fresh=fresh)
         self._states.open(self._optimizers, growing)
-        self._watch.enter([self.layout.blocks[index] for index in self.plan.stages[stage].blocks], fresh=fresh)
+        self._recomputation.enter(blocks, watch=self._watch)
+        self._watch.enter([self.layout.blocks[index] for index in blocks], fresh=fresh)
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
 
@@ -310,8 +317,9 @@ class GrowthScheduler(Progress):
             self._watch.accept()
 
     def _follow(self) -> None:
-        """Tell re-warm-up and search that `_step` optimizer steps are done."""
+        """Tell re-warm-up, recomputation and search that `_step` optimizer steps are done."""
         self._rewarmup.follow(self.history, self._step)
+        self._recomputation.follow(self.history, self._optimizers, self._applier.named().values(), self._watch)
         self._search.observe(self.plan, self._step)
 
     def _watch_optimizers(self, optimizer: Any) -> None:

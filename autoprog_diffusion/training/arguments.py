@@ -64,7 +64,8 @@ def growth_config(
         PlanError: The plan file cannot be used.
     """
     if growth.growth == "off":
-        return GrowthConfig(num_stages=1, min_trainable=1.0, stage_embedding=False), None
+        memory = {"checkpointing": growth.checkpointing, "memory_gb": growth.memory_gb}
+        return GrowthConfig(num_stages=1, min_trainable=1.0, stage_embedding=False, **memory), None
     settings = {item.name: getattr(growth, item.name) for item in fields(GrowthConfig)}
     settings |= {"resolution_multiple": multiple, "ema_decay": ema_decay, "search_seed": seed}
     bounds = growth.boundaries

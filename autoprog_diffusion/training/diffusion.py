@@ -116,6 +116,14 @@ class DiffusionTrainer(Trainer):
         self._check_resolutions()
         self._register(trained)
 
+    @property
+    def network(self) -> str:
+        """As of any trainer; with `--checkpointing auto` blocks are spared after the first step of a stage."""
+        record = self.growth.history[-1]
+        if record.memory is None or not record.recomputed:
+            return super().network
+        return f"{super().network}, {len(record.recomputed)} computed again"
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return self.task.loss(model, batch)
 

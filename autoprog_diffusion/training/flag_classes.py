@@ -42,7 +42,8 @@ APPLIED = frozenset(
     "model_ema output_dir overwrite_output_dir resume_from_checkpoint checkpointing_steps checkpoints_total_limit "
     "validation_steps validation_prompts num_inference_steps guidance_scale log_interval report_to "
     "tracker_project_name logging_dir sample_batch_size "
-    "frozen_dtype cache_dir dataloader_num_workers workers gradient_checkpointing offload_ema foreach_ema allow_tf32 "
+    "frozen_dtype cache_dir dataloader_num_workers workers gradient_checkpointing checkpointing "
+    "memory_gb offload_ema foreach_ema allow_tf32 "
     "channels_last".split()
 )
 

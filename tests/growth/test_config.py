@@ -143,6 +143,9 @@ def test_json_round_trip(tmp_path: Path) -> None:
         boundaries=(10, 20),
         rewarm_steps=5,
         stage_embedding=True,
+        checkpointing="auto",
+        memory_gb=24,
+        frozen_dtype="bfloat16",
     )
     unchanged = GrowthConfig()
     changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(unchanged, f.name)]

@@ -96,6 +96,11 @@ class TrainingWatch:
         if fresh and self._count.optimizer_steps > 0:
             self._sample()
 
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps heard so far."""
+        return self._count.optimizer_steps
+
     def before_step(self, held: set[nn.Parameter], optimizer: Any) -> None:
         """An optimizer is about to step: what is loaded is loaded by now."""
         if held and not self._sampled:
