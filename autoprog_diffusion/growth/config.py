@@ -51,6 +51,8 @@ class GrowthConfig:
         frozen_dtype: Format that linear and convolution weights are held in while they are frozen; one that opens is
             restored exactly. `bfloat16` changes nothing under bfloat16 autocast, bit for bit. `float8`, `int8` and
             `nf4` (4 bits), by torchao, change what frozen blocks compute. `None` holds nothing small.
+        embedders_always: Whether the modules before the blocks (patch, time and label embedders) train in every stage,
+            rather than together with the first block. No front of frozen blocks runs without gradient then.
         sweeps: How often windows pass over the whole model; each sweep has num_stages / sweeps windows.
         window_share: Fraction of the blocks in a window, in (0, 1]. `None` cuts the model into num_stages / sweeps
             windows that share no block; a larger fraction makes them overlap.
@@ -92,6 +94,7 @@ class GrowthConfig:
     boundaries: tuple[float | int, ...] | None = None
     rewarm_steps: int = 0
     frozen_dtype: FrozenDtype | None = None
+    embedders_always: bool = False
     sweeps: int = 1
     window_share: float | None = None
     window_state: WindowState = "release"

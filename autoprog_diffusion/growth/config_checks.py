@@ -37,6 +37,11 @@ def check_direction(config: GrowthConfig) -> None:
     """Check that the direction goes with the search and with the re-warm-up."""
     if config.direction in ("freeze", "window") and config.search != "none":
         raise ConfigError(f'search={config.search!r} chooses what to open: use direction="unfreeze" or search="none".')
+    if config.embedders_always and config.search != "none":
+        raise ConfigError(
+            f"embedders_always={config.embedders_always} does not go with search={config.search!r}, whose costs count "
+            'on a front without gradient: use False or search="none".'
+        )
     if config.freezes and config.rewarm_steps:
         raise ConfigError(
             f"rewarm_steps={config.rewarm_steps} has no effect on a schedule that freezes, which opens nothing: use 0 "
@@ -90,6 +95,7 @@ def check_ranges(config: GrowthConfig) -> None:
     require(config, "search_seed", is_number(config.search_seed, int), "use a whole number")
     is_choice = config.stage_embedding is None or isinstance(config.stage_embedding, bool)
     require(config, "stage_embedding", is_choice, "use True, False or None")
+    require(config, "embedders_always", isinstance(config.embedders_always, bool), "use True or False")
     some_share = config.window_share is None or is_number(config.window_share) and 0 < config.window_share <= 1
     require(config, "window_share", some_share, "use None or a fraction in (0, 1]")
     require(config, "min_trainable", 0 < config.min_trainable <= 1, "use a fraction in (0, 1]")

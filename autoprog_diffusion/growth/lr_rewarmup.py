@@ -78,9 +78,10 @@ class LRRewarmup:
             for name in set(record.blocks) - before:
                 self._opened[name] = record.step
             before = set(record.blocks)
-        # The inputs train together with the first block.
-        first_block, *_ = self._layout.blocks
-        self._opened[self._layout.inputs.name] = self._opened.get(first_block.name, 0)
+        if not self._layout.inputs_always:
+            # The inputs train together with the first block.
+            first_block, *_ = self._layout.blocks
+            self._opened[self._layout.inputs.name] = self._opened.get(first_block.name, 0)
 
     def stop(self) -> None:
         """Take the hooks off."""

@@ -66,7 +66,7 @@ class GrowthScheduler(Progress):
         check_storage(config.frozen_dtype, accelerator, model)
         adapter = find_adapter(model, blocks)
         self.config = config
-        self.layout = only_growing(model, adapter.layout(model))
+        self.layout = only_growing(model, adapter.layout(model), inputs_always=config.embedders_always)
         self.history: list[StageRecord] = []
         self._model = model
         self._accelerator = accelerator

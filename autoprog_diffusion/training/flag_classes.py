@@ -30,7 +30,7 @@ MUST_BE_EQUAL = frozenset(
     "use_8bit_adam trained_dtype use_ema ema_decay model_ema_decay "
     # Growth.
     "growth growth_plan num_stages order min_trainable direction stage_embedding stage_embedding_init stage_dropout "
-    "rewarm_steps sweeps window_share window_state "
+    "embedders_always rewarm_steps sweeps window_share window_state "
     "resolutions boundaries search search_objective search_cost search_orders search_batches min_depth min_resolution "
     "operator optimizer_state search_steps evaluations search_samples retokenization strides".split()
 )
