@@ -19,6 +19,7 @@ from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.damaged import usable_images
 from autoprog_diffusion.data.identity import data_identity
 from autoprog_diffusion.data.latents import Latents
+from autoprog_diffusion.data.placement import on_device
 from autoprog_diffusion.data.report import DAMAGED, DataReport
 from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
@@ -194,11 +195,22 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             trainer.pictures = Pictures(
                 Path(args.output.output_dir),
                 titles,
-                draw=lambda: self.draw(pipeline, args, titles, resolution),
+                draw=lambda: self._draw_on(accelerator.device, args, titles, resolution),
                 references=lambda: self.references(args, titles, resolution) or real_rows(data, titles, resolution),
                 writes=accelerator.is_main_process,
             )
         return trainer
+
+    def _draw_on(
+        self, device: torch.device, args: AnyArguments, titles: Sequence[str], size: int
+    ) -> list[Image.Image]:
+        """Pictures as `draw` makes them, with all parts of the pipeline on the device, in float32, while they draw."""
+        parts = self.pipeline.components.items()
+        # The safety checker looks at nothing here.
+        modules = [part for name, part in parts if isinstance(part, nn.Module) and name != "safety_checker"]
+        still = [module for module in modules if module is not self.denoiser(self.pipeline)]
+        with on_device(still, device, dtype=torch.float32):
+            return self.draw(self.pipeline, args, titles, size)
 
     def before(self, trainer: DiffusionTrainer) -> None:
         assert trainer.pictures is not None
