@@ -228,6 +228,16 @@ class GrowthScheduler(Progress):
         with self._applier.folded():
             yield
 
+    @contextmanager
+    def exact_weights(self) -> Iterator[None]:
+        """Whole weights inside a `with` block only, where `frozen_dtype` holds frozen ones small.
+
+        For a validation that writes into parameters and puts them back, as `EMAModel.store`, `copy_to` and `restore`
+        do. It takes the memory that `frozen_dtype` saves.
+        """
+        with self._storage.restored():
+            yield
+
     def save_stage_embedding(self, folder: str | Path) -> None:
         """Write `stage_embedding.safetensors` beside a checkpoint; `adapters.use_stage_embedding` samples with it.
 

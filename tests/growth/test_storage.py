@@ -265,6 +265,29 @@ def test_an_average_is_the_one_of_exact_weights(direction: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_an_average_is_validated_with_exact_weights(dtype: Any) -> None:
+    model = SMALL.build().train()
+    ema = EMAModel(model.parameters())
+    model, growth, optimizer = begin_with(model, dtype, direction="window")
+    train(model, optimizer, 0)
+    ema.step(growth.ema_parameters())
+    growth.step()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with growth.exact_weights():
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+        for parameter, average in zip(model.parameters(), ema.shadow_params):
+            assert torch.equal(parameter, average)
+        ema.restore(model.parameters())
+    assert [layer for layer in growth._storage._layers if layer.stored]
+    after = model.state_dict()
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+    train(model, optimizer, 1)
+    growth.step()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_an_average_that_begins_with_small_weights_is_refused(dtype: Any) -> None:
     model, growth, optimizer = begin(dtype, direction="window")
     ema = EMAModel(model.parameters())
