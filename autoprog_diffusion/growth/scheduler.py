@@ -238,6 +238,16 @@ class GrowthScheduler(Progress):
         with self._applier.folded():
             yield
 
+    @contextmanager
+    def exact_weights(self) -> Iterator[None]:
+        """Whole weights inside a `with` block only, where `frozen_dtype` holds frozen ones small.
+
+        For a validation that writes into parameters and puts them back, as `EMAModel.store`, `copy_to` and `restore`
+        do. It takes the memory that `frozen_dtype` saves.
+        """
+        with self._storage.restored():
+            yield
+
     def state_dict(self) -> State:
         """Step, plan, stage embedding, history and parked optimizer state; all else is derived from them on load."""
         return {
