@@ -150,7 +150,7 @@ def predicted(model: str, plan: Plan, device: str) -> list[dict[str, Any]]:
         rows = []
         for index, _ in enumerate(run.growth.plan.stages):
             if index:
-            run.growth.step()
+                run.growth.step()
             tracker.relabel("other", "weights")
             tracker.relabel("copies", "weights")
             tracker.begin()

@@ -197,7 +197,8 @@ def test_which_layers_can_be_stored() -> None:
     assert can_be_stored(nn.Linear(3, 5), "bfloat16")
     assert can_be_stored(nn.Linear(8, 16), "nf4")
     assert not can_be_stored(nn.Linear(3, 5), "nf4")  # not a whole group of 64
-    assert not can_be_stored(nn.Linear(8, 8).bfloat16(), "int8")  # two bytes already
+    assert not can_be_stored(nn.Linear(8, 8).bfloat16(), "bfloat16")  # it is
+    assert can_be_stored(nn.Linear(8, 8).bfloat16(), "int8")
     assert not can_be_stored(nn.LayerNorm(8), "int8")
     assert not can_be_stored(nn.Embedding(8, 8), "int8")
     assert not can_be_stored(nn.Conv2d(8, 8, 3, padding_mode="circular"), "int8")
@@ -261,6 +262,29 @@ def test_an_average_is_the_one_of_exact_weights(direction: str) -> None:
         averages.append(model.state_dict())
     for name, plain in averages[0].items():
         assert torch.equal(plain, averages[1][name]), name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_an_average_is_validated_with_exact_weights(dtype: Any) -> None:
+    model = SMALL.build().train()
+    ema = EMAModel(model.parameters())
+    model, growth, optimizer = begin_with(model, dtype, direction="window")
+    train(model, optimizer, 0)
+    ema.step(growth.ema_parameters())
+    growth.step()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with growth.exact_weights():
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+        for parameter, average in zip(model.parameters(), ema.shadow_params):
+            assert torch.equal(parameter, average)
+        ema.restore(model.parameters())
+    assert [layer for layer in growth._storage._layers if layer.stored]
+    after = model.state_dict()
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+    train(model, optimizer, 1)
+    growth.step()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
