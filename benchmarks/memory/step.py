@@ -159,9 +159,7 @@ def stages(run: Run, tracker: MemoryTracker) -> Iterator[StageMemory]:
     for index, stage in enumerate(growth.plan.stages):
         if index:
             growth.step()
-        # What lies on the device between two steps, and is nothing else.
-        tracker.relabel("other", "weights")
-        tracker.relabel("copies", "weights")
+        tracker.label("weights", run.weights())
         tracker.begin()
         if any(parameter not in run.optimizer.state for parameter in run.trained()):
             make_state(run, tracker)

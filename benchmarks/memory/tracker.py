@@ -99,12 +99,6 @@ class MemoryTracker(TorchDispatchMode):
             for part in parts(tensor):
                 self._record(part, kind).kind = kind
 
-    def relabel(self, before: Kind, after: Kind) -> None:
-        """Say what everything of a kind that lives now is really for."""
-        for one in self._alive.values():
-            if one.kind == before:
-                one.kind = after
-
     def begin(self) -> None:
         """Look for the peak from now on."""
         self._dead.clear()

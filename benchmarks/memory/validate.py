@@ -151,8 +151,7 @@ def predicted(model: str, plan: Plan, device: str) -> list[dict[str, Any]]:
         for index, _ in enumerate(run.growth.plan.stages):
             if index:
                 run.growth.step()
-            tracker.relabel("other", "weights")
-            tracker.relabel("copies", "weights")
+            tracker.label("weights", run.weights())
             tracker.begin()
             found: list[dict[str, int]] = []
             for _ in range(STEPS):
