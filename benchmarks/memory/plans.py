@@ -61,6 +61,8 @@ PLANS = {
         Plan("window 1/8, frozen float8, checkpointing", window(8, "float8")),
         Plan("window 1/16, frozen float8, checkpointing", window(16, "float8")),
         Plan("window 1/16, frozen nf4, checkpointing", window(16, "nf4")),
+        Plan("window 1/8, float8, 8-bit Adam, in backward", window(8, "float8"), "adamw8bit", step_in_backward=True),
+        Plan("window 1/16, float8, 8-bit Adam, in backward", window(16, "float8"), "adamw8bit", step_in_backward=True),
         Plan("LoRA", FULL, lora=RANK),
         Plan("LoRA, frozen bf16", {**FULL, "frozen_dtype": "bfloat16"}, lora=RANK),
         Plan("LoRA, frozen float8, checkpointing", {**FULL, **AGAIN, "frozen_dtype": "float8"}, lora=RANK),

@@ -160,9 +160,10 @@ def stages(run: Run, tracker: MemoryTracker) -> Iterator[StageMemory]:
         if index:
             growth.step()
         tracker.label("weights", run.weights())
-        tracker.begin()
         if any(parameter not in run.optimizer.state for parameter in run.trained()):
             make_state(run, tracker)
+        # Only now: with the step inside the backward pass, never are all gradients there at once, as they just were.
+        tracker.begin()
         train_step(run, tracker)
         peak = tracker.peak(device)
         yield StageMemory(
