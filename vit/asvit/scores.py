@@ -73,8 +73,20 @@ def topology_scores(
         batch = torch.randn(NTK_BATCH, *shape) if images is None else images
         states = initial_states(model, model.reset_parameters, repeats, seed)
     model.to(device)
-    kappas = feature_condition_numbers(model, AsViT.features, batch.to(device), states)
-    curves = curve_scores(model, AsViT.features, shape, states, seed=seed, second_order=second_order)
+    kappas = feature_condition_numbers(
+        model,
+        features=AsViT.features,
+        images=batch.to(device),
+        states=states,
+    )
+    curves = curve_scores(
+        model,
+        features=AsViT.features,
+        shape=shape,
+        states=states,
+        seed=seed,
+        second_order=second_order,
+    )
     ntk = _mean(kappas)
     length = _mean([curve.length for curve in curves])
     curvature = _mean([curve.curvature for curve in curves])
@@ -83,7 +95,13 @@ def topology_scores(
     if second_order:
         wanted += [curvature, gauss_length]
     degenerate = length <= 0 or not all(map(math.isfinite, wanted))
-    return Scores(ntk, length, curvature, gauss_length=gauss_length, degenerate=degenerate)
+    return Scores(
+        ntk,
+        length_distortion=length,
+        curvature=curvature,
+        gauss_length=gauss_length,
+        degenerate=degenerate,
+    )
 
 
 def _mean(values: Sequence[float]) -> float:
