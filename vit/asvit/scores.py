@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .features import feature_condition_numbers, initial_states
 from .genotype import Genotype
-from .length_distortion import curve_scores
+from .length_distortion import CurveScore, curve_scores
 from .model import AsViT
 
 
@@ -87,6 +87,11 @@ def topology_scores(
         seed=seed,
         second_order=second_order,
     )
+    return _summary(kappas, curves, second_order=second_order)
+
+
+def _summary(kappas: Sequence[float], curves: Sequence[CurveScore], *, second_order: bool) -> Scores:
+    """The means over the initialisations."""
     ntk = _mean(kappas)
     length = _mean([curve.length for curve in curves])
     curvature = _mean([curve.curvature for curve in curves])
