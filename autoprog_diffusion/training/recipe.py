@@ -30,6 +30,7 @@ from .diffusion import DiffusionTrainer, Task
 from .flag_checks import explicit_wins
 from .optimizers import check_optimizer
 from .plain_pipeline import save_plain
+from .precision import asks_for_bfloat16, with_precision
 from .real_images import real_rows
 from .recipe_arguments import Arguments, check_arguments
 from .run import Script
@@ -135,7 +136,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         if growth == "autoprog_zero":
             defaults = replace(defaults, growth=autoprog_zero())
         args = tyro.cli(type(defaults), args=list(argv), default=defaults, description=description)
-        return explicit_wins(args, argv)
+        return with_precision(explicit_wins(args, argv))
 
     def make_accelerator(self, args: AnyArguments) -> Accelerator:
         check_arguments(args)
@@ -149,6 +150,9 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             seed=train.seed,
         )
         check_sharding(accelerator, args)
+        reason = asks_for_bfloat16(args)
+        if reason is not None and "mixed_precision" not in args.given:
+            accelerator.print(f"mixed precision bf16, as {reason} needs.")
         return accelerator
 
     def get_ready(self, args: AnyArguments, accelerator: Accelerator) -> DiffusionTrainer:
