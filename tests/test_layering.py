@@ -22,7 +22,7 @@ SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "vit").rglob("*.py")])
 HEAVY = ("diffusers", "accelerate", "transformers", "timm", "datasets", "matplotlib")
 
 CORE = (
-    "choices", "values", "config_checks",
+    "choices", "values", "config_checks", "memory",
     "config", "plan", "units", "adapter", "errors", "state", "resize", "frozen_front", "lr_rewarmup", "flops",
     "protocol",
 )  # fmt: skip
@@ -209,11 +209,13 @@ def test_nothing_imports_scripts_or_tests(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "growth").rglob("*.py")), ids=lambda path: path.stem)
-def test_growth_knows_torch_alone_and_one_file_knows_accelerate(path: Path) -> None:
+def test_growth_knows_torch_alone_and_one_file_each_knows_accelerate_and_torchao(path: Path) -> None:
     names = imported(path.read_text(encoding="utf-8"), module_name(path))
     outside = {name.split(".")[0] for name in names} - {"torch", "autoprog_diffusion"}
     if path == PACKAGE / "growth" / "backends" / "accelerate.py":
         outside -= {"accelerate"}
+    if path == PACKAGE / "growth" / "storage" / "formats.py":
+        outside -= {"torchao"}
     assert outside <= sys.stdlib_module_names
 
 

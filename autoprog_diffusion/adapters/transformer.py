@@ -10,6 +10,7 @@ from autoprog_diffusion.growth.adapter import Adapter, by_class, class_names, ho
 from autoprog_diffusion.growth.errors import UnitError
 from autoprog_diffusion.growth.units import Layout, build_layout
 
+from .checkpointing import run_blocks_by
 from .stage_embedding import build_stage_embedding
 
 
@@ -127,4 +128,6 @@ def _is_output(model: nn.Module, name: str) -> bool:
     return name in exceptions
 
 
-register_adapter(Adapter("transformer", (), declared_layout, build_stage_embedding), matches=is_diffusers_model)
+register_adapter(
+    Adapter("transformer", (), declared_layout, build_stage_embedding, run_blocks_by), matches=is_diffusers_model
+)

@@ -10,6 +10,7 @@ from torch import nn
 from autoprog_diffusion.growth.adapter import Adapter, class_names, register_adapter
 from autoprog_diffusion.growth.units import Layout, build_layout
 
+from .checkpointing import run_blocks_by
 from .stage_embedding import build_stage_embedding
 
 
@@ -79,4 +80,4 @@ def _resnet_blocks(stage: Any, name: str) -> list[list[str]]:
     return blocks
 
 
-register_adapter(Adapter("UNet", (*CLASSES, *WHOLE_STAGES), unet_layout, build_stage_embedding))
+register_adapter(Adapter("UNet", (*CLASSES, *WHOLE_STAGES), unet_layout, build_stage_embedding, run_blocks_by))

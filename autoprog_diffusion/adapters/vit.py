@@ -14,6 +14,7 @@ from autoprog_diffusion.growth.config import GrowthConfig
 from autoprog_diffusion.growth.errors import UnitError
 from autoprog_diffusion.growth.units import Layout, build_layout
 
+from .checkpointing import run_blocks_by
 from .transformer import lists_where, members_of
 
 
@@ -108,6 +109,10 @@ def _place(groups: dict[str, Any], name: str) -> tuple[str, Position, str]:
 register_adapter(Adapter("timm", (), declared_by_timm, no_stage_embedding), matches=is_timm_model)
 register_adapter(
     Adapter(
-        "transformers ViT", ("DeiTPreTrainedModel", "ViTPreTrainedModel"), declared_by_transformers, no_stage_embedding
+        "transformers ViT",
+        ("DeiTPreTrainedModel", "ViTPreTrainedModel"),
+        declared_by_transformers,
+        no_stage_embedding,
+        run_blocks_by,
     )
 )

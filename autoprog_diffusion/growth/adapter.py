@@ -64,12 +64,16 @@ class Adapter:
         layout: Cuts a model into units.
         stage_embedding: Builds the stage embedding of a model, or none where the configuration leaves it open and a
             checkpoint would not hold it; raises `UnitError` where there is no place for one.
+        checkpointing: Lets a model call a function, with the block and its arguments, in place of those of its blocks
+            that may be computed again in the backward pass; returns what undoes that. Raises `UnitError` where a class
+            has no such blocks. None for a family whose library takes no function.
     """
 
     name: str
     classes: tuple[str, ...]
     layout: Callable[[nn.Module], Layout]
     stage_embedding: Callable[[nn.Module, GrowthConfig], StageEmbeddingLike | None]
+    checkpointing: Callable[[nn.Module, Callable[..., Any]], Callable[[], None]] | None = None
 
 
 _ADAPTERS: dict[str, Adapter] = {}

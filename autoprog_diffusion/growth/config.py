@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .choices import Cost, Direction, EmbeddingInit, Objective, Order, Search, WindowState
-from .config_checks import check_direction, check_ranges, check_resolutions, check_windows, check_words
+from .choices import Checkpointing, Cost, Direction, EmbeddingInit, FrozenDtype, Objective, Order, Search, WindowState
+from .config_checks import check_direction, check_memory, check_ranges, check_resolutions, check_windows, check_words
 from .errors import ConfigError
 from .values import JSON, Resolution, as_resolution, check_boundaries, check_fields, is_number, require
 
@@ -48,6 +48,11 @@ class GrowthConfig:
             (0, 1). `None` spaces them evenly.
         rewarm_steps: Optimizer steps over which the learning rate of newly opened blocks rises from 1/n of the
             schedule's to all of it; 0 for none. The optimizer is then built from `growth.parameter_groups()`.
+        frozen_dtype: Format that linear and convolution weights are held in while they are frozen; one that opens is
+            restored exactly. `bfloat16` changes nothing under bfloat16 autocast, bit for bit. `float8`, `int8` and
+            `nf4` (4 bits), by torchao, change what frozen blocks compute. `None` holds nothing small.
+        embedders_always: Whether the modules before the blocks (patch, time and label embedders) train in every stage,
+            rather than together with the first block. No front of frozen blocks runs without gradient then.
         sweeps: How often windows pass over the whole model; each sweep has num_stages / sweeps windows.
         window_share: Fraction of the blocks in a window, in (0, 1]. `None` cuts the model into num_stages / sweeps
             windows that share no block; a larger fraction makes them overlap.
@@ -62,6 +67,11 @@ class GrowthConfig:
         search_candidates: Sets of block indices to choose from instead.
         search_batches: Training calls a search replays, at least 2.
         search_seed: Of the `random` objective.
+        checkpointing: What is computed again in the backward pass, so that its activations take no memory: `none`,
+            `all` behind the frozen front, or `auto`, as many blocks as `memory_gb` asks for. `None` leaves what you
+            have switched on as it is.
+        memory_gb: What weights, gradients, optimizer state and activations of the model may take under `auto`,
+            in 10^9 bytes.
 
     Raises:
         ConfigError: A value is out of range; the message names it and what is allowed.
@@ -83,6 +93,8 @@ class GrowthConfig:
     resolution_multiple: int = 8
     boundaries: tuple[float | int, ...] | None = None
     rewarm_steps: int = 0
+    frozen_dtype: FrozenDtype | None = None
+    embedders_always: bool = False
     sweeps: int = 1
     window_share: float | None = None
     window_state: WindowState = "release"
@@ -93,6 +105,8 @@ class GrowthConfig:
     search_candidates: tuple[tuple[int, ...], ...] | None = None
     search_batches: int = 2
     search_seed: int = 0
+    checkpointing: Checkpointing | None = None
+    memory_gb: float | None = None
 
     def __post_init__(self) -> None:
         # JSON gives lists; the dataclass stays hashable.
@@ -107,6 +121,7 @@ class GrowthConfig:
         check_words(self)
         check_ranges(self)
         check_direction(self)
+        check_memory(self)
         check_windows(self)
         check_resolutions(self)
         check_boundaries(self.boundaries, self.num_stages)

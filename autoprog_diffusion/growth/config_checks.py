@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
-from .choices import Cost, Direction, EmbeddingInit, Objective, Order, Search, WindowState
+from .choices import Checkpointing, Cost, Direction, EmbeddingInit, FrozenDtype, Objective, Order, Search, WindowState
 from .errors import ConfigError
 from .values import check_choices, check_increasing_resolutions, is_number, require
 
@@ -24,6 +24,10 @@ def check_words(config: GrowthConfig) -> None:
     check_choices(config, choices)
     if config.direction is not None:
         check_choices(config, {"direction": Direction})
+    if config.checkpointing is not None:
+        check_choices(config, {"checkpointing": Checkpointing})
+    if config.frozen_dtype is not None:
+        check_choices(config, {"frozen_dtype": FrozenDtype})
     orders = get_args(Order)
     some_known = bool(config.search_orders) and set(orders).issuperset(config.search_orders)
     require(config, "search_orders", some_known, f"name some of {orders}")
@@ -33,6 +37,11 @@ def check_direction(config: GrowthConfig) -> None:
     """Check that the direction goes with the search and with the re-warm-up."""
     if config.direction in ("freeze", "window") and config.search != "none":
         raise ConfigError(f'search={config.search!r} chooses what to open: use direction="unfreeze" or search="none".')
+    if config.embedders_always and config.search != "none":
+        raise ConfigError(
+            f"embedders_always={config.embedders_always} does not go with search={config.search!r}, whose costs count "
+            'on a front without gradient: use False or search="none".'
+        )
     if config.freezes and config.rewarm_steps:
         raise ConfigError(
             f"rewarm_steps={config.rewarm_steps} has no effect on a schedule that freezes, which opens nothing: use 0 "
@@ -86,6 +95,7 @@ def check_ranges(config: GrowthConfig) -> None:
     require(config, "search_seed", is_number(config.search_seed, int), "use a whole number")
     is_choice = config.stage_embedding is None or isinstance(config.stage_embedding, bool)
     require(config, "stage_embedding", is_choice, "use True, False or None")
+    require(config, "embedders_always", isinstance(config.embedders_always, bool), "use True or False")
     some_share = config.window_share is None or is_number(config.window_share) and 0 < config.window_share <= 1
     require(config, "window_share", some_share, "use None or a fraction in (0, 1]")
     require(config, "min_trainable", 0 < config.min_trainable <= 1, "use a fraction in (0, 1]")
@@ -93,6 +103,19 @@ def check_ranges(config: GrowthConfig) -> None:
     if config.stage_dropout and config.stage_embedding is False:
         raise ConfigError(f"stage_dropout={config.stage_dropout} needs a stage embedding, but stage_embedding=False.")
     require(config, "ema_decay", 0 <= (config.ema_decay or 0) < 1, "use None or a decay in [0, 1)")
+
+
+def check_memory(config: GrowthConfig) -> None:
+    """Check that there is a budget where checkpointing follows one, and nowhere else."""
+    budget = config.memory_gb
+    if budget is not None:
+        require(config, "memory_gb", is_number(budget) and budget > 0, "use a number of 10^9 bytes above 0")
+        if config.checkpointing != "auto":
+            raise ConfigError(
+                f'memory_gb={budget} has no effect with checkpointing={config.checkpointing!r}: use "auto", or None.'
+            )
+    elif config.checkpointing == "auto":
+        raise ConfigError('checkpointing="auto" needs memory_gb: the 10^9 bytes that training may take, such as 24.')
 
 
 def check_resolutions(config: GrowthConfig) -> None:

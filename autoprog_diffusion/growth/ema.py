@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import OrderError
 
@@ -22,9 +22,12 @@ class EMAParameters:
     Args:
         model: The bare model.
         growing: Names of the parameters that train in some stage.
+        exact: Gives the value of a frozen parameter, which may be held in a smaller type.
     """
 
-    def __init__(self, model: nn.Module, growing: set[str]) -> None:
+    def __init__(self, model: nn.Module, growing: set[str], exact: Callable[[nn.Parameter], Tensor]) -> None:
+        self._exact = exact
+        self._dtypes = {parameter.dtype for parameter in model.parameters()}
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         trained = [shape for name, shape in shapes.items() if name in growing]
         # An average is built from all parameters, or from those that train.
@@ -36,7 +39,7 @@ class EMAParameters:
         """The same tensors in the same order, as parameters that all require gradient."""
         self._asked = True
         # Wrapped anew each time (4 us a tensor), since `model.to(...)` may give a parameter other memory.
-        return [p if p.requires_grad else nn.Parameter(p.detach()) for p in parameters]
+        return [p if p.requires_grad else nn.Parameter(self._exact(p)) for p in parameters]
 
     def note(self) -> None:
         """Remember how often every average of this model was stepped so far, in an earlier run or a checkpoint."""
@@ -47,11 +50,13 @@ class EMAParameters:
         """Refuse to go on where an average was stepped since `note` without `get`.
 
         Raises:
-            OrderError: It would lose the average of every block that freezes.
+            OrderError: It would lose the average of every block that freezes; or the average was built from weights
+                that are held small.
         """
-        if self._asked:
-            return
         for average in self._averages():
+            self._check_built(average)
+            if self._asked:
+                continue
             if average.optimization_step > self._seen.get(average, 0):
                 raise OrderError(
                     "an EMAModel of this model was stepped without growth.ema_parameters(), and would overwrite the "
@@ -59,6 +64,16 @@ class EMAParameters:
                     "ema_unet.step(growth.ema_parameters()) instead of ema_unet.step(unet.parameters()). If it "
                     "averages another model of the same shapes, call growth.ema_parameters() once."
                 )
+
+    def _check_built(self, average: Any) -> None:
+        """Refuse, with `OrderError`, an average that began with what stands in the place of frozen weights."""
+        begun_small = {tensor.dtype for tensor in average.shadow_params} - self._dtypes
+        unknown = any(bool(tensor.flatten()[:1].isnan().any()) for tensor in average.shadow_params)
+        if begun_small or unknown:
+            raise OrderError(
+                "an EMAModel of this model was built after growth.prepare, from frozen weights that are held small "
+                "(frozen_dtype): build it before GrowthScheduler, EMAModel(unet.parameters())."
+            )
 
     def _averages(self) -> Iterator[Any]:
         """All living objects that look like an `EMAModel` of this model; by name, since Diffusers is not imported."""

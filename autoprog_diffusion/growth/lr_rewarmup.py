@@ -28,7 +28,8 @@ class LRRewarmup:
         self._steps = steps
         self._layout = layout
         self._opened: dict[str, int] = {}
-        self._groups: list[tuple[Any, str]] = []  # an optimizer's group, and its unit
+        # An optimizer, the number of one of its groups, and its unit: loading a state replaces the groups themselves.
+        self._places: list[tuple[Any, int, str]] = []
         self._rates: list[Any] = []
         self._step = 0
         self._hooks = ExitStack()
@@ -49,19 +50,19 @@ class LRRewarmup:
         for unit in self._layout.units:
             for name in unit.parameters:
                 unit_names[parameters[name]] = unit.name
-        self._groups.clear()
+        self._places.clear()
         detail = ""
         for optimizer in optimizers:
             bare = getattr(optimizer, "optimizer", optimizer)
             self._hooks.enter_context(bare.register_step_pre_hook(self._scale))
             self._hooks.enter_context(bare.register_step_post_hook(self._restore))
-            for group in bare.param_groups:
+            for index, group in enumerate(bare.param_groups):
                 # Parameters outside of the model, such as the stage embedding, belong to no unit.
                 names = sorted({unit_names.get(parameter, "") for parameter in group["params"]})
-                self._groups += [(group, name) for name in names]
+                self._places += [(bare, index, name) for name in names]
                 if len(names) > 1:
                     detail = detail or f", but one group holds {names[:3]}"
-        if detail or not self._groups:
+        if detail or not self._places:
             self.stop()
             raise OrderError(
                 f"rewarm_steps={self._steps} needs an optimizer that holds every block in a group of its own{detail}: "
@@ -77,9 +78,10 @@ class LRRewarmup:
             for name in set(record.blocks) - before:
                 self._opened[name] = record.step
             before = set(record.blocks)
-        # The inputs train together with the first block.
-        first_block, *_ = self._layout.blocks
-        self._opened[self._layout.inputs.name] = self._opened.get(first_block.name, 0)
+        if not self._layout.inputs_always:
+            # The inputs train together with the first block.
+            first_block, *_ = self._layout.blocks
+            self._opened[self._layout.inputs.name] = self._opened.get(first_block.name, 0)
 
     def stop(self) -> None:
         """Take the hooks off."""
@@ -96,8 +98,9 @@ class LRRewarmup:
 
     def _scale(self, *ignored: Any) -> None:
         """Hook before an optimizer's step: remember every group's rate, and lower that of newly opened units."""
-        self._rates = [group["lr"] for group, _ in self._groups]
-        for group, unit in self._groups:
+        self._rates = [optimizer.param_groups[index]["lr"] for optimizer, index, _ in self._places]
+        for optimizer, index, unit in self._places:
+            group = optimizer.param_groups[index]
             factor = self.factor(unit)
             # A rate may be a tensor: leave it untouched where nothing changes.
             if factor < 1.0:
@@ -105,5 +108,5 @@ class LRRewarmup:
 
     def _restore(self, *ignored: Any) -> None:
         """Hook after an optimizer's step: put the rates back."""
-        for (group, _), rate in zip(self._groups, self._rates):
-            group["lr"] = rate
+        for (optimizer, index, _), rate in zip(self._places, self._rates):
+            optimizer.param_groups[index]["lr"] = rate

@@ -20,10 +20,13 @@ from .optimizer_state import OptimizerStates
 from .plan import GrowthPlan
 from .planning import Planner
 from .progress import Progress
+from .recomputation import Recomputation
 from .resize import resize_images
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
 from .stage import StageApplier
 from .state import STATE_VERSION, StageRecord, State, fingerprint, record_stage
+from .storage.checks import check_storage
+from .storage.model import FrozenStorage
 from .units import only_growing
 from .watch.training import TrainingWatch
 
@@ -60,9 +63,10 @@ class GrowthScheduler(Progress):
     ) -> None:
         host.check_backend(accelerator, config, model)
         host.check_bare(model)
+        check_storage(config.frozen_dtype, accelerator, model)
         adapter = find_adapter(model, blocks)
         self.config = config
-        self.layout = only_growing(model, adapter.layout(model))
+        self.layout = only_growing(model, adapter.layout(model), inputs_always=config.embedders_always)
         self.history: list[StageRecord] = []
         self._model = model
         self._accelerator = accelerator
@@ -71,8 +75,10 @@ class GrowthScheduler(Progress):
         # Accelerate's FSDP takes no optimizer with parameters outside of the model.
         if config.stage_embedding is not False and host.backend(accelerator) != "FSDP":
             self._embedding = adapter.stage_embedding(model, config)
-        self._applier = StageApplier(model, self.layout, self._embedding)
-        self._averages = EMAParameters(model, self.layout.names)
+        self._storage = FrozenStorage(model, self.layout, config.frozen_dtype)
+        self._applier = StageApplier(model, self.layout, self._embedding, self._storage)
+        self._recomputation = Recomputation(model, self.layout, adapter, config)
+        self._averages = EMAParameters(model, self.layout.names, self._storage.exact)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._states = OptimizerStates(self.layout, config.window_state)
         self._search = SearchSession(config)
@@ -133,6 +139,7 @@ class GrowthScheduler(Progress):
         check_arguments(self.config, plan, loss_fn, batches)
         host.check_same_parameters(self._model, self._names)
         ddp = host.check_prepared(model, self._model, self._accelerator, search=self.config.search)
+        check_storage(self.config.frozen_dtype, self._accelerator, self._model)
         self._watch_optimizers(optimizer)
         plan = self._planner.prepare(plan, num_training_steps)
         self._states.check(plan, self._optimizers, self._accelerator, self._model)
@@ -140,9 +147,10 @@ class GrowthScheduler(Progress):
         self._wrapped = model
         self._plan = plan
         self._applier.prepare(model, ddp)
+        self._recomputation.prepare(model, self._optimizers, self._accelerator)
         run = RunParts(self._model, model, self.layout, embedding=self._embedding, loss_fn=loss_fn, batches=batches)
         self._search.start(plan, self._accelerator, run)
-        if plan.freezes:
+        if self._averages_matter:
             self._averages.note()
         self._enter(0)
         if self._accelerator is not None:
@@ -168,18 +176,23 @@ class GrowthScheduler(Progress):
         self._watch.check(ends=stage != before or left == 1, over=left <= 0)
         self._step += 1
         # Not at the first step alone: an average may begin late.
-        if plan.freezes and (stage != before or not self._averages_checked):
+        if self._averages_matter and (stage != before or not self._averages_checked):
             self._averages.check()
             self._averages_checked = True
         if self._embedding is not None:
             self._embedding.update_average(self._step)
         if stage != before:
             self._applier.leave()
+            self._recomputation.leave()
+            if self.config.search != "none":
+                # It looks at the gradients of all blocks.
+                self._storage.restore()
             self._plan = self._search.decide(plan, stage)
             self._enter(stage)
         self._follow()
         if self._step == plan.num_training_steps:
             self._applier.check_ranks("at the end of training")
+            self._end_storage()
         return stage != before
 
     def resize(self, images: Tensor) -> Tensor:
@@ -203,6 +216,7 @@ class GrowthScheduler(Progress):
         host.check_foldable(model, self._model, self._wrapped is not None)
         self._watch.stop(self._step, self.plan.num_training_steps)
         self._applier.finish()
+        self._recomputation.stop()
         self._rewarmup.stop()
         self._search.stop()
         self._wrapped = None
@@ -269,7 +283,7 @@ class GrowthScheduler(Progress):
         self._states.load_state_dict(state_dict.get("parked", {}))
         self._search.load(state_dict)
         self._applier.load_embedding(state_dict)
-        if self.plan.freezes:
+        if self._averages_matter:
             self._averages.note()
         self._enter(self.stage, fresh=False)
         self.history = [StageRecord.from_dict(record) for record in state_dict["history"]]
@@ -277,23 +291,41 @@ class GrowthScheduler(Progress):
 
     def _enter(self, stage: int, *, fresh: bool = True) -> None:
         """Apply a stage to model and optimizers; a fresh one, rather than a loaded one, goes into the history."""
+        blocks = self.plan.stages[stage].blocks
         growing = self._applier.growing()
         # What closes makes room first.
         self._states.close(self.plan, stage, self._optimizers, growing)
-        self._applier.enter(stage, self.plan.stages[stage].blocks, fresh=fresh)
+        self._applier.enter(stage, blocks, fresh=fresh)
         self._states.open(self._optimizers, growing)
-        self._watch.enter([self.layout.blocks[index] for index in self.plan.stages[stage].blocks], fresh=fresh)
+        self._recomputation.enter(blocks, watch=self._watch)
+        self._watch.enter([self.layout.blocks[index] for index in blocks], fresh=fresh)
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
 
+    @property
+    def _averages_matter(self) -> bool:
+        """Whether an average could take something else for a frozen weight than its own average."""
+        return self.plan.freezes or self.config.frozen_dtype is not None
+
+    def _end_storage(self) -> None:
+        """Give back exact weights, for averages to be copied over and models to be saved.
+
+        They stay in CPU memory: the device may have no room for all of them.
+        """
+        if self.config.frozen_dtype is not None:
+            self._storage.restore(torch.device("cpu"))
+            self._watch.accept()
+
     def _follow(self) -> None:
-        """Tell re-warm-up and search that `_step` optimizer steps are done."""
+        """Tell re-warm-up, recomputation and search that `_step` optimizer steps are done."""
         self._rewarmup.follow(self.history, self._step)
+        self._recomputation.follow(self.history, self._optimizers, self._applier.named().values(), self._watch)
         self._search.observe(self.plan, self._step)
 
     def _watch_optimizers(self, optimizer: Any) -> None:
         """Check the optimizers known by now, and let the re-warm-up hook them."""
         self._optimizers = host.known_optimizers(optimizer, self._accelerator)
+        self._storage.prepare(self._optimizers)
         host.check_optimizers(self._optimizers, self._applier.growing().items())
         if self._optimizers or self._accelerator is None:
             # Sharding puts other parameters in place, so names are looked up now.

@@ -17,6 +17,7 @@ from .backends.ddp import rebuild_reducer
 from .backends.ranks import average_gradient, check_ranks_equal, world_size
 from .frozen_front import FrozenFront
 from .state import NamedTensors, State
+from .storage.model import FrozenStorage
 from .taken import check_free, release, take
 from .units import Layout, set_trainable, trainable_names, trainable_now
 
@@ -31,13 +32,17 @@ class StageApplier:
         model: The bare model.
         layout: Its units.
         embedding: Its stage embedding, if it has one.
+        storage: What holds its frozen weights small.
 
     Raises:
         OrderError: The model is being grown already.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, embedding: StageEmbeddingLike | None) -> None:
+    def __init__(
+        self, model: nn.Module, layout: Layout, embedding: StageEmbeddingLike | None, storage: FrozenStorage
+    ) -> None:
         check_free(model)
+        self._storage = storage
         self._model = model
         self._wrapped = model
         self._layout = layout
@@ -69,6 +74,7 @@ class StageApplier:
         self.check_ranks(f"on entering stage {stage}")
         self.leave()
         set_trainable(self._model, trainable_names(self._layout, blocks))
+        self._storage.follow()
         fsdp2.follow_trainable(self._wrapped)
         self.front.set(self._model, self._layout, blocks)
         if self._embedding is not None:
@@ -90,6 +96,7 @@ class StageApplier:
     def finish(self) -> None:
         """Fold the stage embedding away, and let everything train that did before growth; without communication."""
         self.leave()
+        self._storage.restore()
         self.reshard()
         if self._embedding is not None:
             self._embedding.fold(self._model)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from .errors import StateError
+from .memory import StageMemory
 from .plan import GrowthPlan
 from .units import Layout, count_trainable
 from .values import JSON, Resolution
@@ -34,6 +35,9 @@ class StageRecord:
         trainable_parameters: Number of the model's parameters that train.
         trainable_fraction: Their share of the model's parameters.
         resolution: Fraction of the data's size (float) or pixels (int).
+        recomputed: Names of the blocks that are computed again in the backward pass, after the first step of the
+            stage; None without `checkpointing`.
+        memory: Predicted bytes of a step, under `checkpointing="auto"` (see `growth.memory.StageMemory`).
     """
 
     stage: int
@@ -42,15 +46,20 @@ class StageRecord:
     trainable_parameters: int
     trainable_fraction: float
     resolution: Resolution
+    recomputed: tuple[str, ...] | None = None
+    memory: JSON | None = None
 
     def to_dict(self) -> JSON:
         """The record as plain JSON types."""
-        return {**asdict(self), "blocks": list(self.blocks)}
+        recomputed = None if self.recomputed is None else list(self.recomputed)
+        return {**asdict(self), "blocks": list(self.blocks), "recomputed": recomputed}
 
     @classmethod
     def from_dict(cls, values: JSON) -> StageRecord:
         """The record that `to_dict` wrote."""
-        return cls(**{**values, "blocks": tuple(values["blocks"])})
+        recomputed = values.get("recomputed")
+        names = None if recomputed is None else tuple(recomputed)
+        return cls(**{**values, "blocks": tuple(values["blocks"]), "recomputed": names})
 
 
 def record_stage(model: nn.Module, layout: Layout, plan: GrowthPlan, step: int) -> StageRecord:
@@ -78,6 +87,11 @@ def record_stage(model: nn.Module, layout: Layout, plan: GrowthPlan, step: int) 
         f"{100 * trainable / total:.1f} % of the parameters, resolution {entry.resolution}"
     )
     return record
+
+
+def note_memory(record: StageRecord, memory: StageMemory) -> StageRecord:
+    """The record of a stage with what is computed again in it, and with the bytes of a step where they are known."""
+    return replace(record, recomputed=memory.recomputed, memory=memory.to_dict() if memory.total else None)
 
 
 def describe(plan: GrowthPlan, stage: int, trainable: int, total: int) -> str:

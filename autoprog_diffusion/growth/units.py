@@ -33,15 +33,17 @@ class Layout:
     """A model cut into units: every parameter that may ever train is in exactly one.
 
     Attributes:
-        inputs: The modules before the blocks (patch, time and label embedders). Always trained, except while the
-            front of the model is frozen (see `front`).
+        inputs: The modules before the blocks (patch, time and label embedders). They train together with block 0,
+            since the frozen front of the model runs without gradient (see `front`).
         blocks: The growable units, in forward order.
         outputs: Everything else (norms and the output head). Always trained.
+        inputs_always: Whether the inputs train at all times; no front runs without gradient then.
     """
 
     inputs: Unit
     blocks: tuple[Unit, ...]
     outputs: Unit
+    inputs_always: bool = False
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -124,17 +126,22 @@ def layout_from_patterns(model: nn.Module, patterns: Sequence[str]) -> Layout:
     return build_layout(model, [[name] for name in matched], children[:first])
 
 
-def only_growing(model: nn.Module, layout: Layout) -> Layout:
+def only_growing(model: nn.Module, layout: Layout, *, inputs_always: bool = False) -> Layout:
     """The layout without the parameters that the user froze before growth began (all but the adapters, with LoRA).
 
     A block left with none joins the block before it, so that every step of the growth opens something.
+
+    Args:
+        model: The bare model.
+        layout: Its units.
+        inputs_always: Whether the inputs shall train at all times; without a parameter that trains they cannot.
 
     Raises:
         UnitError: No block holds a parameter that requires gradient.
     """
     growing = trainable_now(model)
     if layout.names <= growing:
-        return layout
+        return replace(layout, inputs_always=inputs_always)
     blocks = [Unit("", (), ())]
     for unit in layout.blocks:
         last = blocks[-1]
@@ -150,28 +157,33 @@ def only_growing(model: nn.Module, layout: Layout) -> Layout:
             f"no block of this {type(model).__name__} holds a parameter that requires gradient{_why_frozen(model)}: "
             "call requires_grad_(True), or model.add_adapter(LoraConfig(...)) before constructing GrowthScheduler."
         )
-    return Layout(_only(layout.inputs, growing), tuple(blocks), _only(layout.outputs, growing))
+    inputs = _only(layout.inputs, growing)
+    always = inputs_always and len(inputs.parameters) > 0
+    return Layout(inputs, tuple(blocks), _only(layout.outputs, growing), inputs_always=always)
 
 
 def trainable_names(layout: Layout, blocks: Iterable[int]) -> set[str]:
     """Names of the parameters that train when `blocks` do.
 
     While block 0 is frozen, so are the inputs: nothing before the first trained block can receive a full gradient.
+    With `inputs_always` they train, and nothing runs without gradient.
     """
     return {name for unit in trained_units(layout, blocks) for name in unit.parameters}
 
 
 def trained_units(layout: Layout, blocks: Iterable[int]) -> list[Unit]:
-    """The units that train when `blocks` do, in forward order: the inputs only together with block 0."""
+    """The units that train when `blocks` do, in forward order: the inputs together with block 0, or always."""
     chosen = sorted(set(blocks))
     units = [layout.blocks[index] for index in chosen]
-    if 0 in chosen:
+    if 0 in chosen or layout.inputs_always:
         units.insert(0, layout.inputs)
     return [*units, layout.outputs]
 
 
 def front(layout: Layout, blocks: Iterable[int]) -> tuple[Unit, ...]:
-    """The frozen blocks that run before the first trained one; they can run without gradient."""
+    """The frozen blocks that run before all that trains; they can run without gradient."""
+    if layout.inputs_always:
+        return ()
     return layout.blocks[: min(blocks, default=len(layout.blocks))]
 
 

@@ -33,7 +33,6 @@ class GrowthArguments(GrowthConfig):
     """Train a stage embedding and fold it away at the end."""
     ema_decay: Derived[float | None] = None
     resolution_multiple: Derived[int] = 1
-    rewarm_steps: Derived[int] = 0
     search_candidates: Derived[tuple[tuple[int, ...], ...] | None] = None
     search_seed: Derived[int] = 0
 
@@ -65,7 +64,8 @@ def growth_config(
         PlanError: The plan file cannot be used.
     """
     if growth.growth == "off":
-        return GrowthConfig(num_stages=1, min_trainable=1.0, stage_embedding=False), None
+        memory = {"checkpointing": growth.checkpointing, "memory_gb": growth.memory_gb}
+        return GrowthConfig(num_stages=1, min_trainable=1.0, stage_embedding=False, **memory), None
     settings = {item.name: getattr(growth, item.name) for item in fields(GrowthConfig)}
     settings |= {"resolution_multiple": multiple, "ema_decay": ema_decay, "search_seed": seed}
     bounds = growth.boundaries

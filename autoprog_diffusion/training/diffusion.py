@@ -105,8 +105,7 @@ class DiffusionTrainer(Trainer):
         self.epoch_batches = max(1, len(loader) // accelerator.num_processes)
         self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
         self.check_lengths("lr_warmup_steps", self._warmup_steps, args.given)
-        images = train.train_batch_size * train.gradient_accumulation_steps * accelerator.num_processes
-        optimizer = make_optimizer(growth.parameters(), train, images)
+        optimizer = self._make_optimizer()
         prepared = accelerator.prepare(denoiser, optimizer, loader, self._make_schedule(optimizer))
         self.model, self.optimizer, self._loader, self.lr_scheduler = prepared
         self._trained = list(parameters_now(denoiser, trained).values())
@@ -116,6 +115,14 @@ class DiffusionTrainer(Trainer):
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
         self._check_resolutions()
         self._register(trained)
+
+    @property
+    def network(self) -> str:
+        """As of any trainer; with `--checkpointing auto` blocks are spared after the first step of a stage."""
+        record = self.growth.history[-1]
+        if record.memory is None or not record.recomputed:
+            return super().network
+        return f"{super().network}, {len(record.recomputed)} computed again"
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return self.task.loss(model, batch)
@@ -185,6 +192,13 @@ class DiffusionTrainer(Trainer):
         planned = [stage.resolution for stage in self.growth.plan.stages]
         for resolution in (*planned, *(self.growth.config.resolutions or ())):
             stage_size((side, side), resolution, self.growth.config.resolution_multiple)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        train = self._train
+        images = train.train_batch_size * train.gradient_accumulation_steps * self.accelerator.num_processes
+        grouped = self.growth.config.rewarm_steps > 0
+        parameters = self.growth.parameter_groups() if grouped else self.growth.parameters()
+        return make_optimizer(parameters, train, images)
 
     def _make_schedule(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
         # Accelerate advances a prepared schedule once per process and step.

@@ -44,6 +44,8 @@ NAMES = (
 )
 # Flags of Adam that Adafactor does without.
 OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
+# Flags beside those of growth that count with --growth off as well.
+FOR_ALL = {"growth", "seed", "ema_decay", "search", "checkpointing", "memory_gb"}
 LARGEST_SEED = 2**32 - 1025  # numpy's limit, and room for the ranks, which add their number
 Args = TypeVar("Args", bound=Any)
 
@@ -96,8 +98,10 @@ def idle_flags(given: Set[str], values: Mapping[str, Any], growth: Set[str]) -> 
             found.append(f"--{flag} has no effect: {_condition(other, wanted)}.")
     if {"overwrite_output_dir", "resume_from_checkpoint"} <= given:
         found.append("--overwrite_output_dir has no effect: --resume_from_checkpoint goes on with the run.")
+    if {"gradient_checkpointing", "checkpointing"} <= given:
+        found.append(f"--gradient_checkpointing has no effect: --checkpointing {values['checkpointing']} says it.")
     if values.get("growth") == "off":
-        for name in sorted(growth & given - {"growth", "seed", "ema_decay", "search"}):
+        for name in sorted(growth & given - FOR_ALL):
             found.append(f"--{name} has no effect: --growth off trains everything in one stage.")
     if values.get("optimizer") == "adafactor":
         for name in sorted(given & set(OF_ADAM)):

@@ -30,7 +30,7 @@ MUST_BE_EQUAL = frozenset(
     "use_8bit_adam trained_dtype use_ema ema_decay model_ema_decay "
     # Growth.
     "growth growth_plan num_stages order min_trainable direction stage_embedding stage_embedding_init stage_dropout "
-    "sweeps window_share window_state "
+    "embedders_always rewarm_steps sweeps window_share window_state "
     "resolutions boundaries search search_objective search_cost search_orders search_batches min_depth min_resolution "
     "operator optimizer_state search_steps evaluations search_samples retokenization strides".split()
 )
@@ -42,7 +42,8 @@ APPLIED = frozenset(
     "model_ema output_dir overwrite_output_dir resume_from_checkpoint checkpointing_steps checkpoints_total_limit "
     "validation_steps validation_prompts num_inference_steps guidance_scale log_interval report_to "
     "tracker_project_name logging_dir sample_batch_size "
-    "cache_dir dataloader_num_workers workers gradient_checkpointing offload_ema foreach_ema allow_tf32 "
+    "cache_dir dataloader_num_workers workers gradient_checkpointing checkpointing memory_gb "
+    "offload_ema foreach_ema allow_tf32 "
     "channels_last".split()
 )
 

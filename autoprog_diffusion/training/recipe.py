@@ -169,8 +169,8 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         loader = self.loader(data, args, resolution)
         rows: Any = loader.dataset
         check_batch(len(rows), train.train_batch_size * accelerator.num_processes)
-        if train.gradient_checkpointing:
-            denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        if train.gradient_checkpointing and config.checkpointing is None:
+            config = replace(config, checkpointing="all")
         if train.trained_dtype == "bfloat16":
             store_in_bfloat16(denoiser)
         set_seed(train.seed, device_specific=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 import autoprog_diffusion
 from autoprog_diffusion.files import write_text_atomically
+from autoprog_diffusion.growth.memory import StageMemory
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
 
@@ -41,6 +42,8 @@ def write_report(folder: Path, growth: Growth, metrics: Metrics, seconds: dict[s
     for decision in growth.decisions:
         print_decision(decision)
     print_summary(metrics, growth.plan.num_blocks, seconds)
+    for sentence in recomputation_sentences([record.to_dict() for record in growth.history]):
+        print(sentence)
 
 
 def write_growth_json(path: Path, growth: Growth, metrics: Metrics, seconds: dict[str, float]) -> None:
@@ -91,6 +94,21 @@ def print_summary(metrics: Metrics, num_blocks: int, seconds: dict[str, float]) 
         print(f"validation accuracy {result['accuracy']:.1%}, of the average {result['ema_accuracy']:.1%}.")
     times = [f"{name} {value:.1f} s" for name, value in seconds.items()]
     print(f"wall time: {', '.join(times)}")
+
+
+def recomputation_sentences(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence per stage whose blocks growth lets be computed again in the backward pass.
+
+    Args:
+        history: The stages entered, as plain JSON types.
+    """
+    for record in history:
+        names = record.get("recomputed")
+        if names is None:
+            continue
+        memory = record["memory"]
+        predicted = "" if memory is None else f", {StageMemory(**memory)}"
+        yield f"stage {record['stage'] + 1}: {len(names)} blocks are computed again in the backward pass{predicted}."
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, str]], caption: str | None = None) -> None:

@@ -15,7 +15,6 @@ from methods import Method
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth import GrowthScheduler
-from autoprog_diffusion.growth.units import set_trainable
 from autoprog_diffusion.training.measure import counted_flops
 
 
@@ -142,10 +141,6 @@ class Loop:
         return self.batch if scales is None else max(1, round(self.batch * scales[self.growth.stage]))
 
     def _step(self, step: int) -> None:
-        if self.method.redraw is not None:
-            names = self.method.redraw(self.growth.layout, self.steps, step, self.seed)
-            if names is not None:
-                set_trainable(self.subject.denoiser, names)
         batch = {"index": torch.tensor([next(self.rows) for _ in range(self._size())])}
         flops = self._count(batch)
         cpu, wall = time.process_time(), time.perf_counter()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, Stage, fixed_plan
 from autoprog_diffusion.growth.adapter import find_adapter
-from autoprog_diffusion.growth.units import Layout
 
 
 FULL: dict[str, Any] = {"num_stages": 1, "min_trainable": 1.0, "stage_embedding": False}
@@ -39,8 +38,6 @@ class Method:
         rates: Learning rates that seed 0 of every case chooses from.
         adapt: Chooses what may ever train, in place, before growth sees the model.
         plan: (blocks, steps, seed) -> stages, instead of the configuration's.
-        redraw: (layout, steps, step, seed) -> names of what trains from this step on, or None for no change: for
-            methods that growth cannot express.
         batch_scales: Batch of every stage, as a factor of the case's.
         main: Whether it runs before the ablations, and in `--quick`.
         others: Whether the cases after the first include it.
@@ -54,7 +51,6 @@ class Method:
     rates: tuple[float, ...] = (5e-4,)
     adapt: Callable[[Subject, int], None] = _everything
     plan: Callable[[int, int, int], GrowthPlan] | None = None
-    redraw: Callable[[Layout, int, int, int], set[str] | None] | None = None
     batch_scales: tuple[float, ...] | None = None
     main: bool = False
     others: bool = False
@@ -128,15 +124,13 @@ def stratified(subject: Subject, seed: int) -> None:
     task.noise = replace(task.noise, timestep_sampling="stratified")
 
 
-def lisa(layout: Layout, steps: int, step: int, seed: int) -> set[str] | None:
-    """Every 5 steps a few blocks drawn anew, with the embedders and the head at all times (LISA, arXiv 2403.17919)."""
-    del steps
-    if step % LISA_PERIOD:
-        return None
-    count = len(layout.blocks)
-    drawn = random.Random(f"lisa {seed} {step}").sample(range(count), min(LISA_BLOCKS, count))
-    units = [layout.inputs, layout.outputs, *(layout.blocks[index] for index in drawn)]
-    return {name for unit in units for name in unit.parameters}
+def lisa(count: int, steps: int, seed: int) -> GrowthPlan:
+    """Every 5 steps a few blocks drawn anew (LISA, arXiv 2403.17919)."""
+    stages = []
+    for start in range(0, steps, LISA_PERIOD):
+        drawn = random.Random(f"lisa {seed} {start}").sample(range(count), min(LISA_BLOCKS, count))
+        stages.append(Stage(start, tuple(sorted(drawn))))
+    return GrowthPlan(count, steps, tuple(stages))
 
 
 def random_plan(count: int, steps: int, seed: int) -> GrowthPlan:
@@ -168,9 +162,15 @@ def _half(**fields: Any) -> dict[str, Any]:
     return {"num_stages": 2, "min_trainable": 1.0, "boundaries": (0.5,), **fields}
 
 
+def _windows(count: int, sweeps: int = 1, **fields: Any) -> dict[str, Any]:
+    """Windows of one part in `count` of the blocks, from the input to the output."""
+    return {"num_stages": count * sweeps, "sweeps": sweeps, "order": "suffix", "direction": "window", **fields}
+
+
 BATCHES = (0.25, 0.5, 0.75, 1.0)
 SMALL = (0.5,) * 4
 BOTH = (5e-4, 1e-3)
+WIDE = (5e-4, 1e-3, 2e-3)  # for windows, whose blocks see a part of the steps
 FEW = (2e-3, 4e-3, 8e-3, 1.6e-2)  # rates for methods that train few parameters
 QUARTERS = _stages(order="suffix")
 EARLY = {**QUARTERS, "boundaries": (0.1, 0.2, 0.3)}
@@ -223,7 +223,24 @@ METHODS = {
         Method("interleaved_sid", "unfreezing, interleaved, SID", {**PAPER, "stage_embedding": True}),
         Method("interleaved_sid_dropout", "unfreezing, interleaved, the paper's SID", {
             **PAPER, "stage_embedding": True, "stage_embedding_init": "normal", "stage_dropout": 0.1}),
-        Method("lisa", f"LISA-style, {LISA_BLOCKS} blocks redrawn every {LISA_PERIOD} steps", redraw=lisa),
+        Method("lisa", f"LISA-style, {LISA_BLOCKS} blocks redrawn every {LISA_PERIOD} steps", {
+            "embedders_always": True, "window_state": "park"}, plan=lisa),
+        Method("window_2", "windows, halves", _windows(2), rates=WIDE, others=True),
+        Method("window_4", "windows, quarters", _windows(4), rates=WIDE, others=True),
+        Method("window_8", "windows, eighths", _windows(8), rates=WIDE, others=True),
+        Method("window_2_twice", "windows, halves, twice", _windows(2, 2), rates=WIDE),
+        Method("window_4_twice", "windows, quarters, twice", _windows(4, 2), rates=WIDE),
+        Method("window_4_parked", "windows, quarters, twice, moments parked", _windows(4, 2, window_state="park"),
+               rates=WIDE),
+        Method("window_4_often", "windows, quarters, four times, moments parked",
+               _windows(4, 4, window_state="park"), rates=WIDE),
+        Method("window_4_rewarm", "windows, quarters, re-warm-up", _windows(4, rewarm_steps=4), rates=WIDE),
+        Method("window_4_overlap", "windows, quarters, at distances of an eighth",
+               _windows(7, window_share=0.25), rates=WIDE),
+        Method("window_4_output", "windows, quarters, from the output on", _windows(4, order="prefix"), rates=WIDE),
+        Method("window_4_interleaved", "windows, every fourth block", _windows(4, order="interleaved"), rates=WIDE),
+        Method("window_4_embedders", "windows, quarters, embedders always", _windows(4, embedders_always=True),
+               rates=WIDE),
         Method("bitfit", "BitFit", adapt=bitfit, rates=FEW[1:]),
         Method("difffit", "DiffFit-style", adapt=difffit, rates=FEW[1:]),
     )

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoprog_diffusion.growth.units import layout_from_patterns
-
 
 @pytest.fixture(autouse=True)
 def _in_folder(benchmark_folder: Callable[[str], Path]) -> None:
@@ -109,16 +107,25 @@ def test_kid_is_the_literal_double_sum() -> None:
 def test_what_random_plans_and_lisa_train() -> None:
     from methods import LISA_BLOCKS, lisa, random_plan
 
-    model = torch.nn.Sequential(*[torch.nn.Linear(2, 2) for _ in range(12)])
-    layout = layout_from_patterns(model, [str(index) for index in range(1, 11)])
-
-    plan = random_plan(10, 40, 3)  # a plan refuses stages that are not nested
+    plan = random_plan(10, 40, 3)
+    assert plan.monotone
     assert [len(stage.blocks) for stage in plan.stages] == [3, 5, 8, 10]
     assert plan != random_plan(10, 40, 4)
-    draws = [lisa(layout, 50, step, 0) for step in range(0, 50, 5)]
-    assert len({frozenset(names or ()) for names in draws}) > 3
-    assert all(names and {"0.weight", "11.bias"} < names and len(names) == 4 + 2 * LISA_BLOCKS for names in draws)
-    assert lisa(layout, 50, 7, 0) is None
+    drawn = lisa(10, 52, 0)
+    assert [stage.start for stage in drawn.stages] == list(range(0, 52, 5))
+    assert len({stage.blocks for stage in drawn.stages}) > 3
+    assert all(len(stage.blocks) == LISA_BLOCKS for stage in drawn.stages)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lisa", "window_4_embedders", "window_4_parked", "window_4_rewarm"])
+def test_methods_that_open_and_close_blocks_run(tmp_path: Path, name: str) -> None:
+    from common import Runs
+    from run import Options, run_all
+
+    only = (f"sd_openmoji/{name}",)
+    run_all(Options(only=only, seeds=1, steps=8, pictures=False, results=tmp_path, cache_dir=tmp_path / "cache"))
+    assert all(row["curve"][-1]["step"] == 8 for row in Runs(tmp_path / "runs.jsonl").rows)
 
 
 def test_the_committed_summary_is_that_of_the_committed_runs(benchmark_folder: Callable[[str], Path]) -> None:

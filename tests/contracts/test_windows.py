@@ -45,6 +45,22 @@ def test_what_has_closed_rests_and_every_block_has_its_turn(family: Family, orde
         assert all(turns[name] == 2 for name in named.keys() & growable(family) - always)
 
 
+@pytest.mark.parametrize("direction", ["freeze", "window"])
+@core
+def test_embedders_may_train_in_every_stage(family: Family, direction: str) -> None:
+    model, growth, optimizer = start(family, order="suffix", direction=direction, embedders_always=True)
+    named = used(family, model)
+    inputs = set(growth.layout.inputs.parameters).intersection(named)
+    assert inputs
+    for step in range(6):
+        frozen = step_moves_what_trains(family, model, named, optimizer, step)
+        assert not inputs & frozen
+        assert all(named[name] in optimizer.state for name in inputs)
+        assert bool(frozen) == (direction == "window" or growth.stage > 0)
+        growth.step()
+        optimizer.zero_grad()
+
+
 @pytest.mark.parametrize("state", ["release", "park"])
 @core
 def test_resume_of_windows_is_bit_exact(family: Family, state: str) -> None:

@@ -41,6 +41,11 @@ pytestmark = pytest.mark.smoke
         ({"direction": "window", "window_share": 1.5}, "window_share=1.5"),
         ({"direction": "window", "window_share": "0.5"}, "window_share='0.5'"),
         ({"direction": "window", "window_state": "offload"}, "window_state='offload'.*release.*park"),
+        ({"embedders_always": 1}, "embedders_always=1 is not allowed"),
+        (
+            {"embedders_always": True, "search": "zero_shot"},
+            "embedders_always=True does not go with search='zero_shot'",
+        ),
         ({"sweeps": 2}, 'sweeps=2 is not allowed.*direction="window"'),
         ({"direction": "unfreeze", "window_share": 0.5}, 'window_share=0.5 is not allowed.*direction="window"'),
         ({"direction": "freeze", "rewarm_steps": 3}, "rewarm_steps=3 has no effect.*use 0"),
@@ -143,6 +148,10 @@ def test_json_round_trip(tmp_path: Path) -> None:
         boundaries=(10, 20),
         rewarm_steps=5,
         stage_embedding=True,
+        checkpointing="auto",
+        memory_gb=24,
+        frozen_dtype="bfloat16",
+        embedders_always=True,
     )
     unchanged = GrowthConfig()
     changed = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(unchanged, f.name)]

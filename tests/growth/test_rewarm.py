@@ -83,18 +83,19 @@ def test_opened_blocks_start_low_and_the_schedule_is_left_alone() -> None:
     assert not optimizer._optimizer_step_post_hooks
 
 
-def test_a_resumed_run_goes_on_in_the_middle_of_a_rewarm_up() -> None:
-    model, growth, optimizer, schedule = start()
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_a_resumed_run_goes_on_before_and_in_the_middle_of_a_rewarm_up(stop: int) -> None:
+    model, growth, optimizer, schedule = start(rewarm=4)
     growth.prepare(model, num_training_steps=8, optimizer=optimizer)
-    run(model, growth, optimizer, schedule, range(5))
+    run(model, growth, optimizer, schedule, range(stop))
     states = copy.deepcopy([part.state_dict() for part in (model, growth, optimizer, schedule)])
-    run(model, growth, optimizer, schedule, range(5, 8))
-    again = start()
+    run(model, growth, optimizer, schedule, range(stop, 8))
+    again = start(rewarm=4)
     again[1].prepare(again[0], num_training_steps=8, optimizer=again[2])
     for part, state in zip(again, states):
         part.load_state_dict(state)
-    run(*again, range(5, 8))
-    assert again[2].used == optimizer.used[5:]
+    run(*again, range(stop, 8))
+    assert again[2].used == optimizer.used[stop:]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again[0].parameters()))
 
 

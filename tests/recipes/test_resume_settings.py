@@ -67,7 +67,7 @@ OWN_FLAGS = {
 FREE = "--output_dir other --overwrite_output_dir --checkpointing_steps 3 --checkpoints_total_limit 1 --report_to all "
 FREE += "--validation_steps 3 --log_interval 2 --resume_from_checkpoint latest --logging_dir other"
 FREE_OF_RECIPES = "--validation_prompts a b --num_inference_steps 3 --guidance_scale 1 --dataloader_num_workers 2 "
-FREE_OF_RECIPES += "--gradient_checkpointing --cache_dir other"
+FREE_OF_RECIPES += "--gradient_checkpointing --cache_dir other --checkpointing auto --memory_gb 24"
 
 
 def first_flags(name: str) -> list[str]:

@@ -25,7 +25,7 @@ SHORT = (
 # The fifth step lies in the second sweep, with moments of the first one parked.
 WINDOWS = (
     "--direction", "window", "--num_stages", 4, "--sweeps", 2, "--window_state", "park", "--max_train_steps", 8,
-    "--checkpointing_steps", 5, "--use_ema", "--ema_decay", 0.5,
+    "--checkpointing_steps", 5, "--use_ema", "--ema_decay", 0.5, "--rewarm_steps", 2,
 )  # fmt: skip
 RECIPES: dict[str, Any] = {
     "sd": load_recipe("finetune_sd").FinetuneSD(),

@@ -136,6 +136,11 @@ def test_freezing_block_after_block_resumes_bit_for_bit(new_trainer: NewRun) -> 
         assert same(averages(whole), averages(resumed)), step
 
 
+def test_blocks_do_not_warm_up_again(new_trainer: NewRun) -> None:
+    with pytest.raises(ConfigError, match=r"--rewarm_steps 3 needs an optimizer .*leave it at 0"):
+        new_trainer("--search", "none", "--direction", "unfreeze", "--rewarm_steps", "3")
+
+
 def test_windows_of_blocks_resume_bit_for_bit(new_trainer: NewRun) -> None:
     flags = ("--search", "none", "--direction", "window", "--num_stages", "6", "--sweeps", "2")
     flags += ("--window_state", "park")

@@ -134,10 +134,15 @@ def growth_of(args: FinetuneArguments, *, multiple: int) -> tuple[GrowthConfig, 
     """Growth settings of the flags, and the plan of a file if they name one.
 
     Raises:
-        ConfigError: A value is not allowed, or a search is asked to choose resolutions.
+        ConfigError: A value is not allowed, a search is asked to choose resolutions, or blocks to warm up again.
         PlanError: The plan file cannot be used.
     """
     config, plan = growth_config(args.growth, multiple=multiple, ema_decay=None, seed=args.train.seed)
+    if config.rewarm_steps:
+        raise ConfigError(
+            f"--rewarm_steps {config.rewarm_steps} needs an optimizer that holds every block in a group of its own; "
+            "this one's groups are those of timm, with and without weight decay: leave it at 0."
+        )
     if config.search != "none" and config.resolutions:
         raise ConfigError(
             f"search={config.search!r} cannot choose among resolutions={config.resolutions} of a vision transformer: "

@@ -96,6 +96,11 @@ class TrainingWatch:
         if fresh and self._count.optimizer_steps > 0:
             self._sample()
 
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps heard so far."""
+        return self._count.optimizer_steps
+
     def before_step(self, held: set[nn.Parameter], optimizer: Any) -> None:
         """An optimizer is about to step: what is loaded is loaded by now."""
         if held and not self._sampled:
@@ -138,6 +143,12 @@ class TrainingWatch:
             self._flags.check_parameters()
             self._check_types()
             self._check_frozen()
+
+    def accept(self) -> None:
+        """Take types and frozen weights as they are now: growth itself has changed them."""
+        self._flags.note()
+        if self._sampled:
+            self._sample()
 
     def stop(self, step: int, num_training_steps: int) -> None:
         """Listen no more; training ended after `step` calls of `growth.step`.

@@ -1,0 +1,398 @@
+"""Small storage of frozen weights, layer by layer: exact values, gradients, loading, averages, refusals."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from autoprog_diffusion import GrowthConfig, GrowthScheduler
+from autoprog_diffusion.growth import ConfigError, OrderError
+from autoprog_diffusion.growth.storage.checks import check_storage
+from autoprog_diffusion.growth.storage.formats import dequantise, quantise, size_in_bytes
+from autoprog_diffusion.growth.storage.layer import StoredLayer, can_be_stored
+
+from .looping import SD, SMALL, Small, scheduler
+
+
+pytestmark = pytest.mark.smoke
+
+FORMATS = ("bfloat16", "float8", "int8", "nf4")
+QUANTISED = FORMATS[1:]
+formats = pytest.mark.parametrize("dtype", FORMATS)
+quantised = pytest.mark.parametrize("dtype", QUANTISED)
+LAYERS: dict[str, Any] = {
+    "linear": lambda: nn.Linear(32, 64),
+    "linear without bias": lambda: nn.Linear(32, 64, bias=False),
+    "convolution": lambda: nn.Conv2d(32, 64, 3, stride=2, padding=1),
+    "grouped convolution": lambda: nn.Conv2d(32, 64, 3, padding=2, dilation=2, groups=4),
+    "in one dimension": lambda: nn.Conv1d(32, 64, 3),
+    "in three dimensions": lambda: nn.Conv3d(32, 64, (1, 3, 3), padding=(0, 1, 1)),
+}
+layers = pytest.mark.parametrize("name", LAYERS)
+
+
+def frozen(name: str) -> Any:
+    torch.manual_seed(0)
+    return LAYERS[name]().requires_grad_(False)
+
+
+def an_input(layer: Any) -> Tensor:
+    shape = (2, 5, 32) if isinstance(layer, nn.Linear) else (2, 32, 6, 6, 6)[: layer.weight.dim()]
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def literal(layer: Any, weight: Tensor, x: Tensor) -> Tensor:
+    """The layer with another weight, by torch's own functions and autograd."""
+    if isinstance(layer, nn.Linear):
+        return functional.linear(x, weight, layer.bias)
+    call = {3: functional.conv1d, 4: functional.conv2d, 5: functional.conv3d}[weight.dim()]
+    return call(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+@layers
+@quantised
+def test_output_and_gradient_are_those_of_the_dequantised_weight(name: str, dtype: Any) -> None:
+    layer = frozen(name)
+    weight = dequantise(quantise(layer.weight, dtype), layer.weight.shape, torch.float32)
+    assert not torch.equal(weight, layer.weight)
+    StoredLayer(layer, dtype).store()
+    x = an_input(layer).requires_grad_()
+    y = an_input(layer).requires_grad_()
+    ours = layer(x)
+    theirs = literal(layer, weight, y)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    ours.square().mean().backward()
+    theirs.square().mean().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_float8_holds_a_layer_with_an_output_of_zeros() -> None:
+    """As those that Diffusers begins with zeros: a scale of zero would give no number."""
+    layer = frozen("linear")
+    layer.weight.data[3] = 0.0
+    StoredLayer(layer, "float8").store()
+    assert torch.isfinite(layer(an_input(layer))).all()
+
+
+@layers
+@quantised
+def test_the_backward_pass_keeps_neither_weight_nor_input(name: str, dtype: Any) -> None:
+    layer = frozen(name)
+    StoredLayer(layer, dtype).store()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        layer(an_input(layer).requires_grad_())
+    assert kept == []
+
+
+@layers
+@formats
+def test_a_restored_weight_is_the_very_same(name: str, dtype: Any) -> None:
+    layer = frozen(name)
+    parameter = layer.weight
+    before = parameter.detach().clone()
+    x = an_input(layer)
+    expected = layer(x)
+    stored = StoredLayer(layer, dtype)
+    whole = stored.bytes
+    stored.store()
+    stored.store()
+    assert torch.equal(stored.exact(), before)
+    assert stored.bytes < whole
+    assert stored.whole_bytes == whole
+    stored.restore()
+    stored.restore()
+    assert layer.weight is parameter
+    assert torch.equal(parameter, before)
+    assert torch.equal(layer(x), expected)
+    assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize(("dtype", "per_weight", "scales"), [("float8", 1.0, 4 * 64), ("int8", 1.0, 5 * 64)])
+def test_bytes_of_a_format(dtype: Any, per_weight: float, scales: int) -> None:
+    """A scale in float32 for each of 64 outputs, and with int8 a zero point of a byte."""
+    packed = quantise(torch.randn(64, 32), dtype)
+    assert size_in_bytes(packed) == 64 * 32 * per_weight + scales
+
+
+def test_bytes_of_nf4() -> None:
+    packed = quantise(torch.randn(256, 256), "nf4")
+    blocks = 256 * 256 // 64
+    tables = 4 * 16 + 4  # the levels, and the mean of the scales
+    assert size_in_bytes(packed) == 256 * 256 // 2 + blocks + 4 * blocks // 256 + tables
+
+
+def test_what_is_bfloat16_already_needs_no_copy_on_the_cpu() -> None:
+    layer = frozen("linear")
+    layer.weight.data = layer.weight.data.bfloat16().float()
+    before = layer.weight.detach().clone()
+    stored = StoredLayer(layer, "bfloat16")
+    stored.store()
+    assert stored._exact is None
+    assert torch.equal(stored.exact(), before)
+    stored.restore()
+    assert torch.equal(layer.weight, before)
+    assert layer.weight.dtype == torch.float32
+
+
+@formats
+def test_a_state_dictionary_holds_and_takes_exact_values(dtype: Any) -> None:
+    layer = frozen("linear")
+    model = nn.ModuleDict({"inner": nn.Sequential(layer)})
+    before = layer.weight.detach().clone()
+    stored = StoredLayer(layer, dtype)
+    stored.store()
+    assert torch.equal(model.state_dict()["inner.0.weight"], before)
+    assert torch.equal(layer.state_dict()["weight"], before)
+    other = torch.randn(64, 32)
+    model.load_state_dict({"inner.0.weight": other, "inner.0.bias": layer.bias})
+    assert stored.stored
+    assert torch.equal(layer.state_dict()["weight"], other)
+    fresh = StoredLayer(nn.Linear(32, 64).requires_grad_(False), dtype)
+    fresh.weight.data = other.clone()
+    fresh.module.bias.data = layer.bias.data
+    fresh.store()
+    x = an_input(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), fresh.module(x))
+
+
+@formats
+def test_a_copy_of_the_model_is_on_its_own(dtype: Any) -> None:
+    layer = frozen("linear")
+    stored = StoredLayer(layer, dtype)
+    stored.store()
+    twin = copy.deepcopy(layer)
+    assert twin.forward.__self__.module is twin
+    twin.load_state_dict({"weight": torch.zeros(64, 32), "bias": torch.zeros(64)})
+    assert torch.equal(twin.state_dict()["weight"], torch.zeros(64, 32))
+    assert stored.exact().any()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not twin(an_input(layer)).any()
+
+
+def test_in_bfloat16_another_type_gets_the_exact_weight_or_is_refused() -> None:
+    layer = frozen("linear").eval()
+    x = an_input(layer)
+    expected = layer(x)
+    StoredLayer(layer, "bfloat16").store()
+    assert torch.equal(layer(x), expected)
+    layer.train()
+    with pytest.raises(OrderError, match="under bfloat16 autocast only, and the model trains in torch.float32"):
+        layer(x)
+    with (
+        torch.autocast("cpu", torch.float16),
+        pytest.raises(OrderError, match="the model trains in torch.float16: use Accelerator"),
+    ):
+        layer(x)
+
+
+def test_which_layers_can_be_stored() -> None:
+    assert can_be_stored(nn.Linear(3, 5), "bfloat16")
+    assert can_be_stored(nn.Linear(8, 16), "nf4")
+    assert not can_be_stored(nn.Linear(3, 5), "nf4")  # not a whole group of 64
+    assert not can_be_stored(nn.Linear(8, 8).bfloat16(), "int8")  # two bytes already
+    assert not can_be_stored(nn.LayerNorm(8), "int8")
+    assert not can_be_stored(nn.Embedding(8, 8), "int8")
+    assert not can_be_stored(nn.Conv2d(8, 8, 3, padding_mode="circular"), "int8")
+    assert not can_be_stored(nn.ConvTranspose2d(8, 8, 3), "int8")
+    moved = nn.Linear(8, 8)
+    moved.forward = moved.forward  # as offloading does
+    assert not can_be_stored(moved, "int8")
+
+
+def begin(dtype: Any, steps: int = 8, **settings: Any) -> tuple[nn.Module, GrowthScheduler, torch.optim.Optimizer]:
+    return begin_with(SMALL.build().train(), dtype, steps, **settings)
+
+
+def begin_with(
+    model: nn.Module, dtype: Any, steps: int = 8, **settings: Any
+) -> tuple[nn.Module, GrowthScheduler, torch.optim.Optimizer]:
+    if settings.get("direction") != "window":
+        settings["min_trainable"] = 0.5
+    config = GrowthConfig(num_stages=2, stage_embedding=False, frozen_dtype=dtype, **settings)
+    growth = scheduler(model, config)
+    optimizer = torch.optim.AdamW(growth.parameters(), lr=1e-2)
+    growth.prepare(model, num_training_steps=steps, optimizer=optimizer)
+    return model, growth, optimizer
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = SMALL.loss(model, seed)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_after_the_last_step_all_weights_are_exact(dtype: Any) -> None:
+    model, growth, optimizer = begin(dtype)
+    for seed in range(8):
+        train(model, optimizer, seed)
+        growth.step()
+    exact = model.state_dict()
+    types = {parameter.dtype for parameter in model.parameters()}
+    assert types == {torch.float32}
+    for name, parameter in model.named_parameters():
+        assert torch.equal(exact[name], parameter)
+    growth.fold(model)
+
+
+@pytest.mark.parametrize("direction", ["freeze", "unfreeze", "window"])
+def test_an_average_is_the_one_of_exact_weights(direction: str) -> None:
+    averages = []
+    for dtype in (None, "bfloat16"):
+        model = SMALL.build().train()
+        ema = EMAModel(model.parameters())
+        model, growth, optimizer = begin_with(model, dtype, direction=direction)
+        for seed in range(8):
+            train(model, optimizer, seed)
+            ema.step(growth.ema_parameters())
+            growth.step()
+        ema.copy_to(model.parameters())
+        growth.fold(model)
+        averages.append(model.state_dict())
+    for name, plain in averages[0].items():
+        assert torch.equal(plain, averages[1][name]), name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_an_average_that_begins_with_small_weights_is_refused(dtype: Any) -> None:
+    model, growth, optimizer = begin(dtype, direction="window")
+    ema = EMAModel(model.parameters())
+    train(model, optimizer, 0)
+    ema.step(growth.ema_parameters())
+    with pytest.raises(OrderError, match="was built after growth.prepare, from frozen weights that are held small"):
+        growth.step()
+
+
+def test_an_average_of_small_weights_is_refused_in_every_direction() -> None:
+    model = SMALL.build().train()
+    ema = EMAModel(model.parameters())
+    model, growth, optimizer = begin_with(model, "bfloat16", direction="unfreeze")
+    train(model, optimizer, 0)
+    ema.step(model.parameters())
+    with pytest.raises(OrderError, match=r"write ema_unet.step\(growth.ema_parameters\(\)\)"):
+        growth.step()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8"])
+def test_what_opens_later_loads_its_optimizer_state_in_its_own_type(dtype: Any) -> None:
+    """torch casts a loaded state to the type of the parameter, which is small while it is frozen."""
+    model, growth, optimizer = begin(dtype, direction="unfreeze")
+    moments = {}
+    for seed in range(6):
+        train(model, optimizer, seed)
+        growth.step()
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), growth.state_dict()))
+    for name, parameter in model.named_parameters():
+        moments[name] = optimizer.state[parameter]["exp_avg"].clone()
+    model, growth, optimizer = begin(dtype, direction="unfreeze")
+    assert growth.stage == 0
+    model.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    growth.load_state_dict(saved[2])
+    for name, parameter in model.named_parameters():
+        assert torch.equal(optimizer.state[parameter]["exp_avg"], moments[name])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_the_frozen_base_of_adapters_is_held_small(dtype: Any) -> None:
+    from peft import LoraConfig
+
+    torch.manual_seed(0)
+    model: Any = SD.build().train()
+    model.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=2, frozen_dtype=dtype))
+    optimizer = torch.optim.AdamW(parameter for parameter in growth.parameters() if parameter.requires_grad)
+    growth.prepare(model, num_training_steps=2, optimizer=optimizer)
+    base = sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+    held = sum(layer.weight.numel() for layer in growth._storage._layers if layer.stored)
+    assert held > 0.8 * base
+    for seed in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = SD.loss(model, seed)
+        assert torch.isfinite(loss)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        growth.step()
+    growth.fold(model)
+    after = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items()}
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+
+
+def test_layers_whose_weight_an_adapter_reads_are_left_alone() -> None:
+    from peft import LoraConfig
+
+    model: Any = SD.build().train()
+    model.requires_grad_(False)
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q"], use_dora=True))
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=2, frozen_dtype="int8"))
+    optimizer = torch.optim.AdamW(parameter for parameter in growth.parameters() if parameter.requires_grad)
+    growth.prepare(model, num_training_steps=2, optimizer=optimizer)
+    held = {layer.weight for layer in growth._storage._layers}
+    names = [name for name, parameter in model.named_parameters() if parameter in held]
+    assert names
+    assert not [name for name in names if "to_q.base_layer" in name]
+    assert torch.isfinite(SD.loss(model, 0))
+
+
+def test_a_weight_that_two_layers_share_is_left_alone() -> None:
+    model = Small()
+    model.transformer_blocks[1].to_q.weight = model.transformer_blocks[1].to_q.weight
+    model.proj_out.weight = model.pos_embed.weight
+    growth = scheduler(model, GrowthConfig(num_stages=2, frozen_dtype="bfloat16", stage_embedding=False))
+    growth.prepare(model, num_training_steps=2, optimizer=torch.optim.SGD(growth.parameters(), lr=0.1))
+    assert len(growth._storage._layers) == 8
+
+
+def test_a_line_says_how_much_is_held_small() -> None:
+    model, growth, optimizer = begin("bfloat16", steps=2)
+    train(model, optimizer, 0)
+    growth.step()
+    assert growth._storage.describe() == (
+        "4 of 9 layers are frozen and held in bfloat16: 0.0 MB instead of 0.0 MB; 1 other layers never are"
+    )
+
+
+class Precision:
+    """The member of an accelerator that says in which type it computes."""
+
+    def __init__(self, mixed_precision: str) -> None:
+        self.mixed_precision = mixed_precision
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_bfloat16_without_its_autocast_is_refused(precision: str) -> None:
+    with pytest.raises(OrderError, match=f"mixed_precision='{precision}': use Accelerator"):
+        check_storage("bfloat16", Precision(precision), nn.Linear(2, 2))
+    check_storage("int8", Precision(precision), nn.Linear(2, 2))
+    check_storage("bfloat16", Precision(precision), nn.Linear(2, 2).bfloat16())
+    check_storage("bfloat16", Precision("bf16"), nn.Linear(2, 2))
+    check_storage(None, Precision(precision), nn.Linear(2, 2))
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"frozen_dtype='int4' is not allowed: use one of \('bfloat16', 'float8'"):
+        GrowthConfig(frozen_dtype="int4")  # type: ignore[arg-type]
+
+
+def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else found(name))
+    with pytest.raises(ConfigError, match=r'frozen_dtype=\'nf4\' needs torchao: pip install "autoprog-diffusion\[low'):
+        begin("nf4")
+    begin("bfloat16")

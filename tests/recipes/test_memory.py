@@ -1,0 +1,67 @@
+"""Flags that save memory: blocks that are computed again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from autoprog_diffusion import ConfigError
+from autoprog_diffusion.training.report import recomputation_sentences, write_growth_json
+
+from .conftest import NewRun, Script, load_recipe
+
+
+pytestmark = pytest.mark.smoke
+
+SD = load_recipe("finetune_sd").FinetuneSD()
+STEPS = ("--max_train_steps", 4, "--train_batch_size", 4, "--num_stages", 2, "--lr_warmup_steps", 0)
+
+
+def trained(new_run: NewRun, script: Script, *flags: object) -> Any:
+    model = ("--pretrained_model_name_or_path", script.model, "--train_data_dir", script.images)
+    _, trainer, _ = new_run(SD, *model, *STEPS, *flags)
+    trainer.train()
+    return trainer
+
+
+def test_a_budget_changes_memory_and_no_weight(new_run: NewRun, script: Script, tmp_path: Path) -> None:
+    plain = trained(new_run, script)
+    weights = [parameter.detach().clone() for parameter in plain.bare.parameters()]
+    flops = dict(plain.metrics.flops)
+    assert [record.recomputed for record in plain.growth.history] == [None, None]
+    every = trained(new_run, script, "--gradient_checkpointing")
+    assert every.growth.config.checkpointing == "all"
+    assert all(map(torch.equal, every.bare.parameters(), weights))
+    auto = trained(new_run, script, "--checkpointing", "auto", "--memory_gb", 1)
+    assert all(map(torch.equal, auto.bare.parameters(), weights))
+    assert [record.recomputed for record in auto.growth.history] == [(), ()]
+    # Measured as every step is that computes all again; the measurement itself is not counted.
+    assert list(auto.metrics.flops.values()) == list(every.metrics.flops.values())
+    assert all(auto.metrics.flops[name] > flops[name] for name in flops)
+    memory = auto.growth.history[0].memory
+    need = sum(memory[part] for part in ("weights", "gradients", "optimizer", "activations"))
+    auto = trained(new_run, script, "--checkpointing", "auto", "--memory_gb", (need - 1) / 1e9)
+    assert all(map(torch.equal, auto.bare.parameters(), weights))
+    first, second = auto.growth.history
+    assert len(first.recomputed) > 0 == len(second.recomputed)
+    write_growth_json(tmp_path / "growth.json", auto.growth, auto.metrics, {})
+    history = json.loads((tmp_path / "growth.json").read_text())["history"]
+    assert history[0]["recomputed"] == list(first.recomputed)
+    sentences = list(recomputation_sentences(history))
+    assert sentences[0].startswith(f"stage 1: {len(first.recomputed)} blocks are computed again in the backward pass")
+
+
+def test_plain_training_may_have_a_budget(new_run: NewRun, script: Script) -> None:
+    trainer = trained(new_run, script, "--growth", "off", "--checkpointing", "auto", "--memory_gb", 1)
+    assert trainer.growth.history[0].memory is not None
+
+
+def test_a_budget_that_is_too_small_names_the_smallest(new_run: NewRun, script: Script) -> None:
+    with pytest.raises(ConfigError, match="the smallest that is enough is"):
+        trained(new_run, script, "--checkpointing", "auto", "--memory_gb", 1e-6)
+    with pytest.raises(ConfigError, match="needs memory_gb"):
+        trained(new_run, script, "--checkpointing", "auto")
