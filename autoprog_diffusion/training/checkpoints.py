@@ -112,8 +112,8 @@ def load_checkpoint(accelerator: Accelerator, path: Path) -> int:
         ) from error
     if states != accelerator.num_processes:
         accelerator.print(
-            f"resumed on {accelerator.num_processes} processes (was {states}): the noise is drawn anew, and batches are "
-            "dealt out in another way."
+            f"resumed on {accelerator.num_processes} processes (was {states}): the noise is drawn anew, and batches "
+            "are dealt out in another way."
         )
         set_seed(checkpoint_step(path), device_specific=True)
     return states

@@ -125,6 +125,19 @@ def _check_flags(args: Arguments) -> None:
         )
 
 
+def refuse_sharding(accelerator: Any) -> None:
+    """Refuse FSDP in a script that saves whole models from one process.
+
+    Raises:
+        ConfigError: The configuration of Accelerate asks for it.
+    """
+    if is_sharding(accelerator):
+        raise ConfigError(
+            "distributed_type: FSDP is for the recipes of diffusion models: train a vision transformer with "
+            "distributed_type: MULTI_GPU (DistributedDataParallel)."
+        )
+
+
 def sharded_growth(config: GrowthConfig, given: Sequence[str], accelerator: Any) -> GrowthConfig:
     """The growth of a run: under FSDP without the stage embedding of the defaults; one that was asked for is refused.
 

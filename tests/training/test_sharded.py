@@ -16,6 +16,7 @@ from autoprog_diffusion.training.sharded import (
     block_classes,
     check_sharding,
     name_blocks,
+    refuse_sharding,
     shard_on_cpu,
     sharded_growth,
 )
@@ -40,8 +41,14 @@ def test_the_committed_configurations_pass(sharding: Any) -> None:
     check_sharding(sharding, parse())
 
 
+def test_scripts_that_save_whole_models_refuse_to_shard(sharding: Any) -> None:
+    with pytest.raises(ConfigError, match="distributed_type: FSDP is for the recipes of diffusion models"):
+        refuse_sharding(sharding)
+
+
 def test_without_fsdp_nothing_is_refused(accelerator: Any) -> None:
     check_sharding(accelerator, parse("--optimizer", "adafactor", "--search", "zero_shot"))
+    refuse_sharding(accelerator)
 
 
 @pytest.mark.parametrize(
