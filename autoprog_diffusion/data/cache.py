@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Compute = Callable[[Sequence[int]], Tensor]
+CacheType = Literal["float32", "bfloat16"]
+# numpy has no bfloat16: its bits are kept as whole numbers.
+KEPT_AS = {"float32": (torch.float32, np.float32), "bfloat16": (torch.bfloat16, np.int16)}
 
 
 @dataclass(frozen=True)
 class ArrayCache:
-    """A memory-mapped float32 array of one row per item, filled by all processes of a node together.
+    """A memory-mapped array of one row per item, filled by all processes of a node together.
 
     Attributes:
         path: The `.npy` file; its fingerprint lies beside it.
@@ -40,8 +43,9 @@ class ArrayCache:
     array: np.ndarray
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """(B,) row numbers -> (B, *row) float32 on the CPU."""
-        return torch.from_numpy(self.array[rows.cpu().numpy()])
+        """(B,) row numbers -> (B, *row) float32 on the CPU, exactly what is kept."""
+        found = torch.from_numpy(self.array[rows.cpu().numpy()])
+        return found.view(torch.bfloat16).float() if found.dtype == torch.int16 else found
 
 
 def build_cache(
@@ -53,6 +57,7 @@ def build_cache(
     accelerator: Accelerator,
     batch_size: int,
     title: str,
+    dtype: CacheType = "float32",
 ) -> ArrayCache:
     """Compute, or find complete on disk, one row per item.
 
@@ -64,10 +69,13 @@ def build_cache(
         accelerator: Its processes on this node share the work.
         batch_size: Items per call of `compute`.
         title: For the progress bar.
+        dtype: Rows are rounded to it. `bfloat16` takes half the space.
 
     Raises:
         DiskError: There is no space for the file, on any process of the node.
     """
+    if dtype != "float32":
+        fingerprint = f"{fingerprint} {dtype}"
     marker = path.with_name(path.name + ".json")
     error: OSError | None = None
     if not _is_current(path, marker, fingerprint):
@@ -78,12 +86,12 @@ def build_cache(
             path.unlink(missing_ok=True)
             with torch.no_grad():
                 row = compute([0])[0]
-            error = _create(path, (count, *row.shape))
+            error = _create(path, (count, *row.shape), dtype)
         accelerator.wait_for_everyone()
         # The first process deletes what it could not create, so that all know of it.
         if not path.exists():
             raise DiskError(_no_space(path, error)) from error
-        _fill(path, compute, accelerator, batch_size=batch_size, title=title)
+        _fill(path, compute, accelerator, batch_size=batch_size, title=title, dtype=dtype)
         accelerator.wait_for_everyone()
         if accelerator.is_local_main_process:
             # The marker comes last: a file that has none is not complete.
@@ -92,10 +100,11 @@ def build_cache(
     return ArrayCache(path, np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-def _create(path: Path, shape: tuple[int, ...]) -> OSError | None:
+def _create(path: Path, shape: tuple[int, ...], dtype: CacheType) -> OSError | None:
     """Make the file with all of its space reserved; what prevented it, and no file then."""
     try:
-        open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
+        _, kept = KEPT_AS[dtype]
+        open_memmap(path, mode="w+", dtype=kept, shape=shape).flush()
         reserve(path)
     except OSError as error:
         path.unlink(missing_ok=True)
@@ -112,15 +121,20 @@ def _no_space(path: Path, error: OSError | None) -> str:
     )
 
 
-def _fill(path: Path, compute: Compute, accelerator: Accelerator, *, batch_size: int, title: str) -> None:
+def _fill(
+    path: Path, compute: Compute, accelerator: Accelerator, *, batch_size: int, title: str, dtype: CacheType
+) -> None:
     """Write this process's share of the rows."""
+    rounded, _ = KEPT_AS[dtype]
     array = open_memmap(path, mode="r+")
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     starts = range(accelerator.local_process_index * batch_size, len(array), local_processes * batch_size)
     for start in tqdm(starts, desc=title, disable=not accelerator.is_local_main_process, leave=False):
         rows = range(len(array))[start : start + batch_size]
         with torch.no_grad():
-            array[rows.start : rows.stop] = compute(rows).float().cpu().numpy()
+            values = compute(rows).to(rounded).cpu()
+        bits = values.view(torch.int16) if dtype == "bfloat16" else values
+        array[rows.start : rows.stop] = bits.numpy()
     array.flush()
 
 

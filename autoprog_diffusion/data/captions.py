@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth.errors import ConfigError
 
-from .cache import ArrayCache, build_cache, module_fingerprint, text_fingerprint
+from .cache import ArrayCache, CacheType, build_cache, module_fingerprint, text_fingerprint
 from .caption_text import Caption
 from .errors import DataError
+from .placement import on_device
 
 
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ class Captions:
     Attributes:
         texts: Caption of every row of the data, or a list of captions of which one is drawn.
         encode: Captions -> their embeddings.
-        encoders: The frozen text encoders; they are moved to the device.
+        encoders: The frozen text encoders; they are on the device while they encode.
         accelerator: Of the run.
         folder: Where the cache is kept.
         empty: Probability of training an image without its caption, for classifier-free guidance.
+        dtype: Of the numbers in the cache.
 
     Raises:
         ConfigError: The probability is not in [0, 1].
@@ -49,15 +51,15 @@ class Captions:
     _: KW_ONLY
     folder: Path
     empty: float = 0.0
+    dtype: CacheType = "float32"
     _cache: ArrayCache | None = None
     _tokens: tuple[int, ...] = ()  # L and D of one caption
 
     def __post_init__(self) -> None:
         if not 0 <= self.empty <= 1:
             raise ConfigError(f"--proportion_empty_prompts {self.empty} is not allowed: use a probability in [0, 1].")
-        device = self.accelerator.device
         for encoder in self.encoders:
-            encoder.requires_grad_(False).eval().to(device)
+            encoder.requires_grad_(False).eval()
         different = {""} if self.empty else set()
         options = []
         for text in self.texts:
@@ -75,13 +77,17 @@ class Captions:
 
     def ready(self) -> None:
         """Compute the embeddings, or find them on disk."""
-        if self._cache is not None:
-            return
+        if self._cache is None:
+            with on_device(self.encoders, self.accelerator.device):
+                self._cache = self._build_cache()
+
+    def _build_cache(self) -> ArrayCache:
+        """The embeddings of all different captions, (captions, L * D + P)."""
         with torch.no_grad():
             tokens, _ = self.encode(self._different[:1])
         self._tokens = tokens.shape[1:]
         encoders = map(module_fingerprint, self.encoders)
-        self._cache = build_cache(
+        return build_cache(
             self.folder / "text.npy",
             len(self._different),
             self._compute,
@@ -89,6 +95,7 @@ class Captions:
             accelerator=self.accelerator,
             batch_size=64,
             title="encoding text",
+            dtype=self.dtype,
         )
 
     def draw(self, rows: Tensor, draws: Tensor | None = None) -> Embeddings:

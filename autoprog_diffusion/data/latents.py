@@ -13,9 +13,10 @@ from torch import Tensor
 
 from autoprog_diffusion.growth.resize import resize_images, stage_size
 
-from .cache import ArrayCache, build_cache, module_fingerprint, text_fingerprint
+from .cache import ArrayCache, CacheType, build_cache, module_fingerprint, text_fingerprint
 from .decode import read_image, undecoded
 from .images import ImageSettings, to_pixels
+from .placement import on_device
 
 
 if TYPE_CHECKING:
@@ -33,13 +34,14 @@ class Latents:
     """Latents of training batches at the stage's resolution, drawn anew from the VAE's posterior at every step.
 
     Attributes:
-        vae: A frozen `AutoencoderKL`; it is moved to the device.
+        vae: A frozen `AutoencoderKL`; it is on the device while it encodes, and stays there if nothing is cached.
         data: Column `image`.
         accelerator: Of the run.
         resolution: Side of the training images in pixels.
         folder: Where caches are kept.
         images: How an image becomes a square.
         cached: Encode every image once per stage resolution, before training in it.
+        dtype: Of the numbers in the cache.
         side: Of the stage's images in pixels, once a stage is entered.
         multiple: The stage's side is a multiple of this.
     """
@@ -52,12 +54,15 @@ class Latents:
     folder: Path
     images: ImageSettings
     cached: bool = True
+    dtype: CacheType = "float32"
     side: int = 0
     multiple: int = 1
     _cache: ArrayCache | None = None
 
     def __post_init__(self) -> None:
-        self.vae.requires_grad_(False).eval().to(self.accelerator.device)
+        self.vae.requires_grad_(False).eval()
+        if not self.cached:
+            self.vae.to(self.accelerator.device)
         self._files = undecoded(self.data)
 
     def enter_stage(self, growth: GrowthScheduler) -> None:
@@ -66,7 +71,8 @@ class Latents:
         self.multiple = growth.config.resolution_multiple
         self.side, _ = stage_size((self.resolution, self.resolution), growth.resolution, self.multiple)
         if self.side != before and self.cached:
-            self._cache = self._build_cache()
+            with on_device([self.vae], self.accelerator.device):
+                self._cache = self._build_cache()
 
     def draw(self, batch: Batch) -> Tensor:
         """(N, C, h, w) latents, centred and scaled as the pipeline's denoiser expects them.
@@ -100,6 +106,7 @@ class Latents:
             accelerator=self.accelerator,
             batch_size=32,
             title=f"encoding {name}",
+            dtype=self.dtype,
         )
 
     def _cached_rows(self, rows: Tensor) -> Tensor:

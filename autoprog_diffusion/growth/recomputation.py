@@ -158,9 +158,13 @@ class Recomputation:
             self._recomputed &= self._parts
             return StageMemory(self._names())
         bucketed = self._ddp is not None and not self._ddp.gradient_as_bucket_view
-        held = held_bytes([*parameters, *self._model.buffers()], optimizers, bucketed=bucketed)
+        tensors = [*parameters, *self._model.buffers()]
+        held = held_bytes(tensors, optimizers, bucketed=bucketed)
         mine = (held, measured.units, self._parts)
-        held, units, parts = _fullest(gather_object(mine) if self._ddp is not None else [mine])
+        ranks = [mine]
+        if self._ddp is not None:
+            ranks = gather_object(mine)
+        held, units, parts = _fullest(ranks)
         candidates = self._recomputed & parts
         self._check_budget(held, peak_bytes(units, candidates))
         room = int(self._budget * GB) - held.total
@@ -189,8 +193,11 @@ class Recomputation:
 
     def _names(self) -> tuple[str, ...]:
         """Names of the blocks that are computed again."""
-        blocks = enumerate(self._layout.blocks, start=1)
-        return tuple(unit.name for index, unit in blocks if index in self._recomputed)
+        names = []
+        for index, unit in enumerate(self._layout.blocks, start=1):
+            if index in self._recomputed:
+                names.append(unit.name)
+        return tuple(names)
 
     def _check_measurable(self, wrapped: nn.Module, *, known: bool) -> None:
         """Refuse `auto`, with `OrderError`, where a step cannot be measured."""
@@ -219,7 +226,10 @@ class Recomputation:
 
     def _recompute_from(self, first: int) -> None:
         """Compute every unit from number `first` on again, unless nothing ever is."""
-        self._recomputed = set() if self._mode in (None, "none") else set(range(first, len(self._layout.units)))
+        self._recomputed = set()
+        if self._mode in ("all", "auto"):
+            count = len(self._layout.units)
+            self._recomputed.update(range(first, count))
 
     def _stop_measuring(self) -> None:
         if self._measured is not None:
@@ -240,7 +250,11 @@ def called_module(call: Any) -> nn.Module | None:
     if isinstance(call, nn.Module):
         return call
     if isinstance(call, partial):
-        return next((value for value in call.args if isinstance(value, nn.Module)), None) or called_module(call.func)
+        # Of a method that is not bound the module is the first argument.
+        for value in call.args:
+            if isinstance(value, nn.Module):
+                return value
+        return called_module(call.func)
     return getattr(call, "__self__", None)
 
 

@@ -60,8 +60,7 @@ class SavedBytes:
         if self._outside is None:
             return  # the loop calls the block itself
         self._unit = unit
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        for tensor in given:
+        for tensor in _tensors(args, kwargs):
             self._keep(tensor)
         part = count_part(call, args, kwargs, known=self._seen)
         before = self._now[unit]
@@ -117,20 +116,37 @@ def count_part(call: Callable[..., Any], args: Any, kwargs: Any, *, known: dict[
     def pack(tensor: Tensor) -> None:
         found.update(_storages([tensor]))
 
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    devices = {tensor.device for tensor in tensors if tensor.device.type not in ("cpu", "meta")}
-    kind = next((device.type for device in devices), "cuda")
+    devices = set()
+    kind = "cuda"
+    for tensor in _tensors(args, kwargs):
+        # `fork_rng` takes the CPU's generator in any case.
+        if tensor.device.type not in ("cpu", "meta"):
+            devices.add(tensor.device)
+            kind = tensor.device.type
     # A counter of the loop's own must not count this run.
     with _disable_current_modes(), torch.random.fork_rng(devices, device_type=kind):
         counter = flop_counter()
         with counter, saved_tensors_hooks(pack, _unchanged):
             call(*args, **kwargs)
-    sizes = {key: found[key].nbytes() for key in found.keys() - known.keys()}
-    storages = {key: weakref.ref(found[key]) for key in sizes}
+    sizes = {}
+    storages = {}
+    for key in found.keys() - known.keys():
+        sizes[key] = found[key].nbytes()
+        storages[key] = weakref.ref(found[key])
     found.clear()
-    # Only autocast holds the others.
-    cached = sum(size for key, size in sizes.items() if storages[key]() is not None)
-    return UnitBytes(inside=sum(sizes.values()), cached=cached, flops=counter.get_total_flops())
+    cached = 0
+    for key, size in sizes.items():
+        # Only autocast holds what is still there.
+        if storages[key]() is not None:
+            cached += size
+    inside = sum(sizes.values())
+    return UnitBytes(inside=inside, cached=cached, flops=counter.get_total_flops())
+
+
+def _tensors(*values: Any) -> list[Tensor]:
+    """All tensors in nested arguments."""
+    leaves = tree_leaves(values)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, Any]:

@@ -56,9 +56,14 @@ class SDXLArguments(Arguments):
 
 
 def hub_options(args: Arguments) -> dict[str, str | None]:
-    """Options of `from_pretrained`."""
+    """Options of `from_pretrained`, and the type of the text encoders."""
     model = args.model
-    return {"revision": model.revision, "variant": model.variant, "cache_dir": model.cache_dir}
+    return {
+        "revision": model.revision,
+        "variant": model.variant,
+        "cache_dir": model.cache_dir,
+        "text_encoder_dtype": model.text_encoder_dtype,
+    }
 
 
 def noise_settings(args: Arguments) -> NoiseSettings:

@@ -8,14 +8,16 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoprog_diffusion.data.emoji import emoji_dataset
 from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.items import image_table, leave_out_unused
 from autoprog_diffusion.data.latents import Batch
 from autoprog_diffusion.data.listing import File, Listing, list_files, stamp_of
+from autoprog_diffusion.data.placement import on_device
 from autoprog_diffusion.data.report import Reading
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.training.samples import sampling, seeds
@@ -133,7 +135,7 @@ def draw_class_images(
     Every picture has a seed of its own, so that a run that was killed here draws the same ones.
 
     Args:
-        pipeline: Draws; it is moved to the device.
+        pipeline: Draws; it is on the device while it does.
         folder: Of the files.
         accelerator: Of the run.
         subject: Prompt and number of the pictures.
@@ -152,8 +154,8 @@ def draw_class_images(
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     for start in range(0, len(mine), subject.sample_batch_size):
         numbers = mine[start:][: subject.sample_batch_size]
-        with sampling(pipeline):
-            pipeline.to(accelerator.device)
+        modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        with sampling(pipeline), on_device(modules, accelerator.device, dtype=torch.float32):
             images = pipeline(
                 [subject.class_prompt] * len(numbers),
                 height=size,

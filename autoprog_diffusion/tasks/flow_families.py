@@ -68,7 +68,13 @@ class SD3(_Family):
     def encode(self, captions: Sequence[str], length: int) -> Embeddings:
         """Captions -> (len, L, D) tokens and (len, P) pooled."""
         tokens, _, pooled, _ = self.pipeline.encode_prompt(
-            list(captions), None, None, max_sequence_length=length, do_classifier_free_guidance=False
+            list(captions),
+            None,
+            None,
+            # The pipeline would ask its first part, which may lie elsewhere.
+            device=self.pipeline.text_encoder.device,
+            max_sequence_length=length,
+            do_classifier_free_guidance=False,
         )
         return tokens, pooled
 
@@ -121,7 +127,10 @@ class Flux(_Family):
 
     def encode(self, captions: Sequence[str], length: int) -> Embeddings:
         """Captions -> (len, L, D) tokens and (len, P) pooled."""
-        tokens, pooled, _ = self.pipeline.encode_prompt(list(captions), None, max_sequence_length=length)
+        # The pipeline would ask its first part, which may lie elsewhere.
+        device = self.pipeline.text_encoder.device
+        encoded = self.pipeline.encode_prompt(list(captions), None, device=device, max_sequence_length=length)
+        tokens, pooled, _ = encoded
         return tokens, pooled
 
     def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:

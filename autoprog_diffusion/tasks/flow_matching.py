@@ -127,6 +127,7 @@ class FlowMatching:
             latents.accelerator,
             folder=latents.folder,
             empty=flow.proportion_empty_prompts,
+            dtype=latents.dtype,
         )
 
     def enter_stage(self, growth: GrowthScheduler) -> None:

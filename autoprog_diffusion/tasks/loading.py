@@ -21,6 +21,7 @@ from .source import (
     is_single_file,
     parts_of,
     single_file_class,
+    stored_dtype,
 )
 from .tokenizers import check_tokenizers
 
@@ -36,13 +37,14 @@ RECIPES = {
 LOAD_ERRORS = (Exception,)  # tokenizers raise the class itself, Diffusers whatever a damaged file leads it to
 
 
-def load_as(kind: Any, words: str, name: str, **options: Any) -> Any:
+def load_as(kind: Any, words: str, name: str, *, text_encoder_dtype: str | None = "float32", **options: Any) -> Any:
     """A pipeline of class `kind`, in float32.
 
     Args:
         kind: The pipeline's class.
         words: What it is and has, for the message.
         name: Folder, Hub name, or checkpoint file.
+        text_encoder_dtype: `stored` leaves the text encoders in the type of their files.
         options: Of `from_pretrained`: revision, variant, cache_dir and so on.
 
     Raises:
@@ -55,7 +57,21 @@ def load_as(kind: Any, words: str, name: str, **options: Any) -> Any:
     for part in pipeline.components.values():
         if isinstance(part, nn.Module):
             part.float()  # weights are trained and averaged in float32, whatever they were saved in
+    if text_encoder_dtype == "stored":
+        _store_text_encoders(name, pipeline)
     return pipeline
+
+
+def _store_text_encoders(name: str, pipeline: Any) -> None:
+    """Give the text encoders back the type of their files; exact, since float32 holds every number of it."""
+    if is_single_file(name):
+        raise GrowthError(
+            f"--text_encoder_dtype stored needs a folder or Hub name, and {name} is one file: convert it to a folder, "
+            "or leave the flag out."
+        )
+    encoders = {part: module for part, module in pipeline.components.items() if part.startswith("text_encoder")}
+    for module in filter(None, encoders.values()):
+        module.to(dtype=stored_dtype(module))
 
 
 def _load_folder(kind: Any, words: str, name: str, options: dict[str, Any]) -> Any:

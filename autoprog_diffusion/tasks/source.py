@@ -31,6 +31,8 @@ LAYOUTS = {
 _WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(\w+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)$"
 )
+# As safetensors names them.
+HALF_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 # Names of a VAE's attention in older files -> today's.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -179,6 +181,28 @@ def check_weights(name: str, pipeline: Any) -> None:
                 f"{name} is incomplete: the files of {part} lack {len(missing)} tensors of its {kind}, for example "
                 f"{missing[0]}. Its config.json belongs to other weights, or a file is damaged."
             )
+
+
+def stored_dtype(module: Any) -> torch.dtype:
+    """The type that the files of a part of a pipeline hold its weights in; float32 where they hold several."""
+    name = getattr(module.config, "_name_or_path", None) or "?"
+    kinds: set[str] = set()
+    for file in _weight_files(Path(str(name))):
+        kinds |= _tensor_types(file)
+    if len(kinds) != 1:
+        return torch.float32
+    return HALF_TYPES.get(kinds.pop(), torch.float32)
+
+
+def _tensor_types(file: Path) -> set[str]:
+    """Types of the tensors of a file, as safetensors writes them; whole numbers are left out."""
+    if file.suffix == ".bin":
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zipfile(file)).values()
+        names = {kind: name for name, kind in HALF_TYPES.items()}
+        return {names.get(tensor.dtype, "F32") for tensor in tensors if tensor.is_floating_point()}
+    with safe_open(file, "pt") as tensors:
+        kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return {kind for kind in kinds if not kind.startswith(("I", "U", "BOOL"))}
 
 
 def _weight_files(folder: Path) -> list[Path]:

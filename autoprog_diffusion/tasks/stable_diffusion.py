@@ -69,6 +69,7 @@ class TextToImage:
             latents.accelerator,
             folder=latents.folder,
             empty=self.empty,
+            dtype=latents.dtype,
         )
 
     def enter_stage(self, growth: GrowthScheduler) -> None:

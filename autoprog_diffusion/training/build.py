@@ -146,6 +146,7 @@ def make_latents(
         folder=Path(args.output.output_dir) / "cache",
         images=image_settings(args.data),
         cached=args.data.cache_latents,
+        dtype=args.data.cache_dtype,
     )
 
 

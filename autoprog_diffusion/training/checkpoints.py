@@ -126,7 +126,7 @@ def keep_only(accelerator: Accelerator, model: nn.Module, names: Sequence[str]) 
     def save(models: list[Any], weights: list[dict[str, Tensor]], folder: str) -> None:
         weights.clear()
         if accelerator.is_main_process:
-            kept = {name: model.get_parameter(name).detach().contiguous() for name in names}
+            kept = {name: exact_value(model, name) for name in names}
             save_file(kept, Path(folder) / TRAINED_FILE)
 
     def load(models: list[Any], folder: str) -> None:
@@ -142,6 +142,12 @@ def keep_only(accelerator: Accelerator, model: nn.Module, names: Sequence[str]) 
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
+
+
+def exact_value(model: nn.Module, name: str) -> Tensor:
+    """A parameter as the state dictionary has it: the parameter itself may be held small while it is frozen."""
+    module, _, leaf = name.rpartition(".")
+    return model.get_submodule(module).state_dict()[leaf].contiguous()
 
 
 def newest_checkpoint(root: Path) -> Path | None:

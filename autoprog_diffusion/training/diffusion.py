@@ -158,6 +158,9 @@ class DiffusionTrainer(Trainer):
     def finish(self) -> None:
         """Put the averaged weights in place, if there are any, and fold the stage embedding into them, in float32."""
         reshard(self.bare)
+        if self.growth.config.frozen_dtype is not None:
+            # Growth leaves in CPU memory what it gives back.
+            self.bare.to(self.accelerator.device)
         if self._train.trained_dtype == "bfloat16":
             # Before the average, which is float32, and would be rounded.
             store_in_float32(self._trained)

@@ -12,15 +12,16 @@ FlagClass = Literal["must be equal", "applied", "extendable"]
 # What is trained on what: another value would be another run. A flag that is in none of the lists counts as one.
 MUST_BE_EQUAL = frozenset(
     # The model.
-    "pretrained_model_name_or_path revision variant model model_kwargs img_size drop_path genotype member "
+    "pretrained_model_name_or_path revision variant text_encoder_dtype "
+    "model model_kwargs img_size drop_path genotype member "
     # The data, and the order in which they come.
     "train_data_dir dataset_name dataset_config_name image_column caption_column label_column max_train_samples "
     "train_data val_data val_fraction corrupt memory seed "
     "train_batch_size batch_size gradient_accumulation_steps grad_accum_steps "
     "instance_data_dir instance_prompt with_prior_preservation class_data_dir class_prompt num_class_images "
     # Pixels.
-    "resolution center_crop random_flip image_interpolation_mode cache_latents crop scale ratio hflip aa reprob mixup "
-    "cutmix mixup_prob mixup_switch_prob aa_scale drop_path_scale reprob_scale "
+    "resolution center_crop random_flip image_interpolation_mode cache_latents cache_dtype crop scale ratio hflip "
+    "aa reprob mixup cutmix mixup_prob mixup_switch_prob aa_scale drop_path_scale reprob_scale "
     # The loss.
     "snr_gamma timestep_sampling noise_offset input_perturbation prediction_type prior_loss_weight smoothing "
     "weighting_scheme logit_mean logit_std mode_scale guidance max_sequence_length proportion_empty_prompts "
@@ -42,7 +43,7 @@ APPLIED = frozenset(
     "model_ema output_dir overwrite_output_dir resume_from_checkpoint checkpointing_steps checkpoints_total_limit "
     "validation_steps validation_prompts num_inference_steps guidance_scale log_interval report_to "
     "tracker_project_name logging_dir sample_batch_size "
-    "cache_dir dataloader_num_workers workers gradient_checkpointing checkpointing memory_gb "
+    "cache_dir dataloader_num_workers workers gradient_checkpointing checkpointing memory_gb frozen_dtype "
     "offload_ema foreach_ema allow_tf32 "
     "channels_last".split()
 )

@@ -19,6 +19,7 @@ from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.damaged import usable_images
 from autoprog_diffusion.data.identity import data_identity
 from autoprog_diffusion.data.latents import Latents
+from autoprog_diffusion.data.placement import on_device
 from autoprog_diffusion.data.report import DAMAGED, DataReport
 from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
@@ -29,6 +30,7 @@ from .diffusion import DiffusionTrainer, Task
 from .flag_checks import explicit_wins
 from .optimizers import check_optimizer
 from .plain_pipeline import save_plain
+from .precision import asks_for_bfloat16, with_precision
 from .real_images import real_rows
 from .recipe_arguments import Arguments, check_arguments
 from .run import Script
@@ -134,7 +136,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         if growth == "autoprog_zero":
             defaults = replace(defaults, growth=autoprog_zero())
         args = tyro.cli(type(defaults), args=list(argv), default=defaults, description=description)
-        return explicit_wins(args, argv)
+        return with_precision(explicit_wins(args, argv))
 
     def make_accelerator(self, args: AnyArguments) -> Accelerator:
         check_arguments(args)
@@ -148,6 +150,9 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             seed=train.seed,
         )
         check_sharding(accelerator, args)
+        reason = asks_for_bfloat16(args)
+        if reason is not None and "mixed_precision" not in args.given:
+            accelerator.print(f"mixed precision bf16, as {reason} needs.")
         return accelerator
 
     def get_ready(self, args: AnyArguments, accelerator: Accelerator) -> DiffusionTrainer:
@@ -190,11 +195,22 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             trainer.pictures = Pictures(
                 Path(args.output.output_dir),
                 titles,
-                draw=lambda: self.draw(pipeline, args, titles, resolution),
+                draw=lambda: self._draw_on(accelerator.device, args, titles, resolution),
                 references=lambda: self.references(args, titles, resolution) or real_rows(data, titles, resolution),
                 writes=accelerator.is_main_process,
             )
         return trainer
+
+    def _draw_on(
+        self, device: torch.device, args: AnyArguments, titles: Sequence[str], size: int
+    ) -> list[Image.Image]:
+        """Pictures as `draw` makes them, with all parts of the pipeline on the device, in float32, while they draw."""
+        parts = self.pipeline.components.items()
+        # The safety checker looks at nothing here.
+        modules = [part for name, part in parts if isinstance(part, nn.Module) and name != "safety_checker"]
+        still = [module for module in modules if module is not self.denoiser(self.pipeline)]
+        with on_device(still, device, dtype=torch.float32):
+            return self.draw(self.pipeline, args, titles, size)
 
     def before(self, trainer: DiffusionTrainer) -> None:
         assert trainer.pictures is not None

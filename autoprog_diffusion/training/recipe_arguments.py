@@ -39,6 +39,8 @@ class ModelArguments:
     """Revision of the Hub model."""
     variant: str | None = None
     """Variant of the weight files, for example fp16."""
+    text_encoder_dtype: Literal["float32", "stored"] = "float32"
+    """Type of the text encoders: as they are stored, or float32. They are saved in it."""
     cache_dir: str | None = None
     """Where downloaded models and data are kept."""
 
@@ -71,6 +73,8 @@ class DataArguments:
     """Filter that resizes images to the resolution."""
     cache_latents: bool = True
     """Encode every image once per stage resolution, before training in it."""
+    cache_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of cached latents and text embeddings; bfloat16 rounds them, and takes half the space."""
     dataloader_num_workers: int = 0
     """Processes that decode images, for --no-cache_latents."""
 

@@ -107,7 +107,9 @@ def recomputation_sentences(history: Sequence[Mapping[str, Any]]) -> Iterator[st
         if names is None:
             continue
         memory = record["memory"]
-        predicted = "" if memory is None else f", {StageMemory(**memory)}"
+        predicted = ""
+        if memory is not None:
+            predicted = f", {StageMemory(**memory)}"
         yield f"stage {record['stage'] + 1}: {len(names)} blocks are computed again in the backward pass{predicted}."
 
 

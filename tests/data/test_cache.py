@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,3 +118,37 @@ def test_fingerprints_follow_the_weights_and_the_words() -> None:
     assert module_fingerprint(first) != module_fingerprint(second)
     assert text_fingerprint("a", 1) == text_fingerprint("a", 1)
     assert len({text_fingerprint(*parts) for parts in [("a", 1), ("a", "1"), ("a1",), ("a\n1",), (1, "a")]}) == 5
+
+
+def test_a_cache_in_bfloat16_takes_half_the_space_and_is_not_taken_for_another(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    def run(compute: Squares, dtype: Any) -> ArrayCache:
+        return build_cache(
+            tmp_path / "rows.npy",
+            100,
+            compute,
+            fingerprint="a",
+            accelerator=accelerator,
+            batch_size=4,
+            title="rows",
+            dtype=dtype,
+        )
+
+    rows = torch.arange(100)
+    values = torch.stack([rows, rows**2], dim=1)[:, None].float()
+    whole = run(Squares(), "float32")
+    size = whole.path.stat().st_size
+    assert torch.equal(whole[rows], values)
+    compute = Squares()
+    rounded = run(compute, "bfloat16")
+    assert len(compute.asked) > 0
+    assert rounded[rows].dtype == torch.float32
+    assert torch.equal(rounded[rows], values.bfloat16().float())
+    assert not torch.equal(rounded[rows], values)
+    assert rounded.path.stat().st_size - 128 == (size - 128) / 2
+    again = Squares()
+    run(again, "bfloat16")
+    assert again.asked == []
+    run(again, "float32")
+    assert len(again.asked) > 0

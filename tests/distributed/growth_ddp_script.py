@@ -15,7 +15,7 @@ from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
 
 ORDERS = ("interleaved", "suffix", "prefix", "freeze", "window")
-CASES = [(family, order) for family in ("unet2d", "pixart") for order in ORDERS]
+CASES = [(family, order) for family in ("unet2d", "pixart") for order in ORDERS] + [("pixart", "small window")]
 RANKS, STEPS, ACCUMULATION = 2, 6, 2
 CLIP = 0.3  # below the gradient norms of these losses, so that clipping acts
 
@@ -24,8 +24,10 @@ def config(order: str) -> GrowthConfig:
     settings: dict[str, Any] = {"num_stages": 3, "order": order, "direction": "unfreeze"}
     if order == "freeze":
         settings |= {"order": "suffix", "direction": "freeze"}
-    elif order == "window":
+    elif order.endswith("window"):
         settings |= {"num_stages": 6, "sweeps": 2, "order": "suffix", "direction": "window", "window_state": "park"}
+    if order.startswith("small"):
+        settings["frozen_dtype"] = "int8"
     return GrowthConfig(**settings, stage_embedding_init="normal", ema_decay=0.9)
 
 
@@ -47,7 +49,8 @@ def together(family: Family, order: str, accelerator: Accelerator) -> tuple[dict
     seen: dict[str, Any] = {"unequal": [], "moved": [], "frozen": [], "table_grads": [], "clipped": [], "stages": []}
     seen["held"] = []
     for step in range(STEPS):
-        before = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+        exact = model.state_dict()
+        before = {name: exact[name].clone() for name, p in model.named_parameters() if not p.requires_grad}
         seen["frozen"].append(len(before))
         seen["stages"].append(growth.stage)
         for part in range(ACCUMULATION):
@@ -63,8 +66,9 @@ def together(family: Family, order: str, accelerator: Accelerator) -> tuple[dict
                     growth.step()
         named = dict(model.named_parameters())
         seen["held"] += [name for name, p in named.items() if not p.requires_grad and p in optimizer.optimizer.state]
-        seen["moved"] += [name for name, value in before.items() if not torch.equal(named[name], value)]
-        state = [*named.items(), ("table", table), ("average", growth.stage_embedding.average)]
+        exact = model.state_dict()
+        seen["moved"] += [name for name, value in before.items() if not torch.equal(exact[name], value)]
+        state = [*exact.items(), ("table", table), ("average", growth.stage_embedding.average)]
         seen["unequal"] += [f"step {step}: {name}" for name, value in state if not equal_on_ranks(value)]
     growth.fold(accelerator.unwrap_model(wrapped))
     weights = weights_of(model, growth)

@@ -12,7 +12,7 @@ from .launching import run_ranks
 pytestmark = pytest.mark.distributed
 
 ORDERS = ("interleaved", "suffix", "prefix", "freeze", "window")
-CASES = [f"{family}-{order}" for family in ("unet2d", "pixart") for order in ORDERS]
+CASES = [f"{family}-{order}" for family in ("unet2d", "pixart") for order in ORDERS] + ["pixart-small window"]
 
 
 @pytest.fixture(scope="module")

@@ -197,7 +197,8 @@ def test_which_layers_can_be_stored() -> None:
     assert can_be_stored(nn.Linear(3, 5), "bfloat16")
     assert can_be_stored(nn.Linear(8, 16), "nf4")
     assert not can_be_stored(nn.Linear(3, 5), "nf4")  # not a whole group of 64
-    assert not can_be_stored(nn.Linear(8, 8).bfloat16(), "int8")  # two bytes already
+    assert not can_be_stored(nn.Linear(8, 8).bfloat16(), "bfloat16")  # it is
+    assert can_be_stored(nn.Linear(8, 8).bfloat16(), "int8")
     assert not can_be_stored(nn.LayerNorm(8), "int8")
     assert not can_be_stored(nn.Embedding(8, 8), "int8")
     assert not can_be_stored(nn.Conv2d(8, 8, 3, padding_mode="circular"), "int8")

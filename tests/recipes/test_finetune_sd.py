@@ -85,7 +85,10 @@ def test_growth_json_tells_the_run(whole: tuple[Path, str]) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_of_windows_resumes_bit_for_bit(script: Script, tmp_path: Path, unet_bytes: UnetBytes) -> None:
-    windows = ("--direction", "window", "--num_stages", 8, "--sweeps", 2, "--window_state", "park")
+    windows = (
+        "--direction", "window", "--num_stages", 8, "--sweeps", 2, "--window_state", "park",
+        "--frozen_dtype", "bfloat16", "--optimizer", "adamw8bit",
+    )  # fmt: skip
     whole = tmp_path / "whole"
     script.run(whole, *FLAGS, *windows)
     output = tmp_path / "out"

@@ -27,6 +27,10 @@ WINDOWS = (
     "--direction", "window", "--num_stages", 4, "--sweeps", 2, "--window_state", "park", "--max_train_steps", 8,
     "--checkpointing_steps", 5, "--use_ema", "--ema_decay", 0.5, "--rewarm_steps", 2,
 )  # fmt: skip
+SMALL = {
+    "exact": ("--frozen_dtype", "bfloat16", "--optimizer", "adamw8bit"),
+    "quantised": ("--frozen_dtype", "int8"),
+}
 RECIPES: dict[str, Any] = {
     "sd": load_recipe("finetune_sd").FinetuneSD(),
     "sdxl": load_recipe("finetune_sdxl").FinetuneSDXL(),
@@ -107,11 +111,20 @@ def test_a_run_leaves_what_it_trained(
     compare_the_rest(pipeline, before, after)
 
 
-@pytest.mark.parametrize("kind", RECIPES)
+@pytest.mark.parametrize(
+    ("kind", "small"),
+    [
+        *((kind, None) for kind in RECIPES),
+        ("sd", "exact"),
+        ("lora", "exact"),
+        ("sd", "quantised"),
+        ("flux", "quantised"),
+    ],
+)
 def test_windows_train_and_resume_bit_for_bit(
-    new_run: NewRun, models: dict[str, Path], script: Script, tmp_path: Path, kind: str
+    new_run: NewRun, models: dict[str, Path], script: Script, tmp_path: Path, kind: str, small: str | None
 ) -> None:
-    flags = (*flags_of(kind, models[kind], script, tmp_path), *WINDOWS)
+    flags = (*flags_of(kind, models[kind], script, tmp_path), *WINDOWS, *SMALL.get(small or "", ()))
     _, whole, _ = new_run(RECIPES[kind], *flags)
     whole.train()
     counts = [len(stage.blocks) for stage in whole.growth.plan.stages]

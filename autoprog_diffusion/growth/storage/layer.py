@@ -16,15 +16,24 @@ from .compute import CONVOLUTIONS, FromPacked, apply
 from .formats import dequantise, fits, quantise, size_in_bytes
 
 
+SIZES = {"bfloat16": 2}  # bytes of a number in a format; of the others at most one
+
+
 def can_be_stored(module: nn.Module, dtype: FrozenDtype) -> bool:
     """Whether a module is a layer of torch's own that runs as torch wrote it, with a weight that is not small yet."""
     if type(module) not in (nn.Linear, *CONVOLUTIONS):
         return False
+    if "forward" in vars(module):
+        # A library moves its weight to the device whenever it is needed.
+        return False
     layer: Any = module
-    plain = getattr(layer, "padding_mode", "zeros") == "zeros" and not isinstance(getattr(layer, "padding", 0), str)
-    changed = "forward" in vars(module)  # by a library that moves weights to the device when they are needed
-    large = layer.weight.is_floating_point() and layer.weight.element_size() > 2
-    return plain and not changed and large and fits(layer.weight, dtype)
+    pads_with_zeros = getattr(layer, "padding_mode", "zeros") == "zeros"
+    pads_by_numbers = not isinstance(getattr(layer, "padding", 0), str)
+    if not pads_with_zeros or not pads_by_numbers:
+        return False
+    weight = layer.weight
+    large = weight.is_floating_point() and weight.element_size() > SIZES.get(dtype, 1)
+    return large and fits(weight, dtype)
 
 
 class StoredLayer:

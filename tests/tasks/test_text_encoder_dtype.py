@@ -1,0 +1,82 @@
+"""Text encoders in the type of their files: no float32 copy, nothing lost, and saved as they were."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from autoprog_diffusion.data.placement import on_device
+from autoprog_diffusion.growth.errors import GrowthError
+from autoprog_diffusion.tasks.loading import _store_text_encoders
+from autoprog_diffusion.training.plain_pipeline import save_plain
+from autoprog_diffusion.training.samples import draw_prompts
+
+from .tiny_folders import LOADERS
+
+
+KINDS = ("sd", "sdxl", "sd3", "flux")
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def encoders(pipeline: Any) -> dict[str, nn.Module]:
+    parts = pipeline.components.items()
+    return {name: part for name, part in parts if name.startswith("text_encoder") and part is not None}
+
+
+def halved(source: Path, folder: Path, dtype: torch.dtype) -> Path:
+    """A copy of a pipeline whose files hold another type."""
+    shutil.copytree(source, folder)
+    for file in folder.rglob("*.safetensors"):
+        tensors = load_file(file)
+        save_file({name: _cast(value, dtype) for name, value in tensors.items()}, file, {"format": "pt"})
+    return folder
+
+
+def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_they_stay_as_they_are_stored(folders: dict[str, Path], tmp_path: Path, kind: str, dtype: str) -> None:
+    folder = halved(folders[kind], tmp_path / "half", HALVES[dtype])
+    plain = LOADERS[kind](str(folder))
+    pipeline = LOADERS[kind](str(folder), text_encoder_dtype="stored")
+    for name, module in pipeline.components.items():
+        if isinstance(module, nn.Module):
+            wanted = HALVES[dtype] if name in encoders(pipeline) else torch.float32
+            assert {value.dtype for value in module.parameters()} == {wanted}, name
+    denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    save_plain(pipeline, denoiser, tmp_path / "out")
+    for name, module in encoders(pipeline).items():
+        for value, other in zip(module.parameters(), encoders(plain)[name].parameters(), strict=True):
+            assert torch.equal(value.float(), other)
+        saved = load_file(tmp_path / "out" / name / "model.safetensors")
+        stored = load_file(folder / name / "model.safetensors")
+        assert saved.keys() == stored.keys()
+        assert all(torch.equal(saved[key], stored[key]) and saved[key].dtype == stored[key].dtype for key in saved)
+
+
+@pytest.mark.parametrize("kind", ["sd", "flux"])
+def test_pictures_are_those_of_float32(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    folder = halved(folders[kind], tmp_path / "half", torch.bfloat16)
+    pictures = []
+    for dtype in ("float32", "stored"):
+        pipeline = LOADERS[kind](str(folder), text_encoder_dtype=dtype)
+        with on_device(list(encoders(pipeline).values()), torch.device("cpu"), dtype=torch.float32):
+            images = draw_prompts(pipeline, ["a"], size=64, steps=1, guidance=1.0, seed=0)
+        pictures.append(images[0].tobytes())
+    assert pictures[0] == pictures[1]
+
+
+def test_float32_files_are_float32_and_a_single_file_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    pipeline = LOADERS["sd"](str(folders["sd"]), text_encoder_dtype="stored")
+    assert pipeline.text_encoder.dtype == torch.float32
+    with pytest.raises(GrowthError, match="needs a folder"):
+        _store_text_encoders(str(tmp_path / "model.safetensors"), pipeline)
