@@ -1,12 +1,16 @@
-"""`Progress`: where a run of a `GrowthScheduler` stands, to be read."""
+"""`Progress`: where a run of a `GrowthScheduler` stands, to be read, and what follows from it alone."""
 
 from __future__ import annotations
 
-from torch import nn
+from pathlib import Path
+
+from torch import Tensor, nn
 
 from .adapter import StageEmbeddingLike
+from .config import GrowthConfig
 from .errors import OrderError
 from .plan import GrowthPlan
+from .resize import resize_images
 from .search_session import SearchSession
 from .state import describe
 from .units import count_trainable
@@ -16,6 +20,7 @@ from .values import JSON, Resolution
 class Progress:
     """The plan, the stage that trains now, and what a search decided so far."""
 
+    config: GrowthConfig
     _model: nn.Module
     _plan: GrowthPlan | None
     _step: int
@@ -67,3 +72,24 @@ class Progress:
     def print_trainable_parameters(self) -> None:
         """Print how much of the model trains, in PEFT's words."""
         print(describe(self.plan, self.stage, *count_trainable(self._model)))
+
+    def resize(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) images -> the same at the current stage's resolution, by area averaging.
+
+        Raises:
+            ConfigError: The resolution does not divide by `config.resolution_multiple`.
+        """
+        return resize_images(images, self.resolution, self.config.resolution_multiple)
+
+    def save_stage_embedding(self, folder: str | Path) -> None:
+        """Write `stage_embedding.safetensors` beside a checkpoint; `adapters.use_stage_embedding` samples with it.
+
+        For what `fold` cannot express: LoRA, whose checkpoint holds no bias of the base model, and the null row of
+        `stage_dropout`. Every process may call it; the first one writes.
+
+        Raises:
+            OrderError: The run has no stage embedding.
+        """
+        if self._embedding is None:
+            raise OrderError("this run has no stage embedding to save: set GrowthConfig(stage_embedding=True).")
+        self._embedding.save(folder)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .adapter import StageEmbeddingLike, find_adapter
 from .backends import accelerate as host
+from .backward_step import BackwardStep, check_backward_step
 from .config import GrowthConfig
 from .ema import EMAParameters
 from .errors import OrderError
@@ -21,7 +21,6 @@ from .plan import GrowthPlan
 from .planning import Planner
 from .progress import Progress
 from .recomputation import Recomputation
-from .resize import resize_images
 from .search_session import LossFunction, RunParts, SearchSession, check_arguments
 from .stage import StageApplier
 from .state import STATE_VERSION, StageRecord, State, fingerprint, record_stage
@@ -91,6 +90,7 @@ class GrowthScheduler(Progress):
         self._optimizers: list[Any] = []
         self._step = 0
         self._averages_checked = False
+        self._backward_step = BackwardStep()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The model's parameters, then the stage embedding's, to build the optimizer from."""
@@ -188,7 +188,9 @@ class GrowthScheduler(Progress):
             if self.config.search != "none":
                 # It looks at the gradients of all blocks.
                 self._storage.restore()
-            self._plan = self._search.decide(plan, stage)
+            # A search replays backward passes, which must not train.
+            with self._backward_step.paused():
+                self._plan = self._search.decide(plan, stage)
             self._enter(stage)
         self._follow()
         if self._step == plan.num_training_steps:
@@ -196,13 +198,20 @@ class GrowthScheduler(Progress):
             self._end_storage()
         return stage != before
 
-    def resize(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) images -> the same at the current stage's resolution, by area averaging.
+    def step_in_backward(self, optimizer: Any, *, max_norm: float | None = None) -> BackwardStep:
+        """Let an optimizer step inside every backward pass from now on: each block as soon as its gradients are there.
+
+        Args:
+            optimizer: As in `prepare`, or as `accelerator.prepare` returned it.
+            max_norm: Norm that the gradient of each block alone is clipped to.
 
         Raises:
-            ConfigError: The resolution does not divide by `config.resolution_multiple`.
+            OrderError: Before `prepare`, or a loop that it cannot serve (see `growth.backward_step`).
         """
-        return resize_images(images, self.resolution, self.config.resolution_multiple)
+        check_backward_step(self._model, self._accelerator, prepared=self._plan is not None)
+        self._backward_step.begin(optimizer, max_norm)
+        self._backward_step.enter(self.parameter_groups())
+        return self._backward_step
 
     def fold(self, model: nn.Module) -> None:
         """Write the stage embedding into the model's weights, remove every hook and restore `requires_grad`.
@@ -220,6 +229,7 @@ class GrowthScheduler(Progress):
         self._recomputation.stop()
         self._rewarmup.stop()
         self._search.stop()
+        self._backward_step.stop()
         self._wrapped = None
 
     @contextmanager
@@ -229,18 +239,15 @@ class GrowthScheduler(Progress):
         with self._applier.folded():
             yield
 
-    def save_stage_embedding(self, folder: str | Path) -> None:
-        """Write `stage_embedding.safetensors` beside a checkpoint; `adapters.use_stage_embedding` samples with it.
+    @contextmanager
+    def exact_weights(self) -> Iterator[None]:
+        """Whole weights inside a `with` block only, where `frozen_dtype` holds frozen ones small.
 
-        For what `fold` cannot express: LoRA, whose checkpoint holds no bias of the base model, and the null row of
-        `stage_dropout`. Every process may call it; the first one writes.
-
-        Raises:
-            OrderError: The run has no stage embedding.
+        For a validation that writes into parameters and puts them back, as `EMAModel.store`, `copy_to` and `restore`
+        do. It takes the memory that `frozen_dtype` saves.
         """
-        if self._embedding is None:
-            raise OrderError("this run has no stage embedding to save: set GrowthConfig(stage_embedding=True).")
-        self._embedding.save(folder)
+        with self._storage.restored():
+            yield
 
     def state_dict(self) -> State:
         """Step, plan, stage embedding, history and parked optimizer state; all else is derived from them on load."""
@@ -300,6 +307,7 @@ class GrowthScheduler(Progress):
         self._states.open(self._optimizers, growing)
         self._recomputation.enter(blocks, watch=self._watch)
         self._watch.enter([self.layout.blocks[index] for index in blocks], fresh=fresh)
+        self._backward_step.enter(self.parameter_groups())
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
 

@@ -113,6 +113,8 @@ class DiffusionTrainer(Trainer):
         checkpoint = find_checkpoint(self.root, args.output.resume_from_checkpoint)
         plan = plan_for(plan, self.max_steps, checkpoint)
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
+        if train.step_in_backward:
+            self._step_in_backward(train.max_grad_norm)
         self._check_resolutions()
         self._register(trained)
 
@@ -188,6 +190,12 @@ class DiffusionTrainer(Trainer):
         """Optimizer steps of warm-up; a constant rate has none, whatever the default says."""
         idle = self._train.lr_scheduler == "constant" and "lr_warmup_steps" not in self._given
         return 0 if idle else self._train.lr_warmup_steps
+
+    def _step_in_backward(self, norm: float) -> None:
+        self.backward_step = self.growth.step_in_backward(self.optimizer, max_norm=norm)
+        self.accelerator.print(
+            f"Blocks step inside the backward pass: the gradient of each is clipped to norm {norm}."
+        )
 
     def _check_resolutions(self) -> None:
         """Refuse a later stage's resolution now, before the first one trains."""

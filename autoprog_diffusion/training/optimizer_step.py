@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+from autoprog_diffusion.growth.backward_step import BackwardStep
 
 
 if TYPE_CHECKING:
@@ -61,3 +63,19 @@ def accumulated_step(
             optimizer.step()
             optimizer.zero_grad()
     return StepDone(loss=torch.stack(losses).mean(), norm=norm)
+
+
+def clip_gradient(
+    accelerator: Accelerator, parameters: Iterable[nn.Parameter], max_norm: float | None, backward_step: BackwardStep
+) -> Tensor | None:
+    """Clip the gradient, and return the norm that all of it had, a scalar; None without clipping.
+
+    Args:
+        accelerator: The run's accelerator.
+        parameters: All that train.
+        max_norm: The largest norm, or None.
+        backward_step: Where it moves blocks, it has clipped each of them alone.
+    """
+    if backward_step.active:
+        return backward_step.clip()
+    return None if max_norm is None else accelerator.clip_grad_norm_(parameters, max_norm)

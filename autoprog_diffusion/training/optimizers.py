@@ -142,18 +142,24 @@ def make_optimizer(parameters: Any, args: TrainArguments, batch: int) -> torch.o
     return OPTIMIZERS[optimizer_name(args)](parameters, settings)
 
 
-def check_optimizer(args: TrainArguments, device: torch.device, precision: str) -> None:
+def check_optimizer(args: TrainArguments, device: torch.device, precision: str, *, sharded: bool = False) -> None:
     """Refuse an optimizer or a type that this machine, the packages or the precision cannot do.
 
     Args:
         args: The flags.
         device: Where the run trains.
         precision: Mixed precision of the run, `no`, `fp16` or `bf16`.
+        sharded: Whether every process holds a part of the parameters only.
 
     Raises:
         ConfigError: The message names what would do.
     """
     name = optimizer_name(args)
+    if sharded and (name != "adamw" or args.trained_dtype != "float32"):
+        raise ConfigError(
+            f"--optimizer {name} with --trained_dtype {args.trained_dtype} was never tried on sharded parameters "
+            "(FSDP): use --optimizer adamw with --trained_dtype float32, whose state is shared by all processes."
+        )
     if args.trained_dtype == "bfloat16":
         _check_bfloat16(name, precision)
     if name != "adamw":

@@ -23,6 +23,7 @@ from autoprog_diffusion.data.placement import on_device
 from autoprog_diffusion.data.report import DAMAGED, DataReport
 from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
+from autoprog_diffusion.growth.backward_step import check_backward_step
 
 from .arguments import autoprog_zero, growth_config, take_flag
 from .build import make_accelerator, make_latents, make_loader
@@ -35,7 +36,7 @@ from .real_images import real_rows
 from .recipe_arguments import Arguments, check_arguments
 from .run import Script
 from .samples import Pictures, Row
-from .sharded import check_sharding, sharded_growth
+from .sharded import check_sharding, is_sharding, sharded_growth
 from .trained_dtype import store_in_bfloat16
 
 
@@ -157,9 +158,12 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
 
     def get_ready(self, args: AnyArguments, accelerator: Accelerator) -> DiffusionTrainer:
         train = args.train
-        check_optimizer(train, accelerator.device, accelerator.mixed_precision)
+        precision = accelerator.mixed_precision
+        check_optimizer(train, accelerator.device, precision, sharded=is_sharding(accelerator))
         self.pipeline = pipeline = self.load(args)
         denoiser = self.denoiser(pipeline)
+        if train.step_in_backward:
+            check_backward_step(denoiser, accelerator)
         multiple = self.multiple(pipeline)
         resolution = args.data.resolution or self.resolution(pipeline)
         check_resolution(resolution, self.drawn_multiple(pipeline))

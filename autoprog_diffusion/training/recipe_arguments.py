@@ -127,6 +127,8 @@ class TrainArguments:
     """Epsilon of Adam."""
     max_grad_norm: float = 1.0
     """Clip the gradient to this norm."""
+    step_in_backward: bool = False
+    """Step every block inside the backward pass and free its gradient, which is clipped by block; one process only."""
     use_ema: bool = False
     """Average the weights, and save the average."""
     ema_decay: float = 0.9999

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from autoprog_diffusion.data.report import DataReport
+from autoprog_diffusion.growth.backward_step import BackwardStep
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.protocol import Growth
 
@@ -33,7 +34,7 @@ from .ends import Ends, Stopped
 from .flag_checks import check_warmup, short_epoch
 from .measure import counted_flops, peak_memory, synchronize
 from .metrics import Metrics
-from .optimizer_step import accumulated_step
+from .optimizer_step import accumulated_step, clip_gradient
 from .rates import Rates
 from .tracking import log_decision, log_step, show_step
 
@@ -68,6 +69,7 @@ class Trainer(ABC):
         root: Folder of the checkpoints.
         ends: What hears the signals that end the run early; it hears none by default.
         identity: Of the data, so that a resumed run notices other data.
+        backward_step: What moves blocks inside the backward pass, if anything does.
         together: Whether all processes must take part in every forward pass, since each holds a part of the model.
     """
 
@@ -99,6 +101,7 @@ class Trainer(ABC):
         self.root = Path(output.output_dir) / "checkpoints"
         self.ends = Ends()
         self.identity: dict[str, Any] = {}
+        self.backward_step = BackwardStep()
         self._written: int | None = None
         self._asked = 0
         self._output = output
@@ -282,10 +285,7 @@ class Trainer(ABC):
         return mean
 
     def _clip(self) -> Tensor | None:
-        """Clip the gradient to the largest norm, if there is one; returns the norm that it had."""
-        if self._max_norm is None:
-            return None
-        return self.accelerator.clip_grad_norm_(self.growth.parameters(), self._max_norm)
+        return clip_gradient(self.accelerator, self.growth.parameters(), self._max_norm, self.backward_step)
 
     def _passes(self) -> int:
         """Batches of the next optimizer step: fewer at the end of an epoch that the accumulation does not divide."""
@@ -313,7 +313,8 @@ class Trainer(ABC):
         if self.network not in known:
             batch = next(self._batches)
             self._batches = itertools.chain([batch], self._batches)  # it trains in the step that follows
-            passes = counted_flops(lambda: self.loss(self.bare, batch).backward())
+            with self.backward_step.paused():
+                passes = counted_flops(lambda: self.loss(self.bare, batch).backward())
             known[self.network] = passes * self._accumulation
             for parameter in self.growth.parameters():
                 parameter.grad = None

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rank_tools import BY_ID, equal_on_ranks, finish
+from rank_tools import BY_ID, equal_on_ranks, finish, refusal
+from torch.distributed.fsdp import fully_shard
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
+from autoprog_diffusion.growth.backward_step import check_backward_step
 from autoprog_diffusion.training.optimizers import OPTIMIZERS, Settings
 from autoprog_diffusion.training.trained_dtype import store_in_bfloat16
 
@@ -36,6 +38,7 @@ def trained(accelerator: Accelerator, name: str, rounded: bool, direction: str) 
     optimizer = OPTIMIZERS[name](growth.parameters(), Settings(lr=1e-2, seed=0 if rounded else None))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     growth.prepare(wrapped, num_training_steps=STEPS)
+    refused = refusal(lambda: growth.step_in_backward(optimizer))
     before = [parameter.detach().clone() for parameter in model.parameters()]
     unequal = []
     for step in range(STEPS):
@@ -51,14 +54,21 @@ def trained(accelerator: Accelerator, name: str, rounded: bool, direction: str) 
     growth.fold(model)
     accelerator._custom_objects.clear()
     accelerator.free_memory()
-    return {"unequal": unequal, "moved": moved}
+    return {"unequal": unequal, "moved": moved, "refused": refused}
+
+
+def sharded_refused() -> str:
+    """What a model of FSDP2 is told."""
+    model = BY_ID["dit"].build()
+    fully_shard(model)
+    return refusal(lambda: check_backward_step(model, None))
 
 
 def main() -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
     result = {json.dumps(case): trained(accelerator, *case) for case in CASES}
-    finish({"ranks": accelerator.num_processes, "cases": result})
+    finish({"ranks": accelerator.num_processes, "cases": result, "sharded": sharded_refused()})
 
 
 if __name__ == "__main__":

@@ -265,6 +265,29 @@ def test_an_average_is_the_one_of_exact_weights(direction: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_an_average_is_validated_with_exact_weights(dtype: Any) -> None:
+    model = SMALL.build().train()
+    ema = EMAModel(model.parameters())
+    model, growth, optimizer = begin_with(model, dtype, direction="window")
+    train(model, optimizer, 0)
+    ema.step(growth.ema_parameters())
+    growth.step()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with growth.exact_weights():
+        ema.store(model.parameters())
+        ema.copy_to(model.parameters())
+        for parameter, average in zip(model.parameters(), ema.shadow_params):
+            assert torch.equal(parameter, average)
+        ema.restore(model.parameters())
+    assert [layer for layer in growth._storage._layers if layer.stored]
+    after = model.state_dict()
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+    train(model, optimizer, 1)
+    growth.step()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_an_average_that_begins_with_small_weights_is_refused(dtype: Any) -> None:
     model, growth, optimizer = begin(dtype, direction="window")
     ema = EMAModel(model.parameters())
@@ -397,3 +420,18 @@ def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ConfigError, match=r'frozen_dtype=\'nf4\' needs torchao: pip install "autoprog-diffusion\[low'):
         begin("nf4")
     begin("bfloat16")
+
+
+def test_a_search_looks_at_exact_weights() -> None:
+    found = []
+    for dtype in (None, "bfloat16"):
+        model, growth, optimizer = begin(dtype, direction="unfreeze", search="zero_shot")
+        for seed in range(8):
+            train(model, optimizer, seed)
+            growth.step()
+        choices = [{**decision, "seconds": None} for decision in growth.decisions]
+        assert choices
+        found.append((choices, model.state_dict()))
+    assert found[0][0] == found[1][0]
+    for name, value in found[0][1].items():
+        assert torch.equal(value, found[1][1][name]), name

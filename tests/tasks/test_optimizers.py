@@ -106,6 +106,13 @@ def test_bfloat16_weights_are_refused_where_they_would_lose(
         check_optimizer(parse("--trained_dtype", "bfloat16", *flags).train, CPU, precision)
 
 
+@pytest.mark.parametrize("flags", [("--optimizer", "adafactor"), ("--trained_dtype", "bfloat16", *ROUNDED[2:])])
+def test_what_was_not_tried_on_shards_is_refused(flags: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"was never tried on sharded parameters \(FSDP\): use --optimizer adamw"):
+        check_optimizer(parse(*flags).train, CPU, "bf16", sharded=True)
+    check_optimizer(parse().train, CPU, "bf16", sharded=True)
+
+
 def test_two_optimizers_are_refused() -> None:
     with pytest.raises(ConfigError, match="--use_8bit_adam is --optimizer adamw8bit_bnb, and --optimizer adafactor"):
         check_optimizer(parse("--use_8bit_adam", "--optimizer", "adafactor").train, CPU, "no")

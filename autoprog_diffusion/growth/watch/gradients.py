@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -55,6 +56,8 @@ class GradientWatch:
         self._looks = 0
         self._arrived = False  # whether any parameter of this model got a gradient
         self._trains_now = False  # whether the model was called with gradient
+        # Optimizers that some gradient has arrived at since the last `check`.
+        self._moved: weakref.WeakSet[Any] = weakref.WeakSet()
         self._hooks = ExitStack()
 
     def enter(self, blocks: Iterable[Unit]) -> None:
@@ -82,8 +85,11 @@ class GradientWatch:
         if not self._waiting:
             return
         arrived = any(parameter.grad is not None for parameter in held)
-        if not arrived and all(parameter.grad is None for parameter in parameters_in(optimizer)):
-            return  # a step without a backward pass
+        if arrived:
+            self._moved.add(optimizer)
+        elif optimizer not in self._moved and all(each.grad is None for each in parameters_in(optimizer)):
+            # A step without a backward pass, rather than the end of one in which gradients were used and freed.
+            return
         self._arrived = self._arrived or arrived
         waiting = []
         for part in self._waiting:
@@ -102,6 +108,7 @@ class GradientWatch:
         Raises:
             OrderError: It names the first modules and the likely cause.
         """
+        self._moved.clear()
         lacking = [part for part in self._waiting if part.stepped]
         if not lacking:
             return

@@ -46,8 +46,9 @@ class OptimizerWatch:
     def __init__(self, parameters: Iterable[nn.Parameter], listener: Listener) -> None:
         self._watched = set(parameters)
         self._listener = weakref.ref(listener)
-        # Of every optimizer heard: how many parameters it had when it was looked at, and the watched ones among them.
-        self._known: weakref.WeakKeyDictionary[Any, tuple[int, Parameters]] = weakref.WeakKeyDictionary()
+        # Of every optimizer heard: how many parameters it had when it was looked at, which one was the first, and the
+        # watched ones among them. A `BackwardStep` leaves it those of one unit at a time.
+        self._known: weakref.WeakKeyDictionary[Any, tuple[int, int, Parameters]] = weakref.WeakKeyDictionary()
         me: weakref.ref[Any] = weakref.ref(self)
         self._handles = [
             register_optimizer_step_pre_hook(_weak_hook(me, "before_step")),
@@ -69,7 +70,7 @@ class OptimizerWatch:
     def held(self) -> Parameters:
         """The watched parameters that are in some optimizer heard so far."""
         found: Parameters = set()
-        for _, held in self._known.values():
+        for _, _, held in self._known.values():
             found |= held
         return found
 
@@ -93,11 +94,12 @@ class OptimizerWatch:
     def _look_at(self, optimizer: Any) -> Parameters:
         """The watched parameters that an optimizer holds."""
         size = sum(len(group["params"]) for group in optimizer.param_groups)
+        first = id(next(parameters_in(optimizer), None))
         known = self._known.get(optimizer)
-        if known is not None and known[0] == size:
-            return known[1]
+        if known is not None and known[:2] == (size, first):
+            return known[2]
         held = self._watched.intersection(parameters_in(optimizer))
-        self._known[optimizer] = (size, held)
+        self._known[optimizer] = (size, first, held)
         return held
 
 
