@@ -129,5 +129,12 @@ def _is_output(model: nn.Module, name: str) -> bool:
 
 
 register_adapter(
-    Adapter("transformer", (), declared_layout, build_stage_embedding, run_blocks_by), matches=is_diffusers_model
+    Adapter(
+        name="transformer",
+        classes=(),
+        layout=declared_layout,
+        stage_embedding=build_stage_embedding,
+        checkpointing=run_blocks_by,
+    ),
+    matches=is_diffusers_model,
 )

@@ -80,4 +80,12 @@ def _resnet_blocks(stage: Any, name: str) -> list[list[str]]:
     return blocks
 
 
-register_adapter(Adapter("UNet", (*CLASSES, *WHOLE_STAGES), unet_layout, build_stage_embedding, run_blocks_by))
+register_adapter(
+    Adapter(
+        name="UNet",
+        classes=(*CLASSES, *WHOLE_STAGES),
+        layout=unet_layout,
+        stage_embedding=build_stage_embedding,
+        checkpointing=run_blocks_by,
+    )
+)

@@ -106,7 +106,15 @@ def _place(groups: dict[str, Any], name: str) -> tuple[str, Position, str]:
     return "", (AFTER,), ""
 
 
-register_adapter(Adapter("timm", (), declared_by_timm, no_stage_embedding), matches=is_timm_model)
+register_adapter(
+    Adapter(
+        name="timm",
+        classes=(),
+        layout=declared_by_timm,
+        stage_embedding=no_stage_embedding,
+    ),
+    matches=is_timm_model,
+)
 register_adapter(
     Adapter(
         "transformers ViT",

@@ -196,7 +196,13 @@ def _class_table(files: Sequence[File], found: dict[str, list[File]]) -> Dataset
     for label, group in enumerate(found.values()):
         labels += [label] * len(group)
     names = list(found)
-    return image_table(files, labels, image_column="image", column="label", feature=ClassLabel(names=names))
+    return image_table(
+        files,
+        values=labels,
+        image_column="image",
+        column="label",
+        feature=ClassLabel(names=names),
+    )
 
 
 def _table(items: Sequence[Item], columns: Columns) -> Dataset:

@@ -126,7 +126,13 @@ def list_files(folder: str | os.PathLike[str], *, deep: bool = True) -> Listing:
     """
     listing = Listing(os.path.abspath(folder))
     endings = image_endings()
-    waiting = [_Folder(listing.root, "", None, frozenset())]
+    top = _Folder(
+        listing.root,
+        name="",
+        reason=None,
+        above=frozenset(),
+    )
+    waiting = [top]
     while waiting:
         current = waiting.pop()
         mark = _mark(current.path)

@@ -238,7 +238,12 @@ def check_batch(count: int, per_step: int) -> None:
 def _wanted(columns: dict[str, str]) -> Columns:
     """The image column and the last one of the flags."""
     flag = list(columns)[-1]
-    return Columns(columns["image_column"], columns[flag], flag, _HINTS[flag])
+    return Columns(
+        columns["image_column"],
+        value=columns[flag],
+        flag=flag,
+        hint=_HINTS[flag],
+    )
 
 
 def _read_folder(listing: Listing, cache_dir: str | None, reading: Reading, columns: dict[str, str]) -> Splits:

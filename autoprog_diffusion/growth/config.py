@@ -54,8 +54,8 @@ class GrowthConfig:
         embedders_always: Whether the modules before the blocks (patch, time and label embedders) train in every stage,
             rather than together with the first block. No front of frozen blocks runs without gradient then.
         sweeps: How often windows pass over the whole model; each sweep has num_stages / sweeps windows.
-        window_share: Fraction of the blocks in a window, in (0, 1]. `None` cuts the model into num_stages / sweeps
-            windows that share no block; a larger fraction makes them overlap.
+        window_share: Largest fraction of the blocks' parameters in a window, in (0, 1]. `None` cuts the model into
+            num_stages / sweeps windows that share no block; a larger fraction makes them overlap.
         window_state: What becomes of the optimizer's state of a block that closes and opens again: `release` drops it,
             so that its moments begin anew (set `rewarm_steps`); `park` keeps it in CPU memory meanwhile.
         search: `none` follows the fixed schedule; `zero_shot` chooses every stage but the last by training-free

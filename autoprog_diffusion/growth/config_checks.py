@@ -69,7 +69,7 @@ def check_windows(config: GrowthConfig) -> None:
         )
     if share is not None and share * stages < sweeps * (1 - 1e-9):
         raise ConfigError(
-            f"window_share={share} leaves blocks out of {stages // sweeps} windows: use None or at least "
+            f"window_share={share} is less than each of {stages // sweeps} windows must hold: use None or at least "
             f"{sweeps / stages:.4g}."
         )
 

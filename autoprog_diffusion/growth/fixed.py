@@ -9,6 +9,7 @@ from .choices import Order
 from .config import GrowthConfig
 from .errors import PlanError
 from .plan import GrowthPlan, Stage, drop_repeats, join_stages
+from .windows import window_blocks
 
 
 def stage_starts(num_stages: int, boundaries: Sequence[float] | None, num_training_steps: int) -> list[int]:
@@ -36,18 +37,21 @@ def stage_starts(num_stages: int, boundaries: Sequence[float] | None, num_traini
     return starts
 
 
-def fixed_stages(config: GrowthConfig, num_blocks: int, starts: Sequence[int]) -> list[Stage]:
+def fixed_stages(
+    config: GrowthConfig, num_blocks: int, starts: Sequence[int], sizes: Sequence[int] | None = None
+) -> list[Stage]:
     """The `num_stages` stages of the fixed schedule as configured, whether a run has room for them or not.
 
     Args:
         config: With the number of stages and what they train.
         num_blocks: Number of blocks of the model.
         starts: First optimizer step of every stage.
+        sizes: Number of parameters of every block, by which windows are cut; None takes all blocks for equal.
     """
     count = config.num_stages
     resolutions = config.resolutions or (1.0,) * count
     if config.direction == "window":
-        windows = window_blocks(config, num_blocks) * config.sweeps
+        windows = window_blocks(config, num_blocks, sizes) * config.sweeps
         return [Stage(*parts) for parts in zip(starts, windows, resolutions, strict=True)]
     low = config.min_trainable
     fractions = [low + (1 - low) * k / (count - 1) for k in range(count - 1)]
@@ -62,7 +66,9 @@ def fixed_stages(config: GrowthConfig, num_blocks: int, starts: Sequence[int]) -
     return stages
 
 
-def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -> GrowthPlan:
+def fixed_plan(
+    config: GrowthConfig, num_blocks: int, num_training_steps: int, sizes: Sequence[int] | None = None
+) -> GrowthPlan:
     """The fixed schedule of a configuration: linear growth from `min_trainable` to the full model, back, or windows.
 
     For 28 blocks and the defaults, which freeze, 28, 21, 14, 7 blocks train. With `direction="unfreeze"`
@@ -71,45 +77,19 @@ def fixed_plan(config: GrowthConfig, num_blocks: int, num_training_steps: int) -
     Stages that do not fit are merged: those without a step of their own in the run, and neighbours that would train
     the same (fewer blocks than stages). A merged stage trains what any of its stages trains.
 
+    Args:
+        config: How many blocks train, and when.
+        num_blocks: Number of blocks of the model.
+        num_training_steps: Optimizer steps of the run.
+        sizes: Number of parameters of every block, by which windows are cut; None takes all blocks for equal.
+
     Raises:
         PlanError: The run has no step.
     """
     starts = stage_starts(config.num_stages, config.boundaries, num_training_steps)
-    stages = fixed_stages(config, num_blocks, starts)
+    stages = fixed_stages(config, num_blocks, starts, sizes)
     fitting = drop_repeats(join_stages(stages, num_training_steps))
     return GrowthPlan(num_blocks, num_training_steps, fitting)
-
-
-def window_blocks(config: GrowthConfig, num_blocks: int) -> list[tuple[int, ...]]:
-    """Indices of the blocks in every window of one sweep; together they are all blocks.
-
-    Without a `window_share` no block is in two of them; more windows than blocks hold one block each, some of them the
-    same. With one, windows have that share of the blocks each, and begin at even distances.
-
-    Example:
-        >>> window_blocks(GrowthConfig(direction="window", num_stages=3), 8)
-        [(0, 1), (2, 3, 4), (5, 6, 7)]
-        >>> window_blocks(GrowthConfig(direction="window", num_stages=3, window_share=0.5, order="prefix"), 8)
-        [(4, 5, 6, 7), (2, 3, 4, 5), (0, 1, 2, 3)]
-    """
-    count = config.num_stages // config.sweeps
-    # The order in which a sweep gets to the blocks.
-    path = list(range(num_blocks))
-    if config.order == "prefix":
-        path.reverse()
-    elif config.order == "interleaved":
-        path.sort(key=lambda block: block % count)
-    windows = []
-    for window in range(count):
-        if config.window_share is None:
-            first = num_blocks * window // count
-            last = max(first + 1, num_blocks * (window + 1) // count)
-        else:
-            width = math.ceil(config.window_share * num_blocks - 1e-9)
-            first = (num_blocks - width) * window // max(1, count - 1)
-            last = first + width
-        windows.append(tuple(sorted(path[first:last])))
-    return windows
 
 
 def select_blocks(order: Order, num_blocks: int, fraction: float, min_trainable: float = 0.25) -> tuple[int, ...]:

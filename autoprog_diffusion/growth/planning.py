@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .backends.ranks import rank
 from .config import GrowthConfig
@@ -24,13 +24,15 @@ class Planner:
     Args:
         config: The run's configuration.
         layout: The model's units.
+        sizes: Number of parameters of every block.
         embedded: Whether there is a stage embedding, whose table has a row for every stage of the configuration.
     """
 
-    def __init__(self, config: GrowthConfig, layout: Layout, *, embedded: bool) -> None:
+    def __init__(self, config: GrowthConfig, layout: Layout, sizes: Sequence[int], *, embedded: bool) -> None:
         self._planned: GrowthPlan | None = None
         self._config = config
         self._layout = layout
+        self._sizes = sizes
         self._rows = config.plan_stages if embedded else None
         self._given = False
 
@@ -57,7 +59,7 @@ class Planner:
             ConfigError: There is a search, and `num_stages` is 1.
         """
         if given is None:
-            plan = first_plan(self._config, self._layout, num_training_steps)
+            plan = self._remake(num_training_steps)
             announce_merges(plan, self._config.plan_stages)
         else:
             plan = given
@@ -92,7 +94,7 @@ class Planner:
 
     def _remake(self, num_training_steps: int) -> GrowthPlan:
         """The plan of this run's settings for another number of steps."""
-        return first_plan(self._config, self._layout, num_training_steps)
+        return first_plan(self._config, self._layout, num_training_steps, self._sizes)
 
 
 def extended_plan(state: State, num_training_steps: int, *, shortest: int = 1) -> GrowthPlan:

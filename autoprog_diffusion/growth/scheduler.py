@@ -26,7 +26,7 @@ from .stage import StageApplier
 from .state import STATE_VERSION, StageRecord, State, fingerprint, record_stage
 from .storage.checks import check_storage
 from .storage.model import FrozenStorage
-from .units import only_growing
+from .units import block_sizes, only_growing
 from .watch.training import TrainingWatch
 
 
@@ -81,7 +81,8 @@ class GrowthScheduler(Progress):
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._states = OptimizerStates(self.layout, config.window_state)
         self._search = SearchSession(config)
-        self._planner = Planner(config, self.layout, embedded=self._embedding is not None)
+        sizes = block_sizes(model, self.layout)
+        self._planner = Planner(config, self.layout, sizes, embedded=self._embedding is not None)
         self._watch = TrainingWatch(model, accelerator, self._applier.front)
         # Set by `prepare`; `fold` takes the model away.
         self._wrapped: nn.Module | None = None

@@ -183,13 +183,21 @@ def warm_blocks(layout: Layout) -> tuple[int, ...]:
     return () if layout.outputs.parameters else (len(layout.blocks) - 1,)
 
 
-def first_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) -> GrowthPlan:
+def first_plan(
+    config: GrowthConfig, layout: Layout, num_training_steps: int, sizes: Sequence[int] | None = None
+) -> GrowthPlan:
     """The plan that a run starts with: `fixed_plan`, or with a search the plan before its first decision.
 
     That one has a short warm-up, stages that repeat the warm-up's blocks until they are decided, then the full model.
     The warm-up trains `warm_blocks` only, so that every candidate contains what trains already.
 
     A run that is too short to be searched follows the fixed schedule.
+
+    Args:
+        config: The run's configuration.
+        layout: The model's units.
+        num_training_steps: Optimizer steps of the run.
+        sizes: Number of parameters of every block.
 
     Raises:
         ConfigError: There is a search, and `num_stages` is 1: there is nothing to choose.
@@ -198,7 +206,7 @@ def first_plan(config: GrowthConfig, layout: Layout, num_training_steps: int) ->
     num_blocks = len(layout.blocks)
     starts = searched_starts(config, num_training_steps)
     if starts is None:
-        return fixed_plan(config, num_blocks, num_training_steps)
+        return fixed_plan(config, num_blocks, num_training_steps, sizes)
     resolutions = config.resolutions or (1.0,) * config.num_stages
     blocks = warm_blocks(layout)
     stages = [Stage(start, blocks, resolutions[0]) for start in starts[:-1]]

@@ -187,6 +187,12 @@ def front(layout: Layout, blocks: Iterable[int]) -> tuple[Unit, ...]:
     return layout.blocks[: min(blocks, default=len(layout.blocks))]
 
 
+def block_sizes(model: nn.Module, layout: Layout) -> list[int]:
+    """Number of parameters of every block, of those that may ever train."""
+    named = dict(model.named_parameters())
+    return [sum(named[name].numel() for name in unit.parameters) for unit in layout.blocks]
+
+
 def count_trainable(model: nn.Module) -> tuple[int, int]:
     """Number of the model's parameters that train now, and of all."""
     trainable = total = 0

@@ -152,7 +152,12 @@ class ZeroShotSearch:
         run = self._run
         count = self._config.search_batches
         if run.loss_fn is not None and run.batches is not None:
-            return calls_from_loss(run.model, run.loss_fn, run.batches, count)
+            return calls_from_loss(
+                run.model,
+                loss_fn=run.loss_fn,
+                batches=run.batches,
+                count=count,
+            )
         calls = list(self._recorder.calls)
         if len(calls) < 2:
             raise SearchError(
@@ -170,7 +175,13 @@ class ZeroShotSearch:
         if ratio != 1.0:
             # A gradient at another size is worth what it does for the loss at the size that was seen.
             reference = mean_gradients(model, calls[::2])
-        units = score_units(model, layout, resized, layout.names, reference)
+        units = score_units(
+            model,
+            layout=layout,
+            calls=resized,
+            trainable=layout.names,
+            reference=reference,
+        )
         return units, self._costs(resized[-1], firsts)
 
     def _costs(self, call: RecordedCall, firsts: set[int]) -> UnitCosts:
@@ -181,9 +192,20 @@ class ZeroShotSearch:
         run = self._run
         if self._config.search_cost == "flops":
             # Candidates are compared with each other, and FLOPs are proportional to the number of samples.
-            costs = count_costs(run.model, run.layout, call.first(1), firsts)
+            costs = count_costs(
+                run.model,
+                layout=run.layout,
+                call=call.first(1),
+                firsts=firsts,
+            )
         else:
-            costs = measure_costs(run.model, run.layout, call, firsts, bandwidth=self._bandwidth)
+            costs = measure_costs(
+                run.model,
+                layout=run.layout,
+                call=call,
+                firsts=firsts,
+                bandwidth=self._bandwidth,
+            )
         self._known_costs[call.gradient.shape] = costs
         return costs
 

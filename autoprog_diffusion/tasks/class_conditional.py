@@ -54,9 +54,20 @@ def load_dit(name: str, **hub: str | None) -> DiTPipeline:
         raise GrowthError(f"{name} is a {kind}: only a {DiTPipeline.__name__} is trained on classes here.")
     words = "a DiT pipeline (a Diffusers folder with transformer, vae and scheduler)"
     pipeline = load_as(DiTPipeline, words, name, **hub)
-    check_class(name, "transformer", pipeline.transformer, (DiTTransformer2DModel,))
+    check_class(
+        name,
+        part="transformer",
+        model=pipeline.transformer,
+        kinds=(DiTTransformer2DModel,),
+    )
     check_vae(name, pipeline.vae)
-    check_channels(name, "transformer", pipeline.transformer.config, pipeline.vae, (1, 2))
+    check_channels(
+        name,
+        words="transformer",
+        config=pipeline.transformer.config,
+        vae=pipeline.vae,
+        outputs=(1, 2),
+    )
     check_denoising(name, pipeline.scheduler)
     return pipeline
 
@@ -85,7 +96,12 @@ def set_classes(pipeline: DiTPipeline, names: Sequence[str], *, keep: bool = Fal
         ids = keep_labels(names, known)
         pad_labels(pipeline.transformer)
     else:
-        ids = fit_labels(pipeline.transformer, names, known, seed)
+        ids = fit_labels(
+            pipeline.transformer,
+            names=names,
+            labels=known,
+            seed=seed,
+        )
         known = {}
     rows = dict(zip(names, ids))
     pipeline.labels = {**known, **rows}
@@ -156,7 +172,13 @@ class ClassConditional:
         output = denoiser(noisy.latents, timestep=noisy.timesteps, class_labels=labels, return_dict=False)[0]
         channels = clean.shape[1]
         prediction = output[:, :channels]
-        loss = denoising_loss(prediction, noisy.target, noisy.timesteps, scheduler, snr_gamma=self.noise.snr_gamma)
+        loss = denoising_loss(
+            prediction,
+            target=noisy.target,
+            timesteps=noisy.timesteps,
+            noise_scheduler=scheduler,
+            snr_gamma=self.noise.snr_gamma,
+        )
         if not self.trains_variance:
             return loss
         return loss + variational_bound(

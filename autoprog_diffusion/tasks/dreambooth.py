@@ -99,7 +99,12 @@ def list_images(folder: str | Path, flag: str, reading: Reading | None = None, m
         raise DataError(f"--{flag} {folder} holds no image file (such as .png or .jpg){_held(listing)}.")
     files = listing.images[:most]
     if reading is not None:
-        leave_out_unused(listing, files, reading, f"beyond the first {most}")
+        leave_out_unused(
+            listing,
+            used=files,
+            reading=reading,
+            unlisted=f"beyond the first {most}",
+        )
         reading.used = len(files)
     return [Path(file.path) for file in files]
 
@@ -114,7 +119,12 @@ def _held(listing: Listing) -> str:
 def images_of(files: Sequence[Path], prompt: str, *, subject: bool = True) -> datasets.Dataset:
     """Columns `image` and `text`, the same prompt for every file, and `subject`: whether they show it or its class."""
     found = [File(str(file), file.name, stamp_of(file.stat())) for file in files]
-    data = image_table(found, [prompt] * len(found), image_column="image", column="text")
+    data = image_table(
+        found,
+        values=[prompt] * len(found),
+        image_column="image",
+        column="text",
+    )
     return data.add_column("subject", [subject] * len(found))  # type: ignore[call-arg]
 
 

@@ -51,14 +51,35 @@ class SD3(_Family):
             GrowthError: The message names the values.
         """
         pipeline = self.pipeline
-        check_class(name, "transformer", pipeline.transformer, (SD3Transformer2DModel,))
+        check_class(
+            name,
+            part="transformer",
+            model=pipeline.transformer,
+            kinds=(SD3Transformer2DModel,),
+        )
         config = pipeline.transformer.config
-        check_channels(name, "transformer", config, pipeline.vae, (1,))
+        check_channels(
+            name,
+            words="transformer",
+            config=config,
+            vae=pipeline.vae,
+            outputs=(1,),
+        )
         pooled = pipeline.text_encoder.config.projection_dim + pipeline.text_encoder_2.config.projection_dim
-        check_widths(name, pooled, config.pooled_projection_dim, "pooled_projection_dim")
+        check_widths(
+            name,
+            text=pooled,
+            wanted=config.pooled_projection_dim,
+            setting="pooled_projection_dim",
+        )
         if pipeline.text_encoder_3 is not None:
             width = pipeline.text_encoder_3.config.d_model
-            check_widths(name, width, config.joint_attention_dim, "joint_attention_dim")
+            check_widths(
+                name,
+                text=width,
+                wanted=config.joint_attention_dim,
+                setting="joint_attention_dim",
+            )
 
     def largest(self) -> int | None:
         """Largest side of an image in pixels: the position embedding is a table."""
@@ -108,7 +129,12 @@ class Flux(_Family):
             GrowthError: The message names the values.
         """
         pipeline = self.pipeline
-        check_class(name, "transformer", pipeline.transformer, (FluxTransformer2DModel,))
+        check_class(
+            name,
+            part="transformer",
+            model=pipeline.transformer,
+            kinds=(FluxTransformer2DModel,),
+        )
         config = pipeline.transformer.config
         packed = pipeline.vae.config.latent_channels * self.patch**2
         found = (config.in_channels, config.out_channels or config.in_channels)
@@ -120,7 +146,12 @@ class Flux(_Family):
         check_widths(
             name, pipeline.text_encoder.config.hidden_size, config.pooled_projection_dim, "pooled_projection_dim"
         )
-        check_widths(name, pipeline.text_encoder_2.config.d_model, config.joint_attention_dim, "joint_attention_dim")
+        check_widths(
+            name,
+            text=pipeline.text_encoder_2.config.d_model,
+            wanted=config.joint_attention_dim,
+            setting="joint_attention_dim",
+        )
 
     def largest(self) -> None:
         """Largest side of an image in pixels: there is none."""

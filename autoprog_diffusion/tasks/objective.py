@@ -52,7 +52,12 @@ class NoisyBatch:
 def add_noise(clean: Tensor, noise_scheduler: Any, settings: NoiseSettings) -> NoisyBatch:
     """Mix (N, C, H, W) latents with noise at random timesteps."""
     noise, perturbed = draw_noise(clean, settings)
-    timesteps = draw_timesteps(len(clean), noise_scheduler, settings, clean.device)
+    timesteps = draw_timesteps(
+        len(clean),
+        noise_scheduler=noise_scheduler,
+        settings=settings,
+        device=clean.device,
+    )
     return NoisyBatch(
         latents=noise_scheduler.add_noise(clean, perturbed, timesteps),
         timesteps=timesteps,

@@ -43,7 +43,12 @@ def check_unet(name: str, pipeline: Any, addition: str | None) -> None:
     Raises:
         GrowthError: The message names the recipe that fits, where there is one.
     """
-    check_class(name, "UNet", pipeline.unet, (UNet2DConditionModel,))
+    check_class(
+        name,
+        part="UNet",
+        model=pipeline.unet,
+        kinds=(UNet2DConditionModel,),
+    )
     config = pipeline.unet.config
     if config.addition_embed_type != addition:
         recipe = RECIPES.get(config.addition_embed_type)
@@ -65,7 +70,13 @@ def check_unet(name: str, pipeline: Any, addition: str | None) -> None:
             f"the UNet of {name} has encoder_hid_dim_type={kind!r}, an image as input, which no recipe trains: "
             f"allowed are {list(TEXT_PROJECTIONS)}."
         )
-    check_channels(name, "UNet", config, pipeline.vae, (1,))
+    check_channels(
+        name,
+        words="UNet",
+        config=config,
+        vae=pipeline.vae,
+        outputs=(1,),
+    )
 
 
 def check_channels(name: str, words: str, config: Any, vae: Any, outputs: tuple[int, ...]) -> None:
@@ -107,7 +118,12 @@ def check_vae(name: str, vae: Any, follows: Iterable[str] = ()) -> None:
     Raises:
         GrowthError: The message names the class, or the setting and its value.
     """
-    check_class(name, "VAE", vae, (AutoencoderKL,))
+    check_class(
+        name,
+        part="VAE",
+        model=vae,
+        kinds=(AutoencoderKL,),
+    )
     scale = vae.config.scaling_factor
     if not isinstance(scale, int | float) or scale <= 0:
         raise GrowthError(f"the VAE of {name} has scaling_factor={scale!r}: only a number above 0 is allowed.")
@@ -173,13 +189,28 @@ def check_unet_text(name: str, pipeline: Any) -> None:
     encoders = [pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)]
     width = sum(encoder.config.hidden_size for encoder in encoders if encoder is not None)
     if config.get("encoder_hid_dim_type") == "text_proj":
-        check_widths(name, width, config.encoder_hid_dim, "encoder_hid_dim")
+        check_widths(
+            name,
+            text=width,
+            wanted=config.encoder_hid_dim,
+            setting="encoder_hid_dim",
+        )
         return
-    check_widths(name, width, config.cross_attention_dim, "cross_attention_dim")
+    check_widths(
+        name,
+        text=width,
+        wanted=config.cross_attention_dim,
+        setting="cross_attention_dim",
+    )
     if config.addition_embed_type == "text_time":
         pooled = pipeline.text_encoder_2.config.projection_dim
         taken = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        check_widths(name, pooled, taken, "projection_class_embeddings_input_dim less six sizes")
+        check_widths(
+            name,
+            text=pooled,
+            wanted=taken,
+            setting="projection_class_embeddings_input_dim less six sizes",
+        )
 
 
 def latent_multiple(unet: Any) -> int:

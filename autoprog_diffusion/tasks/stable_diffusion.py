@@ -32,7 +32,12 @@ def load_pipeline(name: str, **hub: str | None) -> StableDiffusionPipeline:
     pipeline = load_as(StableDiffusionPipeline, words, name, **hub)
     check_unet(name, pipeline, None)
     check_vae(name, pipeline.vae)
-    check_class(name, "text encoder", pipeline.text_encoder, (CLIPTextModel,))
+    check_class(
+        name,
+        part="text encoder",
+        model=pipeline.text_encoder,
+        kinds=(CLIPTextModel,),
+    )
     check_unet_text(name, pipeline)
     check_denoising(name, pipeline.scheduler)
     return pipeline
@@ -97,7 +102,13 @@ class TextToImage:
 
     def weighted(self, prediction: Tensor, target: Tensor, timesteps: Tensor) -> Tensor:
         """The loss of a pass, weighted by `noise.snr_gamma`, () float32."""
-        return denoising_loss(prediction, target, timesteps, self.noise_scheduler, snr_gamma=self.noise.snr_gamma)
+        return denoising_loss(
+            prediction,
+            target=target,
+            timesteps=timesteps,
+            noise_scheduler=self.noise_scheduler,
+            snr_gamma=self.noise.snr_gamma,
+        )
 
     def conditions(self, batch: Batch) -> dict[str, Any]:
         """Inputs of the UNet beside latents and timesteps."""

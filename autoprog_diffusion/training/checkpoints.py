@@ -111,10 +111,9 @@ def load_checkpoint(accelerator: Accelerator, path: Path) -> int:
             "(run.json holds them)."
         ) from error
     if states != accelerator.num_processes:
-        logger.warning(
-            "resumed on %d processes (was %d): the noise is drawn anew, and batches are dealt out in another way.",
-            accelerator.num_processes,
-            states,
+        accelerator.print(
+            f"resumed on {accelerator.num_processes} processes (was {states}): the noise is drawn anew, and batches "
+            "are dealt out in another way."
         )
         set_seed(checkpoint_step(path), device_specific=True)
     return states

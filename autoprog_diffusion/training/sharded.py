@@ -125,6 +125,19 @@ def _check_flags(args: Arguments) -> None:
         )
 
 
+def refuse_sharding(accelerator: Any) -> None:
+    """Refuse FSDP in a script that saves whole models from one process.
+
+    Raises:
+        ConfigError: The configuration of Accelerate asks for it.
+    """
+    if is_sharding(accelerator):
+        raise ConfigError(
+            "distributed_type: FSDP is for the recipes of diffusion models: train a vision transformer with "
+            "distributed_type: MULTI_GPU (DistributedDataParallel)."
+        )
+
+
 def sharded_growth(config: GrowthConfig, given: Sequence[str], accelerator: Any) -> GrowthConfig:
     """The growth of a run: under FSDP without the stage embedding of the defaults; one that was asked for is refused.
 
@@ -157,10 +170,16 @@ def name_blocks(accelerator: Any, model: nn.Module) -> None:
 def block_classes(model: nn.Module) -> list[str]:
     """Names of the classes of a denoiser's blocks, those that the model has, each to be sharded by itself."""
     held = {type(module).__name__ for module in model.modules()}
-    blocks = [name for name in UNET_BLOCKS if name in held]
-    if "ResnetBlock2D" not in held:
-        named = getattr(model, "_repeated_blocks", None) or getattr(model, "_no_split_modules", None) or ()
-        blocks = [name for name in named if name in held]
-        if type(model).__name__.startswith("DiT"):
-            blocks += [name for name in BORROWED if name in held]
+    if "ResnetBlock2D" in held:
+        return [name for name in UNET_BLOCKS if name in held]
+    declared = getattr(model, "_repeated_blocks", None) or getattr(model, "_no_split_modules", None) or ()
+    blocks = [name for name in declared if name in held] or _listed(model)
+    if type(model).__name__.startswith("DiT"):
+        blocks += BORROWED
     return blocks
+
+
+def _listed(model: nn.Module) -> list[str]:
+    """Classes of what a model holds in lists, which are its blocks where it declares none."""
+    lists = [module for module in model.children() if isinstance(module, nn.ModuleList)]
+    return sorted({type(block).__name__ for blocks in lists for block in blocks})

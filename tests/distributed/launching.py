@@ -11,7 +11,10 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from fork_server import rank_environments, run_forked  # noqa: E402
+from fork_server import HANG, rank_environments, run_forked  # noqa: E402
+
+
+__all__ = ["HANG", "fsdp_environment", "launch_recipe", "run_ranks"]
 
 
 def run_ranks(script: str, folder: Path, *arguments: str, ranks: int = 2) -> list[dict[str, Any]]:

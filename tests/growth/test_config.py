@@ -35,7 +35,7 @@ pytestmark = pytest.mark.smoke
         ({"direction": "window", "min_trainable": 0.5}, "min_trainable=0.5 has no effect.*window_share"),
         (
             {"direction": "window", "window_share": 0.2},
-            "window_share=0.2 leaves blocks out of 4 windows.*at least 0.25",
+            "window_share=0.2 is less than each of 4 windows.*at least 0.25",
         ),
         ({"direction": "window", "window_share": 0}, "window_share=0 "),
         ({"direction": "window", "window_share": 1.5}, "window_share=1.5"),

@@ -420,3 +420,18 @@ def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ConfigError, match=r'frozen_dtype=\'nf4\' needs torchao: pip install "autoprog-diffusion\[low'):
         begin("nf4")
     begin("bfloat16")
+
+
+def test_a_search_looks_at_exact_weights() -> None:
+    found = []
+    for dtype in (None, "bfloat16"):
+        model, growth, optimizer = begin(dtype, direction="unfreeze", search="zero_shot")
+        for seed in range(8):
+            train(model, optimizer, seed)
+            growth.step()
+        choices = [{**decision, "seconds": None} for decision in growth.decisions]
+        assert choices
+        found.append((choices, model.state_dict()))
+    assert found[0][0] == found[1][0]
+    for name, value in found[0][1].items():
+        assert torch.equal(value, found[1][1][name]), name

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import math
-from fractions import Fraction
+import random
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 from autoprog_diffusion import GrowthConfig, GrowthPlan, GrowthScheduler, Stage
 from autoprog_diffusion.growth import fixed_plan
 from autoprog_diffusion.growth.errors import OrderError
+from autoprog_diffusion.growth.windows import even_cuts, window_blocks
 
 from .looping import SMALL, Small, begin, run, scheduler, train
 
@@ -27,48 +29,65 @@ TWICE: dict[str, Any] = {"direction": "window", "num_stages": 8, "sweeps": 2}
 ORDERS: tuple[Any, ...] = ("suffix", "prefix", "interleaved")
 
 
-def literal_windows(order: str, num_blocks: int, windows: int) -> list[tuple[int, ...]]:
-    """The rule in words: a sweep goes through the blocks in order, and window k of n has the k-th n-th of them."""
-    path = {"suffix": list(range(num_blocks)), "prefix": list(range(num_blocks))[::-1], "interleaved": []}[order]
-    if order == "interleaved":
-        for residue in range(windows):
-            for block in range(num_blocks):
-                if block % windows == residue:
-                    path.append(block)
+def literal_cost(weights: list[int], count: int) -> int:
+    """The least sum of squares over all ways of cutting a row of weights into parts that are not empty."""
     found = []
-    for window in range(windows):
-        begins = math.floor(Fraction(window, windows) * num_blocks)
-        ends = math.floor(Fraction(window + 1, windows) * num_blocks)
-        mine = [block for place, block in enumerate(path) if begins <= place < ends]
-        found.append(tuple(sorted(mine)))
-    return found
+    for inner in combinations(range(1, len(weights)), count - 1):
+        cuts = [0, *inner, len(weights)]
+        found.append(sum(sum(weights[first:last]) ** 2 for first, last in pairwise(cuts)))
+    return min(found)
+
+
+def test_windows_are_as_even_as_blocks_allow() -> None:
+    rng = random.Random(0)
+    for _ in range(300):
+        weights = [rng.randint(0, 30) for _ in range(rng.randint(1, 9))]
+        count = rng.randint(1, len(weights))
+        cuts = even_cuts(weights, count)
+        assert (cuts[0], cuts[-1], len(cuts)) == (0, len(weights), count + 1)
+        assert cuts == sorted(set(cuts))
+        assert sum(sum(weights[first:last]) ** 2 for first, last in pairwise(cuts)) == literal_cost(weights, count)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_windows_equal_their_literal_twin(order: Any) -> None:
+def test_every_sweep_trains_every_block_once(order: Any) -> None:
     for num_blocks in range(1, 31):
-        for windows in range(1, num_blocks + 1):
+        for windows in range(2, num_blocks + 1):
             config = GrowthConfig(direction="window", num_stages=3 * windows, sweeps=3, order=order)
             plan = fixed_plan(config, num_blocks, 1000)
-            one_sweep = literal_windows(order, num_blocks, windows)
-            if windows == 1:
-                assert [stage.blocks for stage in plan.stages] == one_sweep
-                continue
-            assert [stage.blocks for stage in plan.stages] == one_sweep * 3
-            assert sorted(block for window in one_sweep for block in window) == list(range(num_blocks))
-            assert max(map(len, one_sweep)) - min(map(len, one_sweep)) <= 1
+            sweep = [stage.blocks for stage in plan.stages[:windows]]
+            assert [stage.blocks for stage in plan.stages] == sweep * 3
+            assert sorted(block for window in sweep for block in window) == list(range(num_blocks))
+            assert max(map(len, sweep)) - min(map(len, sweep)) <= 1
             assert not plan.monotone
+            if order == "suffix":
+                assert sorted(sweep) == sweep
+            elif order == "prefix":
+                assert sorted(sweep, reverse=True) == sweep
+            elif num_blocks % windows == 0:
+                assert sweep == [tuple(range(window, num_blocks, windows)) for window in range(windows)]
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_windows_that_overlap_have_one_size_and_cover_the_model(order: Any) -> None:
+def test_windows_that_overlap_hold_their_share_and_cover_the_model(order: Any) -> None:
     for num_blocks in range(1, 31):
         for windows in range(1, 9):
+            alone = window_blocks(GrowthConfig(direction="window", num_stages=windows, order=order), num_blocks)
             for share in {1 / windows, min(1.0, 1.5 / windows), min(1.0, 2 / windows), 1.0}:
                 config = GrowthConfig(direction="window", num_stages=windows, window_share=share, order=order)
-                stages = fixed_plan(config, num_blocks, 1000).stages
-                assert {len(stage.blocks) for stage in stages} == {math.ceil(share * num_blocks - 1e-9)}
-                assert {block for stage in stages for block in stage.blocks} == set(range(num_blocks))
+                wide = window_blocks(config, num_blocks)
+                room = math.floor(share * num_blocks + 1e-9)
+                assert [len(blocks) for blocks in wide] == [max(len(own), room) for own in alone]
+                assert all(set(own) <= set(blocks) for own, blocks in zip(alone, wide, strict=True))
+
+
+def test_windows_of_a_model_hold_as_many_parameters_each() -> None:
+    model = nn.Sequential(*[nn.Linear(2, 2 * width) for width in (1, 1, 1, 6, 6, 3)])
+    growth = GrowthScheduler(
+        model, GrowthConfig(direction="window", num_stages=3, stage_embedding=False), blocks=["*"]
+    )
+    growth.prepare(model, num_training_steps=9, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    assert [stage.blocks for stage in growth.plan.stages] == [(0, 1, 2), (3,), (4, 5)]
 
 
 def test_windows_go_from_the_input_to_the_output_unless_the_order_says_otherwise() -> None:

@@ -141,8 +141,18 @@ def parse(argv: Sequence[str], description: str | None = None) -> SearchArgument
         check_shared(args)
     else:
         score = vars(args.score)
-        check_numbers(score, ["repeats"], lambda number: number >= 1, "a larger number")
-        check_numbers(score, ["ntk_batch"], lambda number: number >= 2, "a larger number")
+        check_numbers(
+            score,
+            names=["repeats"],
+            allowed=lambda number: number >= 1,
+            words="a larger number",
+        )
+        check_numbers(
+            score,
+            names=["ntk_batch"],
+            allowed=lambda number: number >= 2,
+            words="a larger number",
+        )
     return args
 
 

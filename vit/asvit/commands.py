@@ -84,7 +84,12 @@ def run_search(args: SearchArguments) -> Found:
         settings = ReinforceSettings(args.steps, seed=seed)
         found = reinforce(space, cache, settings, progress)
     else:
-        settings = EvolutionSettings(args.steps, args.population, args.tournament, seed=seed)
+        settings = EvolutionSettings(
+            args.steps,
+            population=args.population,
+            tournament=args.tournament,
+            seed=seed,
+        )
         found = evolve(space, cache, settings, progress)
     # Each once, in the order they were drawn; REINFORCE may end in a network that it never drew.
     genotypes = dict.fromkeys([*found.trace, found.genotype])
@@ -156,7 +161,12 @@ class Job:
     def __init__(self, args: SearchArguments | ScaleArguments) -> None:
         self.args = args
         self.folder = _folder(args.output_dir)
-        self.cache = make_cache(self.folder, args.score, args.data, resume=args.resume)
+        self.cache = make_cache(
+            self.folder,
+            score=args.score,
+            data=args.data,
+            resume=args.resume,
+        )
         self._started = time.perf_counter()
         self._cpu_started = time.process_time()
 
@@ -203,8 +213,19 @@ def make_cache(folder: Path, score: ScoreArguments, data: DataArguments, *, resu
 
     def evaluate(genotype: str) -> Evaluation:
         parsed = Genotype.parse(genotype, {})
-        found = topology_scores(parsed, image_size=size, images=images, repeats=score.repeats, seed=score.seed)
-        return Evaluation(genotype, found.ntk, found.length_distortion, found.degenerate)
+        found = topology_scores(
+            parsed,
+            image_size=size,
+            images=images,
+            repeats=score.repeats,
+            seed=score.seed,
+        )
+        return Evaluation(
+            genotype,
+            ntk=found.ntk,
+            length=found.length_distortion,
+            degenerate=found.degenerate,
+        )
 
     settings = {**asdict(score), "images": digest}
     return ScoreCache(evaluate, folder / CACHE_FILE, settings, resume=resume)
@@ -220,7 +241,12 @@ def ntk_images(score: ScoreArguments, data: DataArguments) -> Tensor:
         data: Names the training data.
     """
     report = DataReport()
-    train, _ = load_rows(data, score.img_size, score.seed, report)
+    train, _ = load_rows(
+        data,
+        size=score.img_size,
+        seed=score.seed,
+        report=report,
+    )
     print(report.table())
     order = np.random.default_rng(score.seed).permutation(len(train))
     rows = train.select(order[: score.ntk_batch].tolist())

@@ -73,7 +73,12 @@ def evolve(
         if step < settings.population:
             child = _new(space.sample(rng), lambda _: space.sample(rng), seen)
         else:
-            parent = _parent(alive, list(seen.values()), rng, settings.tournament)
+            parent = _parent(
+                alive,
+                seen=list(seen.values()),
+                rng=rng,
+                tournament=settings.tournament,
+            )
             # A neighbour; where it is known, a neighbour's neighbour, and so on.
             child = _new(space.mutate(parent, rng), lambda genotype: space.mutate(genotype, rng), seen)
         seen[child] = cache[child]

@@ -97,7 +97,12 @@ class Genotype:
         for stage, piece in enumerate(stage_pieces, 1):
             names = [f"{letter}{stage}" for letter in "KSEL"]
             stages.append(_numbers(text, piece, names, allowed))
-        heads, width = _numbers(text, last_piece, ["H", "C"], allowed)
+        heads, width = _numbers(
+            text,
+            piece=last_piece,
+            names=["H", "C"],
+            allowed=allowed,
+        )
         kernels, splits, expansions, depths = zip(*stages)
         return cls(kernels, splits, expansions, heads, depths=depths, width=width)
 

@@ -114,7 +114,13 @@ def curve_scores(
     with leaving_no_trace(model), without_norms(model), torch.no_grad():
         for start in range(0, len(states), together):
             part = slice(start, start + together)
-            found = _derivatives(wrapped, states[part], planes[part], theta, second=second_order)
+            found = _derivatives(
+                wrapped,
+                states=states[part],
+                planes=planes[part],
+                theta=theta,
+                second=second_order,
+            )
             derivatives = [derivative.double() for derivative in found]
             scores += map(_score, *derivatives)
     return scores

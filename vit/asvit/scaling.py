@@ -269,7 +269,13 @@ def _member(genotype: Genotype, cache: ScoreCache, settings: ScalingSettings) ->
     scored = proxy(genotype, settings.shrink)
     scores = cache[str(scored)]
     params, flops = cost(genotype, settings)
-    return Member(str(genotype), params, flops, ntk=scores.ntk, length=scores.length)
+    return Member(
+        str(genotype),
+        params=params,
+        flops=flops,
+        ntk=scores.ntk,
+        length=scores.length,
+    )
 
 
 def _budget(settings: ScalingSettings) -> str:

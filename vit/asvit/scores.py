@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .features import feature_condition_numbers, initial_states
 from .genotype import Genotype
-from .length_distortion import curve_scores
+from .length_distortion import CurveScore, curve_scores
 from .model import AsViT
 
 
@@ -73,8 +73,25 @@ def topology_scores(
         batch = torch.randn(NTK_BATCH, *shape) if images is None else images
         states = initial_states(model, model.reset_parameters, repeats, seed)
     model.to(device)
-    kappas = feature_condition_numbers(model, AsViT.features, batch.to(device), states)
-    curves = curve_scores(model, AsViT.features, shape, states, seed=seed, second_order=second_order)
+    kappas = feature_condition_numbers(
+        model,
+        features=AsViT.features,
+        images=batch.to(device),
+        states=states,
+    )
+    curves = curve_scores(
+        model,
+        features=AsViT.features,
+        shape=shape,
+        states=states,
+        seed=seed,
+        second_order=second_order,
+    )
+    return _summary(kappas, curves, second_order=second_order)
+
+
+def _summary(kappas: Sequence[float], curves: Sequence[CurveScore], *, second_order: bool) -> Scores:
+    """The means over the initialisations."""
     ntk = _mean(kappas)
     length = _mean([curve.length for curve in curves])
     curvature = _mean([curve.curvature for curve in curves])
@@ -83,7 +100,13 @@ def topology_scores(
     if second_order:
         wanted += [curvature, gauss_length]
     degenerate = length <= 0 or not all(map(math.isfinite, wanted))
-    return Scores(ntk, length, curvature, gauss_length=gauss_length, degenerate=degenerate)
+    return Scores(
+        ntk,
+        length_distortion=length,
+        curvature=curvature,
+        gauss_length=gauss_length,
+        degenerate=degenerate,
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

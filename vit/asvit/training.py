@@ -43,9 +43,22 @@ class Retokenization(ViTScript[TrainArguments]):
         check_sizes(size, (), SIZE_MULTIPLE)
         data = load_data(args, size=size, accelerator=accelerator)
         set_seed(args.train.seed)  # the same weights on every rank, whatever the data drew
-        model = AsViT(genotype, len(data.classes), size, drop_path=args.drop_path)
+        model = AsViT(
+            genotype,
+            num_classes=len(data.classes),
+            image_size=size,
+            drop_path=args.drop_path,
+        )
         growth = ViTGrowth(model, retoken_config(args), accelerator)
-        return PretrainTrainer(model, growth, data, args, accelerator, image_size=size, drop_path=args.drop_path)
+        return PretrainTrainer(
+            model,
+            growth,
+            data,
+            args,
+            accelerator,
+            image_size=size,
+            drop_path=args.drop_path,
+        )
 
     def save_model(self, model: nn.Module, output: Path, classes: tuple[str, ...]) -> None:
         assert isinstance(model, AsViT)

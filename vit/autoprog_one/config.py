@@ -94,7 +94,12 @@ class ViTGrowthConfig:
         for name in ("resolutions", "boundaries", "strides"):
             value = getattr(self, name)
             if value is not None:
-                require(self, name, isinstance(value, (list, tuple)), "give a list of values")
+                require(
+                    self,
+                    name=name,
+                    allowed=isinstance(value, (list, tuple)),
+                    hint="give a list of values",
+                )
                 object.__setattr__(self, name, tuple(value))
         check_choices(self, _CHOICES)
         _check_numbers(self)
@@ -120,15 +125,35 @@ class ViTGrowthConfig:
 def _check_numbers(config: ViTGrowthConfig) -> None:
     for name, least in {"num_stages": 1, "evaluations": 1, "seed": 0}.items():
         value = getattr(config, name)
-        require(config, name, is_number(value, int) and value >= least, f"use a whole number of at least {least}")
+        require(
+            config,
+            name=name,
+            allowed=is_number(value, int) and value >= least,
+            hint=f"use a whole number of at least {least}",
+        )
     for name in ("min_depth", "min_resolution"):
         value = getattr(config, name)
-        require(config, name, is_number(value) and 0 < value <= 1, "use a fraction in (0, 1]")
+        require(
+            config,
+            name=name,
+            allowed=is_number(value) and 0 < value <= 1,
+            hint="use a fraction in (0, 1]",
+        )
     decay, steps = config.ema_decay, config.search_steps
-    require(config, "ema_decay", is_number(decay) and 0 <= decay < 1, "use a decay in [0, 1)")
+    require(
+        config,
+        name="ema_decay",
+        allowed=is_number(decay) and 0 <= decay < 1,
+        hint="use a decay in [0, 1)",
+    )
     counted = is_number(steps, int) and steps >= 1
     share = isinstance(steps, float) and 0 < steps < 1
-    require(config, "search_steps", counted or share, "use steps (from 1), or a fraction in (0, 1)")
+    require(
+        config,
+        name="search_steps",
+        allowed=counted or share,
+        hint="use steps (from 1), or a fraction in (0, 1)",
+    )
 
 
 def _check_resolutions(config: ViTGrowthConfig) -> None:
@@ -140,7 +165,12 @@ def _check_resolutions(config: ViTGrowthConfig) -> None:
             f"resolutions={sizes} has {len(sizes)} values for num_stages={config.num_stages}: give one per stage."
         )
     pixels = all(is_number(size, int) and size > 0 for size in sizes)
-    require(config, "resolutions", pixels, "give whole numbers of pixels")
+    require(
+        config,
+        name="resolutions",
+        allowed=pixels,
+        hint="give whole numbers of pixels",
+    )
     check_increasing_resolutions(sizes, ConfigError)
 
 
@@ -148,6 +178,11 @@ def _check_strides(config: ViTGrowthConfig) -> None:
     if config.strides is None:
         return
     count = config.num_stages
-    require(config, "strides", len(config.strides) == count, f"give one for each of the {count} stages")
+    require(
+        config,
+        name="strides",
+        allowed=len(config.strides) == count,
+        hint=f"give one for each of the {count} stages",
+    )
     if config.search != "fixed":
         raise ConfigError(f'strides follow a fixed schedule, but search="{config.search}": use search="fixed".')

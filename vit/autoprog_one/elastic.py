@@ -187,4 +187,10 @@ class ElasticModel:
             move_tensors(tensors, group.tensors, growth.sources)
             move_tensors(average.values, group.tensors, growth.sources)
             for optimizer in optimizers:
-                move_state(optimizer, parameters, group.tensors, growth, policy)
+                move_state(
+                    optimizer,
+                    parameters=parameters,
+                    names=group.tensors,
+                    growth=growth,
+                    policy=policy,
+                )

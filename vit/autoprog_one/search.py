@@ -248,7 +248,12 @@ class ShapeSearch:
             return self.resize(images, shape.resolution)
 
         self.elastic.show(net.positions(shape.depth))
-        return mean_loss(self.elastic.model, self.loss_fn, self.batches, resize)
+        return mean_loss(
+            self.elastic.model,
+            loss_fn=self.loss_fn,
+            batches=self.batches,
+            resize=resize,
+        )
 
     def _cost(self, net: Supernet, shape: Shape) -> float:
         """FLOPs of a training step of an image, or seconds of a batch."""

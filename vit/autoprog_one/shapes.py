@@ -137,7 +137,13 @@ def first_plan(config: ViTGrowthConfig, grid: Grid, num_training_steps: int) -> 
     linear = []
     for index, (start, stride) in enumerate(zip(starts, strides, strict=True)):
         shape = grid.shape(index)
-        linear.append(Stage(start, grid.blocks(shape.depth), shape.resolution, stride))
+        stage = Stage(
+            start,
+            blocks=grid.blocks(shape.depth),
+            resolution=shape.resolution,
+            stride=stride,
+        )
+        linear.append(stage)
     stages = drop_repeats(join_stages(linear, num_training_steps))
     if config.search == "one_shot":
         stages = _searchable(config, stages)

@@ -64,7 +64,13 @@ class SubNetworkScores:
             if resolution != self.full:
                 reference = self._full_gradients(running)
             calls = self._calls(resolution)
-            scores = score_units(self.model, layout, calls, trainable, reference)
+            scores = score_units(
+                self.model,
+                layout=layout,
+                calls=calls,
+                trainable=trainable,
+                reference=reference,
+            )
         candidate = Candidate(f"{len(running)} blocks at {resolution}", running, resolution)
         return scores.score(candidate, units, cost)
 
@@ -76,7 +82,12 @@ class SubNetworkScores:
             return self.loss_fn(model, images, targets)
 
         batches = [self._sized(batch, resolution) for batch in self.batches[:BATCHES]]
-        return calls_from_loss(self.model, loss, batches, len(batches))
+        return calls_from_loss(
+            self.model,
+            loss_fn=loss,
+            batches=batches,
+            count=len(batches),
+        )
 
     def _full_gradients(self, running: Ints) -> dict[str, Tensor]:
         """Gradient of the first batch at full resolution; kept for the next candidate of the same blocks."""

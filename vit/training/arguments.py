@@ -243,9 +243,24 @@ def check_shared(args: SharedArguments) -> None:
     check_not_blank(values)
     check_seed_and_finite(values)
     check_positive(values, POSITIVE)
-    check_numbers(values, SHARES, lambda value: 0 <= value <= 1, "a number from 0 to 1")
-    check_numbers(values, RATES, lambda value: 0 <= value < 1, "a number from 0 to below 1")
-    check_numbers(values, NOT_NEGATIVE, lambda value: value >= 0, "0 or more")
+    check_numbers(
+        values,
+        names=SHARES,
+        allowed=lambda value: 0 <= value <= 1,
+        words="a number from 0 to 1",
+    )
+    check_numbers(
+        values,
+        names=RATES,
+        allowed=lambda value: 0 <= value < 1,
+        words="a number from 0 to below 1",
+    )
+    check_numbers(
+        values,
+        names=NOT_NEGATIVE,
+        allowed=lambda value: value >= 0,
+        words="0 or more",
+    )
     if not all(0 <= beta < 1 for beta in args.train.opt_betas):
         raise ConfigError(f"--opt_betas {args.train.opt_betas} is not allowed: use two numbers from 0 to below 1.")
     low, high = args.augment.scale

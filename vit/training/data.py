@@ -95,7 +95,13 @@ class Encoded(Dataset):
             if crop is None:
                 return read_square(image, self.size)
             generator = seeded(self.seed, self.epoch, row)
-            return random_square(image, self.size, scale=crop.scale, ratio=crop.ratio, generator=generator)
+            return random_square(
+                image,
+                size=self.size,
+                scale=crop.scale,
+                ratio=crop.ratio,
+                generator=generator,
+            )
 
 
 def epoch_batches(

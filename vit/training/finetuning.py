@@ -127,7 +127,16 @@ class Finetuning(ViTScript[FinetuneArguments]):
         fit_head(model, data.classes)
         growth = GrowthScheduler(model, config, accelerator)
         drop_path = args.model.drop_path
-        return FinetuneTrainer(model, growth, data, args, accelerator, image_size=size, drop_path=drop_path, plan=plan)
+        return FinetuneTrainer(
+            model,
+            growth,
+            data,
+            args,
+            accelerator,
+            image_size=size,
+            drop_path=drop_path,
+            plan=plan,
+        )
 
 
 def growth_of(args: FinetuneArguments, *, multiple: int) -> tuple[GrowthConfig, GrowthPlan | None]:

@@ -93,7 +93,15 @@ class Pretraining(ViTScript[Arguments]):
         model = _build(args, len(data.classes))
         growth = ViTGrowth(model, config, accelerator)
         drop_path = args.model.drop_path
-        return PretrainTrainer(model, growth, data, args, accelerator, image_size=size, drop_path=drop_path)
+        return PretrainTrainer(
+            model,
+            growth,
+            data,
+            args,
+            accelerator,
+            image_size=size,
+            drop_path=drop_path,
+        )
 
 
 def candidate_loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:

@@ -21,7 +21,13 @@ def make_optimizer(model: nn.Module, args: TrainArguments) -> torch.optim.Optimi
             (plain if exempt else decayed).append(parameter)
     groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     used = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(used, args.lr, args.opt_betas, args.opt_eps, args.weight_decay)
+    return torch.optim.AdamW(
+        used,
+        lr=args.lr,
+        betas=args.opt_betas,
+        eps=args.opt_eps,
+        weight_decay=args.weight_decay,
+    )
 
 
 def warmup_steps(args: TrainArguments, steps_per_epoch: int) -> int:

@@ -18,6 +18,7 @@ from autoprog_diffusion.growth import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
 from autoprog_diffusion.training.build import make_accelerator
 from autoprog_diffusion.training.run import Script
+from autoprog_diffusion.training.sharded import refuse_sharding
 from autoprog_diffusion.training.trainer import Trainer
 
 from ..drop_path import set_drop_path
@@ -223,12 +224,14 @@ class ViTScript(Script[AnyArguments, ViTTrainer]):
 
     def make_accelerator(self, args: AnyArguments) -> Accelerator:
         train = args.train
-        return make_accelerator(
+        accelerator = make_accelerator(
             args.output,
             accumulation=train.grad_accum_steps,
             mixed_precision=train.mixed_precision,
             seed=train.seed,
         )
+        refuse_sharding(accelerator)
+        return accelerator
 
     def save(self, trainer: ViTTrainer, output: Path) -> None:
         """Write the model, with averaged weights if they are asked for, and the names of its classes."""
