@@ -15,6 +15,8 @@ from ..settings import FAMILIES, Family
 
 
 ORDERS = ("interleaved", "suffix", "prefix")
+# One family of every shape takes every order; for the others the one that cuts most off says it all.
+CORE = ("sd", "dit", "flux", "lumina2")
 
 
 families = pytest.mark.parametrize("family", [pytest.param(family, id=family.id) for family in FAMILIES])
@@ -24,9 +26,15 @@ families = pytest.mark.parametrize("family", [pytest.param(family, id=family.id)
 embedded = pytest.mark.parametrize("family", [pytest.param(f, id=f.id) for f in FAMILIES if f.points])
 
 
+def in_turn(family: Family, *values: object, name: str = "") -> Any:
+    """A test of one family: of one of every shape in every run of the suite, of the others in the slow ones."""
+    marks = () if family.id in CORE else (pytest.mark.slow,)
+    return pytest.param(family, *values, id=name or family.id, marks=marks)
+
+
+# What concerns memory and optimizers knows nothing of a family but its blocks.
+slowly = pytest.mark.parametrize("family", [in_turn(family) for family in FAMILIES])
 orders = pytest.mark.parametrize("order", ORDERS)
-# One family of every shape takes every order; for the others the one that cuts most off says it all.
-CORE = ("sd", "dit", "flux", "lumina2")
 ordered = pytest.mark.parametrize(
     ("family", "order"),
     [pytest.param(f, o, id=f"{f.id}-{o}") for f in FAMILIES for o in (ORDERS if f.id in CORE else ("suffix",))],

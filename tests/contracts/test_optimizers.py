@@ -17,7 +17,7 @@ from autoprog_diffusion.training.optimizers import OPTIMIZERS, ROUNDING, Setting
 from autoprog_diffusion.training.trained_dtype import LAYERS, store_in_bfloat16, store_in_float32
 
 from ..settings import BY_ID, FAMILIES, Family
-from .common import families, used
+from .common import slowly, used
 
 
 Parts = tuple[nn.Module, GrowthScheduler, torch.optim.Optimizer]
@@ -112,7 +112,7 @@ def test_a_resumed_run_of_bfloat16_weights_is_the_same_run(name: str, direction:
     check_resume(family, lambda: start(family, name, direction, rounded=True), 2)
 
 
-@families
+@slowly
 def test_frozen_blocks_hold_no_state_of_any_optimizer(family: Family) -> None:
     """Both directions; the optimizers take turns over the families, since each is asked in many."""
     turn = FAMILIES.index(family)
@@ -128,7 +128,7 @@ def test_frozen_blocks_hold_no_state_of_any_optimizer(family: Family) -> None:
         turn += 1
 
 
-@families
+@slowly
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")  # RMSNorm, on the CPU
 def test_under_autocast_weights_in_bfloat16_compute_what_they_do_in_float32(family: Family) -> None:
     stored = family.build().train()

@@ -15,14 +15,14 @@ from autoprog_diffusion import GrowthScheduler, UnitError
 from autoprog_diffusion.growth.frozen_front import in_backward
 
 from ..settings import BY_ID, FAMILIES, Family
-from .common import CORE, ORDERS, start
+from .common import CORE, ORDERS, in_turn, start
 from .test_resume import assert_resumes
 
 
 # Their classes have no gradient checkpointing, or their library takes no function for it.
 REFUSED = ("unet3d", "hunyuan_dit", "prior")
 ABLE = [f for f in FAMILIES if f.id not in REFUSED and not f.id.startswith("timm")]
-able = pytest.mark.parametrize("family", [pytest.param(family, id=family.id) for family in ABLE])
+able = pytest.mark.parametrize("family", [in_turn(family) for family in ABLE])
 core = pytest.mark.parametrize("family", [pytest.param(family, id=family.id) for family in ABLE if family.id in CORE])
 quick = pytest.mark.parametrize("family", [pytest.param(BY_ID[name], id=name) for name in ("unet2d", "dit", "flux")])
 SUFFIX = {"num_stages": 2, "min_trainable": 0.5, "order": "suffix", "direction": "freeze"}

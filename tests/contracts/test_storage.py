@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
 from ..settings import BY_ID, FAMILIES, Family
-from .common import CORE, growable, hooks
+from .common import CORE, growable, hooks, in_turn
 from .test_resume import assert_same, snapshot
 
 
@@ -33,7 +33,7 @@ core = pytest.mark.parametrize("family", [pytest.param(f, id=f.id) for f in FAMI
 in_every_direction = pytest.mark.parametrize(
     ("family", "direction"),
     [
-        pytest.param(family, direction, id=f"{family.id}-{direction}")
+        in_turn(family, direction, name=f"{family.id}-{direction}")
         for family in FAMILIES
         if family.id not in UNREPEATABLE
         for direction in (DIRECTIONS if family.id in CORE else ("freeze",))

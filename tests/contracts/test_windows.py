@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from ..settings import FAMILIES, Family
-from .common import CORE, ORDERS, growable, hooks, start, step_moves_what_trains, train, used
+from .common import CORE, ORDERS, growable, hooks, in_turn, start, step_moves_what_trains, train, used
 from .test_resume import assert_resumes
 
 
 core = pytest.mark.parametrize("family", [pytest.param(f, id=f.id) for f in FAMILIES if f.id in CORE])
 windowed = pytest.mark.parametrize(
     ("family", "order"),
-    [pytest.param(f, o, id=f"{f.id}-{o}") for f in FAMILIES for o in (ORDERS if f.id in CORE else ("suffix",))],
+    [in_turn(f, o, name=f"{f.id}-{o}") for f in FAMILIES for o in (ORDERS if f.id in CORE else ("suffix",))],
 )
 
 

@@ -16,6 +16,7 @@ from autoprog_diffusion.growth import OrderError
 from autoprog_diffusion.training.optimizers import OPTIMIZERS, ROUNDING, Settings
 from autoprog_diffusion.training.trained_dtype import store_in_bfloat16
 
+from ..contracts.common import in_turn
 from ..settings import BY_ID, FAMILIES, Family
 from .looping import SMALL, Small, scheduler
 
@@ -73,7 +74,7 @@ def equal(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(map(torch.equal, first, second))
 
 
-families = pytest.mark.parametrize("family", [pytest.param(family, id=family.id) for family in FAMILIES])
+families = pytest.mark.parametrize("family", [in_turn(family) for family in FAMILIES])
 
 
 @families
