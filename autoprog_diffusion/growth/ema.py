@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import OrderError
+from .storage.model import FrozenStorage
 
 
 class EMAParameters:
@@ -23,11 +24,11 @@ class EMAParameters:
     Args:
         model: The bare model.
         growing: Names of the parameters that train in some stage.
-        exact: Gives the value of a frozen parameter, which may be held in a smaller type.
+        storage: What may hold frozen weights small.
     """
 
-    def __init__(self, model: nn.Module, growing: set[str], exact: Callable[[nn.Parameter], Tensor]) -> None:
-        self._exact = exact
+    def __init__(self, model: nn.Module, growing: set[str], storage: FrozenStorage) -> None:
+        self._storage = storage
         self._dtypes = {parameter.dtype for parameter in model.parameters()}
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         trained = [shape for name, shape in shapes.items() if name in growing]
@@ -40,7 +41,7 @@ class EMAParameters:
         """The same tensors in the same order, as parameters that all require gradient."""
         self._asked = True
         # Wrapped anew each time (4 us a tensor), since `model.to(...)` may give a parameter other memory.
-        return [p if p.requires_grad else nn.Parameter(self._exact(p)) for p in parameters]
+        return [p if p.requires_grad else nn.Parameter(self._storage.exact(p)) for p in parameters]
 
     def note(self) -> None:
         """Remember how often every average of this model was stepped so far, in an earlier run or a checkpoint."""
@@ -55,7 +56,8 @@ class EMAParameters:
                 that are held small.
         """
         for average in self._averages():
-            self._check_built(average)
+            if self._storage.active:
+                self._check_built(average)
             if self._asked:
                 continue
             if average.optimization_step > self._seen.get(average, 0):

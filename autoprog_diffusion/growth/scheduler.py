@@ -77,7 +77,7 @@ class GrowthScheduler(Progress):
         self._storage = FrozenStorage(model, self.layout, config.frozen_dtype)
         self._applier = StageApplier(model, self.layout, self._embedding, self._storage)
         self._recomputation = Recomputation(model, self.layout, adapter, config)
-        self._averages = EMAParameters(model, self.layout.names, self._storage.exact)
+        self._averages = EMAParameters(model, self.layout.names, self._storage)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._states = OptimizerStates(self.layout, config.window_state)
         self._search = SearchSession(config)

@@ -52,6 +52,11 @@ class FrozenStorage:
         self._left = 0
         self._hooked: list[Any] = []
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is held small in some stage."""
+        return self._dtype is not None
+
     def prepare(self, optimizers: Iterable[Any]) -> None:
         """Find the layers, and let optimizers load their state in the weights' own types.
 
