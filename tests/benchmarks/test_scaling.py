@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -104,12 +103,12 @@ def test_speed_never_rises_with_the_gpus(results: dict[str, Any]) -> None:
                 assert all(mine <= full for mine, full in zip(apart, curves["full"]["no overlap"]["run"])), name
 
 
-def test_the_fsdp2_file_of_the_page_is_one_of_accelerate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["fsdp2.yaml", "hsdp.yaml"])
+def test_the_files_of_the_page_are_ones_of_accelerate(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
-    path = tmp_path / "fsdp2.yaml"
-    path.write_text(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0], encoding="utf-8")
-    config = load_config_from_file(str(path))
+    assert f"../recipes/configs/{name}" in PAGE
+    config = load_config_from_file(str(ROOT / "recipes" / "configs" / name))
     assert config.fsdp_config["fsdp_version"] == 2
     launch = (Path(torch.__file__).parents[1] / "accelerate" / "commands" / "launch.py").read_text(encoding="utf-8")
     assert not [key for key in config.fsdp_config if f'"--{key}"' not in launch]
