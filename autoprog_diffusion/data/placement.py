@@ -26,7 +26,11 @@ def on_device(
             tensor = next(module.parameters(), None)
             if tensor is None:
                 continue
-            own = None if dtype is None else tensor.dtype
-            back.callback(module.to, device=tensor.device, dtype=own)
-            module.to(device=device, dtype=dtype)
+            if dtype is None:
+                # Diffusers warns of a type as soon as one is named.
+                back.callback(module.to, device=tensor.device)
+                module.to(device=device)
+            else:
+                back.callback(module.to, device=tensor.device, dtype=tensor.dtype)
+                module.to(device=device, dtype=dtype)
         yield
