@@ -79,7 +79,8 @@ def test_growth_json_tells_the_run(whole: tuple[Path, str]) -> None:
     assert [len(stage.blocks) for stage in plan.stages] == [10, 8, 5, 3]
     values = json.loads((output / "growth.json").read_text())
     assert [row["steps"] for row in values["stages"]] == [2, 2, 2, 2]
-    assert values["saving_against_full"]["flops"] > 1.2
+    # No stage trains all blocks at full size, so what full training would have cost is not known.
+    assert values["saving_against_full"] == {"time": None, "flops": None}
     assert [(row["stage"], row["step"]) for row in values["history"]] == [(0, 0), (1, 2), (2, 4), (3, 6)]
 
 
