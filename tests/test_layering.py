@@ -22,7 +22,7 @@ SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "vit").rglob("*.py")])
 HEAVY = ("diffusers", "accelerate", "transformers", "timm", "datasets", "matplotlib")
 
 CORE = (
-    "choices", "values", "config_checks", "memory",
+    "bare", "choices", "values", "config_checks", "memory",
     "config", "plan", "units", "adapter", "errors", "state", "resize", "frozen_front", "lr_rewarmup", "flops",
     "protocol",
 )  # fmt: skip

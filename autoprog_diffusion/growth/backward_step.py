@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .backends.fsdp2 import is_sharded
 from .backends.ranks import world_size
+from .bare import bare
 from .errors import OrderError
 
 
@@ -66,9 +67,9 @@ class BackwardStep:
                 clips to, is known only when the first unit has moved.
         """
         self.stop()
-        bare = getattr(optimizer, "optimizer", optimizer)
-        self._hooks.enter_context(bare.register_step_pre_hook(self._before_step))
-        self._optimizer = bare
+        inner: torch.optim.Optimizer = bare(optimizer)
+        self._hooks.enter_context(inner.register_step_pre_hook(self._before_step))
+        self._optimizer = inner
         self._max_norm = max_norm
 
     @property

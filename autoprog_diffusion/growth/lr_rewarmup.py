@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .bare import bare
 from .errors import OrderError
 from .state import StageRecord
 from .units import Layout
@@ -53,13 +54,13 @@ class LRRewarmup:
         self._places.clear()
         detail = ""
         for optimizer in optimizers:
-            bare = getattr(optimizer, "optimizer", optimizer)
-            self._hooks.enter_context(bare.register_step_pre_hook(self._scale))
-            self._hooks.enter_context(bare.register_step_post_hook(self._restore))
-            for index, group in enumerate(bare.param_groups):
+            inner = bare(optimizer)
+            self._hooks.enter_context(inner.register_step_pre_hook(self._scale))
+            self._hooks.enter_context(inner.register_step_post_hook(self._restore))
+            for index, group in enumerate(inner.param_groups):
                 # Parameters outside of the model, such as the stage embedding, belong to no unit.
                 names = sorted({unit_names.get(parameter, "") for parameter in group["params"]})
-                self._places += [(bare, index, name) for name in names]
+                self._places += [(inner, index, name) for name in names]
                 if len(names) > 1:
                     detail = detail or f", but one group holds {names[:3]}"
         if detail or not self._places:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .bare import bare
 from .values import JSON
 
 
@@ -126,7 +127,7 @@ def held_bytes(tensors: Iterable[Tensor], optimizers: Iterable[Any], *, bucketed
     weights = list(tensors)
     trained = [tensor for tensor in weights if tensor.requires_grad]
     device = trained[0].device
-    states = [getattr(optimizer, "optimizer", optimizer).state for optimizer in optimizers]
+    states = [bare(optimizer).state for optimizer in optimizers]
     of_states = [value for state in states for own in state.values() for value in own.values()]
     return StageMemory(
         recomputed=(),

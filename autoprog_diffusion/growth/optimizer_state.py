@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .backends.fsdp2 import is_sharded
+from .bare import bare
 from .choices import WindowState
 from .errors import OrderError
 from .plan import GrowthPlan
@@ -105,11 +106,6 @@ class OptimizerStates:
     def load_state_dict(self, state: Mapping[str, Values]) -> None:
         """Park what `state_dict` gave; a run that parks nothing takes nothing."""
         self._parked = {name: dict(values) for name, values in state.items()} if self._parks else {}
-
-
-def bare(optimizer: Any) -> Any:
-    """The user's optimizer, which Accelerate wraps."""
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 def _on_cpu(value: Any) -> Any:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
 from autoprog_diffusion.growth.backends.fsdp2 import reshard
+from autoprog_diffusion.growth.bare import bare
 from autoprog_diffusion.growth.resize import stage_size
 
 from .checkpoints import find_checkpoint, keep_only
@@ -228,9 +229,7 @@ class DiffusionTrainer(Trainer):
         if self.ema is not None:
             accelerator.register_for_checkpointing(AverageSettings(self.ema) if self.together else self.ema)
         if self.together:
-            # Accelerate's wrapper has no public name for the optimizer in it.
-            optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-            ShardedState(self.bare, optimizer, trained, self.ema).register(accelerator)
+            ShardedState(self.bare, bare(self.optimizer), trained, self.ema).register(accelerator)
 
     def _ema_device(self) -> torch.device:
         return torch.device("cpu") if self._train.offload_ema else self.accelerator.device

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from autoprog_diffusion.growth.backends import accelerate as host
 from autoprog_diffusion.growth.backends.fsdp2 import is_sharded
+from autoprog_diffusion.growth.bare import bare
 from autoprog_diffusion.growth.errors import OrderError, PlanError
 
 from ..retokenize import Retokenizer
@@ -55,9 +56,9 @@ def find_optimizers(given: Any, accelerator: Any, model: nn.Module) -> list[torc
         OrderError: There is none, or a parameter that will train is in none.
     """
     found = [given, *host.prepared_optimizers(accelerator)]
-    bare = [getattr(each, "optimizer", each) for each in found if each is not None]
+    inner = [bare(each) for each in found if each is not None]
     # An optimizer may be given, and known to the accelerator too.
-    optimizers = list(dict.fromkeys(bare))
+    optimizers = list(dict.fromkeys(inner))
     if not optimizers:
         raise OrderError(
             "growth.prepare found no optimizer, whose state grows with the blocks: pass optimizer=..., or prepare it "

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..backends.ranks import rank
+from ..bare import bare
 from ..choices import FrozenDtype
-from ..optimizer_state import bare
 from ..units import Layout
 from .formats import QUANTISED, check_format
 from .layer import StoredLayer, can_be_stored
