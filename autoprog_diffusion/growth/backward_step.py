@@ -165,7 +165,7 @@ class BackwardStep:
         self._clip(unit.parameters)
         self._stepping = True
         try:
-            with _only(self._optimizer, unit.parts):
+            with only(self._optimizer, unit.parts):
                 self._optimizer.step()
         finally:
             self._stepping = False
@@ -192,7 +192,7 @@ class BackwardStep:
 
 
 @contextmanager
-def _only(optimizer: torch.optim.Optimizer, parts: dict[int, list[nn.Parameter]]) -> Iterator[None]:
+def only(optimizer: torch.optim.Optimizer, parts: dict[int, list[nn.Parameter]]) -> Iterator[None]:
     """Leave an optimizer some of its parameters, inside a `with` block; the groups stay the same objects."""
     groups = optimizer.param_groups
     held = [group["params"] for group in groups]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from autoprog_diffusion.data.images import seeded
+from autoprog_diffusion.growth.backward_step import only
 from autoprog_diffusion.growth.errors import ConfigError
 
 
@@ -90,11 +91,10 @@ def _steady(kind: type[torch.optim.Optimizer]) -> type[Any]:
                 if self._seed is None:
                     step(self)
                     return
-                groups = self.param_groups
-                for group in groups:
+                for place, group in enumerate(self.param_groups):
                     for parameter in group["params"]:
                         if parameter.grad is not None:
-                            with _alone(self, group, parameter), self._draws_of(parameter):
+                            with only(self, {place: [parameter]}), self._draws_of(parameter):
                                 step(self)
 
         def _draws_of(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
@@ -105,17 +105,6 @@ def _steady(kind: type[torch.optim.Optimizer]) -> type[Any]:
             return _seeded_globally(numbers.initial_seed(), parameter.device)
 
     return Steady
-
-
-@contextmanager
-def _alone(optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> Iterator[None]:
-    """A parameter of a group as the only one of the optimizer, inside a `with` block."""
-    groups = optimizer.param_groups
-    optimizer.param_groups = [{**group, "params": [parameter]}]
-    try:
-        yield
-    finally:
-        optimizer.param_groups = groups
 
 
 @contextmanager
