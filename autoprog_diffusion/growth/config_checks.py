@@ -21,13 +21,11 @@ def check_words(config: GrowthConfig) -> None:
     """Check the fields that take one of a few words."""
     choices = {"order": Order, "search": Search, "stage_embedding_init": EmbeddingInit}
     choices |= {"search_objective": Objective, "search_cost": Cost, "window_state": WindowState}
+    # These may be None as well.
+    for name, kind in (("direction", Direction), ("checkpointing", Checkpointing), ("frozen_dtype", FrozenDtype)):
+        if getattr(config, name) is not None:
+            choices[name] = kind
     check_choices(config, choices)
-    if config.direction is not None:
-        check_choices(config, {"direction": Direction})
-    if config.checkpointing is not None:
-        check_choices(config, {"checkpointing": Checkpointing})
-    if config.frozen_dtype is not None:
-        check_choices(config, {"frozen_dtype": FrozenDtype})
     orders = get_args(Order)
     some_known = bool(config.search_orders) and set(orders).issuperset(config.search_orders)
     require(config, "search_orders", some_known, f"name some of {orders}")

@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from .errors import OrderError
@@ -71,7 +70,7 @@ class EMAParameters:
     def _check_built(self, average: Any) -> None:
         """Refuse, with `OrderError`, an average that began with what stands in the place of frozen weights."""
         begun = {tensor.dtype for tensor in average.shadow_params}
-        begun_small = min(map(_size, begun)) < min(map(_size, self._dtypes))
+        begun_small = min(dtype.itemsize for dtype in begun) < min(dtype.itemsize for dtype in self._dtypes)
         unknown = any(bool(tensor.flatten()[:1].isnan().any()) for tensor in average.shadow_params)
         if begun_small or unknown:
             raise OrderError(
@@ -85,8 +84,3 @@ class EMAParameters:
             shapes = [tensor.shape for tensor in getattr(candidate, "shadow_params", ())]
             if shapes in self._shapes and hasattr(candidate, "optimization_step"):
                 yield candidate
-
-
-def _size(dtype: torch.dtype) -> int:
-    """Bytes of a number."""
-    return dtype.itemsize
