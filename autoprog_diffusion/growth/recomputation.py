@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -23,7 +23,7 @@ from .errors import ConfigError, OrderError, UnitError
 from .memory import GB, StageMemory, UnitBytes, choose_recomputed, held_bytes, peak_bytes
 from .saved_bytes import SavedBytes
 from .state import StageRecord, note_memory
-from .units import Layout, front
+from .units import Layout, front, modules_in
 from .watch.training import TrainingWatch
 
 
@@ -130,7 +130,7 @@ class Recomputation:
         self,
         history: list[StageRecord],
         optimizers: Iterable[Any],
-        parameters: Iterable[nn.Parameter],
+        parameters: Callable[[], Iterable[Tensor]],
         watch: TrainingWatch,
     ) -> None:
         """After the first step of a stage, choose what the next ones compute again. All ranks call it together.
@@ -138,7 +138,7 @@ class Recomputation:
         Args:
             history: The stages entered; the last one gets what was chosen, and under `auto` the bytes of a step.
             optimizers: Of the loop.
-            parameters: The model's, and those outside of it that train as well.
+            parameters: Gives what takes the memory of the model's, and of those outside of it that train as well.
             watch: Counts optimizer steps; a gradient scaler may leave the first ones out.
 
         Raises:
@@ -150,7 +150,7 @@ class Recomputation:
         memory = self._choose(optimizers, parameters)
         history[-1] = note_memory(history[-1], memory)
 
-    def _choose(self, optimizers: Iterable[Any], parameters: Iterable[nn.Parameter]) -> StageMemory:
+    def _choose(self, optimizers: Iterable[Any], parameters: Callable[[], Iterable[Tensor]]) -> StageMemory:
         """Choose, and predict where a step was measured; raises as `follow` does."""
         measured = self._measured
         self._stop_measuring()
@@ -158,7 +158,7 @@ class Recomputation:
             self._recomputed &= self._parts
             return StageMemory(self._names())
         bucketed = self._ddp is not None and not self._ddp.gradient_as_bucket_view
-        tensors = [*parameters, *self._model.buffers()]
+        tensors = [*parameters(), *self._model.buffers()]
         held = held_bytes(tensors, optimizers, bucketed=bucketed)
         mine = (held, measured.units, self._parts)
         ranks = [mine]
@@ -216,12 +216,9 @@ class Recomputation:
 
     def _find_units(self) -> dict[Any, int]:
         """Every module of the model with the index of its unit: the outputs' where no unit names it."""
-        modules = dict(self._model.named_modules())
-        found: dict[Any, int] = dict.fromkeys(modules.values(), len(self._layout.units) - 1)
+        found: dict[Any, int] = dict.fromkeys(self._model.modules(), len(self._layout.units) - 1)
         for index, unit in enumerate(self._layout.units):
-            # Inputs may be parameters.
-            for name in modules.keys() & unit.modules:
-                found.update(dict.fromkeys(modules[name].modules(), index))
+            found.update(dict.fromkeys(modules_in(self._model, unit), index))
         return found
 
     def _recompute_from(self, first: int) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .adapter import StageEmbeddingLike, find_adapter
 from .backends import accelerate as host
@@ -328,8 +328,12 @@ class GrowthScheduler(Progress):
     def _follow(self) -> None:
         """Tell re-warm-up, recomputation and search that `_step` optimizer steps are done."""
         self._rewarmup.follow(self.history, self._step)
-        self._recomputation.follow(self.history, self._optimizers, self._applier.named().values(), self._watch)
+        self._recomputation.follow(self.history, self._optimizers, self._tensors, self._watch)
         self._search.observe(self.plan, self._step)
+
+    def _tensors(self) -> list[Tensor]:
+        """What takes the memory of all parameters now."""
+        return self._storage.held(self.parameters())
 
     def _watch_optimizers(self, optimizer: Any) -> None:
         """Check the optimizers known by now, and let the re-warm-up hook them."""

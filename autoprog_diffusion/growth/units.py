@@ -193,6 +193,14 @@ def block_sizes(model: nn.Module, layout: Layout) -> list[int]:
     return [sum(named[name].numel() for name in unit.parameters) for unit in layout.blocks]
 
 
+def modules_in(model: nn.Module, unit: Unit) -> Iterator[nn.Module]:
+    """The modules of a unit, and all inside of them; parameters that a unit names are left out."""
+    for name in unit.modules:
+        found = attrgetter(name)(model)
+        if isinstance(found, nn.Module):
+            yield from found.modules()
+
+
 def count_trainable(model: nn.Module) -> tuple[int, int]:
     """Number of the model's parameters that train now, and of all."""
     trainable = total = 0

@@ -7,14 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-
-# Autocast casts the weights of these to bfloat16 in every forward pass anyway, so stored so they compute the same.
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from autoprog_diffusion.growth.storage.compute import LAYERS
 
 
 def store_in_bfloat16(model: nn.Module) -> None:
     """Store the weights of matrix products and convolutions that train in bfloat16, 2 bytes a parameter.
 
+    Autocast casts them in every forward pass anyway, so they compute the same.
     Biases, norms and embeddings stay in float32: they are small, and some layers want them so.
 
     Args:

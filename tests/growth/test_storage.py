@@ -13,11 +13,12 @@ from torch.nn import functional
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.growth import ConfigError, OrderError
+from autoprog_diffusion.growth.memory import tensor_bytes
 from autoprog_diffusion.growth.storage.checks import check_storage
-from autoprog_diffusion.growth.storage.formats import dequantise, quantise, size_in_bytes
+from autoprog_diffusion.growth.storage.formats import dequantise, quantise
 from autoprog_diffusion.growth.storage.layer import StoredLayer, can_be_stored
 
-from .looping import SD, SMALL, Small, scheduler
+from .looping import DIT, SD, SMALL, Small, scheduler
 
 
 pytestmark = pytest.mark.smoke
@@ -118,14 +119,14 @@ def test_a_restored_weight_is_the_very_same(name: str, dtype: Any) -> None:
 def test_bytes_of_a_format(dtype: Any, an_output: tuple[int, ...]) -> None:
     """A scale in float32 for each of 64 outputs, and with int8 a zero point: of a byte, in older versions of eight."""
     packed = quantise(torch.randn(64, 32), dtype)
-    assert size_in_bytes(packed) - 64 * 32 in [64 * size for size in an_output]
+    assert tensor_bytes(packed) - 64 * 32 in [64 * size for size in an_output]
 
 
 def test_bytes_of_nf4() -> None:
     packed = quantise(torch.randn(256, 256), "nf4")
     blocks = 256 * 256 // 64
     tables = 4 * 16 + 4  # the levels, and the mean of the scales
-    assert size_in_bytes(packed) == 256 * 256 // 2 + blocks + 4 * blocks // 256 + tables
+    assert tensor_bytes(packed) == 256 * 256 // 2 + blocks + 4 * blocks // 256 + tables
 
 
 def test_what_is_bfloat16_already_needs_no_copy_on_the_cpu() -> None:
@@ -273,6 +274,15 @@ def test_an_average_is_validated_with_exact_weights(dtype: Any) -> None:
     ema.step(growth.ema_parameters())
     growth.step()
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    weights = {layer.weight for layer in growth._storage._layers if layer.stored}
+    held = {name for name, parameter in model.named_parameters() if parameter in weights}
+    with growth.exact_weights(), torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    for name, value in before.items():
+        if not model.get_parameter(name).requires_grad and name in held:
+            assert torch.equal(model.state_dict()[name], value), name
+    model.load_state_dict(before)
     with growth.exact_weights():
         ema.store(model.parameters())
         ema.copy_to(model.parameters())
@@ -420,6 +430,35 @@ def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ConfigError, match=r'frozen_dtype=\'nf4\' needs torchao: pip install "autoprog-diffusion\[low'):
         begin("nf4")
     begin("bfloat16")
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "int8"])
+def test_a_budget_counts_what_is_held(dtype: Any) -> None:
+    """And not the parameters that stand in the place of quantised weights."""
+    model = DIT.build().train()
+    config = GrowthConfig(
+        num_stages=2, direction="window", stage_embedding=False, frozen_dtype=dtype, checkpointing="auto", memory_gb=1
+    )
+    growth = GrowthScheduler(model, config)
+    optimizer = torch.optim.AdamW(growth.parameters())
+    growth.prepare(model, num_training_steps=4, optimizer=optimizer)
+    stored = {layer.weight for layer in growth._storage._layers if layer.stored}
+    assert bool(stored) == (dtype is not None)
+    small = sum(parameter.numel() for parameter in stored)
+    outputs = sum(len(parameter) for parameter in stored)
+    whole = sum(parameter.numel() for parameter in model.parameters()) - small
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = DIT.loss(model, 0)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    growth.step()
+    memory = growth.history[-1].memory
+    assert memory is not None
+    # An output's scale and zero point, see above.
+    sizes = {"bfloat16": [2 * small], "int8": [small + size * outputs for size in (4 + 1, 4 + 8)]}
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    assert memory["weights"] - 4 * whole - buffers in sizes.get(dtype, [0])
 
 
 def test_a_search_looks_at_exact_weights() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Autocast casts the weights of these in every forward pass; those of other layers it leaves as they are.
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def apply(module: nn.Module, x: Tensor, weight: Tensor) -> Tensor:

@@ -74,11 +74,3 @@ def dequantise(packed: Any, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         return packed.to(dtype).view(shape)
     whole = packed.get_original_weight() if hasattr(packed, "get_original_weight") else packed.dequantize()
     return whole.to(dtype).view(shape)
-
-
-def size_in_bytes(packed: Any) -> int:
-    """Bytes of a tensor, or of all parts of a quantised one."""
-    if not hasattr(packed, "__tensor_flatten__"):
-        return packed.numel() * packed.element_size()
-    names, _ = packed.__tensor_flatten__()
-    return sum(size_in_bytes(getattr(packed, name)) for name in names)

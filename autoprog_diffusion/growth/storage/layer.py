@@ -12,8 +12,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ..choices import FrozenDtype
 from ..errors import OrderError
-from .compute import CONVOLUTIONS, FromPacked, apply
-from .formats import dequantise, fits, quantise, size_in_bytes
+from ..memory import tensor_bytes
+from .compute import LAYERS, FromPacked, apply
+from .formats import dequantise, fits, quantise
 
 
 SIZES = {"bfloat16": 2}  # bytes of a number in a format; of the others at most one
@@ -21,7 +22,7 @@ SIZES = {"bfloat16": 2}  # bytes of a number in a format; of the others at most 
 
 def can_be_stored(module: nn.Module, dtype: FrozenDtype) -> bool:
     """Whether a module is a layer of torch's own that runs as torch wrote it, with a weight that is not small yet."""
-    if type(module) not in (nn.Linear, *CONVOLUTIONS):
+    if type(module) not in LAYERS:
         return False
     if "forward" in vars(module):
         # A library moves its weight to the device whenever it is needed.
@@ -81,9 +82,14 @@ class StoredLayer:
         return self.weight.requires_grad or (bias is not None and bias.requires_grad)
 
     @property
+    def held(self) -> Tensor:
+        """What takes the memory of the weight on its device now: the parameter, or the quantised tensor behind it."""
+        return self._packed if self.stored else self.weight
+
+    @property
     def bytes(self) -> int:
         """Bytes of the weight as it is held now, on its device."""
-        return size_in_bytes(self._packed if self.stored else self.weight.data)
+        return tensor_bytes(self.held)
 
     @property
     def whole_bytes(self) -> int:
@@ -155,8 +161,11 @@ class StoredLayer:
             return apply(self.module, x, self.exact().to(x.device, compute))
 
     def show_true_type(self) -> None:
-        """Let the parameter have its own type, without memory and of NaN, until `hold`: for who asks for types."""
-        if self.stored:
+        """Let the parameter have its own type, without memory and of NaN, until `hold`: for who asks for types.
+
+        In place of a quantised weight it has it at all times.
+        """
+        if self.stored and self._dtype == "bfloat16":
             self.weight.data = _nothing(self.weight.shape, self._true_dtype, self._device)
 
     def hold(self) -> None:

@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from ..backends.ranks import rank
 from ..bare import bare
 from ..choices import FrozenDtype
-from ..units import Layout
+from ..units import Layout, modules_in
 from .formats import QUANTISED, check_format
 from .layer import StoredLayer, can_be_stored
 
@@ -94,7 +93,8 @@ class FrozenStorage:
     def restored(self) -> Iterator[None]:
         """Exact values inside a `with` block only; what is written into a parameter there does not stay."""
         stored = [layer for layer in self._layers if layer.stored]
-        exact = [layer.exact() for layer in stored]
+        # Copies: on the CPU the restored parameter would be the very tensor.
+        exact = [layer.exact().clone() for layer in stored]
         for layer in stored:
             layer.restore()
         try:
@@ -111,6 +111,10 @@ class FrozenStorage:
             return parameter.detach()
         return layer.exact().to(parameter.device)
 
+    def held(self, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+        """What takes the memory of parameters on their devices: quantised weights in their place."""
+        return [self._of[each].held if each in self._of else each for each in parameters]
+
     def describe(self) -> str:
         """How much is held small now, in one line."""
         stored = [layer for layer in self._layers if layer.stored]
@@ -126,7 +130,7 @@ class FrozenStorage:
         first = next(iter(self._model.parameters()), None)
         owners = Counter(parameter for module in self._model.modules() for parameter in module._parameters.values())
         read_elsewhere = _weights_that_adapters_read(self._model)
-        blocks = set(_modules_of_blocks(self._model, self._layout))
+        blocks = {module for unit in self._layout.blocks for module in modules_in(self._model, unit)}
         for module in self._model.modules():
             weight = getattr(module, "weight", None)
             if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or weight is None:
@@ -149,15 +153,6 @@ class FrozenStorage:
         """After an optimizer has loaded its state; a hook."""
         for layer in self._layers:
             layer.hold()
-
-
-def _modules_of_blocks(model: nn.Module, layout: Layout) -> Iterator[nn.Module]:
-    """All modules inside of the growable blocks."""
-    for unit in layout.blocks:
-        for name in unit.modules:
-            found = attrgetter(name)(model)
-            if isinstance(found, nn.Module):
-                yield from found.modules()
 
 
 def _weights_that_adapters_read(model: nn.Module) -> set[nn.Parameter]:
