@@ -32,6 +32,7 @@ def in_turn(family: Family, *values: object, name: str = "") -> Any:
     return pytest.param(family, *values, id=name or family.id, marks=marks)
 
 
+core = pytest.mark.parametrize("family", [pytest.param(f, id=f.id) for f in FAMILIES if f.id in CORE])
 # What concerns memory and optimizers knows nothing of a family but its blocks.
 slowly = pytest.mark.parametrize("family", [in_turn(family) for family in FAMILIES])
 orders = pytest.mark.parametrize("order", ORDERS)
@@ -58,6 +59,22 @@ def start(family: Family, steps: int = 6, **settings: Any) -> tuple[nn.Module, G
     optimizer = torch.optim.AdamW(growth.parameters(), lr=1e-2, weight_decay=0.1)
     growth.prepare(model, num_training_steps=steps, optimizer=optimizer)
     return model, growth, optimizer
+
+
+def averaged(family: Family) -> dict[str, Any]:
+    """Settings of a stage embedding that has the most to lose in a resume, where the family has a place for one."""
+    return {"ema_decay": 0.9, "stage_embedding_init": "carry"} if family.points else {}
+
+
+def assert_folds_to_a_plain_model(family: Family, **settings: Any) -> None:
+    """After a whole run everything trains that did before, and no hook is left."""
+    model, growth, optimizer = start(family, **settings)
+    for step in range(6):
+        train(family, model, optimizer, step)
+        growth.step()
+    growth.fold(model)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == growable(family)
+    assert not hooks(model)
 
 
 def growable(family: Family) -> set[str]:

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from ..settings import FAMILIES, Family
-from .common import CORE, ORDERS, growable, hooks, start, step_moves_what_trains, train, used
+from .common import CORE, ORDERS, assert_folds_to_a_plain_model, averaged, core, start, step_moves_what_trains, used
 from .test_resume import assert_resumes
 
 
-core = pytest.mark.parametrize("family", [pytest.param(f, id=f.id) for f in FAMILIES if f.id in CORE])
 directed = pytest.mark.parametrize(
     ("family", "order"),
     [pytest.param(f, o, id=f"{f.id}-{o}") for f in FAMILIES for o in (ORDERS if f.id in CORE else ("suffix",))],
@@ -40,17 +39,9 @@ def test_what_has_frozen_rests_and_holds_neither_gradient_nor_state(family: Fami
 @core
 def test_resume_of_a_freezing_plan_is_bit_exact(family: Family) -> None:
     settings: dict[str, Any] = {"order": "suffix", "direction": "freeze"}
-    if family.points:
-        settings |= {"ema_decay": 0.9, "stage_embedding_init": "carry"}
-    assert_resumes(family, range(6), **settings)
+    assert_resumes(family, range(6), **settings, **averaged(family))
 
 
 @core
 def test_fold_gives_back_a_plain_model_that_trains_everything(family: Family) -> None:
-    model, growth, optimizer = start(family, order="suffix", direction="freeze")
-    for step in range(6):
-        train(family, model, optimizer, step)
-        growth.step()
-    growth.fold(model)
-    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == growable(family)
-    assert not hooks(model)
+    assert_folds_to_a_plain_model(family, order="suffix", direction="freeze")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
 from ..settings import BY_ID, FAMILIES, Family
-from .common import CORE, growable, hooks, in_turn
+from .common import CORE, core, growable, hooks, in_turn
 from .test_resume import assert_same, snapshot
 
 
@@ -29,7 +29,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 # Its gradients in bfloat16 on the CPU differ from one run to the next, without any storage.
 UNREPEATABLE = ("svd",)
-core = pytest.mark.parametrize("family", [pytest.param(f, id=f.id) for f in FAMILIES if f.id in CORE])
 in_every_direction = pytest.mark.parametrize(
     ("family", "direction"),
     [

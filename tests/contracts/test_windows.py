@@ -7,11 +7,21 @@ from typing import Any
 import pytest
 
 from ..settings import FAMILIES, Family
-from .common import CORE, ORDERS, growable, hooks, in_turn, start, step_moves_what_trains, train, used
+from .common import (
+    CORE,
+    ORDERS,
+    assert_folds_to_a_plain_model,
+    averaged,
+    core,
+    growable,
+    in_turn,
+    start,
+    step_moves_what_trains,
+    used,
+)
 from .test_resume import assert_resumes
 
 
-core = pytest.mark.parametrize("family", [pytest.param(f, id=f.id) for f in FAMILIES if f.id in CORE])
 windowed = pytest.mark.parametrize(
     ("family", "order"),
     [in_turn(f, o, name=f"{f.id}-{o}") for f in FAMILIES for o in (ORDERS if f.id in CORE else ("suffix",))],
@@ -66,17 +76,9 @@ def test_embedders_may_train_in_every_stage(family: Family, direction: str) -> N
 def test_resume_of_windows_is_bit_exact(family: Family, state: str) -> None:
     settings: dict[str, Any] = {"order": "suffix", "direction": "window", "num_stages": 4, "sweeps": 2}
     settings["window_state"] = state
-    if family.points:
-        settings |= {"ema_decay": 0.9, "stage_embedding_init": "carry"}
-    assert_resumes(family, range(6), **settings)
+    assert_resumes(family, range(6), **settings, **averaged(family))
 
 
 @core
 def test_fold_gives_back_a_plain_model_that_trains_everything(family: Family) -> None:
-    model, growth, optimizer = start(family, order="suffix", direction="window")
-    for step in range(6):
-        train(family, model, optimizer, step)
-        growth.step()
-    growth.fold(model)
-    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == growable(family)
-    assert not hooks(model)
+    assert_folds_to_a_plain_model(family, order="suffix", direction="window")
