@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that al
 
 import diffusers
 import models
+from published import unet_inputs
 
 
 @dataclass(frozen=True)
@@ -35,22 +36,6 @@ class Medium:
     def build(self) -> nn.Module:
         """The model, with random weights."""
         return getattr(diffusers, self.cls)(**self.config)
-
-
-def unet_inputs(config: Any) -> dict[str, Any]:
-    return {
-        "sample": torch.randn(1, config.in_channels, config.sample_size, config.sample_size),
-        "timestep": torch.ones(1, dtype=torch.long),
-        "encoder_hidden_states": torch.randn(1, 77, config.cross_attention_dim),
-    }
-
-
-def dit_inputs(config: Any) -> dict[str, Any]:
-    return models.dit_inputs(config)
-
-
-def sd3_inputs(config: Any) -> dict[str, Any]:
-    return models.sd3_inputs(config)
 
 
 def packed_inputs(config: Any) -> dict[str, Any]:
@@ -92,7 +77,7 @@ MEDIUM = {
     "DiT": Medium(
         "DiTTransformer2DModel",
         {"num_attention_heads": 6, "attention_head_dim": 64, "num_layers": 12, "sample_size": 64, "out_channels": 8},
-        dit_inputs,
+        models.dit_inputs,
     ),
     "SD3": Medium(
         "SD3Transformer2DModel",
@@ -105,7 +90,7 @@ MEDIUM = {
             "pooled_projection_dim": 256,
             "pos_embed_max_size": 32,
         },
-        sd3_inputs,
+        models.sd3_inputs,
     ),
     "Flux": Medium(
         "FluxTransformer2DModel",

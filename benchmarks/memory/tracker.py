@@ -16,8 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from autoprog_diffusion.growth.memory import plain_tensors
 
 
 # copies: of weights in the type of autocast, and of quantised weights at full width. other: of the backward pass and
@@ -158,12 +160,5 @@ class MemoryTracker(TorchDispatchMode):
 
 def parts(tensor: Any) -> Iterator[Tensor]:
     """The plain tensors that a tensor is made of; of a plain one itself, of anything else nothing."""
-    if not isinstance(tensor, Tensor):
-        return
-    inner: Any = tensor
-    if not is_traceable_wrapper_subclass(inner):
-        yield tensor
-        return
-    names, _ = inner.__tensor_flatten__()
-    for name in names:
-        yield from parts(getattr(inner, name))
+    if isinstance(tensor, Tensor):
+        yield from plain_tensors(tensor)

@@ -19,6 +19,18 @@ DIRECTIONS = pytest.mark.parametrize("direction", ["freeze", "unfreeze"])
 STEPS = 4
 
 
+def train(
+    model: nn.Module, growth: GrowthScheduler, optimizer: torch.optim.Optimizer, *, steps: int, width: int
+) -> None:
+    """A whole run on random numbers."""
+    for _ in range(steps):
+        model(torch.randn(2, width)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        growth.step()
+    growth.fold(model)
+
+
 class Experts(nn.Module):
     """A block with a layer that always runs, experts that one of the steps uses, and a tensor that none does."""
 
@@ -62,12 +74,7 @@ def test_misuse_silent_blocks_without_gradient(direction: Any, kind: str) -> Non
     )
     optimizer = torch.optim.AdamW(growth.parameters(), lr=1e-3)
     growth.prepare(model, num_training_steps=24, optimizer=optimizer)
-    for _ in range(24):
-        model(torch.randn(2, 4)).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        growth.step()
-    growth.fold(model)
+    train(model, growth, optimizer, steps=24, width=4)
 
 
 @DIRECTIONS
@@ -116,9 +123,4 @@ def test_misuse_silent_weights_that_are_normalised_in_every_pass() -> None:
     optimizer = torch.optim.AdamW(growth.parameters(), lr=1e-3)
     model(torch.randn(1, 33))
     growth.prepare(model, num_training_steps=40, optimizer=optimizer)
-    for _ in range(40):
-        model(torch.randn(2, 33)).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        growth.step()
-    growth.fold(model)
+    train(model, growth, optimizer, steps=40, width=33)
