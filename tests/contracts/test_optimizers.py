@@ -97,9 +97,22 @@ def check_resume(family: Family, begin: Callable[[], Parts], at: int) -> None:
     assert plain(loaded(snapshot(again))) == plain(loaded(snapshot(parts)))
 
 
-@pytest.mark.parametrize("name", HERE)
-@pytest.mark.parametrize(("family", "direction"), [pytest.param(BY_ID[id], way, id=f"{id}-{way}") for id, way in FULL])
-def test_a_resumed_run_is_the_same_run(family: Family, name: str, direction: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "direction", "name"),
+    [
+        # Of the other families one optimizer is resumed in every run of the suite, all of them in the slow ones.
+        pytest.param(
+            BY_ID[id],
+            way,
+            name,
+            id=f"{id}-{way}-{name}",
+            marks=() if id == "dit" or name == "adamw8bit" else (pytest.mark.slow,),
+        )
+        for id, way in FULL
+        for name in HERE
+    ],
+)
+def test_a_resumed_run_is_the_same_run(family: Family, direction: str, name: str) -> None:
     """Where the next stage has just begun, and for one family inside a stage as well."""
     for at in (1, 2) if family.id == "dit" else (2,):
         check_resume(family, lambda: start(family, name, direction), at)

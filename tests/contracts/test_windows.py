@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ..settings import FAMILIES, Family
+from ..settings import BY_ID, FAMILIES, Family
 from .common import (
     CORE,
     ORDERS,
@@ -72,7 +72,13 @@ def test_embedders_may_train_in_every_stage(family: Family, direction: str) -> N
 
 
 @pytest.mark.parametrize("state", ["release", "park"])
-@core
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(BY_ID[name], id=name, marks=() if name in ("dit", "flux") else (pytest.mark.slow,))
+        for name in CORE
+    ],
+)
 def test_resume_of_windows_is_bit_exact(family: Family, state: str) -> None:
     settings: dict[str, Any] = {"order": "suffix", "direction": "window", "num_stages": 4, "sweeps": 2}
     settings["window_state"] = state
