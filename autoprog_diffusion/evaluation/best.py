@@ -1,0 +1,103 @@
+"""The best weights of a run, in one file that is replaced as a whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from autoprog_diffusion.growth.errors import StateError
+
+
+FOLDER = "best"
+FILE = "weights.safetensors"
+_STEP = "step"
+
+
+class BestWeights:
+    """The weights with the lowest held-out loss so far, on disk: they take no memory.
+
+    Args:
+        folder: Where the file is kept.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+
+    @property
+    def step(self) -> int | None:
+        """Optimizer steps after which they were taken; None where there are none."""
+        return step_of(self.path) if self.path.exists() else None
+
+    def save(self, weights: Mapping[str, Tensor], step: int) -> None:
+        """Replace them; a crash leaves the old ones or the new.
+
+        Args:
+            weights: Name -> tensor.
+            step: Optimizer steps done.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f"{self.path.name}.tmp")
+        save_file(dict(weights), temporary, {_STEP: str(step)})
+        _sync(temporary)
+        os.replace(temporary, self.path)
+
+    def load(self) -> dict[str, Tensor]:
+        """Name -> tensor, on the CPU."""
+        return load_file(self.path)
+
+    def keep_in(self, folder: Path) -> None:
+        """Give a checkpoint the file, by a second name for it where the disk can do that: it takes no space then."""
+        if self.path.exists():
+            _link(self.path, folder / FILE)
+
+    def take_from(self, folder: Path, step: int | None) -> None:
+        """Go back to the weights of a checkpoint.
+
+        Args:
+            folder: Of the checkpoint.
+            step: That they must be of; None where it holds none.
+
+        Raises:
+            StateError: It holds others, or none.
+        """
+        if step is None:
+            self.path.unlink(missing_ok=True)
+            return
+        source = folder / FILE
+        if not source.exists() or step_of(source) != step:
+            raise StateError(
+                f"{folder} lacks the best weights of the run, those of step {step} ({FILE}): resume another "
+                "checkpoint, or train on without a held-out loss (--no-held_out) in a new --output_dir."
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f"{self.path.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        _link(source, temporary)
+        os.replace(temporary, self.path)
+
+
+def step_of(path: Path) -> int:
+    """Optimizer steps that the weights in a file were taken after."""
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()[_STEP])
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without second names
+        shutil.copy2(source, target)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
