@@ -16,6 +16,7 @@ from autoprog_diffusion.growth.errors import StateError
 
 FOLDER = "best"
 FILE = "weights.safetensors"
+KEPT = "best"  # folder of them in a checkpoint
 _STEP = "step"
 
 
@@ -52,9 +53,17 @@ class BestWeights:
         return load_file(self.path)
 
     def keep_in(self, folder: Path) -> None:
-        """Give a checkpoint the file, by a second name for it where the disk can do that: it takes no space then."""
-        if self.path.exists():
-            _link(self.path, folder / FILE)
+        """Give a checkpoint the files, by second names for them where the disk can: they take no space then."""
+        for path in self._files(self.path.parent):
+            target = folder / KEPT
+            target.mkdir(exist_ok=True)
+            _link(path, target / path.name)
+
+    def bring_beside(self, folder: Path) -> None:
+        """Put what is beside the weights, such as a stage embedding, into the folder of the result."""
+        for path in self._files(self.path.parent):
+            if path != self.path:
+                shutil.copy2(path, folder / path.name)
 
     def take_from(self, folder: Path, step: int | None) -> None:
         """Go back to the weights of a checkpoint.
@@ -69,17 +78,23 @@ class BestWeights:
         if step is None:
             self.path.unlink(missing_ok=True)
             return
-        source = folder / FILE
+        source = folder / KEPT / FILE
         if not source.exists() or step_of(source) != step:
             raise StateError(
                 f"{folder} lacks the best weights of the run, those of step {step} ({FILE}): resume another "
                 "checkpoint, or train on without a held-out loss (--no-held_out) in a new --output_dir."
             )
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        temporary.unlink(missing_ok=True)
-        _link(source, temporary)
-        os.replace(temporary, self.path)
+        for path in self._files(source.parent):
+            target = self.path.parent / path.name
+            temporary = target.with_name(f"{target.name}.tmp")
+            temporary.unlink(missing_ok=True)
+            _link(path, temporary)
+            os.replace(temporary, target)
+
+    def _files(self, folder: Path) -> list[Path]:
+        """The complete files in a folder."""
+        return sorted(folder.glob("*.safetensors"))
 
 
 def step_of(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""When to stop: the held-out loss has not fallen by more than its noise, and nothing in the plan can still lower it."""
+"""When to stop: the held-out loss has not fallen by more than its noise, and nothing to come can still lower it."""
 
 from __future__ import annotations
 
