@@ -1,4 +1,4 @@
-"""What an evaluation found, and whether two evaluations differ by more than their noise."""
+"""Losses of an evaluation, and whether two evaluations differ by more than their noise."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ class Outlook:
 
     def grows_after(self, step: int) -> bool:
         """Whether a stage is to come that opens blocks or raises the resolution."""
-        stages = self.plan.stages[self.plan.stage_at(step) :]
+        # A stage that begins with the next step is still to come.
+        stages = self.plan.stages[self.plan.stage_at(max(0, step - 1)) :]
         for before, after in zip(stages, stages[1:]):
             opened = set(after.blocks).difference(before.blocks)
             if opened or after.resolution != before.resolution:

@@ -78,6 +78,8 @@ class DiffusionTrainer(Trainer):
     """
 
     growth: GrowthScheduler
+    pictures: Pictures | None = None
+    held_out: HeldOutRun | None = None
 
     def __init__(
         self,
@@ -101,8 +103,6 @@ class DiffusionTrainer(Trainer):
             max_norm=train.max_grad_norm,
         )
         self.task = task
-        self.pictures: Pictures | None = None
-        self.held_out: HeldOutRun | None = None
         self._train = train
         self._given = args.given
         self._rows: Any = loader.dataset

@@ -176,9 +176,8 @@ class HeldOutRun:
             return f"the last weights are saved (--export last); the best ones are in {self._best.path}"
         last = self.record.points[-1]
         clear = difference(last.evaluation, best.evaluation).is_higher
-        return (
-            f"the best weights are saved, not the last ones, whose loss {'is' if clear else 'is not clearly'} higher"
-        )
+        words = "is higher" if clear else "is higher by no more than noise"
+        return f"the best weights are saved, not the last ones, whose loss {words}"
 
     def _seconds_share(self, trainer: DiffusionTrainer) -> float:
         spent = sum(point.evaluation.seconds for point in self.record.points)
@@ -236,9 +235,10 @@ class HeldOutRun:
         for (low, high), loss in zip(evaluation.bounds, evaluation.by_range):
             values[f"held_out/loss_{low:.2f}_{high:.2f}"] = loss
         trainer.accelerator.log(values, step=point.step)
-        noise = self.record.noise(len(self.record.points) - 1)
+        count = len(self.record.points)
+        noise = f" +- {self.record.noise(count - 1):.4f}" if count > 1 else ""
         best = ", the best so far" if self.record.best is point else ""
-        logger.info(f"step {point.step}: held-out loss {evaluation.loss:.4f} +- {noise:.4f}{best}")
+        logger.info(f"step {point.step}: held-out loss {evaluation.loss:.4f}{noise}{best}")
 
     def _stop_if_over(self, trainer: DiffusionTrainer) -> None:
         patience = self._flags.stop_patience

@@ -216,15 +216,21 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         trainer.identity = data_identity(data)
         trainer.data_report = self.data_report
         if accelerator.is_main_process or trainer.together:
-            titles = self.titles(args, data)
-            trainer.pictures = Pictures(
-                Path(args.output.output_dir),
-                titles,
-                draw=lambda: self._draw_on(accelerator.device, args, titles, resolution),
-                references=lambda: self.references(args, titles, resolution) or real_rows(data, titles, resolution),
-                writes=accelerator.is_main_process,
-            )
+            trainer.pictures = self._pictures(data, args, accelerator, resolution)
         return trainer
+
+    def _pictures(
+        self, data: datasets.Dataset, args: AnyArguments, accelerator: Accelerator, resolution: int
+    ) -> Pictures:
+        """Pictures of the run's titles."""
+        titles = self.titles(args, data)
+        return Pictures(
+            Path(args.output.output_dir),
+            titles,
+            draw=lambda: self._draw_on(accelerator.device, args, titles, resolution),
+            references=lambda: self.references(args, titles, resolution) or real_rows(data, titles, resolution),
+            writes=accelerator.is_main_process,
+        )
 
     def _hold_out(
         self, data: datasets.Dataset, args: AnyArguments, pipeline: Any, resolution: int, *, accelerator: Accelerator

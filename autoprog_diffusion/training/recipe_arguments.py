@@ -152,7 +152,7 @@ class HeldOutArguments:
     """Held-out loss, best weights, and stopping."""
 
     held_out: bool = True
-    """Evaluate images that do not train, and save the best weights; --no-held_out trains on all, and saves the last."""
+    """Evaluate images that do not train, and save the best weights; --no-held_out trains on all images instead."""
     validation_data_dir: str | None = None
     """Images to evaluate, as --train_data_dir takes them [a share of the training data, if it is large enough]."""
     held_out_share: float = 0.05

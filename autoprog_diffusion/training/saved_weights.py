@@ -96,9 +96,10 @@ class SavedWeights:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         whole = get_model_state_dict(self._model, options=options)
         known = set(self._names) if not self._complete else whole.keys()
-        return {name: value for name, value in whole.items() if name in known}
+        taken: dict[str, Any] = {name: value for name, value in whole.items() if name in known}
+        return taken
 
-    def _distribute(self, weights: dict[str, Tensor]) -> None:
+    def _distribute(self, weights: dict[str, Any]) -> None:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
