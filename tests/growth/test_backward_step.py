@@ -223,7 +223,8 @@ def test_accumulation_is_noticed_and_pauses_are_kept() -> None:
     optimizer.zero_grad()
     SMALL.loss(model, 0).backward()
     assert not equal(before, list(model.parameters()))
-    assert all(parameter.grad is None for parameter in model.parameters())
+    # One tensor is left, to notice a loop that clips.
+    assert sum(parameter.grad is not None for parameter in model.parameters()) == 1
     with pytest.raises(OrderError, match=r"a second gradient arrives at outputs before optimizer.step\(\)"):
         SMALL.loss(model, 1).backward()
 
