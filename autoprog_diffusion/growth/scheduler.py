@@ -255,7 +255,7 @@ class GrowthScheduler(Progress):
             "version": STATE_VERSION,
             "step": self._step,
             "plan": self.plan.to_dict(),
-            "planned": self._planner.planned.to_dict(),
+            **self._planner.state(),
             "searched": self._search.searches,
             "model": fingerprint(self._model, self.layout),
             "embedding": self._applier.embedding_state(),
