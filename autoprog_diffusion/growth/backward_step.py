@@ -18,6 +18,9 @@ from .errors import OrderError
 from .memory import tensor_bytes
 
 
+FIRST_STEPS = 2  # of a stage, in which numbers are compared
+
+
 @dataclass(eq=False)
 class _Unit:
     """Parameters that step together.
@@ -37,6 +40,32 @@ class _Unit:
     stepped: bool = False
 
 
+@dataclass(eq=False)
+class _Left:
+    """A small gradient of a unit that has moved, which nobody may touch before `optimizer.step`.
+
+    Attributes:
+        parameter: Whose it is.
+        gradient: As the unit left it.
+        version: Of the gradient, which operations in place count up.
+        copy: Of the gradient, where its numbers are compared: a gradient scaler does not count its operations.
+    """
+
+    parameter: nn.Parameter
+    gradient: Tensor
+    version: int
+    copy: Tensor | None
+
+    def touched(self) -> bool:
+        """Whether it was changed, or replaced by another."""
+        now = self.parameter.grad
+        if now is None:
+            return False
+        if now is not self.gradient or now._version != self.version:
+            return True
+        return self.copy is not None and not torch.allclose(now, self.copy, rtol=0, atol=0, equal_nan=True)
+
+
 class BackwardStep:
     """Steps an optimizer inside `loss.backward()`: a unit moves as soon as all its gradients are there.
 
@@ -53,8 +82,8 @@ class BackwardStep:
         self._units: list[_Unit] = []
         self._others: list[nn.Parameter] = []
         self._norms: list[Tensor] = []
-        # A small gradient of a unit that has moved, and its version: nobody may touch it before `optimizer.step`.
-        self._left: tuple[nn.Parameter, Tensor, int] | None = None
+        self._left: _Left | None = None
+        self._looks = 0  # optimizer steps of this stage in which the numbers of what is left were compared
         self._held = 0  # bytes of the gradients that have arrived and are there
         self._most = 0  # the most of them at any time of this stage
         self._begun = False  # whether a gradient has arrived since the last optimizer step
@@ -99,6 +128,7 @@ class BackwardStep:
         self._handles.close()
         self._units.clear()
         self._most = 0
+        self._looks = 0
         if self._optimizer is None:
             return
         places = {}
@@ -144,7 +174,7 @@ class BackwardStep:
         self._units.clear()
         self._optimizer = None
         if self._left is not None:
-            self._left[0].grad = None
+            self._left.parameter.grad = None
             self._left = None
 
     @property
@@ -192,14 +222,18 @@ class BackwardStep:
         if self._left is None:
             self._leave(min(unit.parameters, key=torch.numel))
         for parameter in unit.parameters:
-            if self._left is None or parameter is not self._left[0]:
+            if self._left is None or parameter is not self._left.parameter:
                 parameter.grad = None
                 self._held -= tensor_bytes(parameter)
 
     def _leave(self, parameter: nn.Parameter) -> None:
         """Let the gradient of a parameter that has moved be there until the loop's own step."""
-        if parameter.grad is not None:
-            self._left = (parameter, parameter.grad, parameter.grad._version)
+        gradient = parameter.grad
+        if gradient is None:
+            return
+        # Comparing numbers makes the host wait for the device.
+        copy = gradient.clone() if self._looks < FIRST_STEPS else None
+        self._left = _Left(parameter, gradient, gradient._version, copy)
 
     def _clip(self, parameters: Iterable[nn.Parameter]) -> None:
         """Clip the gradient of some parameters, and note its norm."""
@@ -224,17 +258,18 @@ class BackwardStep:
         """Refuse to go on, with `OrderError`, where the loop has changed gradients after the backward pass."""
         if self._left is None:
             return
-        parameter, gradient, version = self._left
+        left = self._left
         self._left = None
-        now = parameter.grad
-        parameter.grad = None
-        if now is None or now is gradient and gradient._version == version:
+        self._looks += 1
+        touched = left.touched()
+        left.parameter.grad = None
+        if not touched:
             return
         raise OrderError(
-            "gradients were changed between the backward pass and optimizer.step(), as clip_grad_norm_ and "
-            "clip_grad_value_ do. Blocks have moved inside of the backward pass by then, so nothing was clipped: "
-            "remove that call, and let blocks be clipped by growth.step_in_backward(optimizer, max_norm=...). The "
-            "norm of the whole gradient is in .norm of what it returns."
+            "gradients were changed between the backward pass and optimizer.step(), as clip_grad_norm_, "
+            "clip_grad_value_ and a GradScaler do. Blocks have moved inside of the backward pass by then, so nothing "
+            "was clipped: remove that call, and let blocks be clipped by growth.step_in_backward(optimizer, "
+            "max_norm=...). The norm of the whole gradient is in .norm of what it returns."
         )
 
 

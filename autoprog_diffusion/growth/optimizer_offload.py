@@ -97,7 +97,7 @@ def _offloaded(kind: type[torch.optim.Optimizer], piece: int) -> type[Any]:
 
         moved_bytes = 0
 
-        def step(self, closure: Any = None) -> None:
+        def step(self, closure: Any = None) -> Any:
             if closure is not None:
                 raise TypeError("step takes no closure: call loss.backward() before it.")
             devices = set()
@@ -110,7 +110,7 @@ def _offloaded(kind: type[torch.optim.Optimizer], piece: int) -> type[Any]:
                 devices.update(parameter.device for own in parts.values() for parameter in own)
             for device in devices:
                 # A checkpoint may read what is still on its way.
-                if device.type in PINNED:
+                if device.type in PINNED and torch.accelerator.is_available():
                     torch.accelerator.current_stream(device).synchronize()
 
     Offloaded.__name__ = kind.__name__

@@ -296,9 +296,8 @@ def test_loops_that_it_cannot_serve_are_refused(settings: dict[str, Any], messag
 
 
 def test_a_gradient_scaler_of_the_loop_s_own_fails_at_once() -> None:
-    """torch itself: it finds no gradient to look at."""
     model, _, optimizer, _ = begin()
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(SMALL.loss(model, 0)).backward()
-    with pytest.raises(AssertionError, match="No inf checks were recorded"):
+    with pytest.raises(OrderError, match=r"gradients were changed .*, clip_grad_value_ and a GradScaler do"):
         scaler.step(optimizer)

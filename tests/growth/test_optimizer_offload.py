@@ -22,6 +22,8 @@ from .looping import SMALL, scheduler
 
 
 HERE = [name for name in OPTIMIZERS if name != "adamw8bit_bnb"]
+QUICK = ("adamw", "adamw8bit")  # the others in the slow run
+names = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in HERE]
 STEPS = 6
 TINY = 100  # bytes: a piece is one parameter, or two
 WINDOWS: dict[str, Any] = {"direction": "window", "num_stages": 4, "sweeps": 2, "window_state": "park"}
@@ -59,7 +61,7 @@ class Run:
 
 
 @pytest.mark.parametrize("inside", [False, True])
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("name", names)
 def test_the_weights_are_the_same_and_a_resumed_run_is_too(name: str, inside: bool) -> None:
     plain = Run(name, away=False, inside=inside).go(0, STEPS)
     away = Run(name, away=True, inside=inside)
