@@ -1,1 +1,1 @@
-"""What a training run takes, before it runs: memory, FLOPs and time of every stage, without a GPU or weights."""
+"""Plans a training run before it starts: memory, FLOPs and time of every stage, without a GPU or weights."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -189,7 +188,6 @@ def test_predictions_were_within_ten_percent_of_real_runs() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="the rules of the planned device are compiled")
 def test_a_row_of_a_published_model_is_measured_again() -> None:
     command = [sys.executable, str(FOLDER / "run.py"), "--row", "DiT-XL/2", "full"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
