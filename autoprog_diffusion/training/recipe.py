@@ -37,6 +37,7 @@ from .recipe_arguments import Arguments, check_arguments
 from .run import Script
 from .samples import Pictures, Row
 from .sharded import check_sharding, is_sharding, sharded_growth
+from .tracking import log_pictures
 from .trained_dtype import store_in_bfloat16
 
 
@@ -202,6 +203,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
                 draw=lambda: self._draw_on(accelerator.device, args, titles, resolution),
                 references=lambda: self.references(args, titles, resolution) or real_rows(data, titles, resolution),
                 writes=accelerator.is_main_process,
+                show=lambda images, step: log_pictures(accelerator, "samples", images, step),
             )
         return trainer
 
@@ -225,7 +227,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         pipeline = trainer.plain_pipeline(self.pipeline)
         if trainer.accelerator.is_main_process:
             self.save_pipeline(pipeline, output)
-        trainer.pictures.save_before_after()
+        trainer.pictures.save_before_after(trainer.step)
 
 
 def check_resolution(resolution: int, multiple: int) -> None:

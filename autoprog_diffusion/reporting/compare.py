@@ -1,0 +1,142 @@
+"""Several runs side by side: quality against time, costs, and the settings in which they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from .charts import Chart, Series, draw, side_by_side
+from .markup import Html, element, table
+from .quality import Measure, against, best, common_measure, measured, time_to
+from .run_folder import Run
+from .words import DASH, duration, listed, loss, percent, short, size
+
+
+# Flags that only say where files lie, or how often something is written.
+PLACES = {
+    "output_dir", "overwrite_output_dir", "logging_dir", "cache_dir", "resume_from_checkpoint", "report_to",
+    "tracker_project_name", "log_interval", "checkpoints_total_limit", "checkpointing_steps",
+}  # fmt: skip
+
+
+def groups_of(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs of the same model together, in the order given."""
+    groups: dict[tuple[str, int, str], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.model_key, []).append(run)
+    return list(groups.values())
+
+
+def model_words(run: Run) -> str:
+    """A model in words: its name, class and number of blocks."""
+    blocks = 0 if run.plan is None else run.plan.num_blocks
+    kind = run.start.model_class or "a model"
+    return f"{run.model} ({kind} of {blocks} blocks)"
+
+
+def comparison(runs: Sequence[Run]) -> Html:
+    """Runs of one model side by side."""
+    measure = common_measure(runs)
+    charts = []
+    for title, column in (("wall time", "seconds"), ("CPU time", "cpu_seconds")):
+        lines = []
+        for number, run in enumerate(runs):
+            points = against(run, measure, column)
+            lines.append(Series(run.name, points, colour=number, dots=len(points) < 60))
+        axis = f"{title} of the steps, in seconds"
+        charts.append(draw(Chart(f"{measure.name} against {title}", axis, "", lines, log=measure.lower)))
+    notes = [element("li", note) for note in comparison_notes(runs, measure)]
+    return element(
+        "div",
+        side_by_side(*charts),
+        element("ul", notes, class_="notes") if notes else None,
+        _costs(runs, measure),
+        _differences(runs),
+    )
+
+
+def comparison_notes(runs: Sequence[Run], measure: Measure) -> list[str]:
+    """What a reader must know before the curves are compared."""
+    notes = []
+    if not measure.fair:
+        notes.append(
+            "Not all runs have a held-out loss, so training losses are shown. They are of the images that a run "
+            "learns by heart, and no judge of which run is better."
+        )
+    if len({run.start.data for run in runs}) > 1:
+        notes.append("The runs trained on different data: their losses say little about one another.")
+    sets = {(run.held_out.images, run.held_out.draws, run.held_out.ranges) for run in runs if run.held_out is not None}
+    if measure.fair and len(sets) > 1:
+        notes.append("The held-out losses are of different images, draws or timesteps, and cannot be compared.")
+    open_runs = [run.name for run in runs if not run.ended]
+    if open_runs:
+        notes.append(f"Not complete, and shown as far as measured: {listed(open_runs)}.")
+    bare = [run.name for run in runs if not run.rows]
+    if bare:
+        notes.append(f"Without metrics of single steps, and therefore without a curve: {listed(bare)}.")
+    devices = {run.device for run in runs if run.device}
+    if len(devices) > 1:
+        notes.append(f"The runs used different devices, so their times cannot be compared: {listed(sorted(devices))}.")
+    return notes
+
+
+def _costs(runs: Sequence[Run], measure: Measure) -> Html:
+    """A row per run: how good it was, and what it cost."""
+    bests = [best(measured(run, measure), measure) for run in runs]
+    goals = [found[1] for found in bests if found is not None]
+    # What every run has reached: the worst of the best values.
+    goal = None if not goals else (max(goals) if measure.lower else min(goals))
+    rows = []
+    for run, found in zip(runs, bests):
+        reached = None if goal is None else time_to(run, measure, goal)
+        rows.append(
+            [
+                run.name,
+                f"{run.steps_done:,} of {run.steps:,}",
+                DASH if found is None else _quality(found[1], measure),
+                DASH if found is None else f"{found[0]:,}",
+                duration(reached),
+                duration(run.total_seconds),
+                duration(run.total_cpu_seconds),
+                short(run.total_flops),
+                size(max((stage.memory for stage in run.stages), default=None)),
+            ]
+        )
+    head = ["Run", "Steps", f"Best {measure.name.lower()}", "At step"]
+    head += ["Wall time to what all reached" if goal is None else f"Wall time to {_quality(goal, measure)}"]
+    head += ["Wall time", "CPU time", "FLOPs", "Peak memory"]
+    return table(head, rows, caption="What the runs reached and cost")
+
+
+def _quality(value: float, measure: Measure) -> str:
+    return loss(value) if measure.lower else percent(value)
+
+
+def _differences(runs: Sequence[Run]) -> Html:
+    """The settings, processes and versions in which runs differ."""
+    facts = [_facts(run) for run in runs]
+    names = list(dict.fromkeys(name for values in facts for name in values))
+    rows = []
+    for name in names:
+        values = [_words(values, name) for values in facts]
+        if len(set(values)) > 1:
+            rows.append([name, *values])
+    if not rows:
+        return element("p", "The runs have the same settings.", class_="note")
+    head = ["Setting", *[run.name for run in runs]]
+    return table(head, rows, caption="Settings in which the runs differ", numbers=False)
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    start = run.start
+    flags = {f"--{name}": value for name, value in start.settings.items() if name not in PLACES}
+    versions = {f"version of {name}": version for name, version in start.versions.items()}
+    return {"script": run.script, **flags, "processes": start.processes, "device": run.device, **versions}
+
+
+def _words(values: dict[str, Any], name: str) -> str:
+    if name not in values:
+        return DASH
+    value = values[name]
+    return value if isinstance(value, str) else json.dumps(value, default=str)
