@@ -43,6 +43,9 @@ LAYERS = {
     "tasks": "tasks",
     "tasks.arguments": "task recipes",
     "tasks.text_to_image_recipe": "task recipes",
+    "planner": "planner",
+    "reporting": "reporting",
+    "commands": "commands",
     **{f"vit.{name}": "vit" for name in SHARED_BY_VIT},
     "vit.autoprog_one": "vit methods",
     "vit.asvit": "vit methods",
@@ -66,6 +69,10 @@ ALLOWED = {
     "training": GROWTH | {"files", "search", "adapters", "data"},
     "tasks": GROWTH | {"files", "search", "adapters", "data", "training"},
     "task recipes": GROWTH | {"files", "search", "adapters", "data", "training", "tasks"},
+    "planner": GROWTH | {"files", "search", "adapters", "data", "training", "tasks", "task recipes"},
+    "reporting": {"growth core", "files"},  # it reads the folders of runs
+    "commands": GROWTH
+    | {"files", "search", "adapters", "data", "training", "tasks", "task recipes", "planner", "reporting"},
     "vit": BELOW_VIT,
     "vit methods": BELOW_VIT | {"vit"},
     "vit training": BELOW_VIT | {"vit", "vit methods"},

@@ -7,27 +7,29 @@ import shlex
 from collections.abc import Iterator
 
 from .held_out import HeldOut
+from .markup import Child, element
 from .run_folder import Run
 from .words import count, duration, loss, percent, ratio
 
 
 MANY_LEFT_OUT = 0.2  # share of the data
+CLEAR = 2.0  # standard errors that a difference of losses must have; as in `evaluation.result`
 
 
-def advice(run: Run) -> list[str]:
+def advice(run: Run) -> list[Child]:
     """Sentences, those that change most first; at least one."""
-    found = [*_if_open(run), *_on_held_out(run), *_on_saving(run), *_on_data(run)]
+    found: list[Child] = [*_if_open(run), *_on_held_out(run), *_on_saving(run), *_on_data(run)]
     return found or ["Nothing stands out. Look at the pictures, and compare with a run of other settings."]
 
 
-def _if_open(run: Run) -> Iterator[str]:
+def _if_open(run: Run) -> Iterator[Child]:
     """How to go on with a run that has not ended."""
     if run.ended:
         return
     if run.measured is None:
         yield "Wait for its first checkpoint, or start it again: --checkpointing_steps says how often it writes one."
         return
-    yield f"If it was cut off, go on with it: {resume_command(run)}"
+    yield ["If it was cut off, go on with it: ", element("code", resume_command(run))]
 
 
 def _on_held_out(run: Run) -> Iterator[str]:
@@ -35,35 +37,47 @@ def _on_held_out(run: Run) -> Iterator[str]:
     if held_out is None or not held_out.evaluations:
         if not run.validations:
             yield (
-                "No held-out loss was measured, so this report cannot say which step was the best one: "
-                "see docs/held_out.md."
+                "No held-out loss was measured, so this report cannot say which step was the best one. Hold images out: "
+                "docs/held_out.md says how."
             )
         return
     if held_out.best is None:
         return
     best_step, best_loss = held_out.best
+    first = held_out.evaluations[0]
     last = held_out.evaluations[-1]
-    if not clearly_above(last.loss, best_loss, held_out):
-        if run.ended and best_step == last.step and held_out.stopped is None and _still_falls(held_out):
-            yield (
-                f"The held-out loss still fell at the end: train longer, --max_train_steps {2 * run.steps} "
-                "--resume_from_checkpoint latest."
-            )
-        return
-    wasted = _seconds_after(run, best_step)
-    cost = f", which took {duration(wasted)}" if wasted else ""
+    if first.step == 0 and first.loss < best_loss:
+        yield (
+            f"Training never brought the held-out loss below that of the model it began with, {loss(first.loss)}: lower "
+            "--learning_rate, or look at the captions."
+        )
+    elif clearly_above(last.loss, best_loss, held_out):
+        yield from _on_overtraining(run, held_out, best_step)
+    elif run.ended and best_step == last.step and held_out.stopped is None and _still_falls(held_out):
+        yield (
+            f"The held-out loss still fell at the end: train longer, with --max_train_steps {2 * run.steps} "
+            "--resume_from_checkpoint latest."
+        )
+
+
+def _on_overtraining(run: Run, held_out: HeldOut, best_step: int) -> Iterator[str]:
+    """What to do where the steps after the best one made the model worse."""
+    last = held_out.evaluations[-1]
+    wasted = sum(run.rows.get("seconds", [])[best_step:])
+    cost = f", which took {duration(wasted)}," if wasted else ""
     yield (
-        f"The held-out loss was best at step {best_step:,} ({loss(best_loss)}) and {loss(last.loss)} at step "
-        f"{last.step:,}: the steps after it{cost} did not help. Use the best weights, or train "
-        f"--max_train_steps {best_step}."
+        f"The held-out loss was lowest at step {best_step:,} and is clearly higher at step {last.step:,}: the steps "
+        f"between{cost} did not help. Train --max_train_steps {best_step}, or let --stop_patience 3 end the run."
     )
+    if run.ended:
+        exported = run.start.settings.get("export") == "best"
+        yield "The saved model has the best weights." if exported else "The saved model has the last weights."
 
 
 def clearly_above(value: float, reference: float, held_out: HeldOut) -> bool:
     """Whether a loss is above another by more than twice the noise of the evaluations."""
-    noises = [entry.noise for entry in held_out.evaluations if entry.noise is not None]
-    noise = max((value for value in noises if math.isfinite(value)), default=0.0)
-    return value > reference + 2 * noise
+    noises = [entry.noise for entry in held_out.evaluations if math.isfinite(entry.noise)]
+    return value > reference + CLEAR * max(noises, default=0.0)
 
 
 def _still_falls(held_out: HeldOut) -> bool:
@@ -72,10 +86,6 @@ def _still_falls(held_out: HeldOut) -> bool:
         return False
     before, last = held_out.evaluations[-2:]
     return clearly_above(before.loss, last.loss, held_out)
-
-
-def _seconds_after(run: Run, step: int) -> float:
-    return sum(run.rows.get("seconds", [])[step:])
 
 
 def _on_saving(run: Run) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +19,14 @@ class Evaluation:
     Attributes:
         step: Optimizer steps done.
         loss: Mean over all held-out images, draws and timesteps.
-        noise: Standard deviation of that mean over draws; None where it is not known.
-        by_range: One mean for every range of timesteps.
+        noise: Standard error of the difference to the evaluation before it; 0 for the first one.
+        by_range: One mean for every range of timesteps; NaN where there is none, as for a loss that is not finite.
         seconds: What the evaluation took.
     """
 
     step: int
     loss: float
-    noise: float | None
+    noise: float
     by_range: tuple[float, ...]
     seconds: float
 
@@ -36,7 +37,7 @@ class HeldOut:
 
     Attributes:
         evaluations: By step.
-        ranges: Bounds of the ranges of timesteps.
+        ranges: Bounds of the ranges of timesteps, as shares of them, least noise first.
         best: Optimizer steps and loss of the best evaluation; None without one.
         stopped: What the rule that stopped the run noted; None where it ran to its end.
         images: Number of held-out images.
@@ -72,14 +73,18 @@ class HeldOut:
 
 
 def _evaluation(entry: dict[str, Any], ranges: int) -> Evaluation:
-    noise = entry["noise"]
-    by_range = tuple(float(value) for value in entry["by_range"])
+    by_range = tuple(_known(value) for value in entry["by_range"])
     if len(by_range) != ranges:
         raise ValueError(f"the evaluation at step {entry['step']} has {len(by_range)} losses for {ranges} ranges")
     return Evaluation(
         step=int(entry["step"]),
-        loss=float(entry["loss"]),
-        noise=None if noise is None else float(noise),
+        loss=_known(entry["loss"]),
+        noise=_known(entry["noise"]),
         by_range=by_range,
         seconds=float(entry["seconds"]),
     )
+
+
+def _known(value: float | None) -> float:
+    """A number; JSON has none that is infinite or no number, and null in its place."""
+    return math.nan if value is None else float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,11 @@ from .quality import smoothing
 from .run_folder import Run
 from .scales import smooth, thinned
 from .stages import full_cost
-from .words import DASH, duration, listed, loss, percent, ratio, short, size
+from .words import DASH, count, duration, listed, loss, percent, ratio, short, size
 
 
 X_LABEL = "optimizer step"
+BAND = "The band is the noise of the difference to the evaluation before."
 # Numbers that searches give their candidates; as `training.report.SCORES`.
 SCORES = ("loss", "cost", "kappa", "zico", "gain", "score", "value")
 
@@ -63,8 +65,10 @@ def held_out_section(held_out: HeldOut | None) -> Html:
     if held_out is None or not held_out.evaluations:
         return element("p", "No held-out loss was measured in this run.", class_="note")
     points = [(float(entry.step), entry.loss) for entry in held_out.evaluations]
-    margin = [(entry.step, entry.loss - (entry.noise or 0), entry.loss + (entry.noise or 0))
-              for entry in held_out.evaluations]  # fmt: skip
+    margin = []
+    for entry in held_out.evaluations:
+        if math.isfinite(entry.loss) and math.isfinite(entry.noise):
+            margin.append((entry.step, entry.loss - entry.noise, entry.loss + entry.noise))
     marks = [] if held_out.best is None else [(float(held_out.best[0]), f"best, at step {held_out.best[0]:,}")]
     whole = Chart(
         "Held-out loss",
@@ -73,7 +77,7 @@ def held_out_section(held_out: HeldOut | None) -> Html:
         [Series("all timesteps", points, dots=True)],
         marks=marks,
         margin=margin,
-        note=f"{held_out.images:,} images, {held_out.draws} draws each. The band is an evaluation's own noise.",
+        note=f"{count(held_out.images, 'image')}, {count(held_out.draws, 'draw')} of noise each. {BAND}",
     )
     names = [_range_name(low, high) for low, high in held_out.ranges]
     parts = []
@@ -98,8 +102,9 @@ def held_out_section(held_out: HeldOut | None) -> Html:
 def _held_out_table(held_out: HeldOut, names: Sequence[str]) -> Html:
     rows = []
     for entry in held_out.evaluations:
-        noise = DASH if entry.noise is None else f"{entry.noise:.2g}"
-        rows.append([f"{entry.step:,}", loss(entry.loss), noise, *[loss(value) for value in entry.by_range]])
+        rows.append(
+            [f"{entry.step:,}", loss(entry.loss), short(entry.noise, 2), *[loss(value) for value in entry.by_range]]
+        )
     head = ["Step", "Loss", "Noise", *names]
     return table(head, rows, caption="Held-out loss of every evaluation")
 
@@ -107,12 +112,19 @@ def _held_out_table(held_out: HeldOut, names: Sequence[str]) -> Html:
 def _stopped(stopped: JSON | None) -> Html | None:
     if stopped is None:
         return None
-    words = [f"{name.replace('_', ' ')} {_value(value)}" for name, value in stopped.items()]
-    return element("p", f"The run was stopped early: {', '.join(words)}.")
+    values = dict(stopped)
+    saved = values.pop("seconds_saved", None)
+    text = f"The run was stopped early, at step {values.pop('step', DASH)} of {values.pop('of', DASH)}"
+    text += f": {values.pop('reason', 'no reason is noted')}."
+    if isinstance(saved, int | float):
+        text += f" The rest would have cost {duration(saved)}."
+    more = [f"{name.replace('_', ' ')} {_value(value)}" for name, value in values.items()]
+    return element("p", " ".join([text, *more]))
 
 
 def _range_name(low: float, high: float) -> str:
-    return f"timesteps {low:g} to {high:g}"
+    """A range of timesteps, given as shares of them, in words; little noise comes first."""
+    return f"timesteps {100 * low:.3g} to {100 * high:.3g}\u00a0%"
 
 
 def decisions_section(run: Run) -> Html | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from .advice import advice
-from .markup import Html, element
+from .markup import Child, Html, element
 from .quality import last_quarter
 from .run_folder import Run
 from .stages import full_cost
@@ -159,5 +159,5 @@ def _resumes(run: Run) -> str:
     return ", ".join(f"{start.step:,}" for start in run.starts[1:])
 
 
-def _part(title: str, sentences: list[str]) -> Html:
+def _part(title: str, sentences: Sequence[Child]) -> Html:
     return element("div", element("h3", title), element("ul", [element("li", text) for text in sentences]))

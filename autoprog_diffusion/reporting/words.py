@@ -70,7 +70,9 @@ def loss(value: float | None) -> str:
 
 def percent(value: float | None) -> str:
     """A share in percent; no line ends between number and sign."""
-    return DASH if value is None or not math.isfinite(value) else f"{100 * value:.0f}\u00a0%"
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{'under 1' if 0 < value < 0.005 else f'{100 * value:.0f}'}\u00a0%"
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:

@@ -26,13 +26,15 @@ sys.path.append(str(HERE.parent))  # the modules that all benchmarks share
 
 import diffusers
 from common import ROOT, facts, load, print_rows, save
-from device import planned_device, without_memory
-from forked import forked
-from plans import PLANS, Plan
+from plans import PLANS
 from published import MODELS, SIZES
 from report import GB, flat, full_and_freeze, measured, peaks, targets
-from step import Run, stages
-from tracker import MemoryTracker
+
+from autoprog_diffusion.planner.device import planned_device, without_memory
+from autoprog_diffusion.planner.forked import forked
+from autoprog_diffusion.planner.settings import Plan
+from autoprog_diffusion.planner.step import Run, stages
+from autoprog_diffusion.planner.tracker import MemoryTracker
 
 
 RESULTS = HERE / "results.json"

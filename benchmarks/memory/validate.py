@@ -29,13 +29,15 @@ sys.path.append(str(HERE.parent))  # the modules that all benchmarks share
 import diffusers
 import torch
 from common import facts, load, print_rows, save
-from device import NoValues, planned_device, without_memory
-from forked import forked
 from medium import MEDIUM
-from plans import FULL, RANK, Plan
-from step import NoTracker, Run, train_step
+from plans import FULL, RANK
 from torch import Tensor
-from tracker import MemoryTracker, parts
+
+from autoprog_diffusion.planner.device import NoValues, planned_device, without_memory
+from autoprog_diffusion.planner.forked import forked
+from autoprog_diffusion.planner.settings import Plan
+from autoprog_diffusion.planner.step import NoTracker, Run, train_step
+from autoprog_diffusion.planner.tracker import MemoryTracker, parts
 
 
 RESULTS = HERE / "validation.json"

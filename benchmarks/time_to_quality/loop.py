@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth import GrowthScheduler
 from autoprog_diffusion.training.measure import counted_flops
+from autoprog_diffusion.training.optimizers import OPTIMIZERS, Settings
+from autoprog_diffusion.training.trained_dtype import store_in_bfloat16, store_in_float32
 
 
 WARMUP = 0.05  # of the run
@@ -73,6 +76,24 @@ def batches(count: int, seed: int) -> Iterator[int]:
         yield from torch.randperm(count, generator=generator).tolist()
 
 
+def make_optimizer(method: Method, parameters: Any, rate: float, seed: int) -> torch.optim.Optimizer:
+    """The optimizer of a method; bfloat16 weights are rounded by the seed."""
+    if method.optimizer == "fused":
+        return torch.optim.AdamW(parameters, lr=rate, fused=True)
+    rounding = seed if method.trained_dtype == "bfloat16" else None
+    return OPTIMIZERS[method.optimizer](parameters, Settings(lr=rate, seed=rounding))
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Every weight widened to float32, so that all methods are evaluated in one precision."""
+    narrow = [(parameter, parameter.data) for parameter in model.parameters() if parameter.dtype == torch.bfloat16]
+    store_in_float32(parameter for parameter, _ in narrow)
+    yield
+    for parameter, values in narrow:
+        parameter.data = values
+
+
 class Loop:
     """One run of one method.
 
@@ -95,12 +116,14 @@ class Loop:
         model = subject.denoiser
         model.requires_grad_(True)
         method.adapt(subject, seed)
+        if method.trained_dtype == "bfloat16":
+            store_in_bfloat16(model)
         config = method.config(subject.multiple)
         self.growth = GrowthScheduler(model, config)
         layout = self.growth.layout
         plan = None if method.plan is None else method.plan(len(layout.blocks), steps, seed)
         groups = self.growth.parameter_groups() if config.rewarm_steps else list(self.growth.parameters())
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, fused=True)
+        self.optimizer = make_optimizer(method, groups, rate, seed)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate_factor(step, steps))
         self.growth.prepare(model, num_training_steps=steps, plan=plan, optimizer=self.optimizer)
         self.rows = batches(subject.count, seed)
@@ -120,6 +143,7 @@ class Loop:
             if step + 1 in due:
                 self._evaluate(step + 1, repeats)
         self.growth.fold(self.subject.denoiser)
+        store_in_float32(self.subject.denoiser.parameters())
         for stage, times in zip(self.run.stages, self._times):
             stage["cpu_per_step"], stage["steps"] = median(times), len(times)
         return self.run
@@ -144,7 +168,7 @@ class Loop:
         batch = {"index": torch.tensor([next(self.rows) for _ in range(self._size())])}
         flops = self._count(batch)
         cpu, wall = time.process_time(), time.perf_counter()
-        loss: Tensor = self.subject.task.loss(self.subject.denoiser, batch)
+        loss = self._loss(batch)
         loss.backward()
         trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -169,17 +193,21 @@ class Loop:
         if grew:
             self._enter()
 
+    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.method.autocast):
+            return self.subject.task.loss(self.subject.denoiser, batch)
+
     def _count(self, batch: dict[str, Tensor]) -> float:
         trained = tuple(p.requires_grad for p in self.subject.denoiser.parameters())
         key = (trained, self.growth.stage, len(batch["index"]))
         if key not in self._flops:
-            task, model = self.subject.task, self.subject.denoiser
-            self._flops[key] = counted_flops(lambda: task.loss(model, batch).backward())
+            self._flops[key] = counted_flops(lambda: self._loss(batch).backward())
             self.optimizer.zero_grad()
             self.run.stages[-1].setdefault("flops_per_step", self._flops[key])
         return self._flops[key]
 
     def _evaluate(self, step: int, repeats: int) -> None:
-        loss = self.subject.held_out_loss(repeats)
+        with in_float32(self.subject.denoiser):
+            loss = self.subject.held_out_loss(repeats)
         self.run.curve.append({"step": step, **asdict(self.clock), "held_out_loss": loss})
         self.subject.task.enter_stage(self.growth)

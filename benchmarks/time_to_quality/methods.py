@@ -39,6 +39,9 @@ class Method:
         adapt: Chooses what may ever train, in place, before growth sees the model.
         plan: (blocks, steps, seed) -> stages, instead of the configuration's.
         batch_scales: Batch of every stage, as a factor of the case's.
+        optimizer: As `--optimizer` of the recipes; `fused` is torch's AdamW in one kernel.
+        trained_dtype: As `--trained_dtype`: bfloat16 rounds stochastically.
+        autocast: Whether training runs under bfloat16 autocast; evaluations never do.
         main: Whether it runs before the ablations, and in `--quick`.
         others: Whether the cases after the first include it.
         pictures: Whether pictures are drawn and judged.
@@ -52,6 +55,9 @@ class Method:
     adapt: Callable[[Subject, int], None] = _everything
     plan: Callable[[int, int, int], GrowthPlan] | None = None
     batch_scales: tuple[float, ...] | None = None
+    optimizer: str = "fused"
+    trained_dtype: str = "float32"
+    autocast: bool = False
     main: bool = False
     others: bool = False
     pictures: bool = False
@@ -167,6 +173,11 @@ def _windows(count: int, sweeps: int = 1, **fields: Any) -> dict[str, Any]:
     return {"num_stages": count * sweeps, "sweeps": sweeps, "order": "suffix", "direction": "window", **fields}
 
 
+def _stored(dtype: str) -> dict[str, Any]:
+    """Freezing in eight stages over frozen blocks that are held in a format."""
+    return {"growth": {**FREEZE, "frozen_dtype": dtype}, "plan": freeze_plan}
+
+
 BATCHES = (0.25, 0.5, 0.75, 1.0)
 SMALL = (0.5,) * 4
 BOTH = (5e-4, 1e-3)
@@ -177,6 +188,7 @@ EARLY = {**QUARTERS, "boundaries": (0.1, 0.2, 0.3)}
 HALF = _half(order="suffix", min_trainable=0.5)
 FREEZE = _stages(order="suffix", direction="freeze")
 EIGHT: dict[str, Any] = {"growth": FREEZE, "plan": freeze_plan}
+ROUNDED: dict[str, Any] = {"trained_dtype": "bfloat16", "autocast": True}
 PAPER = _stages(order="interleaved")
 SEARCH = _stages(search="zero_shot")
 MAIN: dict[str, Any] = {"main": True, "others": True}
@@ -241,6 +253,19 @@ METHODS = {
         Method("window_4_interleaved", "windows, every fourth block", _windows(4, order="interleaved"), rates=WIDE),
         Method("window_4_embedders", "windows, quarters, embedders always", _windows(4, embedders_always=True),
                rates=WIDE),
+        Method("window_2_float8", "windows, halves, frozen float8", _windows(2, frozen_dtype="float8"), rates=WIDE),
+        Method("freeze_8_float8", "freezing, 8 stages, frozen float8", **_stored("float8")),
+        Method("freeze_8_int8", "freezing, 8 stages, frozen int8", **_stored("int8")),
+        Method("freeze_8_nf4", "freezing, 8 stages, frozen nf4", **_stored("nf4")),
+        Method("freeze_8_autocast", "freezing, 8 stages, bf16 autocast", autocast=True, **EIGHT),
+        Method("freeze_8_bf16", "freezing, 8 stages, bf16 autocast, frozen bf16", autocast=True,
+               **_stored("bfloat16")),
+        Method("full_autocast", "full, bf16 autocast", autocast=True),
+        Method("full_8bit", "full, bf16 autocast, 8-bit Adam", optimizer="adamw8bit", autocast=True),
+        Method("full_8bit_bf16", "full, bf16 weights rounded stochastically, 8-bit Adam", rates=BOTH,
+               optimizer="adamw8bit", **ROUNDED),
+        Method("full_4bit_bf16", "full, bf16 weights rounded stochastically, 4-bit Adam", rates=BOTH,
+               optimizer="adamw4bit", **ROUNDED),
         Method("bitfit", "BitFit", adapt=bitfit, rates=FEW[1:]),
         Method("difffit", "DiffFit-style", adapt=difffit, rates=FEW[1:]),
     )

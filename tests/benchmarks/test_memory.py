@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,7 +33,7 @@ def two_layers() -> tuple[nn.Module, torch.Tensor]:
 
 
 def test_a_forward_pass_holds_what_is_saved_by_hand() -> None:
-    from tracker import MemoryTracker
+    from autoprog_diffusion.planner.tracker import MemoryTracker
 
     with MemoryTracker() as tracker:
         model, inputs = two_layers()
@@ -56,7 +55,7 @@ def test_a_forward_pass_holds_what_is_saved_by_hand() -> None:
 
 
 def test_a_step_holds_gradients_state_and_what_adam_computes_by_hand() -> None:
-    from tracker import MemoryTracker
+    from autoprog_diffusion.planner.tracker import MemoryTracker
 
     with MemoryTracker() as tracker:
         model, inputs = two_layers()
@@ -89,7 +88,7 @@ def test_a_step_holds_gradients_state_and_what_adam_computes_by_hand() -> None:
 
 
 def test_autocast_copies_of_weights_are_counted_by_hand() -> None:
-    from tracker import MemoryTracker
+    from autoprog_diffusion.planner.tracker import MemoryTracker
 
     with MemoryTracker() as tracker:
         model, inputs = two_layers()
@@ -107,7 +106,8 @@ def test_autocast_copies_of_weights_are_counted_by_hand() -> None:
 
 def test_parts_of_a_tensor_made_of_others_are_what_is_counted() -> None:
     from torch.testing._internal.two_tensor import TwoTensor
-    from tracker import MemoryTracker
+
+    from autoprog_diffusion.planner.tracker import MemoryTracker
 
     with MemoryTracker() as tracker:
         pair = TwoTensor(torch.zeros(8), torch.zeros(8))
@@ -122,10 +122,10 @@ def test_parts_of_a_tensor_made_of_others_are_what_is_counted() -> None:
 
 @pytest.mark.parametrize("id", ["sd", "dit", "sd3", "flux", "z_image", "qwen_image"])
 def test_fake_tensors_hold_what_real_ones_hold(id: str) -> None:
-    from device import NoValues
-    from plans import Plan
-    from step import Run, stages
-    from tracker import MemoryTracker
+    from autoprog_diffusion.planner.device import NoValues
+    from autoprog_diffusion.planner.settings import Plan
+    from autoprog_diffusion.planner.step import Run, stages
+    from autoprog_diffusion.planner.tracker import MemoryTracker
 
     def measure() -> list[Any]:
         row = BY_ID[id]
@@ -188,7 +188,6 @@ def test_predictions_were_within_ten_percent_of_real_runs() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="the rules of the planned device are compiled")
 def test_a_row_of_a_published_model_is_measured_again() -> None:
     command = [sys.executable, str(FOLDER / "run.py"), "--row", "DiT-XL/2", "full"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)

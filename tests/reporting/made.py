@@ -126,12 +126,12 @@ def held_out_of(done: int, made: Made) -> dict[str, Any]:
     for step in range(0, done + 1, every):
         value = 0.25 + 0.6 * math.exp(-made.speed * step / 20) + max(0, step - best_step) / made.steps / 3
         by_range = [value * factor for factor in (2.5, 1.0, 0.4, 0.1)]
-        entry = {"step": step, "loss": value, "noise": 0.01, "by_range": by_range, "seconds": 0.2}
+        entry = {"step": step, "loss": value, "noise": 0.01 if step else 0.0, "by_range": by_range, "seconds": 0.2}
         evaluations.append(entry)
-    best = min(evaluations, key=lambda entry: entry["loss"])
+    best = min(evaluations[1:], key=lambda entry: entry["loss"])
     return {
         "evaluations": evaluations,
-        "ranges": [[0, 250], [250, 500], [500, 750], [750, 1000]],
+        "ranges": [[0.0, 0.25], [0.25, 0.5], [0.5, 0.75], [0.75, 1.0]],
         "best": {"step": best["step"], "loss": best["loss"]},
         "stopped": None,
         "images": 40,

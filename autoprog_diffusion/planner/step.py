@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from device import NAME
-from plans import Plan
 from torch import Tensor, nn
-from tracker import Kind, MemoryTracker
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.search.recorded_calls import output_tensor, tensors_in
 from autoprog_diffusion.tasks.lora import LoraSettings, add_lora
 from autoprog_diffusion.training.optimizers import OPTIMIZERS, Settings
 from autoprog_diffusion.training.trained_dtype import store_in_bfloat16
+
+from .device import NAME
+from .settings import Plan
+from .tracker import Kind, MemoryTracker
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,6 @@ def stages(run: Run, tracker: MemoryTracker) -> Iterator[StageMemory]:
             blocks=len(stage.blocks),
             trained=sum(one.numel() for one in run.trained()),
             peak=peak.total,
-            split=dict(peak.split),
+            split={str(kind): count for kind, count in peak.split.items()},
             host=0 if device == "cpu" else tracker.peak("cpu").total,
         )

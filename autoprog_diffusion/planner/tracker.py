@@ -1,4 +1,4 @@
-"""What a device holds over a training step: every storage from its birth to its death, and what it is for.
+"""Follows every storage of a device over a training step from its birth to its death, and what it is for.
 
 `MemoryTracker` sees the result of every operation, of the forward and of the backward pass, on real and on fake
 tensors alike. What it cannot see are the workspaces that a kernel takes and gives back while it runs.

@@ -1,7 +1,7 @@
 """A training device without memory: its tensors have shapes and types, and PyTorch runs on them as on a CUDA device.
 
 Tensors are PyTorch's fake tensors, on the device type that PyTorch leaves to others (PrivateUse1), named `planned`.
-`rules.cpp` gives it what a CUDA device has: the same lists of operations that autocast runs in bfloat16 and in
+`rules.py` gives it what a CUDA device has: the same lists of operations that autocast runs in bfloat16 and in
 float32, with the same cached copies of weights, and fused attention. Memory of the host stays apart from the device's.
 """
 
@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorConverter, FakeTensorMode
-from torch.utils import backend_registration, cpp_extension
+from torch.utils import backend_registration
+
+from .rules import copies_end_with_autocast, register
 
 
 NAME = "planned"
-RULES = Path(__file__).with_name("rules.cpp")
 
 
 class Backend:
@@ -88,16 +88,9 @@ class NoValues(FakeTensorMode):
 
 @cache
 def planned_device() -> torch.device:
-    """Register the device with this process, and compile its rules when they are first used (15 seconds).
-
-    Raises:
-        SystemExit: There is no C++ compiler.
-    """
+    """The device, which is registered with this process when it is first asked for."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, Backend())
-    try:
-        cpp_extension.load("planned_device", [str(RULES)], extra_cflags=["-O0"], is_python_module=False)
-    except (OSError, RuntimeError) as error:
-        raise SystemExit(f"cannot compile {RULES}, which needs a C++ compiler and ninja: {error}") from error
+    register()
     return torch.device(NAME)
 
 
@@ -105,5 +98,5 @@ def planned_device() -> torch.device:
 def without_memory() -> Iterator[torch.device]:
     """The planned device; inside, no new tensor of any device holds memory."""
     device = planned_device()
-    with NoValues():
+    with NoValues(), copies_end_with_autocast():
         yield device

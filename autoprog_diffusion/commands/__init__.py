@@ -1,0 +1,1 @@
+"""The `autoprog-diffusion` command: a file for every subcommand, and their registry in `main.py`."""
