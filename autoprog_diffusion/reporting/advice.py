@@ -37,8 +37,8 @@ def _on_held_out(run: Run) -> Iterator[str]:
     if held_out is None or not held_out.evaluations:
         if not run.validations:
             yield (
-                "No held-out loss was measured, so this report cannot say which step was the best one. Hold images out: "
-                "docs/held_out.md says how."
+                "No held-out loss was measured, so this report cannot say which step was the best one. "
+                "docs/held_out.md says how to hold images out."
             )
         return
     if held_out.best is None:
@@ -48,8 +48,8 @@ def _on_held_out(run: Run) -> Iterator[str]:
     last = held_out.evaluations[-1]
     if first.step == 0 and first.loss < best_loss:
         yield (
-            f"Training never brought the held-out loss below that of the model it began with, {loss(first.loss)}: lower "
-            "--learning_rate, or look at the captions."
+            f"Training never brought the held-out loss below that of the model it began with, {loss(first.loss)}: "
+            "lower --learning_rate, or look at the captions."
         )
     elif clearly_above(last.loss, best_loss, held_out):
         yield from _on_overtraining(run, held_out, best_step)

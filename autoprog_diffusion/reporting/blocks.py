@@ -26,7 +26,14 @@ def draw_blocks(run: Run) -> Html | None:
         column = Band(axis.place(start), axis.place(end), f"stage {number + 1}")
         training = set(plan.stages[number].blocks)
         for block, name in enumerate(run.blocks):
-            cells.append(_cell(name, block, column, trains=block in training))
+            cells.append(
+                _cell(
+                    name,
+                    block,
+                    column,
+                    trains=block in training,
+                )
+            )
     height = ROW * plan.num_blocks
     drawing = element(
         "svg",
@@ -43,9 +50,19 @@ def draw_blocks(run: Run) -> Html | None:
     tall = min(26, max(8, 420 / plan.num_blocks)) * plan.num_blocks
     plot = element(
         "div",
-        element("div", _names(run), class_="names", aria_hidden="true"),
+        element(
+            "div",
+            _names(run),
+            class_="names",
+            aria_hidden="true",
+        ),
         element("div", drawing, class_="drawing"),
-        element("div", labels, class_="xlabels", aria_hidden="true"),
+        element(
+            "div",
+            labels,
+            class_="xlabels",
+            aria_hidden="true",
+        ),
         class_="plot blocks",
         style=f"--tall:{tall:.0f}px",
     )

@@ -81,7 +81,11 @@ def draw(chart: Chart) -> Html:
         return element("p", f"{chart.title}: nothing was measured.", class_="note")
     x_axis = _x_axis(chart, [x for x, _ in known])
     sides = [edge for _, low, high in chart.margin for edge in (low, high)]
-    y_axis = axis_of([*[y for _, y in known], *sides], log=chart.log, from_zero=chart.from_zero)
+    y_axis = axis_of(
+        [*[y for _, y in known], *sides],
+        log=chart.log,
+        from_zero=chart.from_zero,
+    )
     drawing = element(
         "svg",
         _bands(chart, x_axis),
@@ -96,9 +100,24 @@ def draw(chart: Chart) -> Html:
     )
     plot = element(
         "div",
-        element("div", _y_labels(y_axis), class_="ylabels", aria_hidden="true"),
-        element("div", drawing, _band_names(chart, x_axis), class_="drawing"),
-        element("div", _x_labels(x_axis), class_="xlabels", aria_hidden="true"),
+        element(
+            "div",
+            _y_labels(y_axis),
+            class_="ylabels",
+            aria_hidden="true",
+        ),
+        element(
+            "div",
+            drawing,
+            _band_names(chart, x_axis),
+            class_="drawing",
+        ),
+        element(
+            "div",
+            _x_labels(x_axis),
+            class_="xlabels",
+            aria_hidden="true",
+        ),
         class_="plot low" if chart.low else "plot",
     )
     return element(
@@ -141,7 +160,17 @@ def _bands(chart: Chart, axis: Axis) -> list[Html]:
         width = WIDTH * axis.place(band.end) - left
         title = element("title", f"{band.label}: {band.start:g} to {band.end:g}")
         shade = "band odd" if number % 2 else "band"
-        drawn.append(element("rect", title, class_=shade, x=_n(left), y=0, width=_n(width), height=_n(HEIGHT)))
+        drawn.append(
+            element(
+                "rect",
+                title,
+                class_=shade,
+                x=_n(left),
+                y=0,
+                width=_n(width),
+                height=_n(HEIGHT),
+            )
+        )
     return drawn
 
 
@@ -153,7 +182,14 @@ def _band_names(chart: Chart, axis: Axis) -> list[Html]:
         width = axis.place(band.end) - start
         if width > 0.1:
             style = f"left:{100 * start:.2f}%;width:{100 * width:.2f}%"
-            names.append(element("span", band.label, class_="bandname", style=style))
+            names.append(
+                element(
+                    "span",
+                    band.label,
+                    class_="bandname",
+                    style=style,
+                )
+            )
     return names
 
 
@@ -161,7 +197,16 @@ def _grid(axis: Axis) -> list[Html]:
     lines = []
     for value in axis.ticks():
         y = _n(HEIGHT * (1 - axis.place(value)))
-        lines.append(element("line", class_="grid", x1=0, x2=_n(WIDTH), y1=y, y2=y))
+        lines.append(
+            element(
+                "line",
+                class_="grid",
+                x1=0,
+                x2=_n(WIDTH),
+                y1=y,
+                y2=y,
+            )
+        )
     return lines
 
 
@@ -169,9 +214,29 @@ def _margin(chart: Chart, x_axis: Axis, y_axis: Axis) -> Html | None:
     """The area between two values of y along x: how far noise alone moves a line."""
     if len(chart.margin) < 2:
         return None
-    upper = [_point(x, high, x_axis, y_axis) for x, _, high in chart.margin]
-    lower = [_point(x, low, x_axis, y_axis) for x, low, _ in reversed(chart.margin)]
-    return element("path", class_="margin", d=f"M{'L'.join([*upper, *lower])}Z")
+    upper = [
+        _point(
+            x,
+            high,
+            x_axis,
+            y_axis,
+        )
+        for x, _, high in chart.margin
+    ]
+    lower = [
+        _point(
+            x,
+            low,
+            x_axis,
+            y_axis,
+        )
+        for x, low, _ in reversed(chart.margin)
+    ]
+    return element(
+        "path",
+        class_="margin",
+        d=f"M{'L'.join([*upper, *lower])}Z",
+    )
 
 
 def _line(line: Series, x_axis: Axis, y_axis: Axis) -> Html:
@@ -181,20 +246,46 @@ def _line(line: Series, x_axis: Axis, y_axis: Axis) -> Html:
         if not (math.isfinite(x) and math.isfinite(y)):
             parts.append([])
             continue
-        point = _point(x, y, x_axis, y_axis)
+        point = _point(
+            x,
+            y,
+            x_axis,
+            y_axis,
+        )
         parts[-1].append(point)
         if line.dots:
             title = element("title", f"{line.label}: {y:.4g} at {x:.6g}")
             # A line of no length with round ends is a dot, however the drawing is stretched.
-            dots.append(element("path", title, class_="dot", d=f"M{point}h0.01"))
+            dots.append(
+                element(
+                    "path",
+                    title,
+                    class_="dot",
+                    d=f"M{point}h0.01",
+                )
+            )
     path = "".join(f"M{'L'.join(part)}" for part in parts if part)
-    drawn = element("path", class_="faint" if line.faint else "line", d=path)
-    return element("g", drawn, dots, class_=f"c{line.colour % COLOURS}")
+    drawn = element(
+        "path",
+        class_="faint" if line.faint else "line",
+        d=path,
+    )
+    return element(
+        "g",
+        drawn,
+        dots,
+        class_=f"c{line.colour % COLOURS}",
+    )
 
 
 def _mark(x: float, label: str, axis: Axis) -> Html:
     place = _n(WIDTH * axis.place(x))
-    return element("path", element("title", label), class_="mark", d=f"M{place} 0V{_n(HEIGHT)}")
+    return element(
+        "path",
+        element("title", label),
+        class_="mark",
+        d=f"M{place} 0V{_n(HEIGHT)}",
+    )
 
 
 def _y_labels(axis: Axis) -> list[Html]:

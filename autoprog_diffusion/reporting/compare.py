@@ -22,17 +22,20 @@ PLACES = {
 
 def groups_of(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs of the same model together, in the order given."""
-    groups: dict[tuple[str, int, str], list[Run]] = {}
+    groups: list[list[Run]] = []
     for run in runs:
-        groups.setdefault(run.model_key, []).append(run)
-    return list(groups.values())
+        own = next((group for group in groups if run.trains_model_of(group[0])), None)
+        if own is None:
+            groups.append([run])
+        else:
+            own.append(run)
+    return groups
 
 
 def model_words(run: Run) -> str:
     """A model in words: its name, class and number of blocks."""
-    blocks = 0 if run.plan is None else run.plan.num_blocks
     kind = run.start.model_class or "a model"
-    return f"{run.model} ({kind} of {blocks} blocks)"
+    return f"{run.model} ({kind} of {run.num_blocks} blocks)"
 
 
 def comparison(runs: Sequence[Run]) -> Html:
@@ -43,9 +46,26 @@ def comparison(runs: Sequence[Run]) -> Html:
         lines = []
         for number, run in enumerate(runs):
             points = against(run, measure, column)
-            lines.append(Series(run.name, points, colour=number, dots=len(points) < 60))
+            lines.append(
+                Series(
+                    run.name,
+                    points,
+                    colour=number,
+                    dots=len(points) < 60,
+                )
+            )
         axis = f"{title} of the steps, in seconds"
-        charts.append(draw(Chart(f"{measure.name} against {title}", axis, "", lines, log=measure.lower)))
+        charts.append(
+            draw(
+                Chart(
+                    f"{measure.name} against {title}",
+                    axis,
+                    "",
+                    lines,
+                    log=measure.lower,
+                )
+            )
+        )
     notes = [element("li", note) for note in comparison_notes(runs, measure)]
     return element(
         "div",
@@ -125,7 +145,12 @@ def _differences(runs: Sequence[Run]) -> Html:
     if not rows:
         return element("p", "The runs have the same settings.", class_="note")
     head = ["Setting", *[run.name for run in runs]]
-    return table(head, rows, caption="Settings in which the runs differ", numbers=False)
+    return table(
+        head,
+        rows,
+        caption="Settings in which the runs differ",
+        numbers=False,
+    )
 
 
 def _facts(run: Run) -> dict[str, Any]:

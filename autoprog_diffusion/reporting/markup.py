@@ -91,7 +91,14 @@ def table(head: Iterable[Child], rows: Iterable[Iterable[Child]], *, caption: st
         element("tbody", body),
         class_="numbers" if numbers else None,
     )
-    return element("div", content, class_="scroll", tabindex=0, role="region", aria_label=caption)
+    return element(
+        "div",
+        content,
+        class_="scroll",
+        tabindex=0,
+        role="region",
+        aria_label=caption,
+    )
 
 
 def details(title: str, *children: Child) -> Html:

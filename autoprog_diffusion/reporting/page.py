@@ -13,19 +13,16 @@ from autoprog_diffusion.files import write_text_atomically
 
 from .blocks import draw_blocks
 from .compare import comparison, groups_of, model_words
+from .costs import costs_section
+from .decisions import decisions_section
 from .errors import ReportError
+from .gallery import pictures_section
+from .held_out_section import held_out_section
 from .markup import Child, Html, element
 from .run_folder import Run, read_run
-from .sections import (
-    costs_section,
-    data_section,
-    decisions_section,
-    held_out_section,
-    pictures_section,
-    settings_section,
-    timeline,
-)
+from .settings import data_section, settings_section
 from .summary import summary
+from .timeline import timeline
 from .words import count, listed
 
 
@@ -67,7 +64,10 @@ def unrepeated(folders: Sequence[Path]) -> list[Path]:
     """
     if not folders:
         raise ReportError("no run is named: give the --output_dir of one run or of several.")
-    return list({folder.resolve(): folder for folder in reversed(folders)}.values())[::-1]
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        found.setdefault(folder.resolve(), folder)
+    return list(found.values())
 
 
 def named(runs: Sequence[Run]) -> list[Run]:
@@ -89,9 +89,21 @@ def page(runs: Sequence[Run]) -> str:
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="color-scheme", content="light dark"),
+        element(
+            "meta",
+            name="viewport",
+            content="width=device-width, initial-scale=1",
+        ),
+        element(
+            "meta",
+            http_equiv="Content-Security-Policy",
+            content=POLICY,
+        ),
+        element(
+            "meta",
+            name="color-scheme",
+            content="light dark",
+        ),
         element("title", title),
         element("style", Html(style)),
     )
@@ -107,7 +119,12 @@ def _header(title: str, runs: dict[str, Run]) -> Html:
     if len(runs) > 1:
         links = [element("li", element("a", run.name, href=f"#{anchor}")) for anchor, run in runs.items()]
     navigation = element("nav", element("ul", links), aria_label="Runs") if links else None
-    return element("header", element("h1", title), element("p", made, class_="note"), navigation)
+    return element(
+        "header",
+        element("h1", title),
+        element("p", made, class_="note"),
+        navigation,
+    )
 
 
 def _comparisons(runs: Sequence[Run]) -> Html | None:

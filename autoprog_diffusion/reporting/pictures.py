@@ -66,7 +66,16 @@ def figure(picture: Picture, run: str) -> Html:
         width=int.from_bytes(content[16:20], "big"),
         height=int.from_bytes(content[20:24], "big"),
     )
-    return element("figure", element("figcaption", picture.title), element("div", image, class_="scroll", tabindex=0))
+    return element(
+        "figure",
+        element("figcaption", picture.title),
+        element(
+            "div",
+            image,
+            class_="scroll",
+            tabindex=0,
+        ),
+    )
 
 
 def _read(path: Path) -> bytes | None:

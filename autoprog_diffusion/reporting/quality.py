@@ -27,9 +27,21 @@ class Measure:
     fair: bool
 
 
-HELD_OUT = Measure("Held-out loss", lower=True, fair=True)
-ACCURACY = Measure("Validation accuracy", lower=False, fair=True)
-TRAINING = Measure("Training loss, smoothed", lower=True, fair=False)
+HELD_OUT = Measure(
+    "Held-out loss",
+    lower=True,
+    fair=True,
+)
+ACCURACY = Measure(
+    "Validation accuracy",
+    lower=False,
+    fair=True,
+)
+TRAINING = Measure(
+    "Training loss, smoothed",
+    lower=True,
+    fair=False,
+)
 
 
 def measured(run: Run, measure: Measure) -> list[tuple[int, float]]:

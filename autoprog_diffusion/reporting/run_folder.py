@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,55 +14,13 @@ from .files import check_is_run, measured_folder, read_json, read_optional, unde
 from .held_out import HELD_OUT_FILE, HeldOut
 from .pictures import Picture, find_pictures
 from .stages import Entered, StageCost
+from .starts import DataSource, Start, read_source, read_starts
 
 
 PLAN_FILE = "growth_plan.json"
+MOST_BLOCKS = 10_000
 # Columns of metrics.json that the report draws.
 COLUMNS = ("loss", "seconds", "cpu_seconds", "trainable", "resolution", "memory")
-
-
-@dataclass(frozen=True)
-class Start:
-    """One start of a run.
-
-    Attributes:
-        date: In ISO 8601.
-        step: Optimizer steps done before it.
-        steps: Optimizer steps of the whole run; None in files of older versions.
-        processes: Number of processes.
-        command: As it was typed.
-        versions: Package -> version.
-        settings: Flag -> value.
-        given: Flags of the command line.
-        data: Mark of the data, if it was noted.
-        model_class: Class of the model that trains; empty in files of older versions.
-        parameters: Number of its parameters.
-    """
-
-    date: str
-    step: int
-    steps: int | None
-    processes: int
-    command: tuple[str, ...]
-    versions: dict[str, str]
-    settings: dict[str, Any]
-    given: tuple[str, ...]
-    data: str
-    model_class: str
-    parameters: int | None
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """What was found in one source of data, and what became of it; see `data.report.Reading`."""
-
-    verb: str
-    source: str
-    found: int
-    used: int
-    left_out: dict[str, int]
-    examples: dict[str, tuple[str, ...]]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -137,16 +94,26 @@ class Run:
     @property
     def model(self) -> str:
         """Name of the model, as the command line gave it."""
-        settings = self.start.settings
-        name = settings.get("pretrained_model_name_or_path") or settings.get("model")
-        return str(name) if name else f"the default model of {self.script}"
+        return self.given_model or f"the default model of {self.script}"
 
     @property
-    def model_key(self) -> tuple[str, int, str]:
-        """Runs with equal keys trained the same model: its class, number of blocks and last part of its name."""
-        name = self.start.settings.get("pretrained_model_name_or_path") or self.start.settings.get("model")
-        blocks = 0 if self.plan is None else self.plan.num_blocks
-        return (self.start.model_class, blocks, Path(str(name)).name if name else "")
+    def given_model(self) -> str | None:
+        """Name of the model on the command line, if there was one."""
+        settings = self.start.settings
+        name = settings.get("pretrained_model_name_or_path") or settings.get("model")
+        return str(name) if name else None
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of the model's blocks; 0 where no file tells it."""
+        return 0 if self.plan is None else self.plan.num_blocks
+
+    def trains_model_of(self, other: Run) -> bool:
+        """Whether two runs trained the same model: its class, number of blocks, and the last part of its name."""
+        classes = {self.start.model_class, other.start.model_class} - {""}  # older versions do not tell it
+        # A folder may have been given by another path.
+        names = {Path(run.given_model or "").name for run in (self, other)}
+        return len(classes) < 2 and len(names) < 2 and self.num_blocks == other.num_blocks
 
     @property
     def total_seconds(self) -> float:
@@ -173,8 +140,8 @@ def read_run(folder: Path) -> Run:
     check_is_run(folder)
     values = read_json(folder / RUN_FILE)
     with understood(folder / RUN_FILE):
-        starts = _starts(values)
-        data = tuple(_source(source) for source in values.get("data_report", {}).get("sources", []))
+        starts = read_starts(values)
+        data = tuple(read_source(source) for source in values.get("data_report", {}).get("sources", []))
     place = measured_folder(folder)
     growth: JSON = {} if place is None else read_optional(place / GROWTH_FILE) or {}
     metrics: JSON = {} if place is None else read_optional(place / METRICS_FILE) or {}
@@ -209,56 +176,6 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _starts(values: JSON) -> tuple[Start, ...]:
-    """The starts in run.json; a file of a version that kept no history holds the settings of one."""
-    entries = values.get("starts") or [{"step": 0, "settings": values}]
-    return tuple(_start(entry) for entry in entries)
-
-
-def _start(entry: JSON) -> Start:
-    groups = dict(entry["settings"])
-    model = dict(entry.get("model", {}))
-    steps = entry.get("steps")
-    parameters = model.get("parameters")
-    return Start(
-        date=str(entry.get("date", "")),
-        step=int(entry["step"]),
-        steps=None if steps is None else int(steps),
-        processes=int(entry.get("num_processes", 1)),
-        command=tuple(map(str, entry.get("command", []))),
-        versions={str(name): str(version) for name, version in entry.get("versions", {}).items()},
-        settings=_flat(groups),
-        given=tuple(map(str, groups.get("given", []))),
-        data=str(entry.get("identity", {}).get("digest", "")),
-        model_class=str(model.get("class", "")),
-        parameters=None if parameters is None else int(parameters),
-    )
-
-
-def _flat(groups: dict[str, Any]) -> dict[str, Any]:
-    """Flag -> value over all groups of flags; the first group wins, as in `training.arguments.flat`."""
-    found: dict[str, Any] = {}
-    for name, value in groups.items():
-        for flag, setting in value.items() if isinstance(value, dict) else [(name, value)]:
-            found.setdefault(str(flag), setting)
-    found.pop("given", None)
-    return found
-
-
-def _source(values: JSON) -> DataSource:
-    left_out = dict(values.get("left_out", {}))
-    examples = dict(values.get("examples", {}))
-    return DataSource(
-        verb=str(values["verb"]),
-        source=str(values["source"]),
-        found=int(values["found"]),
-        used=int(values["used"]),
-        left_out={str(reason): int(number) for reason, number in left_out.items()},
-        examples={str(reason): tuple(map(str, names)) for reason, names in examples.items()},
-        notes=tuple(map(str, values.get("notes", []))),
-    )
-
-
 def _rows(values: JSON) -> dict[str, list[float]]:
     """The columns that are drawn.
 
@@ -287,10 +204,22 @@ def _plan(folder: Path, growth: JSON) -> GrowthPlan | None:
     """The plan as it was followed, or as it was laid before the first step; None without a file of it."""
     if "plan" in growth:
         with understood(folder / GROWTH_FILE):
-            return GrowthPlan.from_dict(growth["plan"])
+            return _checked_plan(growth["plan"])
     values = read_optional(folder / PLAN_FILE)
     with understood(folder / PLAN_FILE):
-        return None if values is None else GrowthPlan.from_dict(values)
+        return None if values is None else _checked_plan(values)
+
+
+def _checked_plan(values: JSON) -> GrowthPlan:
+    """The plan in a file.
+
+    Raises:
+        PlanError or ValueError: It is damaged.
+    """
+    plan = GrowthPlan.from_dict(values)
+    if plan.num_blocks > MOST_BLOCKS:
+        raise ValueError(f"num_blocks is {plan.num_blocks}, more than any model has")
+    return plan
 
 
 def _held_out(folder: Path) -> HeldOut | None:
@@ -305,14 +234,9 @@ def _block_names(plan: GrowthPlan | None, entered: tuple[Entered, ...]) -> tuple
         return ()
     names = {index: f"block {index + 1}" for index in range(plan.num_blocks)}
     for record in entered:
-        if record.stage >= len(plan.stages):
+        if not 0 <= record.stage < len(plan.stages):
             continue
         indices = plan.stages[record.stage].blocks
         if len(indices) == len(record.blocks):
             names.update(zip(indices, record.blocks))
     return tuple(names[index] for index in range(plan.num_blocks))
-
-
-def is_finite(value: float | None) -> bool:
-    """Whether a number is known and finite."""
-    return value is not None and math.isfinite(value)

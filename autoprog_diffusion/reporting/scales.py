@@ -28,7 +28,8 @@ class Axis:
     def place(self, value: float) -> float:
         """Where a value lies, from 0 at the start to 1 at the end; values outside lie at the ends."""
         low = self._scaled(self.low)
-        share = (self._scaled(value) - low) / (self._scaled(self.high) - low)
+        high = self._scaled(self.high)
+        share = (self._scaled(value) - low) / (high - low)
         return min(1.0, max(0.0, share))
 
     def ticks(self) -> list[float]:
@@ -54,13 +55,18 @@ def axis_of(values: Iterable[float], *, log: bool = False, from_zero: bool = Fal
     high = max(known)
     if log and low > 0 and high > 1.5 * low:
         return Axis(low * 0.97, high * 1.03, log=True)
-    if from_zero:
-        low = min(low, 0.0)
+    at_zero = from_zero and low >= 0
+    if at_zero:
+        low = 0.0
     room = 0.04 * (high - low)
-    if not room:
-        room = abs(high) / 2 or 0.5
-    start = low if from_zero and low >= 0 else low - room
-    return Axis(start, high + room)
+    if room == 0:
+        # All values are the same.
+        room = abs(high) / 2
+    if room == 0:
+        room = 0.5
+    if not at_zero:
+        low -= room
+    return Axis(low, high + room)
 
 
 def linear_ticks(low: float, high: float, about: int = 5) -> list[float]:
@@ -71,43 +77,62 @@ def linear_ticks(low: float, high: float, about: int = 5) -> list[float]:
         [0.0, 200.0, 400.0, 600.0]
     """
     rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    digits = math.floor(math.log10(rough))
+    power = 10.0**digits
+    steps = [factor * power for factor in (1, 2, 5, 10)]
+    step = next(size for size in steps if size >= 0.999 * rough)
+    # A tick at the very end of the axis counts, whatever rounding says.
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    ticks = []
+    for number in range(first, last + 1):
+        ticks.append(round(number * step, 12 - digits))
+    return ticks
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
     """Values of 1, 2 and 5 times powers of ten; of a narrow axis those of a linear one."""
     first = math.floor(math.log10(low))
     last = math.ceil(math.log10(high))
-    found = [digit * 10.0**power for power in range(first, last + 1) for digit in (1, 2, 5)]
-    inside = [value for value in found if low <= value <= high]
-    if len(inside) > 7:
-        inside = [value for value in inside if math.log10(value).is_integer()]
-    return inside if len(inside) >= 3 else linear_ticks(low, high, about=4)
+    digits = (1, 2, 5) if last - first <= 4 else (1,)
+    inside = []
+    for power in range(first, last + 1):
+        for digit in digits:
+            value = digit * 10.0**power
+            if low <= value <= high:
+                inside.append(value)
+    if len(inside) < 3:
+        return linear_ticks(low, high, about=4)
+    every = -(-len(inside) // 10)
+    return inside[::every]
 
 
 def tick_label(value: float) -> str:
     """A value of an axis in words."""
-    if value == 0:
+    magnitude = abs(value)
+    if magnitude == 0:
         return "0"
-    if abs(value) >= 1e6 or abs(value) < 1e-3:
+    if magnitude >= 1e6 or magnitude < 1e-3:
         return f"{value:.3g}"
-    return f"{value:,.6g}" if abs(value) >= 1 else f"{value:.4g}"
+    if magnitude >= 1:
+        return f"{value:,.6g}"
+    return f"{value:.4g}"
 
 
 def thinned(values: Sequence[float], most: int = 400) -> list[tuple[float, float]]:
     """At most so many points of a long column: the position, counted from 1, and the mean of every part of it."""
-    parts = min(most, len(values))
+    length = len(values)
+    parts = min(most, length)
     points = []
     for part in range(parts):
-        start = part * len(values) // parts
-        stop = (part + 1) * len(values) // parts
+        start = part * length // parts
+        stop = (part + 1) * length // parts
         inside = [value for value in values[start:stop] if math.isfinite(value)]
-        if inside:
-            points.append(((start + 1 + stop) / 2, math.fsum(inside) / len(inside)))
+        if not inside:
+            continue
+        middle = (start + 1 + stop) / 2
+        mean = math.fsum(inside) / len(inside)
+        points.append((middle, mean))
     return points
 
 
@@ -123,7 +148,10 @@ def smooth(values: Iterable[float], weight: float) -> list[float]:
     total = 0.0
     for value in values:
         if math.isfinite(value):
-            average = weight * average + (1 - weight) * value
-            total = weight * total + (1 - weight)
-        result.append(average / total if total else math.nan)
-    return [round(value, 12) for value in result]
+            average += (1 - weight) * (value - average)
+            total += (1 - weight) * (1 - total)
+        if total:
+            result.append(round(average / total, 12))
+        else:
+            result.append(math.nan)
+    return result

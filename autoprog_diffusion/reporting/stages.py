@@ -85,4 +85,8 @@ class Entered:
 def full_cost(stages: tuple[StageCost, ...], num_blocks: int) -> StageCost | None:
     """The stage that trained all blocks, at the largest size: what a step of full training costs; None without one."""
     whole = [row for row in stages if not row.searching and row.blocks >= num_blocks]
-    return max(reversed(whole), key=lambda row: row.resolution, default=None)
+    return max(
+        reversed(whole),
+        key=lambda row: row.resolution,
+        default=None,
+    )

@@ -8,16 +8,20 @@ from .advice import advice
 from .markup import Child, Html, element
 from .quality import last_quarter
 from .run_folder import Run
-from .stages import full_cost
 from .words import DASH, count, duration, loss, percent, ratio, short, size
 
 
 def summary(run: Run) -> Html:
     """The tiles and sentences at the top of a run."""
-    tiles = [
-        element("div", element("dt", name), element("dd", value, element("small", note)), class_="tile")
-        for name, value, note in _tiles(run)
-    ]
+    tiles = []
+    for name, value, note in _tiles(run):
+        tile = element(
+            "div",
+            element("dt", name),
+            element("dd", value, element("small", note)),
+            class_="tile",
+        )
+        tiles.append(tile)
     return element(
         "div",
         element("p", status(run), class_="status" if run.ended else "status open"),
@@ -33,26 +37,32 @@ def summary(run: Run) -> Html:
 def status(run: Run) -> str:
     """How far the run is."""
     steps = f"{run.steps_done:,} of {run.steps:,} steps"
-    if run.ended:
-        stopped = run.held_out is not None and run.held_out.stopped is not None
-        return f"Stopped early, and complete: {steps}." if stopped else f"Complete: {steps}."
     if run.measured is None:
         return "It has no complete checkpoint yet, so nothing of it was measured."
-    return f"Not complete: it runs, or was cut off. The newest complete checkpoint, {run.measured.name}, has {steps}."
+    if not run.ended:
+        place = run.measured.name
+        return f"Not complete: it runs, or was cut off. The newest complete checkpoint, {place}, has {steps}."
+    if run.held_out is not None and run.held_out.stopped is not None:
+        return f"Stopped early, and complete: {steps}."
+    return f"Complete: {steps}."
 
 
 def what_it_was(run: Run) -> str:
     """Script, model, data and plan in words."""
-    model = run.model
     details = []
     if run.start.model_class:
         details.append(run.start.model_class)
     if run.start.parameters:
-        details.append(f"{short(run.start.parameters)} parameters")
-    about = f" ({', '.join(details)})" if details else ""
-    images = sum(source.used for source in run.data[:1])
-    data = f" on {count(images, 'image')} from {run.data[0].source}" if images else ""
-    return f"{run.script} trained {model}{about}{data}. {plan_in_words(run)}"
+        parameters = short(run.start.parameters)
+        details.append(f"{parameters} parameters")
+    text = f"{run.script} trained {run.model}"
+    if details:
+        text += f" ({', '.join(details)})"
+    if run.data:
+        source = run.data[0]
+        images = count(source.used, "image")
+        text += f" on {images} from {source.source}"
+    return f"{text}. {plan_in_words(run)}"
 
 
 def plan_in_words(run: Run) -> str:
@@ -61,42 +71,50 @@ def plan_in_words(run: Run) -> str:
     if plan is None:
         return "Its plan is not known."
     steps = count(plan.num_training_steps, "step")
-    if len(plan.stages) == 1:
-        return f"All of its {steps} train {len(plan.stages[0].blocks)} of {plan.num_blocks} blocks."
-    numbers = ", ".join(str(len(stage.blocks)) for stage in plan.stages)
+    numbers = [str(len(stage.blocks)) for stage in plan.stages]
+    if len(numbers) == 1:
+        return f"All of its {steps} train {numbers[0]} of {plan.num_blocks} blocks."
     way = "opens" if plan.opens else "freezes"
     if not plan.monotone:
         way = "moves a window over"
-    return f"It {way} blocks in {len(plan.stages)} stages over {steps}: {numbers} of {plan.num_blocks} train."
+    stages = f"{len(numbers)} stages over {steps}"
+    return f"It {way} blocks in {stages}: {', '.join(numbers)} of {plan.num_blocks} train."
 
 
 def what_it_did(run: Run) -> Iterator[str]:
     """Losses and accuracy in sentences."""
+    yield from _losses_in_words(run)
+    if run.decisions:
+        decisions = count(len(run.decisions), "decision")
+        yield f"A search made {decisions}."
+    resumes = [f"{start.step:,}" for start in run.starts[1:]]
+    if resumes:
+        times = count(len(resumes), "time")
+        yield f"It was resumed {times}, at step {', '.join(resumes)}."
+    if run.measured is not None and not run.rows:
+        yield "An older version wrote it: metrics of single steps, and what is drawn from them, are missing."
+
+
+def _losses_in_words(run: Run) -> Iterator[str]:
     held_out = run.held_out
     if held_out is not None and held_out.evaluations:
         first = held_out.evaluations[0]
         last = held_out.evaluations[-1]
         text = f"Held-out loss {loss(first.loss)} at step {first.step:,}, {loss(last.loss)} at step {last.step:,}"
         if held_out.best is not None:
-            best_step, best_loss = held_out.best
-            text += f"; the best is {loss(best_loss)} at step {best_step:,}"
+            step, value = held_out.best
+            text += f"; the lowest is {loss(value)} at step {step:,}"
         yield f"{text}."
     for result in run.validations[-1:]:
-        words = [f"{name.replace('_', ' ')} {percent(result[name])}" for name in ("accuracy", "ema_accuracy")
-                 if name in result]  # fmt: skip
-        if words:
-            yield f"Validation: {', '.join(words)}."
-    losses = run.rows.get("loss", [])
+        accuracy = percent(result.get("accuracy"))
+        average = percent(result.get("ema_accuracy"))
+        yield f"Validation accuracy {accuracy}, of the averaged weights {average}."
+    losses = run.rows.get("loss")
     if losses:
         quarter = max(1, len(losses) // 4)
         start = sum(losses[:quarter]) / quarter
-        yield f"Mean training loss {loss(start)} over its first quarter, {loss(last_quarter(losses))} over its last."
-    if run.decisions:
-        yield f"A search made {count(len(run.decisions), 'decision')}."
-    if len(run.starts) > 1:
-        yield f"It was resumed {count(len(run.starts) - 1, 'time')}, at step {_resumes(run)}."
-    if not run.rows and run.measured is not None:
-        yield "An older version wrote it: metrics of single steps, and what is drawn from them, are missing."
+        end = last_quarter(losses)
+        yield f"Mean training loss {loss(start)} over its first quarter, {loss(end)} over its last."
 
 
 def what_it_cost(run: Run) -> Iterator[str]:
@@ -104,30 +122,40 @@ def what_it_cost(run: Run) -> Iterator[str]:
     if not run.stages:
         yield "Nothing was measured yet."
         return
-    yield (
-        f"Its steps took {duration(run.total_seconds)} of wall time and {duration(run.total_cpu_seconds)} of CPU time "
-        f"of the first process, on {run.device or 'an unknown device'} "
-        f"({count(run.start.processes, 'process').replace('processs', 'processes')}), and "
-        f"{short(run.total_flops)}FLOPs."
-    )
-    phases = [f"{name} {duration(value)}" for name, value in run.seconds.items()]
+    wall = duration(run.total_seconds)
+    cpu = duration(run.total_cpu_seconds)
+    flops = short(run.total_flops)
+    yield f"Its steps took {wall} of wall time and {cpu} of CPU time, and {flops}FLOPs, on {_devices(run)}."
+    phases = []
+    for name, seconds in run.seconds.items():
+        phases.append(f"{name} {duration(seconds)}")
     if phases:
         yield f"The last start as a whole: {', '.join(phases)}."
-    if run.held_out is not None:
+    if run.held_out is not None and run.held_out.evaluations:
         spent = sum(entry.seconds for entry in run.held_out.evaluations)
-        share = percent(ratio(spent, spent + run.total_seconds))
-        yield f"Evaluations on held-out images took {duration(spent)}, {share} of steps and evaluations together."
+        share = ratio(spent, spent + run.total_seconds)
+        yield f"Evaluations on held-out images took {duration(spent)}, {percent(share)} of steps and evaluations."
     yield saving_in_words(run)
+
+
+def _devices(run: Run) -> str:
+    device = run.device or "an unknown device"
+    processes = run.start.processes
+    if processes == 1:
+        return f"{device}, in one process"
+    return f"{device}, in {processes} processes, of which one is counted"
 
 
 def saving_in_words(run: Run) -> str:
     """Cost against as many steps of full training."""
     words = []
-    for name, less, more in (("flops", "fewer FLOPs", "more FLOPs"), ("time", "less time", "more time")):
+    for name, noun in (("flops", "FLOPs"), ("time", "time")):
         value = run.saving.get(name)
-        if value:
-            saved = 1 - 1 / value
-            words.append(f"{percent(abs(saved))} {less if saved >= 0 else more}")
+        if not value:
+            continue
+        saved = 1 - 1 / value
+        less = "fewer" if name == "flops" else "less"
+        words.append(f"{percent(abs(saved))} {less if saved >= 0 else 'more'} {noun}")
     if not words:
         return "No stage trained all blocks at full size: what full training would have cost was not measured."
     return f"Against as many steps of full training: {' and '.join(words)}."
@@ -135,29 +163,36 @@ def saving_in_words(run: Run) -> str:
 
 def _tiles(run: Run) -> Iterator[tuple[str, str, str]]:
     """Name, value and note of the largest numbers."""
+    yield _quality_tile(run)
+    pace = ratio(run.total_seconds, run.steps_done)
+    if pace is None:
+        yield "Wall time of the steps", DASH, "nothing was measured"
+    else:
+        yield "Wall time of the steps", duration(run.total_seconds), f"{duration(pace)} a step"
+    largest = max((stage.memory for stage in run.stages), default=None)
+    place = "of the process" if run.device in ("", "cpu") else "allocated on the GPU"
+    yield "Peak memory", size(largest), place
+    value = run.saving.get("flops")
+    if value:
+        yield "FLOPs saved", percent(1 - 1 / value), "against as many full steps"
+    else:
+        yield "FLOPs saved", DASH, "no stage trained all blocks"
+
+
+def _quality_tile(run: Run) -> tuple[str, str, str]:
     if run.held_out is not None and run.held_out.best is not None:
         step, value = run.held_out.best
-        yield "Best held-out loss", loss(value), f"at step {step:,}"
-    elif run.rows.get("loss"):
-        yield "Training loss", loss(last_quarter(run.rows["loss"])), "mean of the last quarter"
-    yield "Wall time of the steps", duration(run.total_seconds) if run.stages else DASH, _pace(run)
-    largest = max((stage.memory for stage in run.stages), default=None)
-    on_cpu = run.device in ("", "cpu")
-    yield "Peak memory", size(largest), "of the process" if on_cpu else "allocated on the GPU"
-    full = None if run.plan is None else full_cost(run.stages, run.plan.num_blocks)
-    saved = run.saving.get("flops")
-    note = "against as many full steps" if full is not None else "no stage trained all blocks"
-    yield "FLOPs saved", percent(1 - 1 / saved) if saved else DASH, note
-
-
-def _pace(run: Run) -> str:
-    pace = ratio(run.total_seconds, run.steps_done)
-    return "" if pace is None else f"{duration(pace)} a step"
-
-
-def _resumes(run: Run) -> str:
-    return ", ".join(f"{start.step:,}" for start in run.starts[1:])
+        return "Lowest held-out loss", loss(value), f"at step {step:,}"
+    losses = run.rows.get("loss")
+    if losses:
+        return "Training loss", loss(last_quarter(losses)), "mean of the last quarter"
+    return "Training loss", loss(run.stages[-1].loss if run.stages else None), "at the end of the last stage"
 
 
 def _part(title: str, sentences: Sequence[Child]) -> Html:
-    return element("div", element("h3", title), element("ul", [element("li", text) for text in sentences]))
+    points = [element("li", text) for text in sentences]
+    return element(
+        "div",
+        element("h3", title),
+        element("ul", points),
+    )

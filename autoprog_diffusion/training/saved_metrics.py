@@ -73,7 +73,12 @@ def keep_measurements(accelerator: Accelerator, growth: Growth, metrics: Metrics
     def save(models: list[Any], weights: list[Any], folder: str) -> None:
         del models, weights
         if accelerator.is_main_process:
-            write_growth_json(Path(folder) / GROWTH_FILE, growth, metrics, {})
+            write_growth_json(
+                Path(folder) / GROWTH_FILE,
+                growth,
+                metrics,
+                {},
+            )
             write_metrics_json(Path(folder) / METRICS_FILE, metrics)
 
     accelerator.register_save_state_pre_hook(save)
