@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from autoprog_diffusion.growth.plan import GrowthPlan
 
-from .charts import Band
+from .charts import Band, x_labels
 from .markup import Html, element
 from .run_folder import Run
-from .scales import WIDTH, Axis, tick_label
+from .scales import WIDTH, Axis
 
 
 MOST_NAMES = 40
@@ -21,56 +21,21 @@ def draw_blocks(run: Run) -> Html | None:
     if plan is None or not plan.num_blocks:
         return None
     axis = Axis(0, plan.num_training_steps)
-    cells = []
-    for number, (start, end) in enumerate(stage_ends(plan)):
-        column = Band(axis.place(start), axis.place(end), f"stage {number + 1}")
-        training = set(plan.stages[number].blocks)
-        for block, name in enumerate(run.blocks):
-            cells.append(
-                _cell(
-                    name,
-                    block,
-                    column,
-                    trains=block in training,
-                )
-            )
-    height = ROW * plan.num_blocks
-    drawing = element(
-        "svg",
-        cells,
-        _progress(run, axis, height),
-        viewBox=f"0 0 {WIDTH:g} {height:g}",
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=describe_blocks(run, plan),
-    )
-    labels = []
-    for value in axis.ticks():
-        labels.append(element("span", tick_label(value), style=f"left:{100 * axis.place(value):.2f}%"))
-    tall = min(26, max(8, 420 / plan.num_blocks)) * plan.num_blocks
-    plot = element(
-        "div",
-        element(
-            "div",
-            _names(run),
-            class_="names",
-            aria_hidden="true",
-        ),
-        element("div", drawing, class_="drawing"),
-        element(
-            "div",
-            labels,
-            class_="xlabels",
-            aria_hidden="true",
-        ),
-        class_="plot blocks",
-        style=f"--tall:{tall:.0f}px",
-    )
     legend = element(
         "p",
         element("span", element("i", class_="key box trains"), "trains"),
         element("span", element("i", class_="key box still"), "does not train"),
         class_="legend",
+    )
+    row_height = min(26, max(8, 420 / plan.num_blocks))
+    tall = row_height * plan.num_blocks
+    plot = element(
+        "div",
+        element("div", _names(run), class_="names", aria_hidden="true"),
+        element("div", _drawing(run, plan, axis), class_="drawing"),
+        element("div", x_labels(axis), class_="xlabels", aria_hidden="true"),
+        class_="plot blocks",
+        style=f"--tall:{tall:.0f}px",
     )
     return element(
         "figure",
@@ -79,6 +44,27 @@ def draw_blocks(run: Run) -> Html | None:
         plot,
         element("p", "optimizer step", class_="xtitle"),
         class_="chart",
+    )
+
+
+def _drawing(run: Run, plan: GrowthPlan, axis: Axis) -> Html:
+    """A row for every block, a column for every stage, and a veil over what is still to come."""
+    cells = []
+    for number, (start, end) in enumerate(stage_ends(plan)):
+        column = Band(axis.place(start), axis.place(end), f"stage {number + 1}")
+        training = set(plan.stages[number].blocks)
+        for row, name in enumerate(run.blocks):
+            cell = _cell(name, row, column, trains=row in training)
+            cells.append(cell)
+    height = ROW * plan.num_blocks
+    return element(
+        "svg",
+        cells,
+        _veil(run, axis, height),
+        viewBox=f"0 0 {WIDTH:g} {height:g}",
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=describe_blocks(run, plan),
     )
 
 
@@ -125,12 +111,18 @@ def _names(run: Run) -> list[Html]:
     return names
 
 
-def _progress(run: Run, axis: Axis, height: float) -> Html | None:
+def _veil(run: Run, axis: Axis, height: float) -> Html | None:
     """A veil over the steps that a run has not done."""
     if run.steps_done >= axis.high:
         return None
     left = WIDTH * axis.place(run.steps_done)
-    title = element("title", f"not trained yet: the run stands at step {run.steps_done}")
+    width = WIDTH - left
     return element(
-        "rect", title, class_="veil", x=f"{left:.2f}", y=0, width=f"{WIDTH - left:.2f}", height=f"{height:.2f}"
+        "rect",
+        element("title", f"not trained yet: the run stands at step {run.steps_done}"),
+        class_="veil",
+        x=f"{left:.2f}",
+        y=0,
+        width=f"{width:.2f}",
+        height=f"{height:.2f}",
     )

@@ -76,58 +76,64 @@ class Chart:
 
 def draw(chart: Chart) -> Html:
     """The chart as a figure, with a description for readers who do not see it."""
-    known = [(x, y) for line in chart.series for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
+    known = finite_points(chart)
     if not known:
         return element("p", f"{chart.title}: nothing was measured.", class_="note")
     x_axis = _x_axis(chart, [x for x, _ in known])
-    sides = [edge for _, low, high in chart.margin for edge in (low, high)]
-    y_axis = axis_of(
-        [*[y for _, y in known], *sides],
-        log=chart.log,
-        from_zero=chart.from_zero,
+    heights = [y for _, y in known]
+    for _, low, high in chart.margin:
+        heights += [low, high]
+    y_axis = axis_of(heights, log=chart.log, from_zero=chart.from_zero)
+    plot = element(
+        "div",
+        element("div", _y_labels(y_axis), class_="ylabels", aria_hidden="true"),
+        element(
+            "div",
+            _drawing(chart, x_axis, y_axis),
+            _band_names(chart, x_axis),
+            class_="drawing",
+        ),
+        element("div", x_labels(x_axis), class_="xlabels", aria_hidden="true"),
+        class_="plot low" if chart.low else "plot",
     )
-    drawing = element(
+    unit = element("span", f" {chart.y_label}", class_="unit")
+    note = element("p", chart.note, class_="note") if chart.note else None
+    return element(
+        "figure",
+        element("figcaption", chart.title, unit),
+        _legend(chart),
+        plot,
+        element("p", chart.x_label, class_="xtitle"),
+        note,
+        class_="chart",
+    )
+
+
+def finite_points(chart: Chart) -> list[tuple[float, float]]:
+    """The points of all lines that can be drawn."""
+    points = []
+    for line in chart.series:
+        for x, y in line.points:
+            if math.isfinite(x) and math.isfinite(y):
+                points.append((x, y))
+    return points
+
+
+def _drawing(chart: Chart, x_axis: Axis, y_axis: Axis) -> Html:
+    """All that stretches with the page."""
+    lines = [_line(line, x_axis, y_axis) for line in chart.series]
+    marks = [_mark(x, label, x_axis) for x, label in chart.marks]
+    return element(
         "svg",
         _bands(chart, x_axis),
         _grid(y_axis),
         _margin(chart, x_axis, y_axis),
-        [_line(line, x_axis, y_axis) for line in chart.series],
-        [_mark(x, label, x_axis) for x, label in chart.marks],
+        lines,
+        marks,
         viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}",
         preserveAspectRatio="none",
         role="img",
         aria_label=describe(chart),
-    )
-    plot = element(
-        "div",
-        element(
-            "div",
-            _y_labels(y_axis),
-            class_="ylabels",
-            aria_hidden="true",
-        ),
-        element(
-            "div",
-            drawing,
-            _band_names(chart, x_axis),
-            class_="drawing",
-        ),
-        element(
-            "div",
-            _x_labels(x_axis),
-            class_="xlabels",
-            aria_hidden="true",
-        ),
-        class_="plot low" if chart.low else "plot",
-    )
-    return element(
-        "figure",
-        element("figcaption", chart.title, element("span", f" {chart.y_label}", class_="unit")),
-        _legend(chart),
-        plot,
-        element("p", chart.x_label, class_="xtitle"),
-        element("p", chart.note, class_="note") if chart.note else None,
-        class_="chart",
     )
 
 
@@ -295,7 +301,8 @@ def _y_labels(axis: Axis) -> list[Html]:
     return labels
 
 
-def _x_labels(axis: Axis) -> list[Html]:
+def x_labels(axis: Axis) -> list[Html]:
+    """Labels below an axis."""
     labels = []
     for value in axis.ticks():
         labels.append(element("span", tick_label(value), style=f"left:{100 * axis.place(value):.2f}%"))

@@ -41,31 +41,10 @@ def model_words(run: Run) -> str:
 def comparison(runs: Sequence[Run]) -> Html:
     """Runs of one model side by side."""
     measure = common_measure(runs)
-    charts = []
-    for title, column in (("wall time", "seconds"), ("CPU time", "cpu_seconds")):
-        lines = []
-        for number, run in enumerate(runs):
-            points = against(run, measure, column)
-            lines.append(
-                Series(
-                    run.name,
-                    points,
-                    colour=number,
-                    dots=len(points) < 60,
-                )
-            )
-        axis = f"{title} of the steps, in seconds"
-        charts.append(
-            draw(
-                Chart(
-                    f"{measure.name} against {title}",
-                    axis,
-                    "",
-                    lines,
-                    log=measure.lower,
-                )
-            )
-        )
+    charts = [
+        _curves(runs, measure, "wall time", "seconds"),
+        _curves(runs, measure, "CPU time", "cpu_seconds"),
+    ]
     notes = [element("li", note) for note in comparison_notes(runs, measure)]
     return element(
         "div",
@@ -74,6 +53,24 @@ def comparison(runs: Sequence[Run]) -> Html:
         _costs(runs, measure),
         _differences(runs),
     )
+
+
+def _curves(runs: Sequence[Run], measure: Measure, cost: str, column: str) -> Html:
+    """How good the runs were over what they had cost."""
+    lines = []
+    for number, run in enumerate(runs):
+        points = against(run, measure, column)
+        dots = len(points) < 60
+        line = Series(run.name, points, colour=number, dots=dots)
+        lines.append(line)
+    chart = Chart(
+        f"{measure.name} against {cost}",
+        f"{cost} of the steps, in seconds",
+        "",
+        lines,
+        log=measure.lower,
+    )
+    return draw(chart)
 
 
 def comparison_notes(runs: Sequence[Run], measure: Measure) -> list[str]:
@@ -103,30 +100,40 @@ def comparison_notes(runs: Sequence[Run], measure: Measure) -> list[str]:
 
 def _costs(runs: Sequence[Run], measure: Measure) -> Html:
     """A row per run: how good it was, and what it cost."""
-    bests = [best(measured(run, measure), measure) for run in runs]
-    goals = [found[1] for found in bests if found is not None]
-    # What every run has reached: the worst of the best values.
-    goal = None if not goals else (max(goals) if measure.lower else min(goals))
-    rows = []
-    for run, found in zip(runs, bests):
-        reached = None if goal is None else time_to(run, measure, goal)
-        rows.append(
-            [
-                run.name,
-                f"{run.steps_done:,} of {run.steps:,}",
-                DASH if found is None else _quality(found[1], measure),
-                DASH if found is None else f"{found[0]:,}",
-                duration(reached),
-                duration(run.total_seconds),
-                duration(run.total_cpu_seconds),
-                short(run.total_flops),
-                size(max((stage.memory for stage in run.stages), default=None)),
-            ]
-        )
+    goal = common_goal(runs, measure)
+    rows = [_cost_row(run, measure, goal) for run in runs]
     head = ["Run", "Steps", f"Best {measure.name.lower()}", "At step"]
-    head += ["Wall time to what all reached" if goal is None else f"Wall time to {_quality(goal, measure)}"]
+    head.append("Wall time to the goal" if goal is None else f"Wall time to {_quality(goal, measure)}")
     head += ["Wall time", "CPU time", "FLOPs", "Peak memory"]
     return table(head, rows, caption="What the runs reached and cost")
+
+
+def common_goal(runs: Sequence[Run], measure: Measure) -> float | None:
+    """What every run has reached: the worst of their best values; None where a run has none."""
+    values = []
+    for run in runs:
+        found = best(measured(run, measure), measure)
+        if found is None:
+            return None
+        values.append(found[1])
+    return max(values) if measure.lower else min(values)
+
+
+def _cost_row(run: Run, measure: Measure, goal: float | None) -> list[str]:
+    found = best(measured(run, measure), measure)
+    reached = None if goal is None else time_to(run, measure, goal)
+    largest = max((stage.memory for stage in run.stages), default=None)
+    return [
+        run.name,
+        f"{run.steps_done:,} of {run.steps:,}",
+        DASH if found is None else _quality(found[1], measure),
+        DASH if found is None else f"{found[0]:,}",
+        duration(reached),
+        duration(run.total_seconds),
+        duration(run.total_cpu_seconds),
+        short(run.total_flops),
+        size(largest),
+    ]
 
 
 def _quality(value: float, measure: Measure) -> str:
@@ -136,21 +143,20 @@ def _quality(value: float, measure: Measure) -> str:
 def _differences(runs: Sequence[Run]) -> Html:
     """The settings, processes and versions in which runs differ."""
     facts = [_facts(run) for run in runs]
-    names = list(dict.fromkeys(name for values in facts for name in values))
+    names: dict[str, None] = {}
+    for values in facts:
+        names |= dict.fromkeys(values)
     rows = []
     for name in names:
-        values = [_words(values, name) for values in facts]
-        if len(set(values)) > 1:
-            rows.append([name, *values])
+        words = [_words(values, name) for values in facts]
+        if len(set(words)) > 1:
+            rows.append([name, *words])
     if not rows:
         return element("p", "The runs have the same settings.", class_="note")
-    head = ["Setting", *[run.name for run in runs]]
-    return table(
-        head,
-        rows,
-        caption="Settings in which the runs differ",
-        numbers=False,
-    )
+    head = ["Setting"]
+    for run in runs:
+        head.append(run.name)
+    return table(head, rows, caption="Settings in which the runs differ", numbers=False)
 
 
 def _facts(run: Run) -> dict[str, Any]:

@@ -8,14 +8,21 @@ from .run_folder import Run
 
 
 def pictures_section(run: Run) -> Html:
-    """What the run drew."""
+    """What the run drew in the middle of training, and at its end."""
     if not run.pictures:
         return element("p", "No pictures are in the folder.", class_="note")
-    final = [picture for picture in run.pictures if picture.step is None]
-    grids = [picture for picture in run.pictures if picture.step is not None]
-    shown = spread(grids)
+    final = []
+    grids = []
+    for picture in run.pictures:
+        if picture.step is None:
+            final.append(picture)
+        else:
+            grids.append(picture)
+    figures = []
+    for picture in [*spread(grids), *final]:
+        figures.append(figure(picture, run.name))
     left = None
-    if len(shown) < len(grids):
+    if len(grids) > MOST_GRIDS:
         text = f"{MOST_GRIDS} of {len(grids)} grids, evenly spread; all are in the folder."
         left = element("p", text, class_="note")
-    return element("div", [figure(picture, run.name) for picture in [*shown, *final]], left)
+    return element("div", figures, left)

@@ -39,58 +39,44 @@ def data_section(run: Run) -> Html:
 def settings_section(run: Run) -> Html:
     """Flags of the last start, those of the command line apart, and all starts."""
     start = run.start
-    given = [[f"--{name}", _value(start.settings.get(name))] for name in start.given]
-    others = [[f"--{name}", _value(value)] for name, value in start.settings.items() if name not in start.given]
-    head = ["Flag", "Value"]
-    starts = []
-    for number, entry in enumerate(run.starts, start=1):
-        versions = ", ".join(f"{name} {version}" for name, version in entry.versions.items())
-        cells = [
-            str(number),
-            entry.date,
-            f"{entry.step:,}",
-            str(entry.processes),
-            " ".join(entry.command),
-            versions,
-        ]
-        starts.append(cells)
-    start_head = [
-        "Start",
-        "Date",
-        "At step",
-        "Processes",
-        "Command",
-        "Versions",
-    ]
+    given = []
+    for name in start.given:
+        value = start.settings.get(name)
+        given.append([f"--{name}", _value(value)])
+    others = []
+    for name, value in start.settings.items():
+        if name not in start.given:
+            others.append([f"--{name}", _value(value)])
+    parts = []
+    if given:
+        parts.append(_flags(given, "Given on the command line"))
     return element(
         "div",
-        table(
-            head,
-            given,
-            caption="Given on the command line",
-            numbers=False,
-        )
-        if given
-        else None,
-        details(
-            "All other flags",
-            table(
-                head,
-                others,
-                caption="Defaults",
-                numbers=False,
-            ),
-        ),
-        details(
-            "Starts",
-            table(
-                start_head,
-                starts,
-                caption="Every start of the run",
-                numbers=False,
-            ),
-        ),
+        parts,
+        details("All other flags", _flags(others, "Defaults")),
+        details("Starts", _starts(run)),
     )
+
+
+def _flags(rows: list[list[str]], caption: str) -> Html:
+    return table(["Flag", "Value"], rows, caption=caption, numbers=False)
+
+
+def _starts(run: Run) -> Html:
+    rows = []
+    for number, start in enumerate(run.starts, start=1):
+        versions = [f"{name} {version}" for name, version in start.versions.items()]
+        row = [
+            str(number),
+            start.date,
+            f"{start.step:,}",
+            str(start.processes),
+            " ".join(start.command),
+            ", ".join(versions),
+        ]
+        rows.append(row)
+    head = ["Start", "Date", "At step", "Processes", "Command", "Versions"]
+    return table(head, rows, caption="Every start of the run", numbers=False)
 
 
 def _value(value: Any) -> str:

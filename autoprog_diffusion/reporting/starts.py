@@ -1,4 +1,4 @@
-"""What `run.json` tells: the starts of a run, and what its data holds."""
+"""The starts of a run and its data, as `run.json` tells them."""
 
 from __future__ import annotations
 

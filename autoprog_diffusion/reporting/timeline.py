@@ -20,52 +20,27 @@ def timeline(run: Run) -> Html:
         return element("p", "No metrics of single steps are there to draw.", class_="note")
     rows = run.rows
     bands = stage_bands(run)
-    smoothed = smooth(rows["loss"], smoothing(rows["loss"]))
-    lines = [
-        Series("every step", thinned(rows["loss"]), faint=True),
-        Series("moving average", thinned(smoothed)),
-    ]
-    large = draw(
-        Chart(
-            "Training loss",
-            X_LABEL,
-            "",
-            lines,
-            bands=bands,
-            log=True,
-        )
-    )
-    times = [1000 * value for value in rows["seconds"]]
+    milliseconds = [1000 * value for value in rows["seconds"]]
+    percents = [100 * value for value in rows["trainable"]]
+    mebibytes = [value / 2**20 for value in rows["memory"]]
     small = [
-        _small(
-            "Time of a step",
-            "ms",
-            _clipped(times),
-            bands,
-        ),
-        _small(
-            "Parameters that train",
-            "%",
-            [100 * value for value in rows["trainable"]],
-            bands,
-        ),
-        _small(
-            "Memory",
-            "MiB",
-            [value / 2**20 for value in rows["memory"]],
-            bands,
-        ),
+        _small("Time of a step", "ms", _clipped(milliseconds), bands),
+        _small("Parameters that train", "%", percents, bands),
+        _small("Memory", "MiB", mebibytes, bands),
     ]
     if len(set(rows["resolution"])) > 1:
-        small.append(
-            _small(
-                "Size of the images",
-                "px",
-                rows["resolution"],
-                bands,
-            )
-        )
-    return element("div", large, side_by_side(*small))
+        size = _small("Size of the images", "px", rows["resolution"], bands)
+        small.append(size)
+    return element("div", _losses(rows["loss"], bands), side_by_side(*small))
+
+
+def _losses(losses: list[float], bands: Sequence[Band]) -> Html:
+    average = smooth(losses, smoothing(losses))
+    lines = [
+        Series("every step", thinned(losses), faint=True),
+        Series("moving average", thinned(average)),
+    ]
+    return draw(Chart("Training loss", X_LABEL, "", lines, bands=bands, log=True))
 
 
 def stage_bands(run: Run) -> list[Band]:
