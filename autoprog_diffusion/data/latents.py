@@ -15,6 +15,7 @@ from autoprog_diffusion.growth.resize import resize_images, stage_size
 
 from .cache import ArrayCache, CacheType, build_cache, module_fingerprint, text_fingerprint
 from .decode import read_image, undecoded
+from .errors import DataError
 from .images import ImageSettings, to_pixels
 from .placement import on_device
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 
 Batch = dict[str, Tensor]
+# Images that are encoded together have about so many pixels: what a VAE keeps of them takes some GB.
+PIXELS = 2 * 512**2
 
 
 @dataclass(eq=False)
@@ -104,7 +107,7 @@ class Latents:
             self._encode,
             fingerprint=mark,
             accelerator=self.accelerator,
-            batch_size=32,
+            batch_size=max(1, min(32, PIXELS // self.side**2)),
             title=f"encoding {name}",
             dtype=self.dtype,
         )
@@ -125,9 +128,18 @@ class Latents:
         return self._moments(torch.stack(images))
 
     def _moments(self, pixels: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 2C, h, w) moments of the posterior: means, then logarithms of variances."""
+        """(N, 3, H, W) -> (N, 2C, h, w) moments of the posterior, float32: means, then logarithms of variances.
+
+        Raises:
+            DataError: The VAE computes in less than float32, and overflows.
+        """
+        dtype = self.vae.dtype
         with torch.no_grad():
-            return self.vae.encode(pixels.to(self.accelerator.device)).latent_dist.parameters
+            pixels = pixels.to(device=self.accelerator.device, dtype=dtype)
+            moments = self.vae.encode(pixels).latent_dist.parameters
+        if dtype != torch.float32 and not moments.isfinite().all():
+            raise DataError(f"the VAE overflows in {dtype}: use --vae_dtype float32.")
+        return moments.float()
 
 
 def normalize(latents: Tensor, config: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""What to do after a run: rules that look at what it measured."""
+"""Advice after a run: rules that look at what it measured, and say what to do next."""
 
 from __future__ import annotations
 

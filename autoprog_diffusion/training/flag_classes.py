@@ -12,7 +12,7 @@ FlagClass = Literal["must be equal", "applied", "extendable"]
 # What is trained on what: another value would be another run. A flag that is in none of the lists counts as one.
 MUST_BE_EQUAL = frozenset(
     # The model.
-    "pretrained_model_name_or_path revision variant text_encoder_dtype "
+    "pretrained_model_name_or_path revision variant text_encoder_dtype vae_dtype "
     "model model_kwargs img_size drop_path genotype member "
     # The data, and the order in which they come.
     "train_data_dir dataset_name dataset_config_name image_column caption_column label_column max_train_samples "
@@ -44,7 +44,7 @@ APPLIED = frozenset(
     "validation_steps validation_prompts num_inference_steps guidance_scale log_interval report_to "
     "tracker_project_name logging_dir sample_batch_size "
     "cache_dir dataloader_num_workers workers gradient_checkpointing checkpointing memory_gb frozen_dtype "
-    "offload_ema foreach_ema allow_tf32 "
+    "offload_ema offload_optimizer foreach_ema allow_tf32 "
     "channels_last".split()
 )
 

@@ -36,7 +36,7 @@ from .real_images import real_rows
 from .recipe_arguments import Arguments, check_arguments
 from .run import Script
 from .samples import Pictures, Row
-from .sharded import check_sharding, is_sharding, sharded_growth
+from .sharded import check_sharding, sharded_growth
 from .tracking import log_pictures
 from .trained_dtype import store_in_bfloat16
 
@@ -160,7 +160,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
     def get_ready(self, args: AnyArguments, accelerator: Accelerator) -> DiffusionTrainer:
         train = args.train
         precision = accelerator.mixed_precision
-        check_optimizer(train, accelerator.device, precision, sharded=is_sharding(accelerator))
+        check_optimizer(train, accelerator.device, precision)
         self.pipeline = pipeline = self.load(args)
         denoiser = self.denoiser(pipeline)
         if train.step_in_backward:

@@ -41,6 +41,8 @@ class ModelArguments:
     """Variant of the weight files, for example fp16."""
     text_encoder_dtype: Literal["float32", "stored"] = "float32"
     """Type of the text encoders: as they are stored, or float32. They are saved in it."""
+    vae_dtype: Literal["float32", "stored"] = "float32"
+    """Type of the VAE, as of the text encoders; a float16 VAE that overflows is refused."""
     cache_dir: str | None = None
     """Where downloaded models and data are kept."""
 
@@ -115,6 +117,8 @@ class TrainArguments:
     """adamw keeps 8 bytes of state a parameter, 8bit and fp8 2, 4bit 1; from torchao, or bitsandbytes (bnb)."""
     use_8bit_adam: bool = False
     """The same as --optimizer adamw8bit_bnb."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in CPU memory; some of it is on the device at a time, while a step needs it."""
     trained_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the weights which train are stored in; bfloat16 is rounded stochastically."""
     adam_beta1: float = 0.9
