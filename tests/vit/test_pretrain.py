@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.plan import GrowthPlan
+from autoprog_diffusion.reporting import write_page
 from autoprog_diffusion.training.run import main, run
 from autoprog_diffusion.vit.training.augment import normalised
 from autoprog_diffusion.vit.training.pretraining import Pretraining
