@@ -208,6 +208,7 @@ def test_the_plan_of_a_run_gives_the_same_run(
     assert unet_bytes(tmp_path / "out") == unet_bytes(whole[0])
 
 
+@pytest.mark.slow
 def test_suffix_growth_with_dropped_stages_and_images_from_disk(script: Script, tmp_path: Path) -> None:
     output = tmp_path / "out"
     script.run(
