@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from autoprog_diffusion.data.captions import Captions
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.placement import on_device
 
 
@@ -77,6 +78,16 @@ def test_text_encoders_are_away_while_captions_are_drawn(tmp_path: Path, acceler
     captions.ready()
     captions.draw(torch.tensor([0, 1]))
     assert len(encoder.sent) == 2
+
+
+def test_a_text_encoder_that_overflows_is_refused(tmp_path: Path, accelerator: Accelerator) -> None:
+    def encode(texts: list[str]) -> tuple[Tensor, Tensor]:
+        return torch.full((len(texts), 1, 1), torch.inf), torch.zeros(len(texts), 0)
+
+    narrow = nn.Linear(1, 1).half()
+    captions = Captions(["a"], encode, [narrow], accelerator, folder=tmp_path)
+    with pytest.raises(DataError, match="overflows in torch.float16: use --text_encoder_dtype float32"):
+        captions.ready()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
