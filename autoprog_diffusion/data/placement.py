@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 # Type -> the method that casts to it: Diffusers warns where `to` is told of a type.
@@ -16,9 +16,22 @@ _CASTS = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat
 _NARROW: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Give all weights of a module a type: float32, float16 or bfloat16."""
-    getattr(module, _CASTS[dtype])()
+def cast_exactly(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Cast a module to the type that its weights were stored in, or to float32 where that would change one of them.
+
+    Args:
+        module: One that does not train.
+        dtype: The type that its files say.
+
+    Returns:
+        Whether it has that type now.
+    """
+    # Buffers are computed, not stored: rounding them would change them.
+    exact = not any(buffer.is_floating_point() for buffer in module.buffers())
+    # A part may have been loaded from other files than those that were looked at.
+    exact = exact and all(_fits(parameter, dtype) for parameter in module.parameters())
+    _cast(module, dtype if exact else torch.float32)
+    return exact
 
 
 def hold_narrow(module: nn.Module, dtype: torch.dtype) -> None:
@@ -28,15 +41,10 @@ def hold_narrow(module: nn.Module, dtype: torch.dtype) -> None:
 
     Args:
         module: One that does not train.
-        dtype: The type of all of its weights in their files.
+        dtype: The type that its files say.
     """
-    # Buffers are computed, not stored: rounding them would change them.
-    computed = any(buffer.is_floating_point() for buffer in module.buffers())
-    if dtype == torch.float32 or computed:
-        module.float()
-        return
-    cast(module, dtype)
-    _NARROW.add(module)
+    if cast_exactly(module, dtype) and dtype != torch.float32:
+        _NARROW.add(module)
 
 
 def is_narrow(module: nn.Module) -> bool:
@@ -80,7 +88,16 @@ def _place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     tensor = next(module.parameters())
     narrower = dtype.itemsize < tensor.dtype.itemsize
     if narrower:
-        cast(module, dtype)
+        _cast(module, dtype)
     module.to(device=device)
     if not narrower and tensor.dtype != dtype:
-        cast(module, dtype)
+        _cast(module, dtype)
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    getattr(module, _CASTS[dtype])()
+
+
+def _fits(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor holds numbers of a type only."""
+    return tensor.dtype == dtype or torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
-from autoprog_diffusion.data.placement import cast, hold_narrow
+from autoprog_diffusion.data.placement import cast_exactly, hold_narrow
 from autoprog_diffusion.growth.errors import GrowthError
 
 from .source import (
@@ -77,8 +77,7 @@ def load_as(
         if not isinstance(module, nn.Module):
             continue
         if any(kept and part.startswith(prefix) for prefix, kept in stored.items()):
-            # Exact, whatever the part was loaded in.
-            cast(module, stored_dtype(module))
+            cast_exactly(module, stored_dtype(module))
         elif part not in DENOISERS and not single:
             hold_narrow(module, stored_dtype(module))
         else:

@@ -57,13 +57,17 @@ def test_a_wider_type_is_left_again_without_a_changed_bit() -> None:
 
 
 def test_what_is_held_narrow_comes_wide_and_goes_back() -> None:
-    part = Traveller()
+    part = Traveller().bfloat16().float()
     hold_narrow(part, torch.bfloat16)
     with on_device([part], CARD):
         assert part.weight.dtype == torch.float32
     assert part.weight.dtype == torch.bfloat16
     assert part.sent == [CARD, HOME]
-    computed = Traveller()
+    # One that would be rounded stays, and so does one that holds what was computed.
+    other = Traveller()
+    hold_narrow(other, torch.bfloat16)
+    assert (other.weight.dtype, is_narrow(other)) == (torch.float32, False)
+    computed = Traveller().bfloat16().float()
     computed.register_buffer("angles", torch.full((2,), 1 / 3))
     hold_narrow(computed, torch.bfloat16)
     assert (computed.weight.dtype, is_narrow(computed)) == (torch.float32, False)
