@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,11 +77,12 @@ class Latents:
             with on_device([self.vae], self.accelerator.device):
                 self._cache = self._build_cache()
 
-    def draw(self, batch: Batch) -> Tensor:
+    def draw(self, batch: Batch, noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Tensor:
         """(N, C, h, w) latents, centred and scaled as the pipeline's denoiser expects them.
 
         Args:
             batch: `index` (N,) row numbers; `pixel_values` (N, 3, H, W) in [-1, 1] where latents are not cached.
+            noise: Draws standard normal noise like a tensor.
         """
         device = self.accelerator.device
         if "pixel_values" in batch:
@@ -91,7 +92,7 @@ class Latents:
             moments = self._cache[self._cached_rows(batch["index"].cpu())].to(device)
         posterior = DiagonalGaussianDistribution(moments)
         # Its own `sample()` draws in another memory format, so other numbers.
-        sample = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
+        sample = posterior.mean + posterior.std * noise(posterior.mean)
         return normalize(sample, self.vae.config)
 
     def _build_cache(self) -> ArrayCache:

@@ -240,13 +240,13 @@ class GrowthScheduler(Progress):
             yield
 
     @contextmanager
-    def exact_weights(self) -> Iterator[None]:
-        """Whole weights inside a `with` block only, where `frozen_dtype` holds frozen ones small.
+    def exact_weights(self, parameters: Iterable[nn.Parameter] | None = None) -> Iterator[None]:
+        """Whole weights, all or some, inside a `with` block only, where `frozen_dtype` holds frozen ones small.
 
         For a validation that writes into parameters and puts them back, as `EMAModel.store`, `copy_to` and `restore`
         do. It takes the memory that `frozen_dtype` saves.
         """
-        with self._storage.restored():
+        with self._storage.restored(parameters):
             yield
 
     def state_dict(self) -> State:

@@ -57,7 +57,7 @@ def test_a_run_leaves_a_file_that_diffusers_loads(script: Script, tmp_path: Path
     assert sample_images(plain, ["a"], **options)[0].tobytes() != before.tobytes()
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3"])
+@pytest.mark.parametrize("kind", ["sd", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sdxl", "sd3"))])
 def test_a_resumed_run_ends_bit_identical(
     new_run: NewRun, script: Script, sdxl_dir: Path, tmp_path: Path, kind: str
 ) -> None:

@@ -30,6 +30,7 @@ def trained(new_run: NewRun, script: Script, *flags: object) -> Any:
     return trainer
 
 
+@pytest.mark.slow
 def test_a_budget_changes_memory_and_no_weight(new_run: NewRun, script: Script, tmp_path: Path) -> None:
     plain = trained(new_run, script)
     weights = [parameter.detach().clone() for parameter in plain.bare.parameters()]

@@ -16,7 +16,7 @@ TOGETHER = (
 @pytest.mark.parametrize(
     "flags",
     [
-        (*ROUNDED, "--frozen_dtype", "bfloat16"),
+        pytest.param((*ROUNDED, "--frozen_dtype", "bfloat16"), marks=pytest.mark.slow),
         ("--mixed_precision", "bf16", "--frozen_dtype", "int8", "--direction", "window", "--num_stages", 4),
     ],
     ids=["bfloat16", "windows"],

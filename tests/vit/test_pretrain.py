@@ -120,6 +120,7 @@ def test_resuming_under_another_preset_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_two_processes_end_with_one_model_and_resume_bit_for_bit(tmp_path: Path) -> None:
     data = str(make_npz(tmp_path))
     flags = ("--train_data", data, "--search", "one_shot", "--checkpointing_steps", "2", "--batch_size", "4")
