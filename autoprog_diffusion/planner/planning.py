@@ -1,0 +1,311 @@
+"""`plan`: what a run of a model takes on a machine, and how it is trained best there."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autoprog_diffusion.growth import GrowthConfig
+
+from .candidates import BATCHES, ONE_STAGE, Candidate, Estimator, search, smallest
+from .command_lines import command_line
+from .errors import PlannerError
+from .inputs import Shape, default_side
+from .machine import DEFAULT_FILE, Calibration, Machine, find_gpu, memory_machine, steady
+from .memory import stage_memory
+from .models import ModelSource, find_model
+from .profile import RANK, Profile, StageRequest, latent_side, make_profile
+from .quality import measured
+from .settings import Plan
+
+
+BEST = 3
+VAE_FACTOR = 8
+TRACED_STAGES = 4  # of a plan of more stages FLOPs are added up from those of its blocks
+WORTH = 1.05  # a plan that saves less is not worth it
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of a run.
+
+    Attributes:
+        stage: Its index.
+        start: Its first optimizer step.
+        steps: How many it has.
+        blocks: How many blocks train.
+        trained: How many parameters train.
+        flops: Of an optimizer step.
+        exact: Whether they are counted on this very stage, rather than added up from its blocks.
+        peak: Most bytes of a step.
+        split: That, by kind.
+        seconds: Of an optimizer step; None where no speed is known.
+    """
+
+    stage: int
+    start: int
+    steps: int
+    blocks: int
+    trained: int
+    flops: int
+    exact: bool
+    peak: int
+    split: dict[str, int]
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run takes.
+
+    Attributes:
+        source: The model.
+        parameters: Their number.
+        blocks: How many blocks may grow or freeze.
+        pixels: Side of the images.
+        batch: Images of a forward pass of the default plan.
+        steps: Optimizer steps of the run.
+        machine: What is planned for; None without a limit.
+        calibration: How fast it is, if that is known.
+        stages: Of the run.
+        others: Full fine-tuning and LoRA, for comparison.
+        best: The best ways to train that fit, and their command lines.
+        least: What takes least memory, where nothing fits.
+        verdict: Whether growth is worth it, in words.
+    """
+
+    source: ModelSource
+    parameters: int
+    blocks: int
+    pixels: int
+    batch: int
+    steps: int
+    machine: Machine | None
+    calibration: Calibration | None
+    stages: tuple[StagePlan, ...]
+    others: tuple[Candidate, ...]
+    best: tuple[tuple[Candidate, str], ...]
+    least: Candidate | None
+    verdict: str
+
+    @property
+    def flops(self) -> int:
+        """Of the whole run."""
+        return sum(stage.flops * stage.steps for stage in self.stages)
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole run; None where no speed is known."""
+        if self.calibration is None:
+            return None
+        return sum((stage.seconds or 0.0) * stage.steps for stage in self.stages)
+
+    @property
+    def share(self) -> float:
+        """FLOPs of the run over those of as many steps of full fine-tuning."""
+        return self.flops / (self.others[0].cost.flops * self.steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {
+            "model": {"name": self.source.name, "class": self.source.cls, "parameters": self.parameters},
+            "blocks": self.blocks,
+            "pixels": self.pixels,
+            "batch": self.batch,
+            "steps": self.steps,
+            "machine": None if self.machine is None else asdict(self.machine),
+            "calibration": None if self.calibration is None else asdict(self.calibration),
+            "stages": [asdict(stage) for stage in self.stages],
+            "flops": self.flops,
+            "seconds": self.seconds,
+            "share_of_full_flops": self.share,
+            "compared": [as_row(one) for one in self.others],
+            "best": [{**as_row(one), "command": command} for one, command in self.best],
+            "smallest": None if self.least is None else as_row(self.least),
+            "verdict": self.verdict,
+        }
+
+
+def as_row(candidate: Candidate) -> dict[str, Any]:
+    """A candidate as plain JSON types."""
+    row = asdict(candidate)
+    row["stages"] = len(candidate.stages)
+    row["quality"] = {**row["quality"], "words": str(candidate.quality)}
+    return row
+
+
+def plan(
+    model: str,
+    *,
+    growth: GrowthConfig | None = None,
+    pixels: int | None = None,
+    batch: int = 1,
+    steps: int = 1000,
+    gpu: str | None = None,
+    memory_gb: float | None = None,
+    tflops: float | None = None,
+    calibration: str | Path | None = None,
+) -> Planned:
+    """Plan the training of a model that need not be there: its configuration is enough.
+
+    Args:
+        model: A published name (`sdxl`), a config.json, its folder, or a pipeline's folder.
+        growth: Stages to plan; the default is what the recipes do.
+        pixels: Side of the images [the model's own].
+        batch: Images of a forward pass; a search tries smaller ones, and larger ones if this is 1.
+        steps: Optimizer steps of the run.
+        gpu: A GPU by its name, to search what fits.
+        memory_gb: Memory in 10^9 bytes that a step may take, to search what fits.
+        tflops: Speed that training reaches, in 10^12 FLOP/s, in place of a calibration.
+        calibration: File that `autoprog-diffusion calibrate` wrote.
+
+    Raises:
+        PlannerError: The model or GPU is unknown, the configuration is no denoiser's, or a number is impossible.
+        UnitError: The model's blocks cannot be named.
+
+    Example:
+        >>> planned = plan("sdxl", gpu="4090")  # doctest: +SKIP
+        >>> planned.best[0][1]  # doctest: +SKIP
+        'accelerate launch recipes/finetune_sdxl.py ...'
+    """
+    check_positive({"pixels": pixels, "batch": batch, "steps": steps})
+    machine = find_machine(gpu, memory_gb)
+    speed = find_speed(machine, tflops, calibration)
+    source = find_model(model)
+    size = pixels or source.pixels or default_side(source.cls, source.config) * VAE_FACTOR
+    config = growth or GrowthConfig()
+    request = StageRequest(config, steps, batch) if config.num_stages <= TRACED_STAGES else None
+    profile = make_profile(source, Shape(side=latent_side(source, size)), stages=request)
+    estimator = Estimator(profile, speed, steps)
+    stages = plan_stages(profile, estimator, config, steps=steps, batch=batch)
+    others = [estimator.candidate("full", Plan("full", ONE_STAGE), batch)]
+    if profile.lora is not None:
+        others.append(estimator.candidate("LoRA", Plan("LoRA", ONE_STAGE, lora=RANK), batch))
+    found: list[Candidate] = []
+    if machine is not None:
+        batches = BATCHES if batch == 1 else tuple(sorted({batch, *(one for one in BATCHES if one < batch)}))[::-1]
+        found = search(profile, estimator, machine.bytes, batches)[:BEST]
+    least = smallest(profile, estimator) if machine is not None and not found else None
+    lines = [(one, command_line(source, one, pixels=size, steps=steps)) for one in found]
+    planned = Planned(
+        source=source,
+        parameters=profile.parameters,
+        blocks=len(profile.names),
+        pixels=size,
+        batch=batch,
+        steps=steps,
+        machine=machine,
+        calibration=speed,
+        stages=tuple(stages),
+        others=tuple(others),
+        best=tuple(lines),
+        least=least,
+        verdict="",
+    )
+    return replace(planned, verdict=verdict(planned))
+
+
+def plan_stages(
+    profile: Profile, estimator: Estimator, config: GrowthConfig, *, steps: int, batch: int
+) -> list[StagePlan]:
+    """The stages of a run.
+
+    Args:
+        profile: Of the model.
+        estimator: Of the same.
+        config: What trains, and when.
+        steps: Optimizer steps of the run.
+        batch: Images of a forward pass.
+    """
+    settings = Plan("", config.to_dict())
+    found = []
+    stages = estimator.stages_of(config)
+    ends = [*(stage.start for stage in stages[1:]), steps]
+    for index, (stage, end) in enumerate(zip(stages, ends)):
+        exact = index < len(profile.works)
+        work = profile.works[index] if exact else estimator.work(settings, stage.blocks, batch)
+        memory = stage_memory(profile, settings, stage.blocks, batch)
+        trained = estimator.trained(settings, stage.blocks)
+        speed = estimator.calibration
+        found.append(
+            StagePlan(
+                stage=index,
+                start=stage.start,
+                steps=end - stage.start,
+                blocks=len(stage.blocks),
+                trained=trained,
+                flops=work.flops,
+                exact=exact,
+                peak=memory["peak"],
+                split=memory["split"],
+                seconds=None if speed is None else speed.seconds(work, trained),
+            )
+        )
+    return found
+
+
+def verdict(planned: Planned) -> str:
+    """Whether growth is worth it, in words."""
+    saved = 1 - planned.share
+    against = measured("trained", "freeze", "against_shorter") or []
+    text = (
+        f"The plan takes {saved:.0%} fewer FLOPs than as many steps of full fine-tuning. By our measurements a "
+        f"shortened full run needs {min(against):.2f} to {max(against):.2f} times the FLOPs of freezing for the same "
+        "loss: "
+    )
+    if min(against) < 1 < WORTH < max(against):
+        text += "growth is not worth it for speed alone, a shorter full run is as good."
+    elif min(against) >= WORTH:
+        text += "growth is worth it."
+    else:
+        text += "growth is not worth it for speed, train in full for fewer steps."
+    if planned.machine is None:
+        return text
+    fitting = [candidate.family for candidate, _ in planned.best]
+    if not fitting:
+        return f"{text} Nothing fits this memory."
+    if "full" not in fitting:
+        others = " or ".join(sorted({*fitting}))
+        return f"{text} Full fine-tuning does not fit this memory; {others} does, which is what it is good for here."
+    return text
+
+
+def find_machine(gpu: str | None, memory_gb: float | None) -> Machine | None:
+    """The machine that is planned for.
+
+    Raises:
+        PlannerError: The GPU is unknown, or the memory impossible.
+    """
+    machine = None if gpu is None else find_gpu(gpu)
+    if memory_gb is None:
+        return machine
+    limited = memory_machine(memory_gb)
+    return limited if machine is None else replace(machine, bytes=limited.bytes)
+
+
+def find_speed(machine: Machine | None, tflops: float | None, path: str | Path | None) -> Calibration | None:
+    """How fast the machine is: as given, as measured, or as guessed from the GPU's data sheet.
+
+    Raises:
+        PlannerError: The speed is impossible, or the file no calibration.
+    """
+    if tflops is not None:
+        return steady(tflops)
+    if path is not None:
+        return Calibration.load(Path(path))
+    if machine is not None and machine.calibration is not None:
+        return machine.calibration
+    default = DEFAULT_FILE.expanduser()
+    return Calibration.load(default) if default.is_file() else None
+
+
+def check_positive(values: dict[str, int | None]) -> None:
+    """Refuse numbers that are below 1.
+
+    Raises:
+        PlannerError: The message names the value.
+    """
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise PlannerError(f"{name}={value} is not allowed: use a whole number of at least 1.")
