@@ -104,6 +104,7 @@ NOTES = (
     "* *LoRA*: the class has `add_adapter`. Others take adapters by `peft.inject_adapter_in_model`.",
     "* *Tested*: trains, folds, reloads in plain Diffusers and resumes in this project's tests. The rest is cut into "
     "units by the same rules; a block that runs out of the order of its list is an error at the first forward pass.",
+    "* *Checkpointing*: `checkpointing=` chooses block by block what is computed again. Others are refused by name.",
     '* Your own model class: name its blocks, `GrowthScheduler(model, config, blocks=["layers.*"])`.',
 )
 
@@ -118,6 +119,7 @@ class Row:
         points: Layers at which the stage embedding enters.
         problem: Why something is missing, or an empty string.
         lora: Whether Diffusers lets it take LoRA adapters by itself.
+        checkpointing: Whether what is computed again in the backward pass can be chosen block by block.
     """
 
     name: str
@@ -125,6 +127,7 @@ class Row:
     points: tuple[str, ...]
     problem: str
     lora: bool
+    checkpointing: bool
 
 
 def denoiser_classes() -> dict[str, type[nn.Module]]:
@@ -156,7 +159,23 @@ def describe(cls: type[nn.Module]) -> Row:
     except UnitError as error:
         points = ()
         problems.append("its timestep embedder has no bias" if "has no bias" in str(error) else "no timestep embedder")
-    return Row(cls.__name__, blocks, points, "; ".join(problems), hasattr(cls, "add_adapter"))
+    return Row(
+        name=cls.__name__,
+        blocks=blocks,
+        points=points,
+        problem="; ".join(problems),
+        lora=hasattr(cls, "add_adapter"),
+        checkpointing=_has_checkpointing(model),
+    )
+
+
+def _has_checkpointing(model: nn.Module) -> bool:
+    """Whether the model lets a function run its blocks."""
+    try:
+        route = find_adapter(model).checkpointing
+        return route is not None and route(model, print) is not None
+    except UnitError:
+        return False
 
 
 def rows() -> Iterator[Row]:
@@ -176,15 +195,16 @@ def table() -> str:
         "",
         *NOTES,
         "",
-        "| class | blocks | stage embedding | LoRA | tested |",
-        "|---|---:|---|---|---|",
+        "| class | blocks | stage embedding | LoRA | checkpointing | tested |",
+        "|---|---:|---|---|---|---|",
     ]
     for row in rows():
         first = f"`{row.points[0]}`" if row.points else ""
         entry = first if len(row.points) < 2 else f"{first} and {len(row.points) - 1} more"
         place = ", ".join(part for part in (entry, row.problem) if part)
-        marks = ["yes" if flag else "" for flag in (row.lora, row.name in TRAINED_IN_TESTS)]
-        lines.append(f"| {row.name} | {row.blocks or '-'} | {place} | {marks[0]} | {marks[1]} |")
+        flags = (row.lora, row.checkpointing, row.name in TRAINED_IN_TESTS)
+        marks = " | ".join("yes" if flag else "" for flag in flags)
+        lines.append(f"| {row.name} | {row.blocks or '-'} | {place} | {marks} |")
     return "\n".join(lines) + "\n"
 
 

@@ -61,6 +61,7 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
     """Full fine-tuning of the UNet on one subject."""
 
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
+    shares = False  # pictures of a subject are few, and all have one caption
     defaults = DreamboothArguments(train=TrainArguments(train_batch_size=4))
     model_defaults = replace(
         defaults,
@@ -117,6 +118,13 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
             reading=report.add("trained on", str(folder)),
         )
         return concatenate_datasets([instances, images_of(files, subject.class_prompt or "", subject=False)])
+
+    def validation(self, args: DreamboothArguments, pipeline: Any, resolution: int) -> datasets.Dataset | None:
+        """Further pictures of the subject, if a folder of them is given."""
+        folder = args.evaluation.validation_data_dir
+        if folder is None:
+            return None
+        return images_of(list_images(folder, "validation_data_dir"), args.subject.instance_prompt or "")
 
     def loader(self, data: datasets.Dataset, args: DreamboothArguments, resolution: int) -> DataLoader:
         instances = sum(data["subject"])

@@ -27,6 +27,7 @@ from PIL import Image
 from torch import nn
 
 from assets.tiny_pipelines import load_tiny_dit
+from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.labelled import class_names, example_images, load_labelled_images
 from autoprog_diffusion.growth import ConfigError
 from autoprog_diffusion.tasks.arguments import (
@@ -106,6 +107,22 @@ class FinetuneDiT(Recipe[ClassConditionalArguments]):
         )
         names = class_names(data)
         self._rows = set_classes(pipeline, names, keep=args.classes.keep_classes, seed=args.train.seed)
+        return data
+
+    def validation(self, args: ClassConditionalArguments, pipeline: Any, resolution: int) -> datasets.Dataset | None:
+        folder = args.evaluation.validation_data_dir
+        if folder is None:
+            return None
+        data = load_labelled_images(
+            train_data_dir=folder,
+            image_column=args.data.image_column,
+            label_column=args.classes.label_column,
+            resolution=resolution,
+            cache_dir=args.model.cache_dir,
+        )
+        unknown = [name for name in class_names(data) if name not in self._rows]
+        if unknown:
+            raise DataError(f"--validation_data_dir {folder} has classes that are not trained on: {unknown[:5]}.")
         return data
 
     def task(self, pipeline: Any, latents: Latents, args: ClassConditionalArguments) -> ClassConditional:

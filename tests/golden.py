@@ -25,9 +25,9 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).parents[1]
 STEPS = ["--max_train_steps", "8", "--max_train_samples", "32", "--train_batch_size", "4", "--lr_warmup_steps", "2"]
-STEPS += ["--num_inference_steps", "2", "--validation_prompts", "cat face"]
+STEPS += ["--num_inference_steps", "2", "--validation_prompts", "cat face", "--no-held_out"]
 PAPER = ["--direction", "unfreeze", "--order", "interleaved", "--stage_embedding_init", "normal"]
-DREAMBOOTH = ["--max_train_steps", "8", "--num_class_images", "4", "--train_batch_size", "2"]
+DREAMBOOTH = ["--max_train_steps", "8", "--num_class_images", "4", "--train_batch_size", "2", "--no-held_out"]
 VIT = ["--preset", "cpu", "--max_train_steps", "24", "--batch_size", "16", "--checkpointing_steps", "14"]
 VIT += ["--search", "one_shot", "--max_train_samples", "600"]
 # Name -> the script, its flags, the number of processes; several lists of flags run one after the other.
@@ -36,7 +36,7 @@ RUNS: dict[str, tuple[str, list[list[str]], int]] = {
     "sd_freeze_two_ranks": ("recipes/finetune_sd.py", [[*STEPS, "--direction", "freeze", "--order", "suffix"]], 2),
     "sd_interleaved": ("recipes/finetune_sd.py", [[*STEPS, *PAPER]], 1),
     "sdxl": ("recipes/finetune_sdxl.py", [STEPS], 1),
-    "dit": ("recipes/finetune_dit.py", [[*STEPS[:-2]]], 1),
+    "dit": ("recipes/finetune_dit.py", [[*STEPS[:-3], "--no-held_out"]], 1),
     "flow": ("recipes/finetune_flow.py", [STEPS], 1),
     "lora": ("recipes/finetune_lora.py", [STEPS], 1),
     "dreambooth": ("recipes/dreambooth_sd.py", [[*DREAMBOOTH, "--num_inference_steps", "2"]], 1),

@@ -39,6 +39,7 @@ LAYERS = {
     "search": "search",
     "adapters": "adapters",
     "data": "data",
+    "evaluation": "evaluation",
     "training": "training",
     "tasks": "tasks",
     "tasks.arguments": "task recipes",
@@ -55,7 +56,7 @@ LAYERS = {
     "vit.finetune": "vit scripts",
 }
 GROWTH = {"growth core", "growth backends", "growth"}
-BELOW_VIT = GROWTH | {"files", "search", "adapters", "data", "training"}
+BELOW_VIT = GROWTH | {"files", "search", "adapters", "data", "evaluation", "training"}
 # Who may import whom; a layer may always import itself.
 ALLOWED = {
     "growth core": set(),
@@ -65,9 +66,10 @@ ALLOWED = {
     "search": GROWTH,
     "adapters": GROWTH | {"search"},
     "data": GROWTH | {"files"},
-    "training": GROWTH | {"files", "search", "adapters", "data"},
-    "tasks": GROWTH | {"files", "search", "adapters", "data", "training"},
-    "task recipes": GROWTH | {"files", "search", "adapters", "data", "training", "tasks"},
+    "evaluation": GROWTH | {"files", "data"},
+    "training": GROWTH | {"files", "search", "adapters", "data", "evaluation"},
+    "tasks": GROWTH | {"files", "search", "adapters", "data", "evaluation", "training"},
+    "task recipes": GROWTH | {"files", "search", "adapters", "data", "evaluation", "training", "tasks"},
     "planner": GROWTH | {"files", "search", "adapters", "data", "training", "tasks", "task recipes"},
     "commands": GROWTH | {"files", "search", "adapters", "data", "training", "tasks", "task recipes", "planner"},
     "vit": BELOW_VIT,
@@ -83,7 +85,7 @@ COMMAND_LINES = (
     "vit.training.arguments",
     "vit.asvit.arguments",
 )
-PLAIN_LAYERS = {*GROWTH, "files", "search", "adapters", "data", "tasks", "vit", "vit methods"}
+PLAIN_LAYERS = {*GROWTH, "files", "search", "adapters", "data", "evaluation", "tasks", "vit", "vit methods"}
 PLAIN_FILES = tuple(
     f"vit.training.{name}"
     for name in ("augment", "augment_settings", "randaugment", "regularisation", "schedule", "data")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain
 from pathlib import Path
@@ -118,6 +119,16 @@ class Captions:
         end = math.prod(self._tokens)
         tokens = row[:, :end].unflatten(1, self._tokens)
         return tokens, row[:, end:]
+
+    @contextmanager
+    def all_kept(self) -> Iterator[None]:
+        """Inside a `with` block no caption is dropped."""
+        before = self.empty
+        self.empty = 0.0
+        try:
+            yield
+        finally:
+            self.empty = before
 
     def _choices(self, rows: Tensor, draws: Tensor | None) -> Tensor:
         """(N,) which caption of each row."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from autoprog_diffusion.growth.resize import resize_images, stage_size
 
 from .cache import ArrayCache, CacheType, build_cache, module_fingerprint, text_fingerprint
 from .decode import read_image, undecoded
+from .errors import DataError
 from .images import ImageSettings, to_pixels
 from .placement import on_device
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 
 Batch = dict[str, Tensor]
+# Images that are encoded together have about so many pixels: what a VAE keeps of them takes some GB.
+PIXELS = 2 * 512**2
 
 
 @dataclass(eq=False)
@@ -74,11 +77,12 @@ class Latents:
             with on_device([self.vae], self.accelerator.device):
                 self._cache = self._build_cache()
 
-    def draw(self, batch: Batch) -> Tensor:
+    def draw(self, batch: Batch, noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Tensor:
         """(N, C, h, w) latents, centred and scaled as the pipeline's denoiser expects them.
 
         Args:
             batch: `index` (N,) row numbers; `pixel_values` (N, 3, H, W) in [-1, 1] where latents are not cached.
+            noise: Draws standard normal noise like a tensor.
         """
         device = self.accelerator.device
         if "pixel_values" in batch:
@@ -88,7 +92,7 @@ class Latents:
             moments = self._cache[self._cached_rows(batch["index"].cpu())].to(device)
         posterior = DiagonalGaussianDistribution(moments)
         # Its own `sample()` draws in another memory format, so other numbers.
-        sample = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
+        sample = posterior.mean + posterior.std * noise(posterior.mean)
         return normalize(sample, self.vae.config)
 
     def _build_cache(self) -> ArrayCache:
@@ -104,7 +108,7 @@ class Latents:
             self._encode,
             fingerprint=mark,
             accelerator=self.accelerator,
-            batch_size=32,
+            batch_size=max(1, min(32, PIXELS // self.side**2)),
             title=f"encoding {name}",
             dtype=self.dtype,
         )
@@ -125,9 +129,18 @@ class Latents:
         return self._moments(torch.stack(images))
 
     def _moments(self, pixels: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, 2C, h, w) moments of the posterior: means, then logarithms of variances."""
+        """(N, 3, H, W) -> (N, 2C, h, w) moments of the posterior, float32: means, then logarithms of variances.
+
+        Raises:
+            DataError: The VAE computes in less than float32, and overflows.
+        """
+        dtype = self.vae.dtype
         with torch.no_grad():
-            return self.vae.encode(pixels.to(self.accelerator.device)).latent_dist.parameters
+            pixels = pixels.to(device=self.accelerator.device, dtype=dtype)
+            moments = self.vae.encode(pixels).latent_dist.parameters
+        if dtype != torch.float32 and not moments.isfinite().all():
+            raise DataError(f"the VAE overflows in {dtype}: use --vae_dtype float32.")
+        return moments.float()
 
 
 def normalize(latents: Tensor, config: Any) -> Tensor:

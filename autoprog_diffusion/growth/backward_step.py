@@ -15,6 +15,10 @@ from .backends.fsdp2 import is_sharded
 from .backends.ranks import world_size
 from .bare import bare
 from .errors import OrderError
+from .memory import tensor_bytes
+
+
+FIRST_STEPS = 2  # of a stage, in which numbers are compared
 
 
 @dataclass(eq=False)
@@ -36,11 +40,38 @@ class _Unit:
     stepped: bool = False
 
 
+@dataclass(eq=False)
+class _Left:
+    """A small gradient of a unit that has moved, which nobody may touch before `optimizer.step`.
+
+    Attributes:
+        parameter: Whose it is.
+        gradient: As the unit left it.
+        version: Of the gradient, which operations in place count up.
+        copy: Of the gradient, where its numbers are compared: a gradient scaler does not count its operations.
+    """
+
+    parameter: nn.Parameter
+    gradient: Tensor
+    version: int
+    copy: Tensor | None
+
+    def touched(self) -> bool:
+        """Whether it was changed, or replaced by another."""
+        now = self.parameter.grad
+        if now is None:
+            return False
+        if now is not self.gradient or now._version != self.version:
+            return True
+        return self.copy is not None and not torch.allclose(now, self.copy, rtol=0, atol=0, equal_nan=True)
+
+
 class BackwardStep:
     """Steps an optimizer inside `loss.backward()`: a unit moves as soon as all its gradients are there.
 
-    Its gradients are then freed, so that those of one unit are alive at a time instead of all. The loop stays as it
-    is: `optimizer.step()` moves what is left, units some of whose parameters got no gradient and parameters that are
+    Its gradients are then freed, so that those of one unit are alive at a time instead of all. (One small tensor stays
+    until `optimizer.step()`, which notices a loop that clips what has moved already.) The loop stays as it is:
+    `optimizer.step()` moves what is left, units some of whose parameters got no gradient and parameters that are
     in no unit. Without clipping the weights are those of the ordinary step, bit for bit. Every `GrowthScheduler` has
     one, lets it follow the stages, and begins with it in `step_in_backward`.
     """
@@ -51,6 +82,10 @@ class BackwardStep:
         self._units: list[_Unit] = []
         self._others: list[nn.Parameter] = []
         self._norms: list[Tensor] = []
+        self._left: _Left | None = None
+        self._looks = 0  # optimizer steps of this stage in which the numbers of what is left were compared
+        self._held = 0  # bytes of the gradients that have arrived and are there
+        self._most = 0  # the most of them at any time of this stage
         self._begun = False  # whether a gradient has arrived since the last optimizer step
         self._clipped = False  # whether what is left was clipped, since then
         self._paused = False
@@ -92,6 +127,8 @@ class BackwardStep:
         """
         self._handles.close()
         self._units.clear()
+        self._most = 0
+        self._looks = 0
         if self._optimizer is None:
             return
         places = {}
@@ -136,6 +173,16 @@ class BackwardStep:
         self._hooks.close()
         self._units.clear()
         self._optimizer = None
+        if self._left is not None:
+            self._left.parameter.grad = None
+            self._left = None
+
+    @property
+    def spared_bytes(self) -> int:
+        """Bytes of gradients in this stage that were never there together with the others, as its steps have shown."""
+        if self._most == 0:
+            return 0
+        return sum(tensor_bytes(parameter) for unit in self._units for parameter in unit.parameters) - self._most
 
     def _arrive(self, unit: _Unit, parameter: Any) -> None:
         """Hook on a parameter: its gradient of this backward pass is there, and complete."""
@@ -149,6 +196,8 @@ class BackwardStep:
                 "`with backward_step.paused():`, use use_reentrant=False, or do without step_in_backward."
             )
         self._begin()
+        self._held += tensor_bytes(parameter)
+        self._most = max(self._most, self._held)
         unit.arrived.add(parameter)
         if len(unit.arrived) == len(unit.parameters):
             self._step(unit)
@@ -170,8 +219,21 @@ class BackwardStep:
         finally:
             self._stepping = False
         unit.stepped = True
+        if self._left is None:
+            self._leave(min(unit.parameters, key=torch.numel))
         for parameter in unit.parameters:
-            parameter.grad = None
+            if self._left is None or parameter is not self._left.parameter:
+                parameter.grad = None
+                self._held -= tensor_bytes(parameter)
+
+    def _leave(self, parameter: nn.Parameter) -> None:
+        """Let the gradient of a parameter that has moved be there until the loop's own step."""
+        gradient = parameter.grad
+        if gradient is None:
+            return
+        # Comparing numbers makes the host wait for the device.
+        copy = gradient.clone() if self._looks < FIRST_STEPS else None
+        self._left = _Left(parameter, gradient, gradient._version, copy)
 
     def _clip(self, parameters: Iterable[nn.Parameter]) -> None:
         """Clip the gradient of some parameters, and note its norm."""
@@ -183,12 +245,32 @@ class BackwardStep:
         """Hook before every step of the optimizer, the loop's and those of units."""
         if self._stepping:
             return
+        self._check_untouched()
         self.clip()
         for unit in self._units:
             unit.arrived.clear()
             unit.stepped = False
+        self._held = 0
         self._begun = False
         self._clipped = False
+
+    def _check_untouched(self) -> None:
+        """Refuse to go on, with `OrderError`, where the loop has changed gradients after the backward pass."""
+        if self._left is None:
+            return
+        left = self._left
+        self._left = None
+        self._looks += 1
+        touched = left.touched()
+        left.parameter.grad = None
+        if not touched:
+            return
+        raise OrderError(
+            "gradients were changed between the backward pass and optimizer.step(), as clip_grad_norm_, "
+            "clip_grad_value_ and a GradScaler do. Blocks have moved inside of the backward pass by then, so nothing "
+            "was clipped: remove that call, and let blocks be clipped by growth.step_in_backward(optimizer, "
+            "max_norm=...). The norm of the whole gradient is in .norm of what it returns."
+        )
 
 
 @contextmanager

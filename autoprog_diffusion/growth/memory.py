@@ -127,13 +127,15 @@ def held_bytes(tensors: Iterable[Tensor], optimizers: Iterable[Any], *, bucketed
     weights = list(tensors)
     trained = [tensor for tensor in weights if tensor.requires_grad]
     device = trained[0].device
-    states = [bare(optimizer).state for optimizer in optimizers]
-    of_states = [value for state in states for own in state.values() for value in own.values()]
+    known = list(map(bare, optimizers))
+    of_states = [value for optimizer in known for own in optimizer.state.values() for value in own.values()]
+    # Of state that lies in CPU memory, what a step brings to the device.
+    passing = sum(getattr(optimizer, "moved_bytes", 0) for optimizer in known)
     return StageMemory(
         recomputed=(),
         weights=_bytes_on(device, weights),
         gradients=sum(map(tensor_bytes, trained)) * (1 + bucketed),
-        optimizer=_bytes_on(device, [value for value in of_states if isinstance(value, Tensor)]),
+        optimizer=passing + _bytes_on(device, [value for value in of_states if isinstance(value, Tensor)]),
     )
 
 

@@ -11,6 +11,7 @@ from .backends.fsdp2 import is_sharded
 from .bare import bare
 from .choices import WindowState
 from .errors import OrderError
+from .optimizer_offload import beside, is_offloaded
 from .plan import GrowthPlan
 from .units import Layout, trainable_names
 
@@ -97,7 +98,8 @@ class OptimizerStates:
                 parameter = parameters[name]
                 if parameter.requires_grad and parameter in groups:
                     values = self._parked.pop(name)
-                    optimizer.state[parameter] = _beside(values, parameter, groups[parameter])
+                    away = is_offloaded(optimizer)
+                    optimizer.state[parameter] = values if away else beside(values, parameter, groups[parameter])
 
     def state_dict(self) -> dict[str, Values]:
         """Parked state by the parameters' names, on the CPU; the same tensors, as in an optimizer's."""
@@ -111,16 +113,3 @@ class OptimizerStates:
 def _on_cpu(value: Any) -> Any:
     """A value of an optimizer's state in CPU memory; pinning it would pay only if it moved more than once a stage."""
     return value.to("cpu") if isinstance(value, Tensor) else value
-
-
-def _beside(values: Values, parameter: nn.Parameter, group: Mapping[str, Any]) -> Values:
-    """State on the parameter's device, but for the number of steps, which torch leaves on the CPU unless it is fused.
-
-    The types stay what they were, which `load_state_dict` of an optimizer would change to the parameter's.
-    """
-    counts_there = bool(group.get("capturable") or group.get("fused"))
-    moved = {}
-    for key, value in values.items():
-        stays = not isinstance(value, Tensor) or (key == "step" and not counts_there)
-        moved[key] = value if stays else value.to(parameter.device)
-    return moved

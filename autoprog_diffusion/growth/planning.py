@@ -17,6 +17,20 @@ from .values import JSON
 
 logger = logging.getLogger(__name__)
 
+# Fields of `GrowthConfig` by what a resume does with them. The plan shows those of the first kind, which a plan of the
+# user's own replaces; stage_embedding shows in what the checkpoint holds.
+SHOWN = (
+    "num_stages", "order", "min_trainable", "direction", "resolutions", "boundaries", "sweeps", "window_share",
+    "search", "search_batches", "stage_embedding",
+)  # fmt: skip
+# These change what trains, or how, and must be the same.
+KEPT = ("embedders_always", "resolution_multiple", "rewarm_steps")
+KEPT_WITH_EMBEDDING = ("stage_embedding_init", "stage_dropout", "ema_decay")
+KEPT_WITH_SEARCH = ("search_objective", "search_cost", "search_orders", "search_candidates", "search_seed")
+KEPT_WITH_WINDOWS = ("window_state",)
+# Where and how memory is spent is another matter.
+FREE = ("frozen_dtype", "checkpointing", "memory_gb")
+
 
 class Planner:
     """Makes the plan of one run.
@@ -46,6 +60,10 @@ class Planner:
         if self._planned is None:
             raise OrderError("call growth.prepare(model, num_training_steps=...) first, after accelerator.prepare.")
         return self._planned
+
+    def state(self) -> JSON:
+        """What a checkpoint holds of it: the plan that the run was prepared with, and the settings no plan shows."""
+        return {"planned": self.planned.to_dict(), "settings": self._settings()}
 
     def prepare(self, given: GrowthPlan | None, num_training_steps: int) -> GrowthPlan:
         """The plan to begin with.
@@ -79,10 +97,12 @@ class Planner:
 
         Raises:
             StateError: The checkpoint is of another version, model or stage embedding, or it follows other stages than
-                this run's settings, or its own plan.
+                this run's settings, or its own plan; or one of those settings differs that no plan shows.
         """
         ours = self.planned
         check_state(state, model, embedding=embedding)
+        # Older checkpoints hold no settings.
+        check_settings(state.get("settings", {}), self._settings())
         if self._given:
             check_same_stages(state, ours)
             if _agrees(state, ours):
@@ -91,6 +111,18 @@ class Planner:
             check_same_settings(state, self._remake)
         shortest = self._config.search_batches if state.get("searched") else 1
         return extended_plan(state, ours.num_training_steps, shortest=shortest)
+
+    def _settings(self) -> JSON:
+        """The settings that must be equal in a resumed run, although its plan may not show them."""
+        names = [*KEPT]
+        if self._rows is not None:
+            names += KEPT_WITH_EMBEDDING
+        if self._config.search != "none":
+            names += KEPT_WITH_SEARCH
+        if self._config.direction == "window":
+            names += KEPT_WITH_WINDOWS
+        values = self._config.to_dict()
+        return {name: values[name] for name in names}
 
     def _remake(self, num_training_steps: int) -> GrowthPlan:
         """The plan of this run's settings for another number of steps."""
@@ -120,6 +152,25 @@ def extended_plan(state: State, num_training_steps: int, *, shortest: int = 1) -
             f"the {len(starts)} stages begin at steps {starts}"
         )
     return plan
+
+
+def check_settings(saved: JSON, ours: JSON) -> None:
+    """Refuse settings that are not those of the checkpoint.
+
+    Args:
+        saved: Settings by name, those of the checkpoint.
+        ours: Those of this run.
+
+    Raises:
+        StateError: One that both have differs; the message names it and both values.
+    """
+    for name, value in ours.items():
+        before = saved.get(name, value)
+        if before != value:
+            raise StateError(
+                f"the checkpoint's run had {name}={before!r}, this one has {name}={value!r}: resume with the same "
+                "value. What may change is where and how memory is spent: " + ", ".join(FREE) + "."
+            )
 
 
 def check_same_settings(state: State, remake: Callable[[int], GrowthPlan]) -> None:

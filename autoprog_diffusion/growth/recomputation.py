@@ -18,6 +18,7 @@ from .adapter import Adapter
 from .backends.accelerate import is_compiled
 from .backends.fsdp2 import is_sharded
 from .backends.ranks import find_ddp, gather_object
+from .backward_step import BackwardStep
 from .config import GrowthConfig
 from .errors import ConfigError, OrderError, UnitError
 from .memory import GB, StageMemory, UnitBytes, choose_recomputed, held_bytes, peak_bytes
@@ -41,13 +42,17 @@ class Recomputation:
         layout: Its units.
         adapter: Of its family.
         config: `checkpointing` and `memory_gb`.
+        backward_step: What frees gradients inside of the backward pass, if anything does.
 
     Raises:
         UnitError: The model's family has no gradient checkpointing that can be chosen block by block.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout, adapter: Adapter, config: GrowthConfig) -> None:
+    def __init__(
+        self, model: nn.Module, layout: Layout, adapter: Adapter, config: GrowthConfig, backward_step: BackwardStep
+    ) -> None:
         self._model = model
+        self._backward_step = backward_step
         self._layout = layout
         self._mode = config.checkpointing
         self._budget = config.memory_gb or 0.0
@@ -160,6 +165,7 @@ class Recomputation:
         bucketed = self._ddp is not None and not self._ddp.gradient_as_bucket_view
         tensors = [*parameters(), *self._model.buffers()]
         held = held_bytes(tensors, optimizers, bucketed=bucketed)
+        held = replace(held, gradients=held.gradients - self._backward_step.spared_bytes)
         mine = (held, measured.units, self._parts)
         ranks = [mine]
         if self._ddp is not None:

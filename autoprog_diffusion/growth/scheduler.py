@@ -76,7 +76,8 @@ class GrowthScheduler(Progress):
             self._embedding = adapter.stage_embedding(model, config)
         self._storage = FrozenStorage(model, self.layout, config.frozen_dtype)
         self._applier = StageApplier(model, self.layout, self._embedding, self._storage)
-        self._recomputation = Recomputation(model, self.layout, adapter, config)
+        self._backward_step = BackwardStep()
+        self._recomputation = Recomputation(model, self.layout, adapter, config, self._backward_step)
         self._averages = EMAParameters(model, self.layout.names, self._storage)
         self._rewarmup = LRRewarmup(config.rewarm_steps, self.layout)
         self._states = OptimizerStates(self.layout, config.window_state)
@@ -90,7 +91,6 @@ class GrowthScheduler(Progress):
         self._optimizers: list[Any] = []
         self._step = 0
         self._averages_checked = False
-        self._backward_step = BackwardStep()
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The model's parameters, then the stage embedding's, to build the optimizer from."""
@@ -240,13 +240,13 @@ class GrowthScheduler(Progress):
             yield
 
     @contextmanager
-    def exact_weights(self) -> Iterator[None]:
-        """Whole weights inside a `with` block only, where `frozen_dtype` holds frozen ones small.
+    def exact_weights(self, parameters: Iterable[nn.Parameter] | None = None) -> Iterator[None]:
+        """Whole weights, all or some, inside a `with` block only, where `frozen_dtype` holds frozen ones small.
 
         For a validation that writes into parameters and puts them back, as `EMAModel.store`, `copy_to` and `restore`
         do. It takes the memory that `frozen_dtype` saves.
         """
-        with self._storage.restored():
+        with self._storage.restored(parameters):
             yield
 
     def state_dict(self) -> State:
@@ -255,7 +255,7 @@ class GrowthScheduler(Progress):
             "version": STATE_VERSION,
             "step": self._step,
             "plan": self.plan.to_dict(),
-            "planned": self._planner.planned.to_dict(),
+            **self._planner.state(),
             "searched": self._search.searches,
             "model": fingerprint(self._model, self.layout),
             "embedding": self._applier.embedding_state(),

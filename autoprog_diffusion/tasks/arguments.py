@@ -56,13 +56,14 @@ class SDXLArguments(Arguments):
 
 
 def hub_options(args: Arguments) -> dict[str, str | None]:
-    """Options of `from_pretrained`, and the type of the text encoders."""
+    """Options of `from_pretrained`, and the types of the parts that do not train."""
     model = args.model
     return {
         "revision": model.revision,
         "variant": model.variant,
         "cache_dir": model.cache_dir,
         "text_encoder_dtype": model.text_encoder_dtype,
+        "vae_dtype": model.vae_dtype,
     }
 
 

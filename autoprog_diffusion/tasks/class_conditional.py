@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,14 +16,15 @@ from torch import Tensor
 
 from autoprog_diffusion.data.labelled import class_names
 from autoprog_diffusion.data.latents import Batch, Latents
+from autoprog_diffusion.evaluation.draws import Draw
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 from autoprog_diffusion.training.samples import sampling, seeds
 
 from .dit_labels import NULL_LABEL, fit_labels, keep_labels, label_texts, pad_labels, stop_label_dropout
-from .learned_variance import variational_bound
+from .learned_variance import elementwise_bound, variational_bound
 from .loading import load_as, pipeline_class
 from .noise_schedule import adopt_schedule, check_denoising, training_scheduler
-from .objective import NoiseSettings, add_noise, denoising_loss
+from .objective import NoiseSettings, add_drawn_noise, add_noise, denoising_loss, denoising_losses
 from .parts import check_channels, check_class, check_vae
 
 
@@ -189,6 +192,40 @@ class ClassConditional:
             timesteps=noisy.timesteps,
             noise_scheduler=scheduler,
         )
+
+    def held_out_losses(self, denoiser: Any, batch: Batch, draw: Draw) -> Tensor:
+        """The loss of every sample with the noise and the timesteps of a draw, (N,) float32; no class is dropped.
+
+        Args:
+            denoiser: The transformer.
+            batch: As `Latents.draw` takes it.
+            draw: Of the batch.
+        """
+        clean = self.latents.draw(batch, partial(draw.noise, stream=1))
+        labels = self.labels[batch["index"].cpu()].to(clean.device)
+        scheduler = self.noise_scheduler
+        noisy = add_drawn_noise(clean, scheduler, draw)
+        output = denoiser(noisy.latents, timestep=noisy.timesteps, class_labels=labels, return_dict=False)[0]
+        channels = clean.shape[1]
+        prediction = output[:, :channels]
+        losses = denoising_losses(
+            prediction,
+            target=noisy.target,
+            timesteps=noisy.timesteps,
+            noise_scheduler=scheduler,
+            snr_gamma=self.noise.snr_gamma,
+        )
+        if not self.trains_variance:
+            return losses
+        nats = elementwise_bound(
+            prediction,
+            output[:, channels:],
+            clean=clean,
+            noisy=noisy.latents,
+            timesteps=noisy.timesteps,
+            noise_scheduler=scheduler,
+        )
+        return losses + nats.mean(dim=(1, 2, 3)) / math.log(2.0)
 
     def _drawn_labels(self, rows: Tensor, device: torch.device) -> Tensor:
         """(N,) labels of the rows, some of them dropped for classifier-free guidance."""

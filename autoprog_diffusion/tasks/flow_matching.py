@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.data.captions import Captions, Embeddings
 from autoprog_diffusion.data.latents import Batch, Latents
+from autoprog_diffusion.evaluation.draws import Draw
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 
 from .flow_families import FAMILIES, SD3, Flux, shift_time, stage_shift
@@ -146,15 +148,34 @@ class FlowMatching:
             batch: As `Latents.draw` takes it.
         """
         latents = self.latents.draw(batch)
-        tokens, pooled = self.captions.draw(batch["index"], batch.get("draw"))
+        text = self.captions.draw(batch["index"], batch.get("draw"))
         noise = torch.randn_like(latents)
         sigmas = self._draw_times(len(latents)).to(latents.device)
+        return self._errors(denoiser, latents, noise, sigmas=sigmas, text=text).mean()
+
+    def held_out_losses(self, denoiser: Any, batch: Batch, draw: Draw) -> Tensor:
+        """The loss of every sample with the noise and the times of a draw, (N,) float32; no caption is dropped.
+
+        Args:
+            denoiser: The transformer.
+            batch: As `Latents.draw` takes it.
+            draw: Of the batch.
+        """
+        latents = self.latents.draw(batch, partial(draw.noise, stream=1))
+        with self.captions.all_kept():
+            text = self.captions.draw(batch["index"], batch.get("draw"))
+        sigmas = self._times_at(draw.times).to(latents)
+        return self._errors(denoiser, latents, draw.noise(latents), sigmas=sigmas, text=text).mean(dim=(1, 2, 3))
+
+    def _errors(self, denoiser: Any, latents: Tensor, noise: Tensor, *, sigmas: Tensor, text: Embeddings) -> Tensor:
+        """Weighted squared errors of the velocity, (N, C, h, w) float32, at (N,) times."""
+        tokens, pooled = text
         mix = sigmas.view(-1, 1, 1, 1)
         noisy = (1 - mix) * latents + mix * noise
         velocity = self.family.velocity(denoiser, noisy, sigmas, tokens=tokens, pooled=pooled)
         error = (velocity.float() - (noise - latents).float()).square()
         weights = compute_loss_weighting_for_sd3(self.flow.weighting_scheme, sigmas=mix)
-        return (weights * error).mean()
+        return weights * error
 
     def _image_tokens(self, side: int) -> int:
         """Tokens of an image with a side of so many pixels."""
@@ -171,7 +192,21 @@ class FlowMatching:
             logit_std=flow.logit_std,
             mode_scale=flow.mode_scale,
         )
-        density = sample_times(draw, count, self.noise.timestep_sampling)
+        return self._from_density(sample_times(draw, count, self.noise.timestep_sampling))
+
+    def _times_at(self, shares: Tensor) -> Tensor:
+        """(N,) times below which these shares of the training's times lie: `_draw_times` without chance."""
+        flow = self.flow
+        if flow.weighting_scheme == "logit_normal":
+            density = (flow.logit_mean - flow.logit_std * torch.special.ndtri(shares)).sigmoid()
+        elif flow.weighting_scheme == "mode":
+            density = 1 - shares - flow.mode_scale * ((math.pi * shares / 2).cos() ** 2 - 1 + shares)
+        else:
+            density = 1 - shares
+        return self._from_density(density)
+
+    def _from_density(self, density: Tensor) -> Tensor:
+        """(N,) times of draws of the density."""
         # The script takes the draw as a place in the scheduler's list of times, which begins with noise.
         least = 1 / self.pipeline.scheduler.config.num_train_timesteps
         return shift_time((1 - density).clamp(least, 1.0), self.shift)

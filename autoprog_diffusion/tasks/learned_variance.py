@@ -22,6 +22,29 @@ def variational_bound(
     """The bound of one denoising step in bits per dimension, () float32; it trains the variance alone.
 
     As in the DiT paper it is added unweighted to the error of the predicted noise, which gets no gradient from it.
+    Arguments are those of `elementwise_bound`.
+    """
+    nats = elementwise_bound(
+        epsilon,
+        variance,
+        clean=clean,
+        noisy=noisy,
+        timesteps=timesteps,
+        noise_scheduler=noise_scheduler,
+    )
+    return nats.mean() / math.log(2.0)
+
+
+def elementwise_bound(
+    epsilon: Tensor,
+    variance: Tensor,
+    *,
+    clean: Tensor,
+    noisy: Tensor,
+    timesteps: Tensor,
+    noise_scheduler: Any,
+) -> Tensor:
+    """The bound of one denoising step in nats, (N, C, H, W) float32.
 
     Args:
         epsilon: (N, C, H, W) predicted noise.
@@ -58,8 +81,7 @@ def variational_bound(
     # The last step is a likelihood of the data instead.
     likelihood = -discretized_log_likelihood(clean, mean, 0.5 * log_variance)
     last = (timesteps == 0).view(-1, 1, 1, 1)
-    nats = torch.where(last, likelihood, divergence).mean()
-    return nats / math.log(2.0)
+    return torch.where(last, likelihood, divergence)
 
 
 def _entries(table: Tensor, timesteps: Tensor) -> Tensor:

@@ -37,7 +37,15 @@ RECIPES = {
 LOAD_ERRORS = (Exception,)  # tokenizers raise the class itself, Diffusers whatever a damaged file leads it to
 
 
-def load_as(kind: Any, words: str, name: str, *, text_encoder_dtype: str | None = "float32", **options: Any) -> Any:
+def load_as(
+    kind: Any,
+    words: str,
+    name: str,
+    *,
+    text_encoder_dtype: str | None = "float32",
+    vae_dtype: str | None = "float32",
+    **options: Any,
+) -> Any:
     """A pipeline of class `kind`, in float32.
 
     Args:
@@ -45,33 +53,33 @@ def load_as(kind: Any, words: str, name: str, *, text_encoder_dtype: str | None 
         words: What it is and has, for the message.
         name: Folder, Hub name, or checkpoint file.
         text_encoder_dtype: `stored` leaves the text encoders in the type of their files.
+        vae_dtype: `stored` leaves the VAE in the type of its files.
         options: Of `from_pretrained`: revision, variant, cache_dir and so on.
 
     Raises:
-        GrowthError: It cannot be loaded as such a pipeline.
+        GrowthError: It cannot be loaded as such a pipeline, or a file does not say its types.
     """
-    if is_single_file(name):
+    single = is_single_file(name)
+    stored = {"text_encoder": text_encoder_dtype == "stored", "vae": vae_dtype == "stored"}
+    for part, kept in stored.items():
+        if kept and single:
+            raise GrowthError(
+                f"--{part}_dtype stored needs a folder or Hub name, and {name} is one file: convert it to a folder, "
+                "or leave the flag out."
+            )
+    if single:
         pipeline = _load_single_file(kind, words, name, options.get("cache_dir"))
     else:
         pipeline = _load_folder(kind, words, name, options)
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module):
-            part.float()  # weights are trained and averaged in float32, whatever they were saved in
-    if text_encoder_dtype == "stored":
-        _store_text_encoders(name, pipeline)
+    for part, module in pipeline.components.items():
+        if not isinstance(module, nn.Module):
+            continue
+        if any(kept and part.startswith(prefix) for prefix, kept in stored.items()):
+            # Exact, whatever the part was loaded in.
+            module.to(dtype=stored_dtype(module))
+        else:
+            module.float()  # weights are trained and averaged in float32, whatever they were saved in
     return pipeline
-
-
-def _store_text_encoders(name: str, pipeline: Any) -> None:
-    """Give the text encoders back the type of their files; exact, since float32 holds every number of it."""
-    if is_single_file(name):
-        raise GrowthError(
-            f"--text_encoder_dtype stored needs a folder or Hub name, and {name} is one file: convert it to a folder, "
-            "or leave the flag out."
-        )
-    encoders = {part: module for part, module in pipeline.components.items() if part.startswith("text_encoder")}
-    for module in filter(None, encoders.values()):
-        module.to(dtype=stored_dtype(module))
 
 
 def _load_folder(kind: Any, words: str, name: str, options: dict[str, Any]) -> Any:

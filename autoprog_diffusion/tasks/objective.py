@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
+from autoprog_diffusion.evaluation.draws import Draw
+
 
 SPREAD = 16  # draws per sample that spread timesteps are picked from
 
@@ -60,6 +62,17 @@ def add_noise(clean: Tensor, noise_scheduler: Any, settings: NoiseSettings) -> N
     )
     return NoisyBatch(
         latents=noise_scheduler.add_noise(clean, perturbed, timesteps),
+        timesteps=timesteps,
+        target=denoising_target(noise_scheduler, clean, noise, timesteps),
+    )
+
+
+def add_drawn_noise(clean: Tensor, noise_scheduler: Any, draw: Draw) -> NoisyBatch:
+    """Mix (N, C, H, W) latents with the noise of a draw at its timesteps; the noise has no offset."""
+    noise = draw.noise(clean)
+    timesteps = draw.timesteps(noise_scheduler.config.num_train_timesteps)
+    return NoisyBatch(
+        latents=noise_scheduler.add_noise(clean, noise, timesteps),
         timesteps=timesteps,
         target=denoising_target(noise_scheduler, clean, noise, timesteps),
     )
@@ -138,6 +151,22 @@ def denoising_loss(
     """
     if snr_gamma is None:
         return F.mse_loss(prediction.float(), target.float())
+    return denoising_losses(
+        prediction,
+        target=target,
+        timesteps=timesteps,
+        noise_scheduler=noise_scheduler,
+        snr_gamma=snr_gamma,
+    ).mean()
+
+
+def denoising_losses(
+    prediction: Tensor, target: Tensor, timesteps: Tensor, noise_scheduler: Any, snr_gamma: float | None
+) -> Tensor:
+    """The loss of every sample, (N,) float32; arguments as `denoising_loss` takes them."""
+    error = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    if snr_gamma is None:
+        return error
     snr = compute_snr(noise_scheduler, timesteps)
     weights = snr.clamp(max=snr_gamma)
     kind = noise_scheduler.config.prediction_type
@@ -146,5 +175,4 @@ def denoising_loss(
         weights = (snr_gamma / snr).clamp(max=1.0)
     elif kind == "v_prediction":
         weights = weights / (snr + 1)
-    error = F.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
-    return (error * weights).mean()
+    return error * weights

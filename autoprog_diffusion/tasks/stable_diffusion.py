@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
@@ -11,10 +12,11 @@ from transformers import CLIPTextModel
 
 from autoprog_diffusion.data.captions import Captions, Embeddings
 from autoprog_diffusion.data.latents import Batch, Latents
+from autoprog_diffusion.evaluation.draws import Draw
 
 from .loading import load_as
 from .noise_schedule import adopt_schedule, check_denoising, training_scheduler
-from .objective import NoiseSettings, add_noise, denoising_loss
+from .objective import NoiseSettings, add_drawn_noise, add_noise, denoising_loss, denoising_losses
 from .parts import check_class, check_unet, check_unet_text, check_vae
 
 
@@ -91,6 +93,26 @@ class TextToImage:
             batch: As `Latents.draw` takes it.
         """
         return self.weighted(*self.denoise(denoiser, batch))
+
+    def held_out_losses(self, denoiser: Any, batch: Batch, draw: Draw) -> Tensor:
+        """The loss of every sample with the noise and the timesteps of a draw, (N,) float32; no caption is dropped.
+
+        Args:
+            denoiser: The UNet.
+            batch: As `Latents.draw` takes it.
+            draw: Of the batch.
+        """
+        clean = self.latents.draw(batch, partial(draw.noise, stream=1))
+        with self.captions.all_kept():
+            conditions = self.conditions(batch)
+        noisy = add_drawn_noise(clean, self.noise_scheduler, draw)
+        return denoising_losses(
+            denoiser(noisy.latents, noisy.timesteps, **conditions, return_dict=False)[0],
+            target=noisy.target,
+            timesteps=noisy.timesteps,
+            noise_scheduler=self.noise_scheduler,
+            snr_gamma=self.noise.snr_gamma,
+        )
 
     def denoise(self, denoiser: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """One pass: prediction and target (N, C, h, w), and the (N,) timesteps."""

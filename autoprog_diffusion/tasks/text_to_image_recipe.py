@@ -12,6 +12,7 @@ from torch import nn
 from autoprog_diffusion.data.caption_text import first_captions
 from autoprog_diffusion.data.emoji import DEFAULT_STYLE, emoji_dataset
 from autoprog_diffusion.data.rows import spread
+from autoprog_diffusion.data.sources import default_data
 from autoprog_diffusion.training.recipe import AnyArguments, Recipe
 from autoprog_diffusion.training.recipe_arguments import Arguments
 from autoprog_diffusion.training.samples import Row, sample_images
@@ -42,6 +43,12 @@ class TextToImageRecipe(Recipe[AnyArguments]):
         multiple = self.multiple(pipeline)
         # Whatever their VAE, Stable Diffusion's pipelines draw multiples of 8 pixels only.
         return math.lcm(multiple, 8) if hasattr(pipeline, "unet") else multiple
+
+    def validation(self, args: AnyArguments, pipeline: Any, resolution: int) -> Dataset | None:
+        if args.evaluation.validation_data_dir is None and is_default_data(args):
+            # They are never trained on.
+            return default_data(lambda: emoji_dataset(DEFAULT_STYLE, size=resolution, split="held_out"))
+        return super().validation(args, pipeline, resolution)
 
     def titles(self, args: AnyArguments, data: Dataset) -> tuple[str, ...]:
         return args.output.validation_prompts or default_prompts(args, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +147,21 @@ def make_latents(
         folder=Path(args.output.output_dir) / "cache",
         images=image_settings(args.data),
         cached=args.data.cache_latents,
+        dtype=args.data.cache_dtype,
+    )
+
+
+def make_held_out_latents(
+    pipeline: Any, data: datasets.Dataset, args: Arguments, accelerator: Accelerator, *, resolution: int
+) -> Latents:
+    """Latents of held-out images, without mirror images, and always cached: they are few."""
+    return Latents(
+        pipeline.vae,
+        data,
+        accelerator,
+        resolution=resolution,
+        folder=Path(args.output.output_dir) / "cache" / "held_out",
+        images=replace(image_settings(args.data), center_crop=True, random_flip=False),
         dtype=args.data.cache_dtype,
     )
 

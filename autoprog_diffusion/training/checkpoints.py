@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -161,6 +162,21 @@ def newest_in_words(root: Path) -> str:
     """A sentence on the checkpoint that a run can go on from."""
     newest = newest_checkpoint(root)
     return "No checkpoint is complete." if newest is None else f"The newest complete checkpoint is {newest}."
+
+
+def check_finite(value: float, message: str, root: Path) -> None:
+    """Refuse to go on with a loss or a norm that is infinite or no number.
+
+    Args:
+        value: Of it.
+        message: What it is, and one cure.
+        root: Folder of the run's checkpoints.
+
+    Raises:
+        TrainingError: It also names the checkpoint that is left.
+    """
+    if not math.isfinite(value):
+        raise TrainingError(f"{message} or use --mixed_precision bf16. {newest_in_words(root)}")
 
 
 def find_checkpoint(root: Path, wanted: str | None, *, report: bool = False) -> Path | None:

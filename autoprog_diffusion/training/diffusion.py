@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -12,16 +14,20 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from autoprog_diffusion.evaluation.draws import Draw
 from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
 from autoprog_diffusion.growth.backends.fsdp2 import reshard
 from autoprog_diffusion.growth.bare import bare
+from autoprog_diffusion.growth.errors import GrowthWarning
 from autoprog_diffusion.growth.resize import stage_size
 
 from .checkpoints import find_checkpoint, keep_only
 from .given_plan import plan_for
+from .held_out import HeldOutRun
 from .optimizers import make_optimizer
 from .recipe_arguments import Arguments
 from .samples import Pictures
+from .saved_weights import SavedWeights
 from .sharded import is_sharding, name_blocks
 from .sharded_state import AverageSettings, ShardedState, local_parameters, parameters_now
 from .trained_dtype import store_in_float32
@@ -46,6 +52,10 @@ class Task(Protocol):
         """The loss of one batch, a scalar."""
         ...
 
+    def held_out_losses(self, denoiser: Any, batch: dict[str, Tensor], draw: Draw) -> Tensor:
+        """The loss of every sample with the noise and the timesteps of a draw, (N,) float32."""
+        ...
+
 
 class DiffusionTrainer(Trainer):
     """Fine-tunes a denoiser.
@@ -61,12 +71,15 @@ class DiffusionTrainer(Trainer):
 
     Attributes:
         pictures: Drawn every `--validation_steps`, if it is set.
+        held_out: Evaluations on images that do not train, if there are some.
 
     Raises:
         GrowthError: The run is too short, the plan does not fit, or an object is in the wrong state.
     """
 
     growth: GrowthScheduler
+    pictures: Pictures | None = None
+    held_out: HeldOutRun | None = None
 
     def __init__(
         self,
@@ -90,12 +103,12 @@ class DiffusionTrainer(Trainer):
             max_norm=train.max_grad_norm,
         )
         self.task = task
-        self.pictures: Pictures | None = None
         self._train = train
         self._given = args.given
         self._rows: Any = loader.dataset
         # Taken now: growth freezes parameters, but what does not train from the start never will.
         trained = [name for name, value in denoiser.named_parameters() if value.requires_grad]
+        self._names = trained
         self._complete = len(trained) == len(list(denoiser.parameters()))
         self.together = is_sharding(accelerator)
         self._whole = Whole(denoiser) if self.together else None
@@ -105,7 +118,7 @@ class DiffusionTrainer(Trainer):
             keep_only(accelerator, denoiser, trained)
         self.epoch_batches = max(1, len(loader) // accelerator.num_processes)
         self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
-        self.check_lengths("lr_warmup_steps", self._warmup_steps, args.given)
+        self.check_lengths("lr_warmup_steps", self.warmup_steps, args.given)
         optimizer = self._make_optimizer()
         prepared = accelerator.prepare(denoiser, optimizer, loader, self._make_schedule(optimizer))
         self.model, self.optimizer, self._loader, self.lr_scheduler = prepared
@@ -153,6 +166,9 @@ class DiffusionTrainer(Trainer):
 
     def resume(self, wanted: str) -> bool:
         found = super().resume(wanted)
+        path = find_checkpoint(self.root, wanted)
+        if path is not None and self.held_out is not None:
+            self.held_out.go_back(self, path)
         if found and self.ema is not None:
             # Loading replaced its tensors.
             self.ema.to(self._ema_device())
@@ -169,11 +185,14 @@ class DiffusionTrainer(Trainer):
             store_in_float32(self._trained)
         if self.ema is not None:
             self.ema.copy_to(local_parameters(self._trained))
-        embedded = self.growth.state_dict()["embedding"] is not None
-        if embedded and (self.growth.config.stage_dropout or not self._complete):
-            # A fold cannot express the null row, and LoRA's file holds no bias: the rows travel beside the weights.
-            self.growth.save_stage_embedding(self._output.output_dir)
-        super().finish()
+        self.save_beside(self._output.output_dir)
+        with warnings.catch_warnings():
+            if self.step < self.max_steps:
+                # Growth warns of a fold in the middle of the plan.
+                warnings.simplefilter("ignore", GrowthWarning)
+            super().finish()
+        if self.held_out is not None:
+            self.held_out.finish(self)
         if self.together:
             self.accelerator.print(f"{self.accelerator.num_processes} ranks end with their shards of one model.")
         elif self.accelerator.num_processes > 1:
@@ -186,8 +205,44 @@ class DiffusionTrainer(Trainer):
         self._whole.fill(self.bare)
         return self._whole.pipeline(pipeline, self.bare)
 
+    def watch_held_out(self, held_out: HeldOutRun) -> None:
+        """Evaluate held-out images from now on; before a checkpoint is loaded."""
+        self.held_out = held_out
+        held_out.register(self)
+
+    def look_at_held_out(self) -> None:
+        if self.held_out is not None:
+            self.held_out.follow(self)
+
     @property
-    def _warmup_steps(self) -> int:
+    def over(self) -> bool:
+        return super().over or (self.held_out is not None and self.held_out.stopped)
+
+    def closing_words(self) -> list[str]:
+        return [] if self.held_out is None else self.held_out.words(self)
+
+    def saved_weights(self) -> SavedWeights:
+        """The weights that would be saved now."""
+        return SavedWeights(
+            self.bare,
+            self.model,
+            self.growth,
+            self.ema,
+            names=self._names,
+            complete=self._complete,
+        )
+
+    def save_beside(self, folder: str | Path) -> None:
+        """Write the rows of the stage embedding where the weights cannot hold them.
+
+        A fold cannot express the null row, and LoRA's file holds no bias.
+        """
+        embedded = self.growth.stage_embedding is not None
+        if embedded and (self.growth.config.stage_dropout or not self._complete):
+            self.growth.save_stage_embedding(folder)
+
+    @property
+    def warmup_steps(self) -> int:
         """Optimizer steps of warm-up; a constant rate has none, whatever the default says."""
         idle = self._train.lr_scheduler == "constant" and "lr_warmup_steps" not in self._given
         return 0 if idle else self._train.lr_warmup_steps

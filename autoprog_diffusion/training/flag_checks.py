@@ -29,9 +29,21 @@ NEEDS: tuple[tuple[str, str, Any], ...] = (
     ("logit_std", "weighting_scheme", "logit_normal"),
     ("mode_scale", "weighting_scheme", "mode"),
     ("warmup_epochs", "warmup_steps", None),
+    ("held_out_share", "held_out", True),
+    ("validation_data_dir", "held_out", True),
+    ("evaluation_share", "held_out", True),
+    ("evaluation_steps", "held_out", True),
+    ("stop_patience", "held_out", True),
+    ("export", "held_out", True),
 )
 # The flag that wins, the one that then has no effect.
-EITHER = (("max_train_steps", "num_train_epochs"), ("max_train_steps", "epochs"), ("warmup_steps", "warmup_epochs"))
+EITHER = (
+    ("max_train_steps", "num_train_epochs"),
+    ("max_train_steps", "epochs"),
+    ("warmup_steps", "warmup_epochs"),
+    ("evaluation_steps", "evaluation_share"),
+    ("validation_data_dir", "held_out_share"),
+)
 # Flags that name data or a model.
 NAMES = (
     "train_data_dir",
@@ -41,6 +53,7 @@ NAMES = (
     "instance_data_dir",
     "class_data_dir",
     "pretrained_model_name_or_path",
+    "validation_data_dir",
 )
 # Flags of Adam that Adafactor does without.
 OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")

@@ -12,11 +12,11 @@ FlagClass = Literal["must be equal", "applied", "extendable"]
 # What is trained on what: another value would be another run. A flag that is in none of the lists counts as one.
 MUST_BE_EQUAL = frozenset(
     # The model.
-    "pretrained_model_name_or_path revision variant text_encoder_dtype "
+    "pretrained_model_name_or_path revision variant text_encoder_dtype vae_dtype "
     "model model_kwargs img_size drop_path genotype member "
     # The data, and the order in which they come.
     "train_data_dir dataset_name dataset_config_name image_column caption_column label_column max_train_samples "
-    "train_data val_data val_fraction corrupt memory seed "
+    "train_data val_data val_fraction corrupt memory seed held_out held_out_share validation_data_dir "
     "train_batch_size batch_size gradient_accumulation_steps grad_accum_steps "
     "instance_data_dir instance_prompt with_prior_preservation class_data_dir class_prompt num_class_images "
     # Pixels.
@@ -44,7 +44,8 @@ APPLIED = frozenset(
     "validation_steps validation_prompts num_inference_steps guidance_scale log_interval report_to "
     "tracker_project_name logging_dir sample_batch_size "
     "cache_dir dataloader_num_workers workers gradient_checkpointing checkpointing memory_gb frozen_dtype "
-    "offload_ema foreach_ema allow_tf32 "
+    "offload_ema offload_optimizer foreach_ema allow_tf32 "
+    "evaluation_share evaluation_steps stop_patience export "
     "channels_last".split()
 )
 
@@ -54,7 +55,7 @@ EXTENDABLE = frozenset("max_train_steps num_train_epochs epochs".split())
 # Names of files and folders that a run reads, or of what lies on a hub: one place may be spelled in many ways.
 PLACES = frozenset(
     "pretrained_model_name_or_path model train_data_dir dataset_name instance_data_dir class_data_dir train_data "
-    "val_data growth_plan".split()
+    "val_data growth_plan validation_data_dir".split()
 )
 
 # They say how this start begins: a line about them would repeat the command.

@@ -14,6 +14,7 @@ from torch import nn
 from autoprog_diffusion.data.images import seeded
 from autoprog_diffusion.growth.backward_step import only
 from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.growth.optimizer_offload import unhooked_step
 
 
 # Name of the flag -> torchao's class.
@@ -85,8 +86,7 @@ def _steady(kind: type[torch.optim.Optimizer]) -> type[Any]:
         def step(self, closure: Any = None) -> Any:
             if closure is not None:
                 raise TypeError("step takes no closure: call loss.backward() before it.")
-            # torch counts and announces steps of this class; the class below would do it a second time.
-            step = getattr(kind.step, "__wrapped__", kind.step) if hasattr(kind.step, "hooked") else kind.step
+            step = unhooked_step(kind)
             with _compiled_where_it_pays(self._numbers):
                 if self._seed is None:
                     step(self)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.growth.optimizer_offload import offload_optimizer
 
 from .low_bit import CLASSES, low_bit_adamw
 from .recipe_arguments import TrainArguments
@@ -139,26 +140,30 @@ def make_optimizer(parameters: Any, args: TrainArguments, batch: int) -> torch.o
         weight_decay=args.adam_weight_decay,
         seed=args.seed if args.trained_dtype == "bfloat16" else None,
     )
-    return OPTIMIZERS[optimizer_name(args)](parameters, settings)
+    optimizer = OPTIMIZERS[optimizer_name(args)](parameters, settings)
+    if args.offload_optimizer:
+        offload_optimizer(optimizer)
+    return optimizer
 
 
-def check_optimizer(args: TrainArguments, device: torch.device, precision: str, *, sharded: bool = False) -> None:
+def check_optimizer(args: TrainArguments, device: torch.device, precision: str) -> None:
     """Refuse an optimizer or a type that this machine, the packages or the precision cannot do.
+
+    What sharded parameters cannot do is refused by `check_sharding`.
 
     Args:
         args: The flags.
         device: Where the run trains.
         precision: Mixed precision of the run, `no`, `fp16` or `bf16`.
-        sharded: Whether every process holds a part of the parameters only.
 
     Raises:
         ConfigError: The message names what would do.
     """
     name = optimizer_name(args)
-    if sharded and (name != "adamw" or args.trained_dtype != "float32"):
+    if args.offload_optimizer and name == "adamw8bit_bnb":
         raise ConfigError(
-            f"--optimizer {name} with --trained_dtype {args.trained_dtype} was never tried on sharded parameters "
-            "(FSDP): use --optimizer adamw with --trained_dtype float32, whose state is shared by all processes."
+            "--offload_optimizer was never tried with bitsandbytes, whose kernels know their state's place: use "
+            "--optimizer adamw8bit, which is torchao's, or do without --offload_optimizer."
         )
     if args.trained_dtype == "bfloat16":
         _check_bfloat16(name, precision)

@@ -26,9 +26,11 @@ from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 from autoprog_diffusion.growth.backward_step import check_backward_step
 
 from .arguments import autoprog_zero, growth_config, take_flag
-from .build import make_accelerator, make_latents, make_loader
+from .build import make_accelerator, make_held_out_latents, make_latents, make_loader
 from .diffusion import DiffusionTrainer, Task
 from .flag_checks import explicit_wins
+from .held_out import HeldOutRun, HeldOutTask
+from .hold_out import holds_out, take_share, take_validation
 from .optimizers import check_optimizer
 from .plain_pipeline import save_plain
 from .precision import asks_for_bfloat16, with_precision
@@ -36,7 +38,7 @@ from .real_images import real_rows
 from .recipe_arguments import Arguments, check_arguments
 from .run import Script
 from .samples import Pictures, Row
-from .sharded import check_sharding, is_sharding, sharded_growth
+from .sharded import check_sharding, sharded_growth
 from .trained_dtype import store_in_bfloat16
 
 
@@ -56,6 +58,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         default_model: Folder of the default model.
         pipeline: The pipeline, once it is loaded.
         data_report: What the data holds and what of it is left out, once it is read.
+        shares: Whether a share of the data may be held out.
     """
 
     defaults: ClassVar[Any] = Arguments()
@@ -63,6 +66,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
     default_model: Path
     pipeline: Any
     data_report: DataReport | None = None
+    shares = True
 
     @abstractmethod
     def load(self, args: AnyArguments) -> Any:
@@ -108,6 +112,19 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
     @abstractmethod
     def task(self, pipeline: Any, latents: Latents, args: AnyArguments) -> Task:
         """Batches to losses."""
+
+    def validation(self, args: AnyArguments, pipeline: Any, resolution: int) -> datasets.Dataset | None:
+        """Images of `--validation_data_dir` as `data` has them; None without the flag: a share is held out then."""
+        del pipeline
+        if args.evaluation.validation_data_dir is None:
+            return None
+        return load_captioned_images(
+            train_data_dir=args.evaluation.validation_data_dir,
+            image_column=args.data.image_column,
+            caption_column=args.data.caption_column,
+            resolution=resolution,
+            cache_dir=args.model.cache_dir,
+        )
 
     @abstractmethod
     def titles(self, args: AnyArguments, data: datasets.Dataset) -> tuple[str, ...]:
@@ -159,7 +176,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
     def get_ready(self, args: AnyArguments, accelerator: Accelerator) -> DiffusionTrainer:
         train = args.train
         precision = accelerator.mixed_precision
-        check_optimizer(train, accelerator.device, precision, sharded=is_sharding(accelerator))
+        check_optimizer(train, accelerator.device, precision)
         self.pipeline = pipeline = self.load(args)
         denoiser = self.denoiser(pipeline)
         if train.step_in_backward:
@@ -174,6 +191,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         data = self.data(args, pipeline, resolution, accelerator)
         data, damaged = usable_images(data, args.data.corrupt, accelerator)
         self.data_report.leave_out_rows(DAMAGED, damaged)
+        data, held_out = self._hold_out(data, args, pipeline, resolution, accelerator=accelerator)
         self.data_report.log()
         loader = self.loader(data, args, resolution)
         rows: Any = loader.dataset
@@ -182,6 +200,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             config = replace(config, checkpointing="all")
         if train.trained_dtype == "bfloat16":
             store_in_bfloat16(denoiser)
+        watched = self._held_out_run(held_out, args, pipeline, resolution, accelerator=accelerator)
         set_seed(train.seed, device_specific=True)
         trainer = DiffusionTrainer(
             denoiser,
@@ -192,18 +211,53 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             args=args,
             accelerator=accelerator,
         )
+        if watched is not None:
+            trainer.watch_held_out(watched)
         trainer.identity = data_identity(data)
         trainer.data_report = self.data_report
         if accelerator.is_main_process or trainer.together:
-            titles = self.titles(args, data)
-            trainer.pictures = Pictures(
-                Path(args.output.output_dir),
-                titles,
-                draw=lambda: self._draw_on(accelerator.device, args, titles, resolution),
-                references=lambda: self.references(args, titles, resolution) or real_rows(data, titles, resolution),
-                writes=accelerator.is_main_process,
-            )
+            trainer.pictures = self._pictures(data, args, accelerator, resolution)
         return trainer
+
+    def _pictures(
+        self, data: datasets.Dataset, args: AnyArguments, accelerator: Accelerator, resolution: int
+    ) -> Pictures:
+        """Pictures of the run's titles."""
+        titles = self.titles(args, data)
+        return Pictures(
+            Path(args.output.output_dir),
+            titles,
+            draw=lambda: self._draw_on(accelerator.device, args, titles, resolution),
+            references=lambda: self.references(args, titles, resolution) or real_rows(data, titles, resolution),
+            writes=accelerator.is_main_process,
+        )
+
+    def _hold_out(
+        self, data: datasets.Dataset, args: AnyArguments, pipeline: Any, resolution: int, *, accelerator: Accelerator
+    ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+        """What is trained on, and what is held out, if anything is."""
+        if not holds_out(args, accelerator):
+            return data, None
+        given = take_validation(self.validation(args, pipeline, resolution), data, args, accelerator)
+        if given is not None or not self.shares or self.data_report is None:
+            return data, given
+        return take_share(data, args, self.data_report, accelerator)
+
+    def _held_out_run(
+        self,
+        data: datasets.Dataset | None,
+        args: AnyArguments,
+        pipeline: Any,
+        resolution: int,
+        *,
+        accelerator: Accelerator,
+    ) -> HeldOutRun | None:
+        """Evaluations on the held-out data; None without any."""
+        if data is None:
+            return None
+        latents = make_held_out_latents(pipeline, data, args, accelerator, resolution=resolution)
+        task: HeldOutTask = self.task(pipeline, latents, args)
+        return HeldOutRun(task, len(data), args)
 
     def _draw_on(
         self, device: torch.device, args: AnyArguments, titles: Sequence[str], size: int
@@ -225,6 +279,8 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         pipeline = trainer.plain_pipeline(self.pipeline)
         if trainer.accelerator.is_main_process:
             self.save_pipeline(pipeline, output)
+            if trainer.held_out is not None:
+                trainer.held_out.clean_up()
         trainer.pictures.save_before_after()
 
 

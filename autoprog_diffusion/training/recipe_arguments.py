@@ -23,9 +23,11 @@ from .flag_checks import check_not_blank, check_seed_and_finite
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 POSITIVE = (
     "train_batch_size", "num_train_epochs", "max_train_steps", "gradient_accumulation_steps", "learning_rate",
-    "snr_gamma", "resolution", "num_inference_steps", "max_grad_norm", "adam_epsilon",
+    "snr_gamma", "resolution", "num_inference_steps", "max_grad_norm", "adam_epsilon", "evaluation_steps",
+    "stop_patience",
 )  # fmt: skip
 NOT_NEGATIVE = ("lr_warmup_steps", "adam_weight_decay", "dataloader_num_workers", "noise_offset", "input_perturbation")
+SHARES = ("held_out_share", "evaluation_share")
 RATES = ("adam_beta1", "adam_beta2", "ema_decay")
 
 
@@ -41,6 +43,8 @@ class ModelArguments:
     """Variant of the weight files, for example fp16."""
     text_encoder_dtype: Literal["float32", "stored"] = "float32"
     """Type of the text encoders: as they are stored, or float32. They are saved in it."""
+    vae_dtype: Literal["float32", "stored"] = "float32"
+    """Type of the VAE, as of the text encoders; a float16 VAE that overflows is refused."""
     cache_dir: str | None = None
     """Where downloaded models and data are kept."""
 
@@ -115,6 +119,8 @@ class TrainArguments:
     """adamw keeps 8 bytes of state a parameter, 8bit and fp8 2, 4bit 1; from torchao, or bitsandbytes (bnb)."""
     use_8bit_adam: bool = False
     """The same as --optimizer adamw8bit_bnb."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in CPU memory; some of it is on the device at a time, while a step needs it."""
     trained_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type that the weights which train are stored in; bfloat16 is rounded stochastically."""
     adam_beta1: float = 0.9
@@ -146,6 +152,26 @@ class TrainArguments:
 
 
 @dataclass(frozen=True)
+class HeldOutArguments:
+    """Held-out loss, best weights, and stopping."""
+
+    held_out: bool = True
+    """Evaluate images that do not train, and save the best weights; --no-held_out trains on all images instead."""
+    validation_data_dir: str | None = None
+    """Images to evaluate, as --train_data_dir takes them [a share of the training data, if it is large enough]."""
+    held_out_share: float = 0.05
+    """Share of the training images that is held out, at most 128 images."""
+    evaluation_share: float = 0.02
+    """Share of the run's computation that evaluations may take."""
+    evaluation_steps: int | None = None
+    """Optimizer steps between evaluations [what --evaluation_share allows]."""
+    stop_patience: int | None = None
+    """Stop when the held-out loss has not fallen by more than its noise for so many evaluations [never]."""
+    export: Literal["best", "last"] = "best"
+    """Weights that are saved at the end: those with the lowest held-out loss, or the last ones."""
+
+
+@dataclass(frozen=True)
 class PictureArguments(OutputArguments):
     """Output, checkpoints and pictures."""
 
@@ -169,6 +195,7 @@ class Arguments:
     train: TrainArguments = TrainArguments()
     growth: GrowthArguments = GrowthArguments()
     output: PictureArguments = PictureArguments()
+    evaluation: HeldOutArguments = HeldOutArguments()
     given: Derived[tuple[str, ...]] = ()
 
 
@@ -185,5 +212,6 @@ def check_arguments(args: Arguments) -> None:
     check_positive(values, POSITIVE)
     check_numbers(values, NOT_NEGATIVE, lambda value: value >= 0, "0 or more")
     check_numbers(values, RATES, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+    check_numbers(values, SHARES, lambda value: 0 < value <= 0.5, "a number above 0, at most 0.5")
     check_choice("lr_scheduler", args.train.lr_scheduler, SCHEDULES)
     growth_config(args.growth, multiple=1, ema_decay=None, seed=args.train.seed)

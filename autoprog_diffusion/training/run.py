@@ -151,6 +151,8 @@ def save_results(script: Script[Args, AnyTrainer], trainer: AnyTrainer, args: Ar
         clock.append(time.perf_counter())
         seconds = [later - earlier for earlier, later in pairwise(clock)]
         write_report(output, trainer.growth, trainer.metrics, dict(zip(PHASES, seconds)))
+        for sentence in trainer.closing_words():
+            print(sentence)
     except Exception as error:
         if not isinstance(error, OSError) and not is_disk_full(error):
             raise

@@ -112,6 +112,11 @@ def _check_flags(args: Arguments) -> None:
             f"--trained_dtype {train.trained_dtype} mixes types in one block, which FSDP2 cannot cut: use float32, of "
             "which every process holds a part."
         )
+    if train.offload_optimizer:
+        raise ConfigError(
+            "--offload_optimizer does not work on sharded parameters, of whose state every process holds its part "
+            "only: do without."
+        )
     if args.growth.window_state == "park" and args.growth.direction == "window":
         raise ConfigError(
             "--window_state park does not work on sharded parameters, whose state lies on all processes: use "

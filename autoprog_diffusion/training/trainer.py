@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +22,13 @@ from autoprog_diffusion.growth.protocol import Growth
 
 from .arguments import OutputArguments
 from .checkpoints import (
-    TrainingError,
+    check_finite,
     checkpoint_step,
     find_checkpoint,
     load_checkpoint,
-    newest_in_words,
     write_checkpoint,
 )
-from .ends import Ends, Stopped
+from .ends import Ends, Stopped, mean_and_signal
 from .flag_checks import check_warmup, short_epoch
 from .measure import counted_flops, peak_memory, synchronize
 from .metrics import Metrics
@@ -130,9 +128,21 @@ class Trainer(ABC):
     def validate(self) -> object:
         """Look at the model in the middle of training, every `--validation_steps`."""
 
+    def look_at_held_out(self) -> None:  # noqa: B027 - nothing, where nothing is held out
+        """Evaluate held-out data where it is time; it must not change what trains."""
+
+    def closing_words(self) -> list[str]:
+        """Sentences for the end of the run's summary."""
+        return []
+
     def finish(self) -> None:
         """Leave a plain model."""
         self.growth.fold(self.model)
+
+    @property
+    def over(self) -> bool:
+        """Whether no step is to come."""
+        return self.step >= self.max_steps
 
     @property
     def epoch_steps(self) -> int:
@@ -206,13 +216,15 @@ class Trainer(ABC):
         # `resume` restored the random generators: getting ready must not advance them.
         with torch.random.fork_rng():
             self._enter_stage()
+            self.look_at_held_out()
         self.ends.defer()
         hidden = not self.accelerator.is_main_process
         bar = tqdm(total=self.max_steps, initial=self.step, desc="training", disable=hidden)
         with bar, logging_redirect_tqdm():
-            while self.step < self.max_steps:
+            while not self.over:
                 self._train_step(bar)
                 self._stop_if_asked()
+                self.look_at_held_out()
                 self._validate_and_save()
                 if on_step is not None:
                     on_step(self.step)
@@ -277,7 +289,7 @@ class Trainer(ABC):
             clip=self._clip,
         )
         self.lr_scheduler.step()
-        mean = self._agree(done.loss)
+        mean, self._asked = mean_and_signal(self.accelerator, done.loss, self.ends)
         self._check_finite("loss", mean)
         # The gradient scaler of fp16 skips steps whose gradients are not finite by itself.
         if done.norm is not None and self.accelerator.scaler is None:
@@ -291,18 +303,6 @@ class Trainer(ABC):
         """Batches of the next optimizer step: fewer at the end of an epoch that the accumulation does not divide."""
         _, done = self.position()
         return min(self._accumulation, self.epoch_batches - done)
-
-    def _agree(self, loss: Tensor) -> float:
-        """Mean loss over the ranks; in the same message they agree on whether a signal ends the run with this step."""
-        if self.accelerator.num_processes == 1:
-            return float(loss)
-        own = self.ends.asked
-        both = torch.stack([loss.float(), torch.full_like(loss, float(own > 0), dtype=torch.float32)])
-        mean, share = self.accelerator.reduce(both, reduction="mean").tolist()  # type: ignore[union-attr]
-        if share > 0:
-            # A rank that heard nothing learns from the others that it is over, not by which signal.
-            self._asked = own or signal.SIGTERM
-        return mean
 
     def _count_flops(self) -> int:
         """FLOPs of one optimizer step on this process, counted once for each network, outside the timed step.
@@ -333,11 +333,8 @@ class Trainer(ABC):
             self.checkpoint()
 
     def _check_finite(self, name: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the {name} is {value} at step {self.step}, stage {self.growth.stage + 1}: lower {self.lr_flag} or "
-                f"use --mixed_precision bf16. {newest_in_words(self.root)}"
-            )
+        where = f"at step {self.step}, stage {self.growth.stage + 1}"
+        check_finite(value, f"the {name} is {value} {where}: lower {self.lr_flag}", self.root)
 
     def _report(self, row: dict[str, float], bar: tqdm) -> None:
         """Give the metrics of one step to the checkpoints, the progress bar and the trackers."""

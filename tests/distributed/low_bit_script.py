@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.growth.backward_step import check_backward_step
+from autoprog_diffusion.growth.optimizer_offload import offload_optimizer
 from autoprog_diffusion.training.optimizers import OPTIMIZERS, Settings
 from autoprog_diffusion.training.trained_dtype import store_in_bfloat16
 
@@ -36,6 +37,8 @@ def trained(accelerator: Accelerator, name: str, rounded: bool, direction: str) 
     set_seed(0, device_specific=True)  # as the recipes do: noise differs from rank to rank
     growth = GrowthScheduler(model, GrowthConfig(num_stages=2, direction=direction), accelerator)
     optimizer = OPTIMIZERS[name](growth.parameters(), Settings(lr=1e-2, seed=0 if rounded else None))
+    if name == "adamw4bit":
+        offload_optimizer(optimizer)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     growth.prepare(wrapped, num_training_steps=STEPS)
     refused = refusal(lambda: growth.step_in_backward(optimizer))
@@ -58,10 +61,17 @@ def trained(accelerator: Accelerator, name: str, rounded: bool, direction: str) 
 
 
 def sharded_refused() -> str:
-    """What a model of FSDP2 is told."""
+    """What a model of FSDP2 is told; its parameters may be sharded after the optimizer was built."""
     model = BY_ID["dit"].build()
+    early = torch.optim.AdamW(model.parameters())
+    offload_optimizer(early)
     fully_shard(model)
-    return refusal(lambda: check_backward_step(model, None))
+    early.param_groups[0]["params"] = list(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    late = torch.optim.AdamW(model.parameters())
+    refused = (lambda: check_backward_step(model, None), lambda: offload_optimizer(late), early.step)
+    return "; ".join(map(refusal, refused))
 
 
 def main() -> None:

@@ -22,3 +22,4 @@ def test_ranks_round_alike_whatever_their_generators_draw(tmp_path: Path) -> Non
             assert seen["moved"] > 20, case
             assert "OrderError: step_in_backward works in one process, and 2 run" in seen["refused"]
         assert "OrderError: step_in_backward does not work on sharded parameters" in result["sharded"]
+        assert result["sharded"].count("OrderError: offload_optimizer does not work on sharded parameters") == 2

@@ -223,7 +223,8 @@ def test_accumulation_is_noticed_and_pauses_are_kept() -> None:
     optimizer.zero_grad()
     SMALL.loss(model, 0).backward()
     assert not equal(before, list(model.parameters()))
-    assert all(parameter.grad is None for parameter in model.parameters())
+    # One tensor is left, to notice a loop that clips.
+    assert sum(parameter.grad is not None for parameter in model.parameters()) == 1
     with pytest.raises(OrderError, match=r"a second gradient arrives at outputs before optimizer.step\(\)"):
         SMALL.loss(model, 1).backward()
 
@@ -295,9 +296,8 @@ def test_loops_that_it_cannot_serve_are_refused(settings: dict[str, Any], messag
 
 
 def test_a_gradient_scaler_of_the_loop_s_own_fails_at_once() -> None:
-    """torch itself: it finds no gradient to look at."""
     model, _, optimizer, _ = begin()
     scaler = torch.amp.GradScaler("cpu")
     scaler.scale(SMALL.loss(model, 0)).backward()
-    with pytest.raises(AssertionError, match="No inf checks were recorded"):
+    with pytest.raises(OrderError, match=r"gradients were changed .*, clip_grad_value_ and a GradScaler do"):
         scaler.step(optimizer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,14 @@ from torch import nn
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.growth import StateError
+from autoprog_diffusion.growth.planning import (
+    FREE,
+    KEPT,
+    KEPT_WITH_EMBEDDING,
+    KEPT_WITH_SEARCH,
+    KEPT_WITH_WINDOWS,
+    SHOWN,
+)
 
 from .preparing import DIT, UNET, prepared
 
@@ -58,6 +67,58 @@ def test_state_of_another_embedding_setting_is_refused(settings: dict[str, Any])
     for ours, theirs in ((plain, other), (other, plain)):
         with pytest.raises(StateError, match=r"stage_embedding|embedding|ema_decay|stage_dropout"):
             ours.load_state_dict(theirs.state_dict())
+
+
+def grown(**settings: Any) -> GrowthScheduler:
+    """A scheduler with an optimizer, in stage 0."""
+    model = DIT.build()
+    config = {"num_stages": 2, "order": "interleaved", "direction": "unfreeze", **settings}
+    growth = GrowthScheduler(model, GrowthConfig(**config))
+    optimizer = torch.optim.AdamW(growth.parameter_groups())
+    growth.prepare(model, num_training_steps=6, optimizer=optimizer)
+    return growth
+
+
+OTHERS: dict[str, Any] = {
+    "embedders_always": True,
+    "resolution_multiple": 16,
+    "stage_embedding_init": "carry",
+    "stage_dropout": 0.2,
+    "ema_decay": 0.5,
+}
+SAVED: dict[str, Any] = {"stage_dropout": 0.1, "ema_decay": 0.9}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_settings_that_no_plan_shows_are_compared(name: str) -> None:
+    state = prepared(**SAVED)[1].state_dict()
+    other = prepared(**{**SAVED, name: OTHERS[name]})[1]
+    before = getattr(prepared(**SAVED)[1].config, name)
+    with pytest.raises(StateError, match=f"run had {name}={before!r}, this one has {name}={OTHERS[name]!r}: resume"):
+        other.load_state_dict(state)
+    # A checkpoint that is older than the comparison.
+    del state["settings"]
+    other.load_state_dict(state)
+
+
+def test_settings_of_a_search_and_of_windows_are_compared_where_there_is_one() -> None:
+    for settings, name, value in (
+        ({"search": "zero_shot"}, "search_objective", "random"),
+        ({"search": "zero_shot"}, "search_orders", ("suffix",)),
+        ({"direction": "window", "order": "suffix"}, "window_state", "park"),
+        ({}, "rewarm_steps", 3),
+    ):
+        state = grown(**settings).state_dict()
+        with pytest.raises(StateError, match=f"this one has {name}="):
+            grown(**settings, **{name: value}).load_state_dict(state)
+    state = grown().state_dict()
+    grown(search_objective="random", window_state="park", frozen_dtype="int8").load_state_dict(state)
+
+
+def test_every_setting_is_compared_shown_or_free() -> None:
+    kinds = (SHOWN, KEPT, KEPT_WITH_EMBEDDING, KEPT_WITH_SEARCH, KEPT_WITH_WINDOWS, FREE)
+    names = [name for kind in kinds for name in kind]
+    assert sorted(names) == sorted(field.name for field in fields(GrowthConfig))
 
 
 def test_loading_reapplies_the_stage() -> None:

@@ -46,8 +46,13 @@ print("names", *sorted(pipeline.unet.state_dict()))
 def whole(script: Script, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The output folder of an uninterrupted run, and what it printed."""
     output = tmp_path_factory.mktemp("whole") / "out"
-    done = script.run(output, *FLAGS, *STAGES, *PICTURES, "--report_to", "tensorboard")
+    done = script.run(output, *FLAGS, *STAGES, *PICTURES, *held_out(script), "--report_to", "tensorboard")
     return output, done.stdout
+
+
+def held_out(script: Script) -> tuple[object, ...]:
+    """Flags that evaluate, so that the best weights are kept in every checkpoint."""
+    return ("--validation_data_dir", script.images, "--evaluation_steps", 2)
 
 
 def unet_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -119,7 +124,7 @@ def test_a_killed_run_resumes_bit_for_bit(
     whole: tuple[Path, str], script: Script, tmp_path: Path, unet_bytes: UnetBytes
 ) -> None:
     output = tmp_path / "out"
-    flags = (*FLAGS, *STAGES, *PICTURES)
+    flags = (*FLAGS, *STAGES, *PICTURES, *held_out(script))
     script.kill_after(output, "checkpoint-3", *flags)
     # What a kill inside `save_state`, and a lost file, would have left.
     torn = output / "checkpoints" / "checkpoint-6.tmp"
@@ -136,12 +141,31 @@ def test_a_killed_run_resumes_bit_for_bit(
     assert [row["loss"] for row in ours["stages"]] == [row["loss"] for row in theirs["stages"]]
     for name in ("0.png", "1.png"):
         assert (output / "before" / name).read_bytes() == (whole[0] / "before" / name).read_bytes()
+    ours, theirs = (json.loads((folder / "held_out.json").read_text()) for folder in (output, whole[0]))
+    assert [row["step"] for row in ours["evaluations"]] == [0, 2, 4, 6, 8]
+    for mine, other in zip(ours["evaluations"], theirs["evaluations"]):
+        assert {**mine, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_run_tells_its_held_out_loss_and_keeps_the_best(whole: tuple[Path, str]) -> None:
+    output, printed = whole
+    values = json.loads((output / "held_out.json").read_text())
+    losses = [row["loss"] for row in values["evaluations"]]
+    best = values["best"]["step"]
+    assert values["best"]["loss"] == min(losses[1:])
+    assert (values["images"], values["draws"], values["stopped"]) == (24, 2, None)
+    assert f"step 0: held-out loss {losses[0]:.4f}\n" in printed
+    assert f"Best at step {best} of 8; " in printed
+    assert "note: 24 of 24 validation images are near-duplicates of images that are trained on" in printed
+    assert not (output / "best").exists()  # the result holds them
+    assert (output / "checkpoints" / "checkpoint-8" / "best" / "weights.safetensors").exists()
 
 
 def test_the_plan_of_a_run_gives_the_same_run(
     whole: tuple[Path, str], script: Script, tmp_path: Path, unet_bytes: UnetBytes
 ) -> None:
-    flags = (*FLAGS, "--stage_embedding_init", "normal", "--growth_plan", whole[0] / "growth.json")
+    flags = (*FLAGS, *held_out(script), "--stage_embedding_init", "normal")
+    flags += ("--growth_plan", whole[0] / "growth.json")
     script.run(tmp_path / "out", *flags)
     assert unet_bytes(tmp_path / "out") == unet_bytes(whole[0])
 
@@ -169,12 +193,16 @@ def test_bad_input_ends_with_one_line_and_no_traceback(script: Script, tmp_path:
 
 
 @pytest.mark.distributed
-def test_two_ranks_end_with_equal_weights(script: Script, tmp_path: Path) -> None:
+def test_two_ranks_end_with_equal_weights(whole: tuple[Path, str], script: Script, tmp_path: Path) -> None:
     flags = ("--max_train_steps", 8, "--train_batch_size", 4, "--resolutions", 0.5, 0.5, 1, 1, "--use_ema")
-    done = script.run(tmp_path / "out", *flags, "--validation_prompts", "a", ranks=2)
+    done = script.run(tmp_path / "out", *flags, *held_out(script), "--validation_prompts", "a", ranks=2)
     assert done.stdout.count("2 ranks end with bit-identical weights") == 1
     start, end = unet_tensors(script.model), unet_tensors(tmp_path / "out")
     assert sorted(start) == sorted(end)
+    # Of the model that has not trained, two ranks say what one does, to the last bit.
+    evaluations = [json.loads((folder / "held_out.json").read_text()) for folder in (whole[0], tmp_path / "out")]
+    one, two = (values["evaluations"][0] for values in evaluations)
+    assert {**one, "seconds": 0} == {**two, "seconds": 0}
 
 
 @pytest.mark.slow

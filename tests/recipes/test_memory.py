@@ -69,21 +69,22 @@ def test_a_budget_that_is_too_small_names_the_smallest(new_run: NewRun, script: 
         trained(new_run, script, "--checkpointing", "auto")
 
 
-def test_small_caches_and_stored_text_encoders(new_run: NewRun, script: Script, tmp_path: Path) -> None:
+def test_small_caches_and_parts_as_they_are_stored(new_run: NewRun, script: Script, tmp_path: Path) -> None:
     model = tmp_path / "half"
     pipeline = StableDiffusionPipeline.from_pretrained(script.model)
     pipeline.to(torch.bfloat16).save_pretrained(model)
     images = ("--pretrained_model_name_or_path", model, "--train_data_dir", script.images)
-    flags = ("--cache_dtype", "bfloat16", "--text_encoder_dtype", "stored", "--validation_steps", 2)
-    pipeline, trainer, pictures = new_run(SD, *images, *STEPS, *flags)
+    flags = ("--cache_dtype", "bfloat16", "--validation_steps", 2)
+    stored = ("--text_encoder_dtype", "stored", "--vae_dtype", "stored")
+    pipeline, trainer, pictures = new_run(SD, *images, *STEPS, *flags, *stored)
     pictures.save_before()
     trainer.train()
     trainer.finish()
     SD.save(trainer, tmp_path / "saved")
     assert all(loss > 0 for loss in trainer.metrics.rows["loss"])
     assert {parameter.dtype for parameter in trainer.bare.parameters()} == {torch.float32}
-    # Pictures were drawn in float32, and the text encoder is what it was again.
-    assert pipeline.text_encoder.dtype == torch.bfloat16
-    stored = load_file(model / "text_encoder" / "model.safetensors")
+    # Pictures were drawn in float32, and the others are what they were again.
+    assert pipeline.text_encoder.dtype == pipeline.vae.dtype == torch.bfloat16
+    before = load_file(model / "text_encoder" / "model.safetensors")
     saved = load_file(tmp_path / "saved" / "text_encoder" / "model.safetensors")
-    assert all(torch.equal(saved[name], value) and saved[name].dtype == value.dtype for name, value in stored.items())
+    assert all(torch.equal(saved[name], value) and saved[name].dtype == value.dtype for name, value in before.items())

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.growth.optimizer_offload import is_offloaded
 from autoprog_diffusion.training.flag_checks import idle_flags
 from autoprog_diffusion.training.optimizers import OPTIMIZERS, ROUNDING, check_optimizer, make_optimizer
 
@@ -106,11 +107,22 @@ def test_bfloat16_weights_are_refused_where_they_would_lose(
         check_optimizer(parse("--trained_dtype", "bfloat16", *flags).train, CPU, precision)
 
 
-@pytest.mark.parametrize("flags", [("--optimizer", "adafactor"), ("--trained_dtype", "bfloat16", *ROUNDED[2:])])
-def test_what_was_not_tried_on_shards_is_refused(flags: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"was never tried on sharded parameters \(FSDP\): use --optimizer adamw"):
-        check_optimizer(parse(*flags).train, CPU, "bf16", sharded=True)
-    check_optimizer(parse().train, CPU, "bf16", sharded=True)
+@pytest.mark.parametrize("inside", [(), ("--step_in_backward", "--gradient_accumulation_steps", 1)])
+def test_state_in_cpu_memory_changes_nothing(new_trainer: NewTrainer, inside: tuple[object, ...]) -> None:
+    """A run that starts without, is killed and goes on with it."""
+    whole = new_trainer(*KILLED, *inside)
+    whole.train()
+    resumed = new_trainer(*KILLED, *inside, "--offload_optimizer")
+    assert is_offloaded(resumed.optimizer)
+    assert resumed.resume("checkpoint-2")
+    resumed.train()
+    assert same(weights(whole), weights(resumed))
+    assert resumed.metrics.rows["loss"] == whole.metrics.rows["loss"]
+
+
+def test_state_in_cpu_memory_is_refused_for_bitsandbytes() -> None:
+    with pytest.raises(ConfigError, match="--offload_optimizer was never tried with bitsandbytes"):
+        check_optimizer(parse("--use_8bit_adam", "--offload_optimizer").train, CPU, "no")
 
 
 def test_two_optimizers_are_refused() -> None:

@@ -1,9 +1,11 @@
-"""Text encoders in the type of their files: no float32 copy, nothing lost, and saved as they were."""
+"""Text encoders and VAE in the type of their files: no float32 copy, nothing lost, and saved as they were."""
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from autoprog_diffusion.data.errors import DataError
+from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.data.placement import on_device
 from autoprog_diffusion.growth.errors import GrowthError
-from autoprog_diffusion.tasks.loading import _store_text_encoders
 from autoprog_diffusion.training.plain_pipeline import save_plain
 from autoprog_diffusion.training.samples import draw_prompts
 
@@ -63,6 +66,54 @@ def test_they_stay_as_they_are_stored(folders: dict[str, Path], tmp_path: Path, 
         assert all(torch.equal(saved[key], stored[key]) and saved[key].dtype == stored[key].dtype for key in saved)
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+def test_the_vae_stays_as_it_is_stored(folders: dict[str, Path], tmp_path: Path, dtype: str) -> None:
+    folder = halved(folders["sdxl"], tmp_path / "half", HALVES[dtype])
+    plain = LOADERS["sdxl"](str(folder))
+    pipeline = LOADERS["sdxl"](str(folder), vae_dtype="stored")
+    assert pipeline.vae.dtype == HALVES[dtype]
+    assert {part.dtype for part in (plain.vae, pipeline.unet, pipeline.text_encoder)} == {torch.float32}
+    save_plain(pipeline, pipeline.unet, tmp_path / "out")
+    saved = load_file(tmp_path / "out" / "vae" / "diffusion_pytorch_model.safetensors")
+    stored = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
+    assert saved.keys() == stored.keys()
+    assert all(torch.equal(saved[key], stored[key]) and saved[key].dtype == stored[key].dtype for key in saved)
+
+
+def test_latents_are_float32_and_a_vae_that_overflows_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = halved(folders["sdxl"], tmp_path / "half", torch.float16)
+    vae = LOADERS["sdxl"](str(folder), vae_dtype="stored").vae
+    latents: Any = SimpleNamespace(vae=vae, accelerator=SimpleNamespace(device=torch.device("cpu")))
+    pixels = torch.rand(2, 3, 64, 64)
+    moments = Latents._moments(latents, pixels)
+    with torch.no_grad():
+        wide = copy.deepcopy(vae).float().encode(pixels).latent_dist.parameters
+    assert moments.dtype == torch.float32
+    assert torch.allclose(moments, wide, atol=0.02 * float(wide.abs().max()))
+    with torch.no_grad():
+        vae.quant_conv.weight.fill_(6e4)
+    with pytest.raises(DataError, match="VAE overflows in torch.float16: use --vae_dtype float32"):
+        Latents._moments(latents, pixels)
+
+
+def test_no_float32_copy_is_made_on_the_way(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = halved(folders["flux"], tmp_path / "half", torch.bfloat16)
+    widened: list[nn.Module] = []
+    wide = nn.Module.float
+
+    def note(module: nn.Module) -> nn.Module:
+        widened.append(module)
+        return wide(module)
+
+    monkeypatch.setattr(nn.Module, "float", note)
+    pipeline = LOADERS["flux"](str(folder), text_encoder_dtype="stored", vae_dtype="stored")
+    for part in (pipeline.vae, *encoders(pipeline).values()):
+        assert part not in widened
+    assert pipeline.transformer in widened or pipeline.transformer.dtype == torch.float32
+
+
 @pytest.mark.parametrize("kind", ["sd", "flux"])
 def test_pictures_are_those_of_float32(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
     folder = halved(folders[kind], tmp_path / "half", torch.bfloat16)
@@ -75,8 +126,12 @@ def test_pictures_are_those_of_float32(folders: dict[str, Path], tmp_path: Path,
     assert pictures[0] == pictures[1]
 
 
-def test_float32_files_are_float32_and_a_single_file_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    pipeline = LOADERS["sd"](str(folders["sd"]), text_encoder_dtype="stored")
-    assert pipeline.text_encoder.dtype == torch.float32
-    with pytest.raises(GrowthError, match="needs a folder"):
-        _store_text_encoders(str(tmp_path / "model.safetensors"), pipeline)
+def test_float32_files_are_float32(folders: dict[str, Path]) -> None:
+    pipeline = LOADERS["sd"](str(folders["sd"]), text_encoder_dtype="stored", vae_dtype="stored")
+    assert pipeline.text_encoder.dtype == pipeline.vae.dtype == torch.float32
+
+
+@pytest.mark.parametrize("flag", ["text_encoder_dtype", "vae_dtype"])
+def test_a_single_file_is_refused(tmp_path: Path, flag: str) -> None:
+    with pytest.raises(GrowthError, match=f"--{flag} stored needs a folder"):
+        LOADERS["sd"](str(tmp_path / "model.safetensors"), **{flag: "stored"})

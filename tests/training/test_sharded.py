@@ -57,6 +57,7 @@ def test_without_fsdp_nothing_is_refused(accelerator: Any) -> None:
         (("--search", "zero_shot"), "--search zero_shot does not work on sharded parameters"),
         (("--optimizer", "adafactor"), "--optimizer adafactor keeps a state that sharded checkpoints do not hold"),
         (("--use_8bit_adam",), "--optimizer adamw8bit_bnb keeps a state"),
+        (("--offload_optimizer",), "--offload_optimizer does not work on sharded parameters"),
         (("--trained_dtype", "bfloat16"), "--trained_dtype bfloat16 mixes types in one block"),
         (("--direction", "window", "--window_state", "park"), "--window_state park does not work on sharded"),
     ],

@@ -95,9 +95,14 @@ class FrozenStorage:
             layer.restore(device)
 
     @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Exact values inside a `with` block only; what is written into a parameter there does not stay."""
-        stored = [layer for layer in self._layers if layer.stored]
+    def restored(self, parameters: Iterable[nn.Parameter] | None = None) -> Iterator[None]:
+        """Exact values inside a `with` block only; what is written into a parameter there does not stay.
+
+        Args:
+            parameters: Those that are restored; None for all.
+        """
+        wanted = self._of.keys() if parameters is None else set(parameters)
+        stored = [layer for layer in self._layers if layer.stored and layer.weight in wanted]
         # Copies: on the CPU the restored parameter would be the very tensor.
         exact = [layer.exact().clone() for layer in stored]
         for layer in stored:
