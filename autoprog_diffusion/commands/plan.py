@@ -68,6 +68,7 @@ def run(argv: Sequence[str]) -> int:
             memory_gb=args.memory_gb,
             tflops=args.tflops,
             calibration=args.calibration,
+            parallel=True,
         )
     if args.json:
         print(json.dumps(planned.to_dict(), indent=1))

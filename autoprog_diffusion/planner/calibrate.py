@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .machine import Calibration
-from .trace import StepTracker
+from .step_tracker import StepTracker
 
 
 SECONDS = 1.5  # of every measurement

@@ -18,7 +18,7 @@ from .profile import RANK, Profile
 from .quality import Quality, quality_of
 from .settings import Plan
 from .sizes import LOW_BIT, is_installed
-from .trace import Work
+from .step_tracker import Work
 
 
 STEPS = 1000  # of a run whose length is not given

@@ -15,12 +15,13 @@ class Forked:
     Args:
         function: Returns what can be pickled.
         args: Its arguments.
+        quiet: Whether what it raises is not printed.
     """
 
-    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+    def __init__(self, function: Callable[..., Any], *args: Any, quiet: bool = False) -> None:
         context = multiprocessing.get_context("fork")
         self._here, there = context.Pipe(duplex=False)
-        self._process = context.Process(target=_send, args=(there, function, args))
+        self._process = context.Process(target=_send, args=(there, function, args, quiet))
         self._process.start()
         there.close()
 
@@ -39,9 +40,10 @@ def forked(function: Callable[..., Any], *args: Any) -> Any:
     return Forked(function, *args).result()
 
 
-def _send(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _send(connection: Connection, function: Callable[..., Any], args: tuple[Any, ...], quiet: bool) -> None:
     try:
         connection.send(function(*args))
     except Exception as error:  # of any library: the table says what it was
-        traceback.print_exc()
-        connection.send({"refused": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
+        if not quiet:
+            traceback.print_exc()
+        connection.send({"refused": f"{type(error).__name__}: {' '.join(str(error).splitlines()[:1])}"})

@@ -12,7 +12,7 @@ from typing import Any
 from autoprog_diffusion.files import write_text_atomically
 
 from .errors import PlannerError
-from .trace import Work
+from .step_tracker import Work
 
 
 GPUS = Path(__file__).with_name("gpus.json")

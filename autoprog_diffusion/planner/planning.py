@@ -87,7 +87,7 @@ class Planned:
     others: tuple[Candidate, ...]
     best: tuple[tuple[Candidate, str], ...]
     least: Candidate | None
-    verdict: str
+    verdict: str = ""
 
     @property
     def flops(self) -> int:
@@ -146,6 +146,7 @@ def plan(
     memory_gb: float | None = None,
     tflops: float | None = None,
     calibration: str | Path | None = None,
+    parallel: bool = False,
 ) -> Planned:
     """Plan the training of a model that need not be there: its configuration is enough.
 
@@ -159,15 +160,11 @@ def plan(
         memory_gb: Memory in 10^9 bytes that a step may take, to search what fits.
         tflops: Speed that training reaches, in 10^12 FLOP/s, in place of a calibration.
         calibration: File that `autoprog-diffusion calibrate` wrote.
+        parallel: Use two processes; for a process that has trained nothing yet.
 
     Raises:
         PlannerError: The model or GPU is unknown, the configuration is no denoiser's, or a number is impossible.
         UnitError: The model's blocks cannot be named.
-
-    Example:
-        >>> planned = plan("sdxl", gpu="4090")  # doctest: +SKIP
-        >>> planned.best[0][1]  # doctest: +SKIP
-        'accelerate launch recipes/finetune_sdxl.py ...'
     """
     check_positive({"pixels": pixels, "batch": batch, "steps": steps})
     machine = find_machine(gpu, memory_gb)
@@ -176,18 +173,9 @@ def plan(
     size = pixels or source.pixels or default_side(source.cls, source.config) * VAE_FACTOR
     config = growth or GrowthConfig()
     request = StageRequest(config, steps, batch) if config.num_stages <= TRACED_STAGES else None
-    profile = make_profile(source, Shape(side=latent_side(source, size)), stages=request)
+    profile = make_profile(source, Shape(side=latent_side(source, size)), stages=request, parallel=parallel)
     estimator = Estimator(profile, speed, steps)
-    stages = plan_stages(profile, estimator, config, steps=steps, batch=batch)
-    others = [estimator.candidate("full", Plan("full", ONE_STAGE), batch)]
-    if profile.lora is not None:
-        others.append(estimator.candidate("LoRA", Plan("LoRA", ONE_STAGE, lora=RANK), batch))
-    found: list[Candidate] = []
-    if machine is not None:
-        batches = BATCHES if batch == 1 else tuple(sorted({batch, *(one for one in BATCHES if one < batch)}))[::-1]
-        found = search(profile, estimator, machine.bytes, batches)[:BEST]
-    least = smallest(profile, estimator) if machine is not None and not found else None
-    lines = [(one, command_line(source, one, pixels=size, steps=steps)) for one in found]
+    found = [] if machine is None else search(profile, estimator, machine.bytes, tried_batches(batch))[:BEST]
     planned = Planned(
         source=source,
         parameters=profile.parameters,
@@ -197,13 +185,31 @@ def plan(
         steps=steps,
         machine=machine,
         calibration=speed,
-        stages=tuple(stages),
-        others=tuple(others),
-        best=tuple(lines),
-        least=least,
-        verdict="",
+        stages=tuple(plan_stages(profile, estimator, config, steps=steps, batch=batch)),
+        others=tuple(compared(profile, estimator, batch)),
+        best=tuple((one, command_line(source, one, pixels=size, steps=steps)) for one in found),
+        least=smallest(profile, estimator) if machine is not None and not found else None,
     )
     return replace(planned, verdict=verdict(planned))
+
+
+def tried_batches(batch: int) -> tuple[int, ...]:
+    """Batches that a search tries, from the largest on.
+
+    Args:
+        batch: What is asked for; 1 leaves it to the search.
+    """
+    if batch == 1:
+        return BATCHES
+    return (batch, *(one for one in BATCHES if one < batch))
+
+
+def compared(profile: Profile, estimator: Estimator, batch: int) -> list[Candidate]:
+    """Full fine-tuning and, where the class takes adapters, LoRA."""
+    found = [estimator.candidate("full", Plan("full", ONE_STAGE), batch)]
+    if profile.lora is not None:
+        found.append(estimator.candidate("LoRA", Plan("LoRA", ONE_STAGE, lora=RANK), batch))
+    return found
 
 
 def plan_stages(

@@ -23,7 +23,8 @@ from .forked import Forked
 from .inputs import Shape, default_side, make_inputs
 from .models import ModelSource
 from .sizes import ParameterSize, buffer_bytes, parameter_sizes
-from .trace import Trace, Traced, Work
+from .step_tracker import Work
+from .trace import Trace, Traced
 
 
 Route = Callable[..., Callable[[], None]]
@@ -168,9 +169,15 @@ class Builder:
 
 
 def make_profile(
-    source: ModelSource, shape: Shape, *, rank: int = RANK, autocast: bool = True, stages: StageRequest | None = None
+    source: ModelSource,
+    shape: Shape,
+    *,
+    rank: int = RANK,
+    autocast: bool = True,
+    stages: StageRequest | None = None,
+    parallel: bool = False,
 ) -> Profile:
-    """Trace a few steps of a model without memory; that of LoRA in another process, where there can be one.
+    """Trace a few steps of a model without memory.
 
     Args:
         source: The model.
@@ -178,14 +185,14 @@ def make_profile(
         rank: Of LoRA adapters.
         autocast: Whether the forward pass runs under bfloat16 autocast.
         stages: Stages whose work is to be counted exactly.
+        parallel: Trace that of LoRA in another process meanwhile. It cannot where autograd has run in this one.
 
     Raises:
         PlannerError: The model cannot be built.
         UnitError: Its blocks cannot be named.
     """
     import_class(source)
-    asked = partial(_lora, source, shape, rank, autocast=autocast)
-    child = Forked(asked) if "fork" in multiprocessing.get_all_start_methods() else None
+    lora = LoraTrace(source, shape, rank, autocast=autocast, parallel=parallel)
     with without_memory() as device:
         builder = Builder(source, shape, device, autocast=autocast)
         model = builder.model
@@ -194,7 +201,6 @@ def make_profile(
         full = builder.full()
         live = builder.live()
         works = () if stages is None else stages.works(builder)
-    lora = asked() if child is None else child.result()
     return Profile(
         source=source,
         shape=shape,
@@ -205,10 +211,32 @@ def make_profile(
         inputs=full.start["activations"],
         full=full,
         live=live,
-        lora=lora if isinstance(lora, tuple) else None,
+        lora=lora.result(),
         can_recompute=builder.route is not None,
         works=works,
     )
+
+
+class LoraTrace:
+    """A step that trains adapters, and their parameters; None where a class takes none.
+
+    Args:
+        source: The model.
+        shape: Of one image.
+        rank: Of the adapters.
+        autocast: Whether the forward pass runs under bfloat16 autocast.
+        parallel: Whether another process begins at once.
+    """
+
+    def __init__(self, source: ModelSource, shape: Shape, rank: int, *, autocast: bool, parallel: bool) -> None:
+        self._trace = partial(_lora, source, shape, rank, autocast=autocast)
+        forks = parallel and "fork" in multiprocessing.get_all_start_methods()
+        self._child = Forked(self._trace, quiet=True) if forks else None
+
+    def result(self) -> tuple[Trace, list[ParameterSize]] | None:
+        """The step, traced in this process where the other one could not."""
+        found = {} if self._child is None else self._child.result()
+        return self._trace() if isinstance(found, dict) else found
 
 
 def _lora(source: ModelSource, shape: Shape, rank: int, *, autocast: bool) -> tuple[Trace, list[ParameterSize]] | None:

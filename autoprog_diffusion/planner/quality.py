@@ -1,4 +1,4 @@
-"""What a way to train loses in quality, by this project's measurements; None is "not measured"."""
+"""The quality that a way to train loses, by this project's measurements; None is "not measured"."""
 
 from __future__ import annotations
 
