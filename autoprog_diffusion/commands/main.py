@@ -19,6 +19,7 @@ NAME = "autoprog-diffusion"
 COMMANDS: dict[str, str] = {
     "calibrate": "measure how fast this machine trains, in under a minute",
     "plan": "memory, FLOPs and time of a run before it starts, and what fits a GPU",
+    "report": "write the report of one or several runs, as one page of HTML",
 }
 # Exit codes: 0 is success. Subcommands may have others above these.
 FAILED = 1

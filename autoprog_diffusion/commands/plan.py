@@ -111,7 +111,12 @@ def stage_table(planned: Any) -> Any:
         first = (str(stage.stage + 1), str(stage.steps), str(stage.blocks), f"{stage.trained / 1e6:.1f}")
         cost = (f"{stage.flops / TERA:.4g}", f"{stage.peak / GB:.2f}")
         split = (f"{bytes / GB:.2f}" for bytes in stage.split.values())
-        table.add_row(*first, *cost, *split, in_seconds(stage.seconds))
+        table.add_row(
+            *first,
+            *cost,
+            *split,
+            in_seconds(stage.seconds),
+        )
     return table
 
 
@@ -122,17 +127,39 @@ def compared_table(planned: Any) -> Any:
     full, *_ = planned.others
     table = Table(title="The whole run")
     for name in ("Run", "PFLOPs", "Of full", "Peak, GB", "Time", "Loses"):
-        table.add_column(name, justify="left" if name in ("Run", "Loses") else "right")
+        table.add_column(
+            name,
+            justify="left" if name in ("Run", "Loses") else "right",
+        )
 
     def add(name: str, flops: float, peak: int, *, seconds: float | None, loses: str) -> None:
         share = flops / (full.cost.flops * planned.steps)
-        table.add_row(name, f"{flops / 1e15:.4g}", f"{share:.0%}", f"{peak / GB:.2f}", in_time(seconds), loses)
+        table.add_row(
+            name,
+            f"{flops / 1e15:.4g}",
+            f"{share:.0%}",
+            f"{peak / GB:.2f}",
+            in_time(seconds),
+            loses,
+        )
 
     peak = max(stage.peak for stage in planned.stages)
-    add("this plan", planned.flops, peak, seconds=planned.seconds, loses="see below")
+    add(
+        "this plan",
+        planned.flops,
+        peak,
+        seconds=planned.seconds,
+        loses="see below",
+    )
     for one in planned.others:
         seconds = None if one.cost.seconds is None else one.cost.seconds * planned.steps
-        add(one.trained, one.cost.flops * planned.steps, one.peak, seconds=seconds, loses=str(one.quality))
+        add(
+            one.trained,
+            one.cost.flops * planned.steps,
+            one.peak,
+            seconds=seconds,
+            loses=str(one.quality),
+        )
     shorter = round(planned.share * planned.steps)
     seconds = None if full.cost.seconds is None else full.cost.seconds * shorter
     add(

@@ -70,9 +70,21 @@ def calibrate(device: torch.device, dtype: torch.dtype) -> Calibration:
     return Calibration(
         device=torch.cuda.get_device_name(device) if large else f"{device.type}, {torch.get_num_threads()} threads",
         dtype=str(dtype).removeprefix("torch."),
-        products=_speed(clock, device, _product(device, dtype, 4096 if large else 512)),
-        convolutions=_speed(clock, device, _convolution(device, dtype, 64 if large else 16)),
-        attention=_speed(clock, device, _attention(device, dtype, 4096 if large else 512)),
+        products=_speed(
+            clock,
+            device,
+            _product(device, dtype, 4096 if large else 512),
+        ),
+        convolutions=_speed(
+            clock,
+            device,
+            _convolution(device, dtype, 64 if large else 16),
+        ),
+        attention=_speed(
+            clock,
+            device,
+            _attention(device, dtype, 4096 if large else 512),
+        ),
         bandwidth=bandwidth,
         call=_call(clock, device),
         optimizer=_optimizer(clock, device),
@@ -92,19 +104,48 @@ def _speed(clock: Clock, device: torch.device, loss: Callable[[], Tensor]) -> fl
 
 def _product(device: torch.device, dtype: torch.dtype, size: int) -> Callable[[], Tensor]:
     layer = nn.Linear(size, size, device=device, dtype=dtype)
-    x = torch.randn(size, size, device=device, dtype=dtype, requires_grad=True)
+    x = torch.randn(
+        size,
+        size,
+        device=device,
+        dtype=dtype,
+        requires_grad=True,
+    )
     return lambda: layer(x).sum()
 
 
 def _convolution(device: torch.device, dtype: torch.dtype, side: int) -> Callable[[], Tensor]:
     channels = 4 * side
-    layer = nn.Conv2d(channels, channels, 3, padding=1, device=device, dtype=dtype)
-    x = torch.randn(2, channels, side, side, device=device, dtype=dtype, requires_grad=True)
+    layer = nn.Conv2d(
+        channels,
+        channels,
+        3,
+        padding=1,
+        device=device,
+        dtype=dtype,
+    )
+    x = torch.randn(
+        2,
+        channels,
+        side,
+        side,
+        device=device,
+        dtype=dtype,
+        requires_grad=True,
+    )
     return lambda: layer(x).sum()
 
 
 def _attention(device: torch.device, dtype: torch.dtype, tokens: int) -> Callable[[], Tensor]:
-    x = torch.randn(1, 8, tokens, 64, device=device, dtype=dtype, requires_grad=True)
+    x = torch.randn(
+        1,
+        8,
+        tokens,
+        64,
+        device=device,
+        dtype=dtype,
+        requires_grad=True,
+    )
     return lambda: F.scaled_dot_product_attention(x, x, x).sum()
 
 

@@ -95,7 +95,7 @@ class Estimator:
     def __init__(self, profile: Profile, calibration: Calibration | None, steps: int = STEPS) -> None:
         self._profile = profile
         self.calibration = calibration
-        self._steps = steps
+        self.steps = steps
         self._stages: dict[str, tuple[Stage, ...]] = {}
         self._works: dict[Any, Work] = {}
 
@@ -125,20 +125,30 @@ class Estimator:
     def cost(self, trained: str, plan: Plan, batch: int) -> Cost:
         """What a step of a way to train costs on average over the run."""
         stages = self.stages(trained, plan)
-        ends = [*(stage.start for stage in stages[1:]), self._steps]
+        ends = [*(stage.start for stage in stages[1:]), self.steps]
         flops = 0.0
         seconds = 0.0
         for stage, end in zip(stages, ends):
-            share = (end - stage.start) / self._steps
+            share = (end - stage.start) / self.steps
             work = self.work(plan, stage.blocks, batch)
             flops += share * work.flops
             if self.calibration is not None:
-                seconds += share * self.calibration.seconds(work, self.trained(plan, stage.blocks))
-        return Cost(flops, None if self.calibration is None else seconds)
+                seconds += share * self.calibration.seconds(
+                    work,
+                    self.trained(plan, stage.blocks),
+                )
+        return Cost(
+            flops,
+            None if self.calibration is None else seconds,
+        )
 
     def fits(self, trained: str, plan: Plan, batch: int, limit: float) -> bool:
         """Whether every stage takes at most `limit` bytes."""
-        stages = sorted(self.stages(trained, plan), key=lambda stage: self.trained(plan, stage.blocks), reverse=True)
+        stages = sorted(
+            self.stages(trained, plan),
+            key=lambda stage: self.trained(plan, stage.blocks),
+            reverse=True,
+        )
         return all(stage_memory(self._profile, plan, stage.blocks, batch)["peak"] <= limit for stage in stages)
 
     def stages(self, trained: str, plan: Plan) -> tuple[Stage, ...]:
@@ -151,7 +161,12 @@ class Estimator:
 
     def stages_of(self, config: GrowthConfig) -> tuple[Stage, ...]:
         """The stages of a configuration."""
-        return fixed_plan(config, len(self._profile.names), self._steps, self._profile.block_sizes).stages
+        return fixed_plan(
+            config,
+            len(self._profile.names),
+            self.steps,
+            self._profile.block_sizes,
+        ).stages
 
     def work(self, plan: Plan, blocks: Sequence[int], batch: int) -> Work:
         """What a step of a stage costs, from that of every unit."""
@@ -260,7 +275,12 @@ def search(profile: Profile, estimator: Estimator, limit: float, batches: Sequen
             if estimator.fits(trained, plan, batch, limit):
                 best.append((order, estimator.candidate(trained, plan, batch)))
                 break
-            if batch == min(batches) or not estimator.fits(trained, plan, min(batches), limit):
+            if batch == min(batches) or not estimator.fits(
+                trained,
+                plan,
+                min(batches),
+                limit,
+            ):
                 too_large.add(id(plan))
     return [candidate for _, candidate in sorted(best, key=lambda one: one[0])]
 

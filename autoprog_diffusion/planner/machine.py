@@ -62,7 +62,10 @@ class Calibration:
     def save(self, path: Path) -> None:
         """Write the numbers as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
+        write_text_atomically(
+            path,
+            json.dumps(asdict(self), indent=1) + "\n",
+        )
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
@@ -107,7 +110,20 @@ def find_gpu(name: str) -> Machine:
         PlannerError: It is unknown; the message has the nearest ones.
     """
     known = known_gpus()
-    key = name.lower().replace("rtx", "").replace("nvidia", "").replace("geforce", "").replace("_", "-").strip(" -")
+    key = (
+        name.lower()
+        .replace("rtx", "")
+        .replace("nvidia", "")
+        .replace(
+            "geforce",
+            "",
+        )
+        .replace(
+            "_",
+            "-",
+        )
+        .strip(" -")
+    )
     if key not in known:
         near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
         meant = f"Did you mean {' or '.join(near)}? " if near else ""
@@ -115,7 +131,11 @@ def find_gpu(name: str) -> Machine:
             f"--gpu {name} is not known. {meant}Known are {', '.join(known)}; for another one give --memory_gb."
         )
     row = known[key]
-    return Machine(key, row["gib"] * GIB * (1 - RESERVE) - CONTEXT, guess(key, row["tflops"], row["gbps"]))
+    return Machine(
+        key,
+        row["gib"] * GIB * (1 - RESERVE) - CONTEXT,
+        guess(key, row["tflops"], row["gbps"]),
+    )
 
 
 def memory_machine(gigabytes: float) -> Machine:

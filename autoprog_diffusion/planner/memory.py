@@ -34,7 +34,10 @@ class Meter:
     def add_all(self, bytes: dict[Kind, float]) -> None:
         """Hold more bytes of every kind, or fewer."""
         for kind, amount in bytes.items():
-            self.held[kind] = max(0.0, self.held[kind] + amount)
+            self.held[kind] = max(
+                0.0,
+                self.held[kind] + amount,
+            )
 
     def look(self, above: dict[Kind, float] | None = None) -> None:
         """Note a moment, with bytes that are held for this moment only."""
@@ -94,7 +97,11 @@ class StageMeter:
         waiting = 0.0
         for unit in range(len(self._profile.sizes)):
             if not self._trains(unit):
-                waiting += self._sum(unit, ("host", self._frozen_dtype), self._waiting)
+                waiting += self._sum(
+                    unit,
+                    ("host", self._frozen_dtype),
+                    self._waiting,
+                )
         return round(waiting)
 
     def _start(self) -> None:
@@ -106,14 +113,37 @@ class StageMeter:
         meter.add("weights", self._profile.buffers)
         for unit in range(len(self._profile.sizes)):
             if self._trains(unit):
-                meter.add("weights", self._sum(unit, dtype, lambda size: size.weight_bytes(dtype)))
+                meter.add(
+                    "weights",
+                    self._sum(
+                        unit,
+                        dtype,
+                        lambda size: size.weight_bytes(dtype),
+                    ),
+                )
             else:
-                held = self._sum(unit, ("frozen", frozen), lambda size: size.frozen_bytes(frozen))
+                held = self._sum(
+                    unit,
+                    ("frozen", frozen),
+                    lambda size: size.frozen_bytes(frozen),
+                )
                 meter.add("weights", held)
         if self.lora:
-            meter.add("weights", sum(size.weight_bytes(dtype) for size in self._adapters[1]))
-        meter.add("optimizer", self._total(plan.optimizer, lambda size: size.state_bytes(plan.optimizer)))
-        meter.add("activations", self._profile.inputs * self._batch)
+            meter.add(
+                "weights",
+                sum(size.weight_bytes(dtype) for size in self._adapters[1]),
+            )
+        meter.add(
+            "optimizer",
+            self._total(
+                plan.optimizer,
+                lambda size: size.state_bytes(plan.optimizer),
+            ),
+        )
+        meter.add(
+            "activations",
+            self._profile.inputs * self._batch,
+        )
 
     def _forward(self) -> None:
         cached = 0.0
@@ -122,7 +152,12 @@ class StageMeter:
             if not self.lora and segment.unit in self._front:
                 # Results of early blocks wait for late ones in a UNet; in a transformer they follow one another.
                 output = segment.output * self._batch
-                meter.look({"activations": 2.0 * output, "other": self._unpacked(segment.unit)})
+                meter.look(
+                    {
+                        "activations": 2.0 * output,
+                        "other": self._unpacked(segment.unit),
+                    }
+                )
                 if self._profile.is_unet:
                     meter.add("activations", output)
                 continue
@@ -135,7 +170,10 @@ class StageMeter:
                     kept["activations"] = max(0.0, kept["activations"])
                 meter.add_all(kept)
                 continue
-            meter.add("activations", segment.output * self._batch)
+            meter.add(
+                "activations",
+                segment.output * self._batch,
+            )
             if self._trains(segment.unit):
                 cached += kept["copies"]
                 meter.add("copies", kept["copies"])
@@ -168,9 +206,15 @@ class StageMeter:
         meter = self._meter
         if self._plan.step_in_backward:
             return
-        meter.held |= {"activations": self._profile.inputs * self._batch, "copies": 0.0}
+        meter.held |= {
+            "activations": self._profile.inputs * self._batch,
+            "copies": 0.0,
+        }
         dtype = self._plan.trained_dtype
-        meter.held["gradients"] = self._total(dtype, lambda size: size.weight_bytes(dtype))
+        meter.held["gradients"] = self._total(
+            dtype,
+            lambda size: size.weight_bytes(dtype),
+        )
         meter.look({"other": self._stepping(sorted(self._trained))})
 
     def _segments(self) -> Iterator[tuple[Segment, Segment, bool]]:
@@ -257,4 +301,8 @@ def stage_memory(profile: Profile, plan: Plan, blocks: Collection[int], batch: i
     """
     meter = StageMeter(profile, plan, blocks, batch)
     split = meter.measure()
-    return {"peak": sum(split.values()), "split": split, "host": meter.host()}
+    return {
+        "peak": sum(split.values()),
+        "split": split,
+        "host": meter.host(),
+    }

@@ -2,137 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from autoprog_diffusion.growth import GrowthConfig
 
 from .candidates import BATCHES, ONE_STAGE, Candidate, Estimator, search, smallest
 from .command_lines import command_line
 from .errors import PlannerError
-from .inputs import Shape, default_side
 from .machine import DEFAULT_FILE, Calibration, Machine, find_gpu, memory_machine, steady
 from .memory import stage_memory
 from .models import ModelSource, find_model
+from .planned import Planned, StagePlan
 from .profile import RANK, Profile, StageRequest, latent_side, make_profile
 from .quality import measured
 from .settings import Plan
+from .shapes import Shape, default_side
 
 
 BEST = 3
 VAE_FACTOR = 8
 TRACED_STAGES = 4  # of a plan of more stages FLOPs are added up from those of its blocks
 WORTH = 1.05  # a plan that saves less is not worth it
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage of a run.
-
-    Attributes:
-        stage: Its index.
-        start: Its first optimizer step.
-        steps: How many it has.
-        blocks: How many blocks train.
-        trained: How many parameters train.
-        flops: Of an optimizer step.
-        exact: Whether they are counted on this very stage, rather than added up from its blocks.
-        peak: Most bytes of a step.
-        split: That, by kind.
-        seconds: Of an optimizer step; None where no speed is known.
-    """
-
-    stage: int
-    start: int
-    steps: int
-    blocks: int
-    trained: int
-    flops: int
-    exact: bool
-    peak: int
-    split: dict[str, int]
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What a run takes.
-
-    Attributes:
-        source: The model.
-        parameters: Their number.
-        blocks: How many blocks may grow or freeze.
-        pixels: Side of the images.
-        batch: Images of a forward pass of the default plan.
-        steps: Optimizer steps of the run.
-        machine: What is planned for; None without a limit.
-        calibration: How fast it is, if that is known.
-        stages: Of the run.
-        others: Full fine-tuning and LoRA, for comparison.
-        best: The best ways to train that fit, and their command lines.
-        least: What takes least memory, where nothing fits.
-        verdict: Whether growth is worth it, in words.
-    """
-
-    source: ModelSource
-    parameters: int
-    blocks: int
-    pixels: int
-    batch: int
-    steps: int
-    machine: Machine | None
-    calibration: Calibration | None
-    stages: tuple[StagePlan, ...]
-    others: tuple[Candidate, ...]
-    best: tuple[tuple[Candidate, str], ...]
-    least: Candidate | None
-    verdict: str = ""
-
-    @property
-    def flops(self) -> int:
-        """Of the whole run."""
-        return sum(stage.flops * stage.steps for stage in self.stages)
-
-    @property
-    def seconds(self) -> float | None:
-        """Of the whole run; None where no speed is known."""
-        if self.calibration is None:
-            return None
-        return sum((stage.seconds or 0.0) * stage.steps for stage in self.stages)
-
-    @property
-    def share(self) -> float:
-        """FLOPs of the run over those of as many steps of full fine-tuning."""
-        return self.flops / (self.others[0].cost.flops * self.steps)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return {
-            "model": {"name": self.source.name, "class": self.source.cls, "parameters": self.parameters},
-            "blocks": self.blocks,
-            "pixels": self.pixels,
-            "batch": self.batch,
-            "steps": self.steps,
-            "machine": None if self.machine is None else asdict(self.machine),
-            "calibration": None if self.calibration is None else asdict(self.calibration),
-            "stages": [asdict(stage) for stage in self.stages],
-            "flops": self.flops,
-            "seconds": self.seconds,
-            "share_of_full_flops": self.share,
-            "compared": [as_row(one) for one in self.others],
-            "best": [{**as_row(one), "command": command} for one, command in self.best],
-            "smallest": None if self.least is None else as_row(self.least),
-            "verdict": self.verdict,
-        }
-
-
-def as_row(candidate: Candidate) -> dict[str, Any]:
-    """A candidate as plain JSON types."""
-    row = asdict(candidate)
-    row["stages"] = len(candidate.stages)
-    row["quality"] = {**row["quality"], "words": str(candidate.quality)}
-    return row
 
 
 def plan(
@@ -170,27 +61,72 @@ def plan(
     machine = find_machine(gpu, memory_gb)
     speed = find_speed(machine, tflops, calibration)
     source = find_model(model)
-    size = pixels or source.pixels or default_side(source.cls, source.config) * VAE_FACTOR
+    size = pixels or own_pixels(source)
     config = growth or GrowthConfig()
-    request = StageRequest(config, steps, batch) if config.num_stages <= TRACED_STAGES else None
-    profile = make_profile(source, Shape(side=latent_side(source, size)), stages=request, parallel=parallel)
+    request = traced_stages(config, steps, batch)
+    shape = Shape(side=latent_side(source, size))
+    profile = make_profile(source, shape, stages=request, parallel=parallel)
     estimator = Estimator(profile, speed, steps)
-    found = [] if machine is None else search(profile, estimator, machine.bytes, tried_batches(batch))[:BEST]
-    planned = Planned(
+    stages = plan_stages(profile, estimator, config, steps=steps, batch=batch)
+    planned = assemble(profile, estimator, stages, pixels=size, batch=batch, machine=machine)
+    return replace(planned, verdict=verdict(planned))
+
+
+def assemble(
+    profile: Profile,
+    estimator: Estimator,
+    stages: tuple[StagePlan, ...],
+    *,
+    pixels: int,
+    batch: int,
+    machine: Machine | None,
+) -> Planned:
+    """The stages of a run, what they are compared with, and what fits a machine.
+
+    Args:
+        profile: Of the model.
+        estimator: Of the same.
+        stages: Of the run.
+        pixels: Side of the images.
+        batch: Images of a forward pass.
+        machine: What is planned for.
+    """
+    steps = estimator.steps
+    source = profile.source
+    found = (
+        []
+        if machine is None
+        else search(
+            profile,
+            estimator,
+            machine.bytes,
+            tried_batches(batch),
+        )[:BEST]
+    )
+    return Planned(
         source=source,
         parameters=profile.parameters,
         blocks=len(profile.names),
-        pixels=size,
+        pixels=pixels,
         batch=batch,
         steps=steps,
         machine=machine,
-        calibration=speed,
-        stages=tuple(plan_stages(profile, estimator, config, steps=steps, batch=batch)),
+        calibration=estimator.calibration,
+        stages=stages,
         others=tuple(compared(profile, estimator, batch)),
-        best=tuple((one, command_line(source, one, pixels=size, steps=steps)) for one in found),
+        best=tuple((one, command_line(source, one, pixels=pixels, steps=steps)) for one in found),
         least=smallest(profile, estimator) if machine is not None and not found else None,
     )
-    return replace(planned, verdict=verdict(planned))
+
+
+def own_pixels(source: ModelSource) -> int:
+    """Side of the images that a model was made for."""
+    return source.pixels or default_side(source.cls, source.config) * VAE_FACTOR
+
+
+def traced_stages(config: GrowthConfig, steps: int, batch: int) -> StageRequest | None:
+    """The stages to trace, if they are few."""
+    return StageRequest(config, steps, batch) if config.num_stages <= TRACED_STAGES else None
 
 
 def tried_batches(batch: int) -> tuple[int, ...]:
@@ -208,13 +144,19 @@ def compared(profile: Profile, estimator: Estimator, batch: int) -> list[Candida
     """Full fine-tuning and, where the class takes adapters, LoRA."""
     found = [estimator.candidate("full", Plan("full", ONE_STAGE), batch)]
     if profile.lora is not None:
-        found.append(estimator.candidate("LoRA", Plan("LoRA", ONE_STAGE, lora=RANK), batch))
+        found.append(
+            estimator.candidate(
+                "LoRA",
+                Plan("LoRA", ONE_STAGE, lora=RANK),
+                batch,
+            )
+        )
     return found
 
 
 def plan_stages(
     profile: Profile, estimator: Estimator, config: GrowthConfig, *, steps: int, batch: int
-) -> list[StagePlan]:
+) -> tuple[StagePlan, ...]:
     """The stages of a run.
 
     Args:
@@ -248,7 +190,7 @@ def plan_stages(
                 seconds=None if speed is None else speed.seconds(work, trained),
             )
         )
-    return found
+    return tuple(found)
 
 
 def verdict(planned: Planned) -> str:

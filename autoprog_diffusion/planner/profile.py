@@ -20,8 +20,9 @@ from autoprog_diffusion.growth.units import Layout, block_sizes, set_trainable, 
 
 from .device import without_memory
 from .forked import Forked
-from .inputs import Shape, default_side, make_inputs
+from .inputs import make_inputs
 from .models import ModelSource
+from .shapes import Shape, default_side
 from .sizes import ParameterSize, buffer_bytes, parameter_sizes
 from .step_tracker import Work
 from .trace import Trace, Traced
@@ -107,7 +108,13 @@ class Builder:
         adapter = find_adapter(self.model)
         self.layout: Layout = adapter.layout(self.model)
         self.route = usable_route(self.model, adapter.checkpointing)
-        self._traced = Traced(self.model, self.layout, self.route, device.type, autocast=autocast)
+        self._traced = Traced(
+            self.model,
+            self.layout,
+            self.route,
+            device.type,
+            autocast=autocast,
+        )
         self._adapter = adapter
 
     def full(self, batch: int = 1) -> Trace:
@@ -117,7 +124,10 @@ class Builder:
 
     def live(self) -> Trace:
         """A step whose blocks are frozen, and carry the gradient through."""
-        set_trainable(self.model, {*self.layout.inputs.parameters, *self.layout.outputs.parameters})
+        set_trainable(
+            self.model,
+            {*self.layout.inputs.parameters, *self.layout.outputs.parameters},
+        )
         return self._traced.step(self.inputs(1))
 
     def embed_stages(self, config: GrowthConfig) -> None:
@@ -140,7 +150,10 @@ class Builder:
             blocks: Indices of the blocks that train.
             batch: Images.
         """
-        set_trainable(self.model, trainable_names(self.layout, blocks))
+        set_trainable(
+            self.model,
+            trainable_names(self.layout, blocks),
+        )
         front = FrozenFront()
         front.set(self.model, self.layout, blocks)
         try:
@@ -163,7 +176,12 @@ class Builder:
 
     def inputs(self, batch: int) -> dict[str, Any]:
         """Inputs of a batch."""
-        shape = Shape(batch, self.shape.side, self.shape.text, self.shape.frames)
+        shape = Shape(
+            batch,
+            self.shape.side,
+            self.shape.text,
+            self.shape.frames,
+        )
         with self._device:
             return make_inputs(self.model, shape)
 
@@ -262,7 +280,12 @@ class StageRequest:
     def works(self, builder: Builder) -> tuple[Work, ...]:
         """What a step of every stage costs."""
         sizes = block_sizes(builder.model, builder.layout)
-        plan = fixed_plan(self.config, len(sizes), self.steps, sizes)
+        plan = fixed_plan(
+            self.config,
+            len(sizes),
+            self.steps,
+            sizes,
+        )
         builder.embed_stages(self.config)
         return tuple(builder.stage(stage.blocks, self.batch).work for stage in plan.stages)
 
@@ -282,7 +305,10 @@ def usable_route(model: nn.Module, route: Route | None) -> Route | None:
     if route is None:
         return None
     try:
-        route(model, lambda call, *args, **kwargs: call(*args, **kwargs))()
+        route(
+            model,
+            lambda call, *args, **kwargs: call(*args, **kwargs),
+        )()
     except GrowthError:
         return None
     return route
@@ -296,4 +322,11 @@ def latent_side(source: ModelSource, pixels: int) -> int:
         pixels: Side of the images.
     """
     own = default_side(source.cls, source.config)
-    return max(1, round(own * pixels / source.pixels)) if source.pixels else max(1, pixels // 8)
+    return (
+        max(
+            1,
+            round(own * pixels / source.pixels),
+        )
+        if source.pixels
+        else max(1, pixels // 8)
+    )

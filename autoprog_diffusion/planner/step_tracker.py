@@ -43,10 +43,26 @@ class Work:
         return self.products + self.convolutions + self.attention
 
     def __add__(self, other: Work) -> Work:
-        return Work(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values())))
+        return Work(
+            *(
+                mine + theirs
+                for mine, theirs in zip(
+                    vars(self).values(),
+                    vars(other).values(),
+                )
+            )
+        )
 
     def __sub__(self, other: Work) -> Work:
-        return Work(*(mine - theirs for mine, theirs in zip(vars(self).values(), vars(other).values())))
+        return Work(
+            *(
+                mine - theirs
+                for mine, theirs in zip(
+                    vars(self).values(),
+                    vars(other).values(),
+                )
+            )
+        )
 
 
 class StepTracker(MemoryTracker):
@@ -68,7 +84,12 @@ class StepTracker(MemoryTracker):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if result is not NotImplemented and isinstance(func, torch._ops.OpOverload):
-            self._count(func, args, kwargs or {}, result)
+            self._count(
+                func,
+                args,
+                kwargs or {},
+                result,
+            )
         return result
 
     def label(self, kind: Kind, tensors: Any) -> None:

@@ -99,9 +99,15 @@ class Tracer:
         """
         if self._inside:
             return call(*args, **kwargs)
-        unit = self._unit_of.get(find(call), self._last)
+        unit = self._unit_of.get(
+            find(call),
+            self._last,
+        )
         self._close(self.forward[-1])
-        self._watch(args, len(self.forward) - 1)
+        self._watch(
+            args,
+            len(self.forward) - 1,
+        )
         self._open(Segment(unit, part=True))
         self._inside = True
         try:
@@ -111,7 +117,10 @@ class Tracer:
         segment = self.forward[-1]
         self._close(segment)
         segment.output = sum(value.numel() * value.element_size() for value in tensors_in(result))
-        self._watch(result, len(self.forward) - 1)
+        self._watch(
+            result,
+            len(self.forward) - 1,
+        )
         self._open(Segment(unit, part=False))
         return result
 
@@ -186,7 +195,10 @@ class Traced:
         model = self.model
         last = len(self.layout.units) - 1
         with StepTracker(self.device) as tracker:
-            tracker.label("weights", [*model.parameters(), *model.buffers()])
+            tracker.label(
+                "weights",
+                [*model.parameters(), *model.buffers()],
+            )
             tracker.label("activations", tensors_in(inputs))
             start = dict(tracker.held)
             tracer = Tracer(tracker, self._units(), last)
@@ -198,7 +210,10 @@ class Traced:
                     loss = self._loss(inputs)
                 tracer.turn()
                 loss.backward()
-            tracker.label("gradients", [each.grad for each in trained])
+            tracker.label(
+                "gradients",
+                [each.grad for each in trained],
+            )
             tracer.end()
             for hook in hooks:
                 hook.remove()
@@ -215,14 +230,22 @@ class Traced:
         """Every module of a unit with the index of that unit."""
         found: dict[Any, int] = {}
         for index, unit in enumerate(self.layout.units):
-            found.update(dict.fromkeys(modules_in(self.model, unit), index))
+            found.update(
+                dict.fromkeys(
+                    modules_in(self.model, unit),
+                    index,
+                )
+            )
         return found
 
     @contextmanager
     def _parts_called_by(self, run: Callable[..., Any]) -> Iterator[None]:
         """Inside a `with` block, the model calls `run(find, part, *args)` in place of its parts."""
         if self.route is not None:
-            restore = self.route(self.model, partial(run, called_module))
+            restore = self.route(
+                self.model,
+                partial(run, called_module),
+            )
             try:
                 yield
             finally:
@@ -230,7 +253,11 @@ class Traced:
             return
         modules = [module for unit in self.layout.blocks for module in called_modules(self.model, unit.modules)]
         for module in modules:
-            vars(module)["forward"] = partial(run, partial(_given, module), module.forward)
+            vars(module)["forward"] = partial(
+                run,
+                partial(_given, module),
+                module.forward,
+            )
         try:
             yield
         finally:

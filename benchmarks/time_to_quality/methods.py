@@ -240,6 +240,9 @@ METHODS = {
         Method("window_2", "windows, halves", _windows(2), rates=WIDE, others=True),
         Method("window_4", "windows, quarters", _windows(4), rates=WIDE, others=True),
         Method("window_8", "windows, eighths", _windows(8), rates=WIDE, others=True),
+        # The best rate of the shorter runs.
+        Method("window_4_long", "windows, quarters, twice the steps", _windows(4), 2.0, rates=(1e-3,)),
+        Method("window_8_long", "windows, eighths, twice the steps", _windows(8), 2.0, rates=(1e-3,)),
         Method("window_2_twice", "windows, halves, twice", _windows(2, 2), rates=WIDE),
         Method("window_4_twice", "windows, quarters, twice", _windows(4, 2), rates=WIDE),
         Method("window_4_parked", "windows, quarters, twice, moments parked", _windows(4, 2, window_state="park"),

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from autoprog_diffusion.planner.inputs import Shape, make_inputs
+from autoprog_diffusion.planner.inputs import make_inputs
 from autoprog_diffusion.planner.models import published_models
+from autoprog_diffusion.planner.shapes import Shape
 
 
 def shapes(inputs: dict[str, Any]) -> Any:

@@ -120,6 +120,7 @@ def test_the_page_names_the_classes_that_were_wrapped(results: dict[str, Any]) -
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_two_real_processes_send_what_the_formula_says(tmp_path: Path) -> None:
     from models import DIT
     from run import expect

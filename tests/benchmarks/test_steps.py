@@ -107,6 +107,7 @@ def test_the_interval_of_the_overhead_holds_the_median(
     assert not dit[0]._forward_pre_hooks
 
 
+@pytest.mark.slow
 def test_the_gpu_suite_runs_on_tiny_shapes() -> None:
     import gpu
 

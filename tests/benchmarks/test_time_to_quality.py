@@ -16,6 +16,7 @@ def _in_folder(benchmark_folder: Callable[[str], Path]) -> None:
     benchmark_folder("time_to_quality")
 
 
+@pytest.mark.slow
 def test_the_suite_runs_resumes_and_prints_its_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

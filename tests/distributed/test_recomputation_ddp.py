@@ -9,7 +9,7 @@ import pytest
 from .launching import run_ranks
 
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

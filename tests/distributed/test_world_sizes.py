@@ -12,7 +12,7 @@ import torch
 from .launching import run_ranks
 
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 # Stages begin after steps 2, 6, 12 and 18. Both stops are in the middle of a search's window of two steps: one of its
 # calls comes from the checkpoint.

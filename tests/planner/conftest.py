@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from autoprog_diffusion.planner.inputs import Shape
 from autoprog_diffusion.planner.models import ModelSource
 from autoprog_diffusion.planner.profile import Profile, make_profile
+from autoprog_diffusion.planner.shapes import Shape
 
 
 SIDE = 32

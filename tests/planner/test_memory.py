@@ -10,11 +10,12 @@ import torch
 from autoprog_diffusion.growth import GrowthConfig
 from autoprog_diffusion.growth.fixed import fixed_plan
 from autoprog_diffusion.planner.device import without_memory
-from autoprog_diffusion.planner.inputs import Shape, make_inputs
+from autoprog_diffusion.planner.inputs import make_inputs
 from autoprog_diffusion.planner.memory import stage_memory
 from autoprog_diffusion.planner.models import ModelSource
 from autoprog_diffusion.planner.profile import Profile
 from autoprog_diffusion.planner.settings import Plan
+from autoprog_diffusion.planner.shapes import Shape
 from autoprog_diffusion.planner.step import Run, StageMemory, stages
 from autoprog_diffusion.planner.tracker import MemoryTracker
 

@@ -10,8 +10,9 @@ import torch
 
 from autoprog_diffusion.planner.device import NoValues
 from autoprog_diffusion.planner.errors import PlannerError
-from autoprog_diffusion.planner.inputs import Shape, known_classes, make_inputs
+from autoprog_diffusion.planner.inputs import known_classes, make_inputs
 from autoprog_diffusion.planner.models import ModelSource, find_model
+from autoprog_diffusion.planner.shapes import Shape
 from autoprog_diffusion.search.recorded_calls import output_tensor
 
 from ..settings import DENOISERS

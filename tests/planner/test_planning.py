@@ -16,12 +16,13 @@ from autoprog_diffusion.growth.scheduler import GrowthScheduler
 from autoprog_diffusion.planner.candidates import Candidate, Cost, Estimator, search, settings, smallest
 from autoprog_diffusion.planner.command_lines import command_line, flags, recipe_of
 from autoprog_diffusion.planner.errors import PlannerError
-from autoprog_diffusion.planner.inputs import Shape, make_inputs
+from autoprog_diffusion.planner.inputs import make_inputs
 from autoprog_diffusion.planner.machine import Calibration, find_gpu, memory_machine, steady
 from autoprog_diffusion.planner.models import ModelSource, find_model
 from autoprog_diffusion.planner.planning import Planned, plan
 from autoprog_diffusion.planner.profile import Profile
 from autoprog_diffusion.planner.quality import TABLE, Quality
+from autoprog_diffusion.planner.shapes import Shape
 from autoprog_diffusion.training.recipe_arguments import check_arguments
 
 from ..recipes.conftest import load_recipe

@@ -53,8 +53,10 @@ def test_a_run_leaves_a_plain_pipeline_and_the_class_s_pictures(
         run(RECIPE, RECIPE.parse([str(flag) for flag in flags]))
 
 
-@pytest.mark.parametrize("cached", [(), ("--no-cache_latents",)], ids=["cached", "disk"])
-@pytest.mark.parametrize("prior", [(), PRIOR], ids=["subject", "prior"])
+@pytest.mark.parametrize(
+    "cached", [(), pytest.param(("--no-cache_latents",), marks=pytest.mark.slow)], ids=["cached", "disk"]
+)
+@pytest.mark.parametrize("prior", [pytest.param((), marks=pytest.mark.slow), PRIOR], ids=["subject", "prior"])
 def test_a_resumed_run_ends_bit_identical(
     new_run: NewRun, script: Script, subject_dir: Path, prior: tuple, cached: tuple
 ) -> None:

@@ -57,7 +57,7 @@ def test_a_run_leaves_a_file_that_diffusers_loads(script: Script, tmp_path: Path
     assert sample_images(plain, ["a"], **options)[0].tobytes() != before.tobytes()
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl", "sd3"])
+@pytest.mark.parametrize("kind", ["sd", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sdxl", "sd3"))])
 def test_a_resumed_run_ends_bit_identical(
     new_run: NewRun, script: Script, sdxl_dir: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -80,7 +80,7 @@ def test_a_resumed_run_ends_bit_identical(
     assert resumed.step == 3
     resumed.train()
     resumed.finish()
-    pictures.save_before_after()
+    pictures.save_before_after(resumed.step)
     assert (tmp_path / "out" / "before_after.png").stat().st_size > 100
     assert same(trained(resumed.bare), ends)
     assert resumed.metrics.rows["loss"] == whole.metrics.rows["loss"]

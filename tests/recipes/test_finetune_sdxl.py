@@ -46,7 +46,9 @@ def test_a_run_leaves_a_plain_pipeline(script: Script, sdxl_dir: Path, tmp_path:
     assert sample_images(plain, ["a"], **options)[0].tobytes() != sample_images(start, ["a"], **options)[0].tobytes()
 
 
-@pytest.mark.parametrize("cached", [(), ("--no-cache_latents",)], ids=["cached", "disk"])
+@pytest.mark.parametrize(
+    "cached", [(), pytest.param(("--no-cache_latents",), marks=pytest.mark.slow)], ids=["cached", "disk"]
+)
 def test_a_resumed_run_ends_bit_identical(
     new_run: NewRun, script: Script, sdxl_dir: Path, cached: tuple[str, ...]
 ) -> None:

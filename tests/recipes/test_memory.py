@@ -12,7 +12,8 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from safetensors.torch import load_file
 
 from autoprog_diffusion import ConfigError
-from autoprog_diffusion.training.report import recomputation_sentences, write_growth_json
+from autoprog_diffusion.training.report import recomputation_sentences
+from autoprog_diffusion.training.saved_metrics import write_growth_json
 
 from .conftest import NewRun, Script, load_recipe
 
@@ -30,6 +31,7 @@ def trained(new_run: NewRun, script: Script, *flags: object) -> Any:
     return trainer
 
 
+@pytest.mark.slow
 def test_a_budget_changes_memory_and_no_weight(new_run: NewRun, script: Script, tmp_path: Path) -> None:
     plain = trained(new_run, script)
     weights = [parameter.detach().clone() for parameter in plain.bare.parameters()]

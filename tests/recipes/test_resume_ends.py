@@ -64,7 +64,9 @@ def finish_from(log: Path, script: Script, output: Path, ranks: int) -> None:
     script.run_bare((*words[words.index(str(FLAGS[0])) - len(script.flags(output)) :],), ranks)
 
 
-@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGINT), pytest.param(2, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("ranks", "number"), [pytest.param(1, signal.SIGINT, marks=pytest.mark.slow), (2, signal.SIGTERM)]
+)
 @pytest.mark.distributed
 def test_a_signal_ends_with_a_checkpoint_and_the_run_goes_on_bit_for_bit(
     script: Script, tmp_path: Path, unet_bytes: Callable[[Path], bytes], ranks: int, number: int

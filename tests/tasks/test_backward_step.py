@@ -19,8 +19,11 @@ UNCLIPPED = ("--max_grad_norm", 1e9)
     "flags",
     [
         (*AVERAGED, "--gradient_checkpointing"),
-        ("--optimizer", "adamw4bit", "--trained_dtype", "bfloat16", "--mixed_precision", "bf16"),
-        ("--search", "zero_shot", "--max_train_steps", 12),
+        pytest.param(
+            ("--optimizer", "adamw4bit", "--trained_dtype", "bfloat16", "--mixed_precision", "bf16"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(("--search", "zero_shot", "--max_train_steps", 12), marks=pytest.mark.slow),
     ],
     ids=["averaged", "rounded", "searched"],
 )

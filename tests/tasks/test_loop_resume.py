@@ -11,7 +11,7 @@ from autoprog_diffusion.growth.errors import StateError
 from .training import FLAGS, NewTrainer, same, weights
 
 
-@pytest.mark.parametrize("wanted", ["latest", "checkpoint-2"])
+@pytest.mark.parametrize("wanted", [pytest.param("latest", marks=pytest.mark.slow), "checkpoint-2"])
 def test_a_resumed_run_ends_bit_identical(new_trainer: NewTrainer, tmp_path: Path, wanted: str) -> None:
     flags = (*FLAGS, "--use_ema", "--ema_decay", 0.5, "--checkpointing_steps", 2, "--resolutions", 0.5, 0.5, 1, 1)
     whole = new_trainer(*flags)
@@ -26,6 +26,7 @@ def test_a_resumed_run_ends_bit_identical(new_trainer: NewTrainer, tmp_path: Pat
     assert resumed.metrics.rows["loss"] == whole.metrics.rows["loss"]
 
 
+@pytest.mark.slow
 def test_a_run_resumed_within_a_search_ends_bit_identical(new_trainer: NewTrainer) -> None:
     flags = ("--max_train_steps", 20, "--train_batch_size", 4, "--checkpointing_steps", 7, "--search", "zero_shot")
     whole = new_trainer(*flags)

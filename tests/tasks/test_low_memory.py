@@ -8,13 +8,15 @@ from .test_optimizers import ROUNDED, check_killed_run
 from .training import NewTrainer
 
 
-TOGETHER = ("--optimizer", "adamw8bit", "--step_in_backward", "--gradient_accumulation_steps", 1)
+TOGETHER = (
+    "--optimizer", "adamw8bit", "--offload_optimizer", "--step_in_backward", "--gradient_accumulation_steps", 1,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "flags",
     [
-        (*ROUNDED, "--frozen_dtype", "bfloat16"),
+        pytest.param((*ROUNDED, "--frozen_dtype", "bfloat16"), marks=pytest.mark.slow),
         ("--mixed_precision", "bf16", "--frozen_dtype", "int8", "--direction", "window", "--num_stages", 4),
     ],
     ids=["bfloat16", "windows"],

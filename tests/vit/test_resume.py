@@ -17,8 +17,8 @@ from .pretraining import averages, new_trainer_in, same, weights
         (("--search", "fixed"), ("checkpoint-4", "checkpoint-6")),
         # The search of stage 1 takes steps 1 to 3; checkpoint 2 lies in it, 3 at its end.
         (("--search", "one_shot"), ("checkpoint-2", "checkpoint-3", "checkpoint-7")),
-        (("--search", "random"), ("checkpoint-6",)),
-        (("--search", "fixed", "--grad_accum_steps", "2"), ("checkpoint-5",)),
+        pytest.param(("--search", "random"), ("checkpoint-6",), marks=pytest.mark.slow),
+        pytest.param(("--search", "fixed", "--grad_accum_steps", "2"), ("checkpoint-5",), marks=pytest.mark.slow),
     ],
     ids=["fixed", "one shot", "random", "accumulation"],
 )

@@ -71,6 +71,7 @@ def test_a_compiled_model_is_refused_where_its_shape_changes_every_step() -> Non
         growth.prepare(torch.compile(model), num_training_steps=STEPS, **parts)
 
 
+@pytest.mark.slow
 def test_a_compiled_model_follows_a_fixed_schedule() -> None:
     """Compiled graphs do not outlive the shape they were traced for."""
     seen = []
