@@ -17,6 +17,9 @@ from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.evaluation.held_out import HeldOut
 from autoprog_diffusion.growth import GrowthError
 from autoprog_diffusion.training.diffusion import DiffusionTrainer
+from autoprog_diffusion.training.history import settings_of
+from autoprog_diffusion.training.hold_out import holds_out
+from autoprog_diffusion.training.manifest import MARKER, sealed
 from autoprog_diffusion.training.run import run
 
 from ..tasks.conftest import forget
@@ -273,3 +276,17 @@ def test_bad_input_is_refused_by_name(
     words = [str(flag).replace("{tmp}", str(tmp_path)) for flag in flags]
     with pytest.raises((GrowthError, DataError), match=message):
         new_run(SD, *script.flags(tmp_path / "out")[:4], *words)
+
+
+def test_a_run_that_began_without_goes_on_without(script: Script, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "checkpoints" / "checkpoint-2"
+    folder.mkdir(parents=True)
+    words = [str(word) for word in (*script.flags(tmp_path / "out"), "--resume_from_checkpoint", "latest")]
+    args = SD.parse(words)
+    accelerator = SD.make_accelerator(args)
+    settings = settings_of(args)
+    for held_out, expected in ((settings, True), ({**settings, "evaluation": {}}, False)):
+        (folder / "run.json").write_text(json.dumps({"starts": [{"step": 0, "settings": held_out}]}))
+        marker = {"step": 2, "written": 1, "files": {"run.json": (folder / "run.json").stat().st_size}}
+        (folder / MARKER).write_text(json.dumps(sealed(marker, folder)))
+        assert holds_out(args, accelerator) is expected
