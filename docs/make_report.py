@@ -18,7 +18,7 @@ from autoprog_diffusion.reporting import write_page
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PICTURE = Path(__file__).parent / "images" / "report.png"
 WIDTH = 1120
-HEIGHT = 1500
+HEIGHT = 1880
 
 
 def main(run: Path, picture: Path = PICTURE) -> None:
