@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .data.errors import DataError
     from .evaluation.errors import EvaluationError
     from .files import DiskError
+    from .planner.errors import PlannerError
     from .tasks.dit_labels import LabelError
     from .training.checkpoints import TrainingError
     from .training.output import OutputError
@@ -54,6 +55,7 @@ __all__ = [
     "OrderError",
     "OutputError",
     "PlanError",
+    "PlannerError",
     "RetokenError",
     "SearchError",
     "Stage",
@@ -76,6 +78,7 @@ _LAZY = {
     "LabelError": "tasks.dit_labels",
     "ModelError": "vit.models",
     "OutputError": "training.output",
+    "PlannerError": "planner.errors",
     "RetokenError": "vit.retokenize",
     "TrainingError": "training.checkpoints",
 }
