@@ -96,6 +96,7 @@ class PowerAverage:
         self._dtype = dtype
         self._freezes = freeze_at_average
         self._begin_anew = begin_anew
+        self._tracked = tuple(widths)
         self._weights = AveragedWeights(self._model, growth)
         self._averages: dict[float, dict[str, Tensor]] = {}
         for width in widths:
@@ -178,7 +179,7 @@ class PowerAverage:
         return losses
 
     def reconstruct(self, width: float, paths: Iterable[str | Path] = ()) -> None:
-        """Put together the average of another width, after the last step, and use it.
+        """Put together the average of another width, after the last step, and use it; checkpoints do not hold it.
 
         Args:
             width: Relative width.
@@ -236,15 +237,15 @@ class PowerAverage:
                 self.restore()
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of steps, widths and averages, copied to the CPU."""
+        """Number of steps, widths that are tracked and their averages, copied to the CPU."""
         averages = []
-        for tensors in self._averages.values():
-            averages.append({name: value.cpu().clone() for name, value in tensors.items()})
+        for width in self._tracked:
+            averages.append({name: value.cpu().clone() for name, value in self._averages[width].items()})
         return {
             "version": VERSION,
             "step": self.steps,
             "growth_step": self._expected,
-            "widths": list(self._averages),
+            "widths": list(self._tracked),
             "averages": averages,
         }
 
@@ -255,8 +256,9 @@ class PowerAverage:
             StateError: It is no state of averages, or one of other widths, parameters or types.
         """
         check_kind(state_dict, "the state")
-        check_fits(state_dict, self._averages)
-        for mine, loaded in zip(self._averages.values(), state_dict["averages"]):
+        tracked = {width: self._averages[width] for width in self._tracked}
+        check_fits(state_dict, tracked)
+        for mine, loaded in zip(tracked.values(), state_dict["averages"]):
             for name, value in loaded.items():
                 mine[name].copy_(value)
         self.steps = state_dict["step"]
