@@ -11,6 +11,9 @@ from autoprog_diffusion.growth.errors import GrowthError
 
 
 RUN_FILE = "run.json"  # every run leaves one in its output folder
+# A run that has ended leaves these beside it; every checkpoint holds those of its step.
+GROWTH_FILE = "growth.json"
+METRICS_FILE = "metrics.json"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 UNABLE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 

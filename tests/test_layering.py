@@ -45,6 +45,7 @@ LAYERS = {
     "tasks.arguments": "task recipes",
     "tasks.text_to_image_recipe": "task recipes",
     "planner": "planner",
+    "reporting": "reporting",
     "commands": "commands",
     **{f"vit.{name}": "vit" for name in SHARED_BY_VIT},
     "vit.autoprog_one": "vit methods",
@@ -71,7 +72,9 @@ ALLOWED = {
     "tasks": GROWTH | {"files", "search", "adapters", "data", "evaluation", "training"},
     "task recipes": GROWTH | {"files", "search", "adapters", "data", "evaluation", "training", "tasks"},
     "planner": GROWTH | {"files", "search", "adapters", "data", "training", "tasks", "task recipes"},
-    "commands": GROWTH | {"files", "search", "adapters", "data", "training", "tasks", "task recipes", "planner"},
+    "reporting": {"growth core", "files"},  # it reads the folders of runs
+    "commands": GROWTH
+    | {"files", "search", "adapters", "data", "training", "tasks", "task recipes", "planner", "reporting"},
     "vit": BELOW_VIT,
     "vit methods": BELOW_VIT | {"vit"},
     "vit training": BELOW_VIT | {"vit", "vit methods"},

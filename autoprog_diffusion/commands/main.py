@@ -16,7 +16,9 @@ from autoprog_diffusion.growth.errors import GrowthError
 
 NAME = "autoprog-diffusion"
 # Name of a subcommand, which is that of its module -> one line for --help.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "report": "writes the report of one or several runs, as one page of HTML",
+}
 # Exit codes: 0 is success. Subcommands may have others above these.
 FAILED = 1
 USAGE = 2

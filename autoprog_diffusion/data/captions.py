@@ -140,6 +140,14 @@ class Captions:
         return torch.zeros_like(counts)
 
     def _compute(self, places: Sequence[int]) -> Tensor:
-        """Caption numbers -> (len, L * D + P)."""
+        """Caption numbers -> (len, L * D + P).
+
+        Raises:
+            DataError: A text encoder computes in less than float32, and overflows, as T5 does in float16.
+        """
         tokens, pooled = self.encode([self._different[place] for place in places])
-        return torch.cat([tokens.flatten(1), pooled.flatten(1)], dim=1)
+        rows = torch.cat([tokens.flatten(1), pooled.flatten(1)], dim=1)
+        narrow = {parameter.dtype for encoder in self.encoders for parameter in encoder.parameters()} - {torch.float32}
+        if narrow and not rows.isfinite().all():
+            raise DataError(f"a text encoder overflows in {narrow.pop()}: use --text_encoder_dtype float32.")
+        return rows

@@ -17,7 +17,7 @@ from .cache import ArrayCache, CacheType, build_cache, module_fingerprint, text_
 from .decode import read_image, undecoded
 from .errors import DataError
 from .images import ImageSettings, to_pixels
-from .placement import on_device
+from .placement import keep_on_device, on_device
 
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Latents:
     def __post_init__(self) -> None:
         self.vae.requires_grad_(False).eval()
         if not self.cached:
-            self.vae.to(self.accelerator.device)
+            keep_on_device(self.vae, self.accelerator.device)
         self._files = undecoded(self.data)
 
     def enter_stage(self, growth: GrowthScheduler) -> None:

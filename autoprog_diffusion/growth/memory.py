@@ -156,4 +156,7 @@ def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
         return
     names, _ = flatten()
     for name in names:
-        yield from plain_tensors(getattr(tensor, name))
+        part = getattr(tensor, name)
+        # A sharded one also names the mesh of its ranks.
+        if isinstance(part, Tensor):
+            yield from plain_tensors(part)

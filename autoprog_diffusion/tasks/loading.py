@@ -10,6 +10,7 @@ from typing import Any
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
+from autoprog_diffusion.data.placement import cast_exactly, hold_narrow
 from autoprog_diffusion.growth.errors import GrowthError
 
 from .source import (
@@ -34,6 +35,7 @@ RECIPES = {
     "FluxPipeline": "finetune_flow.py",
     "DiTPipeline": "finetune_dit.py",
 }
+DENOISERS = ("unet", "transformer")  # names of the parts that train
 LOAD_ERRORS = (Exception,)  # tokenizers raise the class itself, Diffusers whatever a damaged file leads it to
 
 
@@ -46,14 +48,14 @@ def load_as(
     vae_dtype: str | None = "float32",
     **options: Any,
 ) -> Any:
-    """A pipeline of class `kind`, in float32.
+    """A pipeline of class `kind` that computes in float32; parts that never train are held as they are stored.
 
     Args:
         kind: The pipeline's class.
         words: What it is and has, for the message.
         name: Folder, Hub name, or checkpoint file.
-        text_encoder_dtype: `stored` leaves the text encoders in the type of their files.
-        vae_dtype: `stored` leaves the VAE in the type of its files.
+        text_encoder_dtype: `stored` lets the text encoders compute in the type of their files.
+        vae_dtype: `stored` lets the VAE compute in the type of its files.
         options: Of `from_pretrained`: revision, variant, cache_dir and so on.
 
     Raises:
@@ -75,8 +77,9 @@ def load_as(
         if not isinstance(module, nn.Module):
             continue
         if any(kept and part.startswith(prefix) for prefix, kept in stored.items()):
-            # Exact, whatever the part was loaded in.
-            module.to(dtype=stored_dtype(module))
+            cast_exactly(module, stored_dtype(module))
+        elif part not in DENOISERS and not single:
+            hold_narrow(module, stored_dtype(module))
         else:
             module.float()  # weights are trained and averaged in float32, whatever they were saved in
     return pipeline

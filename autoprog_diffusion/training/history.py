@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from autoprog_diffusion.files import RUN_FILE, write_text_atomically
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.values import JSON
@@ -188,7 +190,7 @@ def note_start(file: Path, before: Sequence[JSON], start: JSON, data_report: JSO
     write_text_atomically(file, json.dumps(values, indent=2) + "\n")
 
 
-def describe_start(args: Any, *, step: int, steps: int, num_processes: int, identity: JSON) -> JSON:
+def describe_start(args: Any, *, step: int, steps: int, num_processes: int, identity: JSON, model: JSON) -> JSON:
     """The entry of one start.
 
     Args:
@@ -197,6 +199,7 @@ def describe_start(args: Any, *, step: int, steps: int, num_processes: int, iden
         steps: Optimizer steps of the whole run.
         num_processes: Number of processes.
         identity: Of the data.
+        model: As `describe_model`.
     """
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -207,8 +210,16 @@ def describe_start(args: Any, *, step: int, steps: int, num_processes: int, iden
         "arguments": type(args).__name__,
         "versions": versions(),
         "identity": identity,
+        "model": model,
         "settings": settings_of(args),
     }
+
+
+def describe_model(model: nn.Module) -> JSON:
+    """Class and number of parameters of the model that trains, so that a report does not set it beside another."""
+    # `fully_shard` puts a subclass of its own in front of the model's class.
+    model_class = next(cls for cls in type(model).__mro__ if not hasattr(cls, "_get_fsdp_state"))
+    return {"class": model_class.__name__, "parameters": sum(value.numel() for value in model.parameters())}
 
 
 def versions() -> dict[str, str]:

@@ -111,8 +111,8 @@ class Metrics:
 def full_stage(summaries: list[StageSummary], num_blocks: int) -> StageSummary | None:
     """The stage that trained all blocks, the last one of several: the cost of full training; None without one."""
     latest_first = reversed(summaries)
-    fullest = max(latest_first, key=lambda row: (not row.searching, row.resolution, row.blocks))
-    return None if fullest.blocks < num_blocks else fullest
+    fullest = max(latest_first, key=lambda row: (not row.searching, row.resolution, row.blocks), default=None)
+    return None if fullest is None or fullest.blocks < num_blocks else fullest
 
 
 def saving(summaries: list[StageSummary], num_blocks: int) -> dict[str, float | None]:

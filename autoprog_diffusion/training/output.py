@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from autoprog_diffusion.files import RUN_FILE
+from autoprog_diffusion.files import METRICS_FILE, RUN_FILE
 from autoprog_diffusion.growth.errors import GrowthError
 
 
@@ -15,7 +15,7 @@ from autoprog_diffusion.growth.errors import GrowthError
 _SIGNS = (RUN_FILE, "checkpoints", "cache", "growth.json", "model_index.json", "pytorch_lora_weights.safetensors")
 _SIGNS += ("class_images", "instance_images")
 _LEFT = ("before", "growth_plan.json", "stage_embedding.safetensors", "before_after.png", "timeline.png", "logs")
-_LEFT += ("held_out.json", "best")
+_LEFT += (METRICS_FILE, "held_out.json", "best", "report.html")
 # Flags of a model that is read, and written again where the results go.
 _MODELS = ("pretrained_model_name_or_path", "model")
 

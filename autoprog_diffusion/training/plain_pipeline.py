@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from autoprog_diffusion.data.placement import is_narrow, on_device
 from autoprog_diffusion.growth.errors import GrowthError
 
 
@@ -28,7 +29,9 @@ def save_plain(pipeline: Any, denoiser: nn.Module, output: Path) -> None:
         GrowthError: A file does not hold the weights.
     """
     remove_old_indices(pipeline, output)
-    pipeline.save_pretrained(output)
+    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module) and is_narrow(part)]
+    with on_device(parts, torch.device("cpu")):
+        pipeline.save_pretrained(output)
     part = next(name for name, value in pipeline.components.items() if value is denoiser)
     compare_weights(denoiser, output / part)
     print(f"load it with {loading_call(pipeline, output)}")

@@ -39,6 +39,7 @@ from .recipe_arguments import Arguments, check_arguments
 from .run import Script
 from .samples import Pictures, Row
 from .sharded import check_sharding, sharded_growth
+from .tracking import log_pictures
 from .trained_dtype import store_in_bfloat16
 
 
@@ -230,6 +231,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             draw=lambda: self._draw_on(accelerator.device, args, titles, resolution),
             references=lambda: self.references(args, titles, resolution) or real_rows(data, titles, resolution),
             writes=accelerator.is_main_process,
+            show=lambda images, step: log_pictures(accelerator, "samples", images, step),
         )
 
     def _hold_out(
@@ -281,7 +283,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             self.save_pipeline(pipeline, output)
             if trainer.held_out is not None:
                 trainer.held_out.clean_up()
-        trainer.pictures.save_before_after()
+        trainer.pictures.save_before_after(trainer.step)
 
 
 def check_resolution(resolution: int, multiple: int) -> None:

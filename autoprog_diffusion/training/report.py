@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Column, Table
 
-import autoprog_diffusion
-from autoprog_diffusion.files import write_text_atomically
+from autoprog_diffusion.files import GROWTH_FILE, METRICS_FILE
 from autoprog_diffusion.growth.memory import StageMemory
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
 
 from .metrics import Metrics, StageSummary, full_stage, saving
+from .saved_metrics import write_growth_json, write_metrics_json
 
 
 # Numbers that searches give their candidates: what a candidate costs, its scores, and their sum, lowest first.
@@ -29,7 +26,7 @@ MOST_CANDIDATES = 6
 
 
 def write_report(folder: Path, growth: Growth, metrics: Metrics, seconds: dict[str, float]) -> None:
-    """Write `growth.json` and `timeline.png`, and print the summary table.
+    """Write `growth.json`, `metrics.json` and `timeline.png`, and print the summary table.
 
     Args:
         folder: The run's output folder.
@@ -37,36 +34,14 @@ def write_report(folder: Path, growth: Growth, metrics: Metrics, seconds: dict[s
         metrics: Metrics of the whole run.
         seconds: Wall time of the run's phases, by name.
     """
-    write_growth_json(folder / "growth.json", growth, metrics, seconds)
+    write_growth_json(folder / GROWTH_FILE, growth, metrics, seconds)
+    write_metrics_json(folder / METRICS_FILE, metrics)
     draw_timeline(folder / "timeline.png", metrics, growth.plan)
     for decision in growth.decisions:
         print_decision(decision)
     print_summary(metrics, growth.plan.num_blocks, seconds)
     for sentence in recomputation_sentences([record.to_dict() for record in growth.history]):
         print(sentence)
-
-
-def write_growth_json(path: Path, growth: Growth, metrics: Metrics, seconds: dict[str, float]) -> None:
-    """Write plan, configuration, history and measurements; `GrowthPlan.load` reads the plan back from it."""
-    summaries = metrics.summaries()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    versions = {"autoprog_diffusion": autoprog_diffusion.__version__, "torch": torch.__version__}
-    values: dict[str, Any] = {
-        "plan": growth.plan.to_dict(),
-        "config": growth.config.to_dict(),
-        "decisions": growth.decisions,
-        "history": [record.to_dict() for record in growth.history],
-        "stages": [asdict(summary) for summary in summaries],
-        "saving_against_full": saving(summaries, growth.plan.num_blocks),
-        "validations": metrics.validations,
-        "seconds": seconds,
-        "training_cpu_seconds": metrics.total("cpu_seconds"),
-        "training_flops": metrics.total("flops"),
-        "versions": versions,
-        "device": device,
-        "command": sys.argv,
-    }
-    write_text_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
 def print_summary(metrics: Metrics, num_blocks: int, seconds: dict[str, float]) -> None:

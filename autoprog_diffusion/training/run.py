@@ -24,6 +24,7 @@ from .history import (
     applied_line,
     check_same_data,
     check_same_run,
+    describe_model,
     describe_start,
     keep_in_checkpoints,
     note_start,
@@ -32,7 +33,9 @@ from .history import (
 )
 from .output import check_inputs, check_output_dir
 from .report import write_report
+from .saved_metrics import keep_measurements
 from .sharded_state import holds_shards
+from .tracking import hyper_parameters
 from .trainer import Trainer
 
 
@@ -232,14 +235,14 @@ def begin(trainer: Trainer, args: HasOutput) -> None:
     if line is not None:
         accelerator.print(line)
     if accelerator.is_main_process:
-        settings = {key: str(value) for key, value in trainer.growth.config.to_dict().items()}
-        accelerator.init_trackers(output.tracker_project_name, config=settings)  # trackers take no lists
+        accelerator.init_trackers(output.tracker_project_name, config=hyper_parameters(trainer.growth, args))
         trainer.growth.plan.save(folder / "growth_plan.json")
         # A new folder takes over the history of the run that it goes on with.
         known = read_starts(file) or before
         report = None if trainer.data_report is None else trainer.data_report.to_dict()
         note_start(file, known if output.resume_from_checkpoint else [], start_of(trainer, args), report)
     keep_in_checkpoints(accelerator, file)
+    keep_measurements(accelerator, trainer.growth, trainer.metrics)
 
 
 def start_of(trainer: Trainer, args: HasOutput) -> JSON:
@@ -250,4 +253,5 @@ def start_of(trainer: Trainer, args: HasOutput) -> JSON:
         steps=trainer.max_steps,
         num_processes=trainer.accelerator.num_processes,
         identity=trainer.identity,
+        model=describe_model(trainer.bare),
     )

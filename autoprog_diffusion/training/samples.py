@@ -131,6 +131,7 @@ class Pictures:
         draw: Draws one picture per title with the model as it is.
         references: Rows of real pictures of the titles, each with its label.
         writes: Whether this process writes what it draws; processes that share a sharded model all draw.
+        show: Called with what is written, and with the optimizer step it was drawn after.
     """
 
     def __init__(
@@ -141,27 +142,31 @@ class Pictures:
         draw: Callable[[], list[Image.Image]],
         references: Callable[[], list[Row]],
         writes: bool = True,
+        show: Callable[[Sequence[Image.Image], int], object] | None = None,
     ) -> None:
         self._folder = folder
         self._titles = titles
         self._draw = draw
         self._references = references
         self._writes = writes
+        self._show = show
 
     def save_before(self) -> None:
         """Draw with the untrained model; kept as files, for the end of a run that is resumed."""
         images = self._draw()
         if self._writes:
             save_images(self._folder / "before", images)
+            self._pass_on(images, 0)
 
     def save_step(self, step: int) -> None:
         """Draw in the middle of training."""
-        row = (f"step {step}", self._draw())
+        images = self._draw()
         if self._writes:
-            save_grid(self._folder / f"validation-{step}.png", self._titles, [row])
+            save_grid(self._folder / f"validation-{step}.png", self._titles, [(f"step {step}", images)])
+            self._pass_on(images, step)
 
-    def save_before_after(self) -> None:
-        """Set the pictures of before and after above rows of real ones."""
+    def save_before_after(self, step: int) -> None:
+        """Set the pictures of before and after above rows of real ones; the run has ended after `step` steps."""
         after = self._draw()
         if not self._writes:
             return
@@ -169,6 +174,11 @@ class Pictures:
         rows = [("before", old)] if old else []
         rows += [("after", after), *self._references()]
         save_grid(self._folder / "before_after.png", self._titles, rows)
+        self._pass_on(after, step)
+
+    def _pass_on(self, images: Sequence[Image.Image], step: int) -> None:
+        if self._show is not None:
+            self._show(images, step)
 
 
 def save_images(folder: Path, images: Sequence[Image.Image]) -> None:

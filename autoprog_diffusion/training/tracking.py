@@ -1,19 +1,25 @@
-"""Metrics of a step for the progress bar and the trackers."""
+"""Metrics of a step for the progress bar; metrics, pictures and settings of a run for the trackers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
+from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
 
+from .arguments import flat
 from .report import is_chosen, scores
 
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL import Image
 
 # Name of a value for the trackers -> column of the metrics.
 LOGGED = {
@@ -23,6 +29,8 @@ LOGGED = {
     "growth/resolution": "resolution",
     "growth/trainable_fraction": "trainable",
     "growth/step_seconds": "seconds",
+    "growth/step_flops": "flops",
+    "growth/memory_bytes": "memory",
 }
 
 
@@ -56,3 +64,81 @@ def log_decision(accelerator: Accelerator, growth: Growth, step: int) -> None:
         if "seconds" in decision:
             values["growth/search/seconds"] = decision["seconds"]
         accelerator.log(values, step=step)
+
+
+def log_pictures(accelerator: Accelerator, name: str, images: Sequence[Image.Image], step: int) -> None:
+    """Give pictures to every tracker that takes some.
+
+    Args:
+        accelerator: Its trackers; only the main process has any.
+        name: Under which they appear.
+        images: Of one size.
+        step: Number of optimizer steps done.
+    """
+    for tracker in accelerator.trackers:
+        takes = getattr(tracker, "log_images", None)
+        if takes is None or not images:
+            continue
+        # TensorBoard wants one array, and the order of its axes.
+        options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+        batch = np.stack([np.asarray(image.convert("RGB")) for image in images])
+        takes({name: batch}, step=step, **options)
+
+
+def hyper_parameters(growth: Growth, args: Any) -> dict[str, bool | int | float | str]:
+    """The settings of a run and its plan, as the flat numbers and words that trackers take.
+
+    Args:
+        growth: The prepared growth object.
+        args: Arguments of the script, a dataclass.
+
+    Returns:
+        A value for every flag, for every setting of growth that is no flag, and, under `plan/`, for the plan.
+    """
+    values = growth.config.to_dict() | flat(asdict(args))
+    plain = {name: _plain(value) for name, value in values.items() if name != "given"}
+    return plain | plan_parameters(growth.plan)
+
+
+def plan_parameters(plan: GrowthPlan) -> dict[str, bool | int | float | str]:
+    """A plan as flat numbers and words: `plan/stages`, and start, blocks and resolution of `plan/stage_1` and on.
+
+    Example:
+        >>> from autoprog_diffusion.growth.plan import Stage
+        >>> plan = GrowthPlan(4, 100, (Stage(0, (0, 1, 3)),))
+        >>> plan_parameters(plan)["plan/stage_1/blocks"]
+        '0-1, 3'
+    """
+    values: dict[str, bool | int | float | str] = {
+        "plan/steps": plan.num_training_steps,
+        "plan/blocks": plan.num_blocks,
+        "plan/stages": len(plan.stages),
+    }
+    for number, stage in enumerate(plan.stages, start=1):
+        values[f"plan/stage_{number}/start"] = stage.start
+        values[f"plan/stage_{number}/blocks"] = ranges(stage.blocks)
+        values[f"plan/stage_{number}/resolution"] = stage.resolution
+    return values
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers in words: neighbours are joined by a dash.
+
+    Example:
+        >>> ranges([0, 1, 2, 5, 7, 8])
+        '0-2, 5, 7-8'
+    """
+    if not numbers:
+        return "none"
+    ends = [index for index, (low, high) in enumerate(pairwise(numbers), start=1) if high != low + 1]
+    words = []
+    for start, stop in pairwise([0, *ends, len(numbers)]):
+        first = numbers[start]
+        last = numbers[stop - 1]
+        words.append(f"{first}" if first == last else f"{first}-{last}")
+    return ", ".join(words)
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    """A value as trackers take it: numbers and words stay, and the rest becomes words."""
+    return value if isinstance(value, bool | int | float | str) else str(value)

@@ -5,6 +5,7 @@ Accelerate starts FSDP on GPUs only; `training.sharded.shard_on_cpu` does it her
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -320,3 +321,18 @@ def test_accelerate_launch_hears_a_signal_and_its_command_goes_on(tiny: Tiny, fr
     assert words[1:] == [*command, "--resume_from_checkpoint", "latest"]
     subprocess.run([sys.executable, *words[1:]], env=environment, check=True, timeout=HANG, capture_output=True)
     assert same(tiny.weights("launched"), tiny.weights("frozen"))
+
+
+@pytest.mark.slow
+def test_evaluations_are_those_of_replicas_and_the_best_shards_are_saved(tiny: Tiny) -> None:
+    flags = ("--validation_data_dir", tiny.root / "images", "--evaluation_steps", 1, "--learning_rate", 0.1)
+    tiny.run("held", "sd", *flags)
+    tiny.run("held-replicated", "sd", *flags, "--no-stage_embedding", config=None)
+    files = [tiny.root / name / "held_out.json" for name in ("held", "held-replicated")]
+    sharded, replicated = (json.loads(file.read_text()) for file in files)
+    steps = [row["step"] for row in sharded["evaluations"]]
+    assert steps == [row["step"] for row in replicated["evaluations"]] == list(range(STEPS + 1))
+    for ours, theirs in zip(sharded["evaluations"][:3], replicated["evaluations"]):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+    kept = load_file(tiny.checkpoint("held", STEPS) / "best" / "weights.safetensors")
+    assert same(tiny.weights("held"), kept)

@@ -80,7 +80,7 @@ def test_a_resumed_run_ends_bit_identical(
     assert resumed.step == 3
     resumed.train()
     resumed.finish()
-    pictures.save_before_after()
+    pictures.save_before_after(resumed.step)
     assert (tmp_path / "out" / "before_after.png").stat().st_size > 100
     assert same(trained(resumed.bare), ends)
     assert resumed.metrics.rows["loss"] == whole.metrics.rows["loss"]

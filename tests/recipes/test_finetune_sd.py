@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from autoprog_diffusion.growth import GrowthPlan
+from autoprog_diffusion.reporting import write_page
 
+from ..reporting.page_parser import Page
 from .conftest import Script
 
 
@@ -87,6 +90,41 @@ def test_growth_json_tells_the_run(whole: tuple[Path, str]) -> None:
     # No stage trains all blocks at full size, so what full training would have cost is not known.
     assert values["saving_against_full"] == {"time": None, "flops": None}
     assert [(row["stage"], row["step"]) for row in values["history"]] == [(0, 0), (1, 2), (2, 4), (3, 6)]
+
+
+def test_the_report_tells_the_run(whole: tuple[Path, str], tmp_path: Path) -> None:
+    output, _ = whole
+    growth = json.loads((output / "growth.json").read_text())
+    for step in (3, 6, 8):
+        checkpoint = output / "checkpoints" / f"checkpoint-{step}"
+        metrics = json.loads((checkpoint / "metrics.json").read_text())
+        assert metrics["steps"] == len(metrics["rows"]["loss"]) == step
+        assert GrowthPlan.load(checkpoint / "growth.json").num_training_steps == 8
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert sum(metrics["rows"]["seconds"]) == pytest.approx(sum(row["seconds"] for row in growth["stages"]), rel=1e-4)
+    file = write_page([output], tmp_path / "report.html")
+    found = Page(file.read_text(encoding="utf-8"))
+    assert "UNet2DConditionModel" in found.words
+    assert "Complete: 8 of 8 steps." in found.words
+    assert "on 24 images from" in found.words
+    assert len(found.all("img")) == 3  # after 4 and 8 steps, and before and after
+    titles = re.findall(r"<title>(\S+) trains in stage (\d)</title>", file.read_text(encoding="utf-8"))
+    trained = [(name, str(record["stage"] + 1)) for record in growth["history"] for name in record["blocks"]]
+    assert titles == trained
+
+
+def test_tensorboard_has_every_step_the_pictures_and_the_plan(whole: tuple[Path, str]) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    output, _ = whole
+    metrics = json.loads((output / "metrics.json").read_text())
+    events = accumulator.EventAccumulator(str(output / "logs" / "autoprog-diffusion"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == list(range(1, 9))
+    assert [event.value for event in events.Scalars("train_loss")] == pytest.approx(metrics["rows"]["loss"], rel=1e-5)
+    assert [event.value for event in events.Scalars("growth/stage")] == metrics["rows"]["stage"]
+    assert [event.step for event in events.Images("samples")] == [0, 4, 8, 8]  # before, twice while it trains, after
+    (settings,) = (output / "logs").rglob("hparams.yml")
+    assert "plan/stage_4/blocks: 7-9" in settings.read_text()
 
 
 @pytest.mark.slow
@@ -195,7 +233,7 @@ def test_bad_input_ends_with_one_line_and_no_traceback(script: Script, tmp_path:
 
 @pytest.mark.distributed
 def test_two_ranks_end_with_equal_weights(whole: tuple[Path, str], script: Script, tmp_path: Path) -> None:
-    flags = ("--max_train_steps", 8, "--train_batch_size", 4, "--resolutions", 0.5, 0.5, 1, 1, "--use_ema")
+    flags = ("--max_train_steps", 8, "--train_batch_size", 4, "--use_ema", "--snr_gamma", 5.0, *STAGES)
     done = script.run(tmp_path / "out", *flags, *held_out(script), "--validation_prompts", "a", ranks=2)
     assert done.stdout.count("2 ranks end with bit-identical weights") == 1
     start, end = unet_tensors(script.model), unet_tensors(tmp_path / "out")

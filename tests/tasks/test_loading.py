@@ -10,6 +10,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
+from autoprog_diffusion.data.placement import on_device
 from autoprog_diffusion.growth import GrowthError
 from autoprog_diffusion.tasks.loading import pipeline_class
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
@@ -39,8 +40,10 @@ def test_a_unet_with_another_condition_is_refused(pipeline_dir: Path, tmp_path: 
 def test_weights_in_bfloat16_become_float32(pipeline_dir: Path, tmp_path: Path) -> None:
     StableDiffusionPipeline.from_pretrained(pipeline_dir).to(torch.bfloat16).save_pretrained(tmp_path)
     pipeline = load_pipeline(str(tmp_path))
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
-        assert {parameter.dtype for parameter in part.parameters()} == {torch.float32}
+    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    with on_device(parts, torch.device("cpu")):
+        for part in parts:
+            assert {parameter.dtype for parameter in part.parameters()} == {torch.float32}
 
 
 def test_the_class_is_read_from_the_folder(pipeline_dir: Path, tmp_path: Path) -> None:

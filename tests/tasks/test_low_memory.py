@@ -8,7 +8,9 @@ from .test_optimizers import ROUNDED, check_killed_run
 from .training import NewTrainer
 
 
-TOGETHER = ("--optimizer", "adamw8bit", "--step_in_backward", "--gradient_accumulation_steps", 1)
+TOGETHER = (
+    "--optimizer", "adamw8bit", "--offload_optimizer", "--step_in_backward", "--gradient_accumulation_steps", 1,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

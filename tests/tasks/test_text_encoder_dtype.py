@@ -15,7 +15,7 @@ from torch import nn
 
 from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.latents import Latents
-from autoprog_diffusion.data.placement import on_device
+from autoprog_diffusion.data.placement import is_narrow, keep_on_device, on_device
 from autoprog_diffusion.growth.errors import GrowthError
 from autoprog_diffusion.training.plain_pipeline import save_plain
 from autoprog_diffusion.training.samples import draw_prompts
@@ -53,13 +53,17 @@ def test_they_stay_as_they_are_stored(folders: dict[str, Path], tmp_path: Path, 
     pipeline = LOADERS[kind](str(folder), text_encoder_dtype="stored")
     for name, module in pipeline.components.items():
         if isinstance(module, nn.Module):
-            wanted = HALVES[dtype] if name in encoders(pipeline) else torch.float32
-            assert {value.dtype for value in module.parameters()} == {wanted}, name
+            trains = name in ("unet", "transformer")
+            assert {value.dtype for value in module.parameters()} == {torch.float32 if trains else HALVES[dtype]}, name
+            # Text encoders compute in it, the VAE does not.
+            assert is_narrow(module) == (not trains and name not in encoders(pipeline)), name
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
     save_plain(pipeline, denoiser, tmp_path / "out")
     for name, module in encoders(pipeline).items():
-        for value, other in zip(module.parameters(), encoders(plain)[name].parameters(), strict=True):
-            assert torch.equal(value.float(), other)
+        with on_device([encoders(plain)[name]], torch.device("cpu")):
+            for value, other in zip(module.parameters(), encoders(plain)[name].parameters(), strict=True):
+                assert other.dtype == torch.float32
+                assert torch.equal(value.float(), other)
         saved = load_file(tmp_path / "out" / name / "model.safetensors")
         stored = load_file(folder / name / "model.safetensors")
         assert saved.keys() == stored.keys()
@@ -72,7 +76,7 @@ def test_the_vae_stays_as_it_is_stored(folders: dict[str, Path], tmp_path: Path,
     plain = LOADERS["sdxl"](str(folder))
     pipeline = LOADERS["sdxl"](str(folder), vae_dtype="stored")
     assert pipeline.vae.dtype == HALVES[dtype]
-    assert {part.dtype for part in (plain.vae, pipeline.unet, pipeline.text_encoder)} == {torch.float32}
+    assert (is_narrow(plain.vae), is_narrow(pipeline.vae)) == (True, False)
     save_plain(pipeline, pipeline.unet, tmp_path / "out")
     saved = load_file(tmp_path / "out" / "vae" / "diffusion_pytorch_model.safetensors")
     stored = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
@@ -94,6 +98,36 @@ def test_latents_are_float32_and_a_vae_that_overflows_is_refused(folders: dict[s
         vae.quant_conv.weight.fill_(6e4)
     with pytest.raises(DataError, match="VAE overflows in torch.float16: use --vae_dtype float32"):
         Latents._moments(latents, pixels)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_are_held_as_stored_and_compute_and_are_saved_in_float32(
+    folders: dict[str, Path], tmp_path: Path, kind: str, dtype: str
+) -> None:
+    folder = halved(folders[kind], tmp_path / "half", HALVES[dtype])
+    pipeline = LOADERS[kind](str(folder))
+    parts = {"vae": pipeline.vae, **encoders(pipeline)}
+    denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    assert {part.dtype for part in parts.values()} == {HALVES[dtype]}
+    assert denoiser.dtype == torch.float32
+    save_plain(pipeline, denoiser, tmp_path / "out")
+    with on_device(list(parts.values()), torch.device("cpu")):
+        for name, part in parts.items():
+            (file,) = (tmp_path / "out" / name).glob("*.safetensors")
+            (source,) = (folder / name).glob("*.safetensors")
+            saved = load_file(file)
+            stored = load_file(source)
+            state = part.state_dict()
+            assert saved.keys() == stored.keys()
+            for key, value in stored.items():
+                wide = value.float() if value.is_floating_point() else value
+                assert torch.equal(saved[key], wide)
+                assert torch.equal(state[key], wide)
+    assert {part.dtype for part in parts.values()} == {HALVES[dtype]}
+    # A VAE that encodes in every step stays in float32.
+    keep_on_device(pipeline.vae, torch.device("cpu"))
+    assert (pipeline.vae.dtype, is_narrow(pipeline.vae)) == (torch.float32, False)
 
 
 def test_no_float32_copy_is_made_on_the_way(
@@ -120,7 +154,7 @@ def test_pictures_are_those_of_float32(folders: dict[str, Path], tmp_path: Path,
     pictures = []
     for dtype in ("float32", "stored"):
         pipeline = LOADERS[kind](str(folder), text_encoder_dtype=dtype)
-        with on_device(list(encoders(pipeline).values()), torch.device("cpu"), dtype=torch.float32):
+        with on_device([pipeline.vae, *encoders(pipeline).values()], torch.device("cpu"), dtype=torch.float32):
             images = draw_prompts(pipeline, ["a"], size=64, steps=1, guidance=1.0, seed=0)
         pictures.append(images[0].tobytes())
     assert pictures[0] == pictures[1]

@@ -72,7 +72,7 @@ def test_growth_json_holds_plan_history_and_measurements(
     assert values["seconds"] == SECONDS
     assert values["versions"]["torch"] == torch.__version__
     assert is_drawn(tmp_path / "timeline.png")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["growth.json", "timeline.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["growth.json", "metrics.json", "timeline.png"]
     assert "stage by stage" in capsys.readouterr().out
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.plan import GrowthPlan
+from autoprog_diffusion.reporting import write_page
 from autoprog_diffusion.training.run import main, run
 from autoprog_diffusion.vit.training.augment import normalised
 from autoprog_diffusion.vit.training.pretraining import Pretraining
@@ -62,6 +63,11 @@ def test_the_script_leaves_a_model_that_transformers_loads(tmp_path: Path) -> No
     picture = np.asarray(Image.open(tmp_path / "out" / "timeline.png").convert("L"))
     assert picture.std() > 10
     assert list((tmp_path / "out" / "logs").rglob("events.out.*"))
+    page = write_page([tmp_path / "out"]).read_text(encoding="utf-8")
+    (final,) = report["validations"][-1:]
+    assert f"of the averaged weights {100 * final['ema_accuracy']:.0f}\u00a0%" in page
+    assert page.count(">chosen<") == 1
+    assert "Decisions of the search" in page
 
 
 def test_a_model_of_timm_grows_and_is_left_as_timms_own(tmp_path: Path) -> None:
