@@ -26,6 +26,7 @@ from .growth.errors import (
 if TYPE_CHECKING:
     from .data.errors import DataError
     from .files import DiskError
+    from .planner.errors import PlannerError
     from .tasks.dit_labels import LabelError
     from .training.checkpoints import TrainingError
     from .training.output import OutputError
@@ -52,6 +53,7 @@ __all__ = [
     "OrderError",
     "OutputError",
     "PlanError",
+    "PlannerError",
     "RetokenError",
     "SearchError",
     "Stage",
@@ -73,6 +75,7 @@ _LAZY = {
     "LabelError": "tasks.dit_labels",
     "ModelError": "vit.models",
     "OutputError": "training.output",
+    "PlannerError": "planner.errors",
     "RetokenError": "vit.retokenize",
     "TrainingError": "training.checkpoints",
 }

@@ -17,7 +17,9 @@ from autoprog_diffusion.growth.errors import GrowthError
 NAME = "autoprog-diffusion"
 # Name of a subcommand, which is that of its module -> one line for --help.
 COMMANDS: dict[str, str] = {
-    "report": "writes the report of one or several runs, as one page of HTML",
+    "calibrate": "measure how fast this machine trains, in under a minute",
+    "plan": "memory, FLOPs and time of a run before it starts, and what fits a GPU",
+    "report": "write the report of one or several runs, as one page of HTML",
 }
 # Exit codes: 0 is success. Subcommands may have others above these.
 FAILED = 1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .markup import Html, element, joined
-from .scales import HEIGHT, WIDTH, Axis, axis_of, tick_label
+from .scales import HEIGHT, WIDTH, Axis, axis_of, drawable, tick_label
 
 
 COLOURS = 8  # of series, in style.css
@@ -19,7 +18,7 @@ class Series:
 
     Attributes:
         label: Its name in the legend.
-        points: Pairs of x and y; a value that is not finite breaks the line.
+        points: Pairs of x and y; a value that cannot be drawn breaks the line.
         colour: Which of the page's colours it has, from 0.
         dots: Whether every point is marked, with its values to be read by pointing at it.
         faint: Whether it stays behind the others: single measurements behind their average.
@@ -114,7 +113,7 @@ def finite_points(chart: Chart) -> list[tuple[float, float]]:
     points = []
     for line in chart.series:
         for x, y in line.points:
-            if math.isfinite(x) and math.isfinite(y):
+            if drawable(x, y):
                 points.append((x, y))
     return points
 
@@ -141,7 +140,7 @@ def describe(chart: Chart) -> str:
     """The chart in a sentence for each of its lines."""
     sentences = [f"{chart.title}, {chart.y_label} over {chart.x_label}."]
     for line in chart.series:
-        points = [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
+        points = [(x, y) for x, y in line.points if drawable(x, y)]
         if points and not line.faint:
             first = points[0]
             last = points[-1]
@@ -249,7 +248,7 @@ def _line(line: Series, x_axis: Axis, y_axis: Axis) -> Html:
     parts: list[list[str]] = [[]]
     dots = []
     for x, y in line.points:
-        if not (math.isfinite(x) and math.isfinite(y)):
+        if not drawable(x, y):
             parts.append([])
             continue
         point = _point(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from autoprog_diffusion.growth.values import JSON
 
 from .charts import Chart, Series, draw, side_by_side
 from .held_out import HeldOut
 from .markup import Html, details, element, table
+from .scales import drawable
 from .timeline import X_LABEL
 from .words import DASH, count, duration, loss, short
 
@@ -37,7 +36,7 @@ def _whole(held_out: HeldOut) -> Chart:
         points.append((step, entry.loss))
         low = entry.loss - entry.noise
         high = entry.loss + entry.noise
-        if math.isfinite(low) and math.isfinite(high):
+        if drawable(low, high):
             margin.append((step, low, high))
     images = count(held_out.images, "image")
     draws = count(held_out.draws, "draw")

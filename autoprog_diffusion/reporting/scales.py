@@ -9,6 +9,12 @@ from dataclasses import dataclass
 
 WIDTH = 1000.0  # of a chart's drawing; the page stretches it
 HEIGHT = 400.0
+LARGEST = 1e100
+
+
+def drawable(*values: float) -> bool:
+    """Whether all values can be drawn: they are finite, and no measurement is as large as what is left out."""
+    return all(math.isfinite(value) and abs(value) < LARGEST for value in values)
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,9 @@ class Axis:
         """Where a value lies, from 0 at the start to 1 at the end; values outside lie at the ends."""
         low = self._scaled(self.low)
         high = self._scaled(self.high)
+        if high == low:
+            # Numbers so large that the next one is the same.
+            return 0.0
         share = (self._scaled(value) - low) / (high - low)
         return min(1.0, max(0.0, share))
 
@@ -77,6 +86,8 @@ def linear_ticks(low: float, high: float, about: int = 5) -> list[float]:
         [0.0, 200.0, 400.0, 600.0]
     """
     rough = (high - low) / about
+    if rough == 0:
+        return [low]
     digits = math.floor(math.log10(rough))
     power = 10.0**digits
     steps = [factor * power for factor in (1, 2, 5, 10)]
@@ -94,7 +105,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
     """Values of 1, 2 and 5 times powers of ten; of a narrow axis those of a linear one."""
     first = math.floor(math.log10(low))
     last = math.ceil(math.log10(high))
-    digits = (1, 2, 5) if last - first <= 4 else (1,)
+    # Three decades have room for three labels each.
+    digits = (1, 2, 5) if high / low < 2000 else (1,)
     inside = []
     for power in range(first, last + 1):
         for digit in digits:
@@ -102,7 +114,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
             if low <= value <= high:
                 inside.append(value)
     if len(inside) < 3:
-        return linear_ticks(low, high, about=4)
+        return linear_ticks(low, high)
     every = -(-len(inside) // 10)
     return inside[::every]
 
@@ -127,7 +139,7 @@ def thinned(values: Sequence[float], most: int = 400) -> list[tuple[float, float
     for part in range(parts):
         start = part * length // parts
         stop = (part + 1) * length // parts
-        inside = [value for value in values[start:stop] if math.isfinite(value)]
+        inside = [value for value in values[start:stop] if drawable(value)]
         if not inside:
             continue
         middle = (start + 1 + stop) / 2

@@ -56,6 +56,12 @@ class FrozenStorage:
         """Whether anything is held small in some stage."""
         return self._dtype is not None
 
+    def find(self) -> list[StoredLayer]:
+        """The layers that can be held small; none without a format."""
+        if self._dtype is not None and not self._layers:
+            self._find(self._dtype)
+        return self._layers
+
     def prepare(self, optimizers: Iterable[Any]) -> None:
         """Find the layers, and let optimizers load their state in the weights' own types.
 
@@ -64,8 +70,7 @@ class FrozenStorage:
         """
         if self._dtype is None:
             return
-        if not self._layers:
-            self._find(self._dtype)
+        self.find()
         for optimizer in optimizers:
             inner = bare(optimizer)
             if all(inner is not known for known in self._hooked):

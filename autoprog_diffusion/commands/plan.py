@@ -1,0 +1,220 @@
+"""`autoprog-diffusion plan MODEL`: what a run takes before it starts, and what fits a GPU."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from autoprog_diffusion.growth import GrowthConfig
+
+
+NOTHING_FITS = 3
+GB = 1e9
+TERA = 1e12
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Plan the training of a model from its configuration alone: no weights, no GPU, no network."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A known name (sdxl, flux-dev, sd3.5-large, ...), a config.json, its folder, or a pipeline's folder."""
+    gpu: str | None = None
+    """Search what fits this GPU: 4090, a100, h100, ..."""
+    memory_gb: float | None = None
+    """Search what fits this much memory, in 10^9 bytes."""
+    batch: int = 1
+    """Images of a forward pass; the search tries smaller ones too, and larger ones if this is 1."""
+    pixels: int | None = None
+    """Side of the images [the model's own]."""
+    steps: int = 1000
+    """Optimizer steps of the run."""
+    direction: Literal["freeze", "unfreeze", "window"] = "freeze"
+    """Direction of the stages that are planned."""
+    num_stages: int = 4
+    """Number of those stages."""
+    calibration: str | None = None
+    """File that `autoprog-diffusion calibrate` wrote [that of this machine, unless a GPU is named]."""
+    tflops: float | None = None
+    """Speed that training reaches, in 10^12 FLOP/s, in place of a calibration."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Plan, and print; 3 if nothing fits the memory.
+
+    Args:
+        argv: Words after `plan`.
+    """
+    args = tyro.cli(Arguments, args=list(argv), prog="autoprog-diffusion plan")
+    # Only now: it takes seconds.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries' own imports
+        from autoprog_diffusion.planner.planning import plan
+
+        planned = plan(
+            args.model,
+            growth=GrowthConfig(direction=args.direction, num_stages=args.num_stages),
+            pixels=args.pixels,
+            batch=args.batch,
+            steps=args.steps,
+            gpu=args.gpu,
+            memory_gb=args.memory_gb,
+            tflops=args.tflops,
+            calibration=args.calibration,
+            parallel=True,
+        )
+    if args.json:
+        print(json.dumps(planned.to_dict(), indent=1))
+    else:
+        show(planned)
+    return NOTHING_FITS if planned.least is not None else 0
+
+
+def show(planned: Any) -> None:
+    """Print tables.
+
+    Args:
+        planned: A `planner.planning.Planned`.
+    """
+    from rich.console import Console
+
+    console = Console()
+    source = planned.source
+    console.print(
+        f"[bold]{source.name}[/bold] ({source.cls}): {planned.parameters / GB:.2f} billion parameters in "
+        f"{planned.blocks} blocks; {planned.pixels} pixels, batch {planned.batch}, {planned.steps} steps, bfloat16 "
+        "autocast"
+    )
+    console.print(stage_table(planned))
+    console.print(compared_table(planned))
+    console.print(planned.verdict)
+    if planned.machine is not None:
+        show_best(planned, console)
+
+
+def stage_table(planned: Any) -> Any:
+    """A row for every stage."""
+    from rich.table import Table
+
+    table = Table(title="Stages of the plan")
+    names = ("Stage", "Steps", "Blocks", "Trains, M", "TFLOPs", "Peak, GB", "Weights", "Copies", "Gradients")
+    for name in (*names, "Optimizer", "Activations", "Other", "Step, s"):
+        table.add_column(name, justify="right")
+    for stage in planned.stages:
+        first = (str(stage.stage + 1), str(stage.steps), str(stage.blocks), f"{stage.trained / 1e6:.1f}")
+        cost = (f"{stage.flops / TERA:.4g}", f"{stage.peak / GB:.2f}")
+        split = (f"{bytes / GB:.2f}" for bytes in stage.split.values())
+        table.add_row(
+            *first,
+            *cost,
+            *split,
+            in_seconds(stage.seconds),
+        )
+    return table
+
+
+def compared_table(planned: Any) -> Any:
+    """The plan beside full fine-tuning, LoRA and a shorter run."""
+    from rich.table import Table
+
+    full, *_ = planned.others
+    table = Table(title="The whole run")
+    for name in ("Run", "PFLOPs", "Of full", "Peak, GB", "Time", "Loses"):
+        table.add_column(
+            name,
+            justify="left" if name in ("Run", "Loses") else "right",
+        )
+
+    def add(name: str, flops: float, peak: int, *, seconds: float | None, loses: str) -> None:
+        share = flops / (full.cost.flops * planned.steps)
+        table.add_row(
+            name,
+            f"{flops / 1e15:.4g}",
+            f"{share:.0%}",
+            f"{peak / GB:.2f}",
+            in_time(seconds),
+            loses,
+        )
+
+    peak = max(stage.peak for stage in planned.stages)
+    add(
+        "this plan",
+        planned.flops,
+        peak,
+        seconds=planned.seconds,
+        loses="see below",
+    )
+    for one in planned.others:
+        seconds = None if one.cost.seconds is None else one.cost.seconds * planned.steps
+        add(
+            one.trained,
+            one.cost.flops * planned.steps,
+            one.peak,
+            seconds=seconds,
+            loses=str(one.quality),
+        )
+    shorter = round(planned.share * planned.steps)
+    seconds = None if full.cost.seconds is None else full.cost.seconds * shorter
+    add(
+        f"full, {shorter} steps", full.cost.flops * shorter, full.peak, seconds=seconds, loses="as the plan, see below"
+    )
+    return table
+
+
+def show_best(planned: Any, console: Any) -> None:
+    """Print the best ways to train that fit, or the least that nothing fits."""
+    limit = planned.machine.bytes / GB
+    if planned.least is not None:
+        least = planned.least
+        console.print(
+            f"[bold]Nothing fits {limit:.1f} GB.[/bold] The smallest budget is {least.peak / GB:.2f} GB: "
+            f"{least.trained}, {describe(least)}."
+        )
+        return
+    name = planned.machine.name or "this memory"
+    console.print(f"[bold]Best of what fits {name} ({limit:.1f} GB for a step):[/bold]")
+    for number, (one, command) in enumerate(planned.best, start=1):
+        speed = "" if one.cost.seconds is None else f", {in_seconds(one.cost.seconds)} s a step"
+        console.print(
+            f"{number}. {one.trained}, {describe(one)}: {one.peak / GB:.1f} GB{speed}, "
+            f"{one.host / GB:.0f} GB of CPU memory. Loses: {one.quality}."
+        )
+        console.print(f"   {command}", soft_wrap=True, highlight=False)
+    if planned.calibration is not None and not planned.calibration.measured:
+        console.print("Times are guesses from the data sheet: `autoprog-diffusion calibrate` measures a machine.")
+
+
+def describe(candidate: Any) -> str:
+    """How a candidate is trained, in words."""
+    plan = candidate.plan
+    words = [f"batch {candidate.batch}"]
+    if plan.growth.get("frozen_dtype"):
+        words.append(f"frozen weights in {plan.growth['frozen_dtype']}")
+    if plan.growth.get("checkpointing"):
+        words.append("checkpointing")
+    words.append(plan.optimizer)
+    if plan.trained_dtype != "float32":
+        words.append(f"{plan.trained_dtype} weights")
+    if plan.step_in_backward:
+        words.append("step in backward")
+    return ", ".join(words)
+
+
+def in_seconds(seconds: float | None) -> str:
+    """Seconds as text, or a dash."""
+    return "-" if seconds is None else f"{seconds:.3g}"
+
+
+def in_time(seconds: float | None) -> str:
+    """A long time as text, or a dash."""
+    if seconds is None:
+        return "-"
+    minutes = seconds / 60
+    return f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,146 @@
+"""A tracker of one device that keeps running totals, and counts FLOPs, operations and the bytes they move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from autoprog_diffusion.growth.flops import flop_counter
+
+from .tracker import KINDS, Held, Kind, MemoryTracker, parts
+
+
+# Operation -> its FLOPs.
+FORMULAS = flop_counter().flop_registry
+CONVOLUTIONS = ("convolution", "convolution_backward", "_convolution")
+
+
+@dataclass
+class Work:
+    """What some operations cost.
+
+    Attributes:
+        products: FLOPs of matrix products.
+        convolutions: FLOPs of convolutions.
+        attention: FLOPs of fused attention.
+        moved: Bytes that all other operations read and write.
+        calls: Number of operations.
+    """
+
+    products: int = 0
+    convolutions: int = 0
+    attention: int = 0
+    moved: int = 0
+    calls: int = 0
+
+    @property
+    def flops(self) -> int:
+        """All FLOPs, as PyTorch's counter counts them."""
+        return self.products + self.convolutions + self.attention
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            *(
+                mine + theirs
+                for mine, theirs in zip(
+                    vars(self).values(),
+                    vars(other).values(),
+                )
+            )
+        )
+
+    def __sub__(self, other: Work) -> Work:
+        return Work(
+            *(
+                mine - theirs
+                for mine, theirs in zip(
+                    vars(self).values(),
+                    vars(other).values(),
+                )
+            )
+        )
+
+
+class StepTracker(MemoryTracker):
+    """A tracker that keeps running totals of one device, and counts work.
+
+    Args:
+        device: Type of the device.
+    """
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = device
+        self.held: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+        self.total = 0
+        self.high = 0
+        self.highest: dict[Kind, int] = dict(self.held)  # what was held then
+        self.work = Work()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if result is not NotImplemented and isinstance(func, torch._ops.OpOverload):
+            self._count(
+                func,
+                args,
+                kwargs or {},
+                result,
+            )
+        return result
+
+    def label(self, kind: Kind, tensors: Any) -> None:
+        for tensor in tensors:
+            for part in parts(tensor):
+                held = self._record(part, kind)
+                if held.kind != kind and held.device == self._device:
+                    self.held[held.kind] -= held.bytes
+                    self.held[kind] += held.bytes
+                held.kind = kind
+
+    def reset_high(self) -> None:
+        """Look for the peak from now on."""
+        self.high = self.total
+        self.highest = dict(self.held)
+
+    def _record(self, tensor: Tensor, kind: Kind) -> Held:
+        known = tensor.untyped_storage()._cdata in self._alive
+        held = super()._record(tensor, kind)
+        if not known and held.device == self._device:
+            self._change(held, held.bytes)
+            if self.total > self.high:
+                self.reset_high()
+        return held
+
+    def _die(self, key: int) -> None:
+        held = self._alive[key]
+        super()._die(key)
+        if held.device == self._device:
+            self._change(held, -held.bytes)
+
+    def _change(self, held: Held, bytes: int) -> None:
+        self.held[held.kind] += bytes
+        self.total += bytes
+
+    def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Add an operation to the work; views cost nothing."""
+        if func.is_view:
+            return
+        packet = func._overloadpacket
+        formula = FORMULAS.get(packet)
+        self.work.calls += 1
+        if formula is None:
+            tensors = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, Tensor)]
+            self.work.moved += sum(value.numel() * value.element_size() for value in tensors)
+            return
+        flops = formula(*args, **kwargs, out_val=result)
+        name = packet.__name__
+        if name in CONVOLUTIONS:
+            self.work.convolutions += flops
+        elif "attention" in name:
+            self.work.attention += flops
+        else:
+            self.work.products += flops

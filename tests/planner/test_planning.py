@@ -1,0 +1,225 @@
+"""Plans: FLOPs of real steps, command lines that the recipes read, and what cannot be planned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoprog_diffusion import GrowthConfig
+from autoprog_diffusion.commands import main as program
+from autoprog_diffusion.growth.flops import flop_counter
+from autoprog_diffusion.growth.scheduler import GrowthScheduler
+from autoprog_diffusion.planner.candidates import Candidate, Cost, Estimator, search, settings, smallest
+from autoprog_diffusion.planner.command_lines import command_line, flags, recipe_of
+from autoprog_diffusion.planner.errors import PlannerError
+from autoprog_diffusion.planner.inputs import make_inputs
+from autoprog_diffusion.planner.machine import Calibration, find_gpu, memory_machine, steady
+from autoprog_diffusion.planner.models import ModelSource, find_model
+from autoprog_diffusion.planner.planning import Planned, plan
+from autoprog_diffusion.planner.profile import Profile
+from autoprog_diffusion.planner.quality import TABLE, Quality
+from autoprog_diffusion.planner.shapes import Shape
+from autoprog_diffusion.training.recipe_arguments import check_arguments
+
+from ..recipes.conftest import load_recipe
+
+
+STEPS = 40
+SIDE = 8
+CONFIG = {
+    "_class_name": "SD3Transformer2DModel",
+    "sample_size": SIDE,
+    "num_layers": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "joint_attention_dim": 16,
+    "caption_projection_dim": 32,
+    "pooled_projection_dim": 16,
+    "pos_embed_max_size": 8,
+}
+RECIPES = {
+    "finetune_sd.py": "FinetuneSD",
+    "finetune_sdxl.py": "FinetuneSDXL",
+    "finetune_dit.py": "FinetuneDiT",
+    "finetune_flow.py": "FinetuneFlow",
+    "finetune_lora.py": "FinetuneLora",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pipeline") / "transformer"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(CONFIG))
+    return path.parent
+
+
+@pytest.fixture(scope="module")
+def planned(folder: Path) -> Planned:
+    return plan(str(folder), steps=STEPS, batch=2, memory_gb=1.0, tflops=1.0)
+
+
+def test_flops_are_those_of_real_steps(planned: Planned) -> None:
+    model = planned.source.build()
+    growth = GrowthScheduler(model, GrowthConfig())
+    optimizer = torch.optim.SGD(growth.parameters(), lr=0.0)
+    growth.prepare(model, num_training_steps=len(planned.stages), optimizer=optimizer)
+    inputs = make_inputs(model, Shape(batch=2, side=SIDE))
+    for stage in planned.stages:
+        with flop_counter() as counter:
+            model(**inputs, return_dict=False)[0].square().mean().backward()
+        assert stage.exact
+        assert stage.flops == counter.get_total_flops()
+        assert stage.trained == sum(each.numel() for each in model.parameters() if each.requires_grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        growth.step()
+
+
+def test_the_whole_is_that_of_its_stages(planned: Planned) -> None:
+    values = planned.to_dict()
+    assert json.loads(json.dumps(values)) == json.loads(json.dumps(values))
+    assert [stage.blocks for stage in planned.stages] == [4, 3, 2, 1]
+    assert sum(stage.steps for stage in planned.stages) == STEPS
+    full = planned.others[0]
+    assert planned.stages[0].flops == full.cost.flops
+    assert planned.share == pytest.approx(planned.flops / (full.cost.flops * STEPS))
+    assert planned.seconds == pytest.approx(planned.flops / 1e12)
+    assert "growth is not worth it" in planned.verdict
+
+
+def test_the_best_that_fit_are_of_different_kinds_and_fit(planned: Planned) -> None:
+    kinds = [candidate.family for candidate, _ in planned.best]
+    assert kinds == ["full", "freeze", "LoRA"]
+    assert all(candidate.peak <= 1e9 for candidate, _ in planned.best)
+    orders = [candidate.quality.order for candidate, _ in planned.best]
+    assert orders == sorted(orders)
+
+
+def flag_sets(profile: Profile) -> Iterator[Candidate]:
+    """A candidate for every value of a setting, of every kind that may train."""
+    seen: set[tuple[str, str, str]] = set()
+    for trained, settled in settings(profile):
+        named = {**settled.to_dict(), **settled.growth}
+        values = {(trained.split()[0], name, str(value)) for name, value in named.items() if name != "growth"}
+        if not values <= seen:
+            yield Candidate(
+                trained=trained,
+                plan=settled,
+                batch=2,
+                stages=(),
+                peak=0,
+                split={},
+                host=0,
+                cost=Cost(0.0, None),
+                quality=Quality(None, None),
+            )
+        seen |= values
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux-dev", "dit-xl", "z-image"])
+def test_recipes_read_the_command_lines(name: str, profile: Profile) -> None:
+    source = find_model(name)
+    for candidate in flag_sets(profile):
+        recipe = recipe_of(source, lora=candidate.plan.lora is not None)
+        line = command_line(source, candidate, pixels=64, steps=STEPS)
+        if recipe is None:
+            assert line.startswith("GrowthScheduler(model, GrowthConfig(")
+            continue
+        assert line.startswith(f"accelerate launch recipes/{recipe} ")
+        script = getattr(load_recipe(recipe.removesuffix(".py")), RECIPES[recipe])()
+        args = script.parse(flags(source, candidate, pixels=64, steps=STEPS))
+        check_arguments(args)
+        growth = candidate.plan.growth
+        assert args.train.optimizer == candidate.plan.optimizer
+        assert args.train.trained_dtype == candidate.plan.trained_dtype
+        assert args.train.train_batch_size == candidate.batch
+        assert args.train.step_in_backward == candidate.plan.step_in_backward
+        assert args.growth.checkpointing == growth.get("checkpointing")
+        if args.growth.growth == "on":
+            assert args.growth.frozen_dtype == growth.get("frozen_dtype")
+            assert args.growth.num_stages == growth.get("num_stages", 4)
+
+
+def test_where_nothing_fits_the_smallest_budget_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str], profile: Profile
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.main(["plan", str(folder), "--memory_gb", "0.0000001"])
+    assert ended.value.code == 3
+    assert "Nothing fits" in (text := " ".join(capsys.readouterr().out.split()))
+    assert "The smallest budget is" in text
+    estimator = Estimator(profile, None, STEPS)
+    least = smallest(profile, estimator)
+    assert search(profile, estimator, least.peak - 1, (1,)) == []
+    assert [one.peak for one in search(profile, estimator, least.peak, (1,))] == [least.peak]
+
+
+def test_json_is_for_machines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.main(["plan", str(folder), "--gpu", "4090", "--json", "--steps", str(STEPS)])
+    assert ended.value.code == 0
+    values = json.loads(capsys.readouterr().out)
+    assert len(values["stages"]) == 4
+    assert len(values["best"]) == 3
+    assert values["best"][0]["command"].startswith("accelerate launch recipes/finetune_flow.py")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sdxll"], "Did you mean sdxl"),
+        (["sdxl", "--gpu", "4900"], "--gpu 4900 is not known. Did you mean 4090"),
+        (["sdxl", "--memory_gb", "-1"], "--memory_gb -1.0 is impossible"),
+        (["sdxl", "--memory_gb", "nan"], "--memory_gb nan is impossible"),
+        (["sdxl", "--tflops", "0"], "--tflops 0.0 is impossible"),
+        (["sdxl", "--batch", "0"], "batch=0 is not allowed"),
+        (["sdxl", "--steps", "0"], "steps=0 is not allowed"),
+        (["sdxl", "--calibration", "nowhere.json"], "nowhere.json is no calibration"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.main(["plan", *words])
+    assert ended.value.code == program.FAILED
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
+    guessed = find_gpu("RTX 4090").calibration
+    assert guessed is not None
+    guessed.save(tmp_path / "deep" / "calibration.json")
+    assert Calibration.load(tmp_path / "deep" / "calibration.json") == guessed
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(PlannerError, match="is no calibration"):
+        Calibration.load(tmp_path / "other.json")
+    assert memory_machine(24).bytes == 24e9
+    assert steady(2.0).products == 2e12
+
+
+def test_the_table_of_qualities_is_that_of_the_benchmark() -> None:
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    root = Path(__file__).resolve().parents[2]
+    summary = json.loads((root / table["source"]).read_text(encoding="utf-8"))
+    for row in table["rows"]:
+        if row["method"] is None:
+            continue
+        for case in table["cases"]:
+            (found,) = [one for one in summary[case] if one["name"] == row["method"]]
+            assert row["loss_percent"][case] == found["excess"]
+            assert row["against_shorter"][case] == found["schedules_ratio"]
+
+
+def test_the_class_of_a_source_is_found_by_its_recipe() -> None:
+    assert recipe_of(find_model("sdxl"), lora=False) == "finetune_sdxl.py"
+    assert recipe_of(find_model("sd15"), lora=False) == "finetune_sd.py"
+    assert recipe_of(find_model("dit-xl"), lora=True) is None
+    assert recipe_of(ModelSource("mine", "WanTransformer3DModel"), lora=False) is None
