@@ -96,6 +96,7 @@ def train(name: str, method: str, seed: int) -> dict[str, Any]:
         "training_seconds": trainer.metrics.total("seconds"),
         "curve": [[row["step"], row["loss"], row["noise"]] for row in evaluations],
         **facts(seed),
+        "command": f"python benchmarks/early_stopping/run.py --row {name} {method} {seed}",
     }
 
 
