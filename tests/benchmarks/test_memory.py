@@ -179,10 +179,17 @@ def test_the_default_plan_takes_no_more_than_full_fine_tuning_but_its_stage_embe
         assert freeze["stages"][-1]["peak"] < freeze["stages"][0]["peak"]
 
 
+def test_every_goal_is_met_by_a_plan() -> None:
+    results = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
+    assert [entry["met"] for entry in results["targets"]] == ["yes"] * 5
+
+
 def test_predictions_were_within_ten_percent_of_real_runs() -> None:
     results = json.loads((FOLDER / "validation.json").read_text(encoding="utf-8"))
     summary = results["summary"]
     assert summary["within"] == summary["exact"] == summary["count"] == len(results["rows"])
+    assert summary["models"] >= 6
+    assert summary["plans"] >= 4
     for row in results["rows"]:
         assert row["ratio"] == pytest.approx(row["predicted"] / row["measured"], rel=1e-5)
 
