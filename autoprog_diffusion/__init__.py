@@ -25,6 +25,7 @@ from .growth.errors import (
 
 if TYPE_CHECKING:
     from .data.errors import DataError
+    from .evaluation.errors import EvaluationError
     from .files import DiskError
     from .planner.errors import PlannerError
     from .tasks.dit_labels import LabelError
@@ -42,6 +43,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DiskError",
+    "EvaluationError",
     "GenotypeError",
     "GrowthConfig",
     "GrowthError",
@@ -71,6 +73,7 @@ _LAZY = {
     "BudgetError": "vit.asvit.scaling",
     "DataError": "data.errors",
     "DiskError": "files",
+    "EvaluationError": "evaluation.errors",
     "GenotypeError": "vit.asvit.genotype",
     "LabelError": "tasks.dit_labels",
     "ModelError": "vit.models",

@@ -10,8 +10,9 @@ it has never seen: about 5 minutes on 2 CPU cores. Your own model and data:
         --resolution 512 --train_batch_size 4 --max_train_steps 10000 --mixed_precision bf16 --use_ema
 
 `--help` lists every flag; they carry the names of Diffusers' train_text_to_image.py. `--growth off` is plain full
-fine-tuning in the same loop. Results: a plain Diffusers pipeline in the output folder, before_after.png, timeline.png,
-growth.json (plan, measurements) and one printed table.
+fine-tuning in the same loop. Images that do not train are evaluated on the way, and the best weights are saved
+(docs/held_out.md). Results: a plain Diffusers pipeline in the output folder, before_after.png, timeline.png,
+growth.json (plan, measurements), held_out.json and one printed table.
 """
 
 from __future__ import annotations

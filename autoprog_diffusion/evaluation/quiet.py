@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 
+WITHOUT_INDEX = ("cpu", "meta", "mps")  # kinds of devices of which there is one
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Inside, the model is in evaluation mode and nothing has a gradient; every module's own mode comes back."""
@@ -35,15 +38,18 @@ def randomness_kept(device: torch.device) -> Iterator[None]:
 
     devices: list[Any] = []
     kind = "cuda"
-    if device.type not in ("cpu", "meta"):
+    if device.type not in WITHOUT_INDEX:
         devices.append(device)
         kind = device.type
+    apple = torch.mps.get_rng_state() if device.type == "mps" else None
     python = random.getstate()
     arrays = numpy.random.get_state()
     try:
         with torch.random.fork_rng(devices, device_type=kind):
             yield
     finally:
+        if apple is not None:
+            torch.mps.set_rng_state(apple)
         random.setstate(python)
         numpy.random.set_state(arrays)
 
@@ -58,8 +64,11 @@ def seed_all(number: int, device: torch.device) -> None:
     import numpy
 
     torch.default_generator.manual_seed(number)
-    if device.type not in ("cpu", "meta"):
-        with torch.device(device):
-            getattr(torch, device.type).manual_seed(number)
+    if device.type == "mps":
+        torch.mps.manual_seed(number)
+    elif device.type not in WITHOUT_INDEX:
+        module = torch.get_device_module(device)
+        with module.device(device):
+            module.manual_seed(number)
     random.seed(number)
     numpy.random.seed(number % 2**32)

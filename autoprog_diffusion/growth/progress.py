@@ -13,6 +13,7 @@ from .plan import GrowthPlan
 from .resize import resize_images
 from .search_session import SearchSession
 from .state import describe
+from .storage.model import FrozenStorage
 from .units import count_trainable
 from .values import JSON, Resolution
 
@@ -26,6 +27,7 @@ class Progress:
     _step: int
     _embedding: StageEmbeddingLike | None
     _search: SearchSession
+    _storage: FrozenStorage
 
     @property
     def plan(self) -> GrowthPlan:
@@ -42,6 +44,11 @@ class Progress:
     def stage(self) -> int:
         """Index of the current stage."""
         return self.plan.stage_at(self._step)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done, as counted by `step`."""
+        return self._step
 
     @property
     def resolution(self) -> Resolution:
@@ -68,6 +75,10 @@ class Progress:
     def decisions(self) -> list[JSON]:
         """The decisions of a search so far: per stage the candidates with their scores, and the choice."""
         return self._search.decisions
+
+    def exact(self, parameter: nn.Parameter) -> Tensor:
+        """The value of a parameter of the model, also where `frozen_dtype` holds it small now."""
+        return self._storage.exact(parameter)
 
     def print_trainable_parameters(self) -> None:
         """Print how much of the model trains, in PEFT's words."""

@@ -88,9 +88,21 @@ def _still_falls(held_out: HeldOut) -> bool:
     return clearly_above(before.loss, last.loss, held_out)
 
 
+def was_slowed(run: Run) -> bool:
+    """Whether a run on a CPU had less than half of one: other work slowed it, and its wall times say little."""
+    on_cpu = run.device in ("", "cpu")
+    return on_cpu and run.total_cpu_seconds < 0.5 * run.total_seconds
+
+
 def _on_saving(run: Run) -> Iterator[str]:
     time = run.saving.get("time")
-    if time is not None and time < 1:
+    if was_slowed(run):
+        share = percent(ratio(run.total_cpu_seconds, run.total_seconds))
+        yield (
+            f"The machine was busy with other work: CPU time is {share} of wall time. Compare this run with others by "
+            "FLOPs or CPU time, not by wall time."
+        )
+    elif time is not None and time < 1:
         yield (
             f"The stages did not pay in time: as many steps of full training would have taken "
             f"{percent(time)} of the time. Short runs pay for getting ready; else try --growth off, or fewer stages."

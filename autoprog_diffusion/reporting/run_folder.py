@@ -13,11 +13,12 @@ from autoprog_diffusion.growth.values import JSON
 from .files import check_is_run, measured_folder, read_json, read_optional, understood
 from .held_out import HELD_OUT_FILE, HeldOut
 from .pictures import Picture, find_pictures
-from .stages import Entered, StageCost
+from .stages import Entered, Planned, StageCost
 from .starts import DataSource, Start, read_source, read_starts
 
 
 PLAN_FILE = "growth_plan.json"
+PLANNED_FILE = "planned.json"  # what `autoprog-diffusion plan --json` printed
 MOST_BLOCKS = 10_000
 # Columns of metrics.json that the report draws.
 COLUMNS = ("loss", "seconds", "cpu_seconds", "trainable", "resolution", "memory")
@@ -35,6 +36,7 @@ class Run:
         blocks: Names of the model's blocks in forward order; a number where no file has the name.
         entered: Stages that it has entered, in order.
         stages: Summary of every stage and search so far.
+        planned: What was predicted of the stages; none where nobody asked.
         decisions: Choices of a search, as growth.json has them.
         rows: Column -> one value per optimizer step; empty for a run of an older version.
         validations: Accuracies on validation images, if they were measured.
@@ -54,6 +56,7 @@ class Run:
     blocks: tuple[str, ...]
     entered: tuple[Entered, ...]
     stages: tuple[StageCost, ...]
+    planned: tuple[Planned, ...]
     decisions: tuple[JSON, ...]
     rows: dict[str, list[float]]
     validations: tuple[dict[str, float], ...]
@@ -163,6 +166,7 @@ def read_run(folder: Path) -> Run:
         blocks=_block_names(plan, entered),
         entered=entered,
         stages=stages,
+        planned=_planned(folder),
         decisions=decisions,
         rows=rows,
         validations=validations,
@@ -221,6 +225,14 @@ def _checked_plan(values: JSON) -> GrowthPlan:
     if isinstance(blocks, int) and blocks > MOST_BLOCKS:
         raise ValueError(f"num_blocks is {blocks}, more than any model has")
     return GrowthPlan.from_dict(values)
+
+
+def _planned(folder: Path) -> tuple[Planned, ...]:
+    values = read_optional(folder / PLANNED_FILE)
+    if values is None:
+        return ()
+    with understood(folder / PLANNED_FILE):
+        return tuple(Planned.read(row) for row in values["stages"])
 
 
 def _held_out(folder: Path) -> HeldOut | None:

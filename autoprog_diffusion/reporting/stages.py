@@ -82,6 +82,31 @@ class Entered:
         )
 
 
+@dataclass(frozen=True)
+class Planned:
+    """What was predicted of a stage before the run, by `autoprog-diffusion plan --json`.
+
+    Attributes:
+        blocks: Number of blocks that train.
+        step_seconds: Of an optimizer step; None where no speed was known.
+        memory: Most bytes of a step.
+    """
+
+    blocks: int
+    step_seconds: float | None
+    memory: int
+
+    @classmethod
+    def read(cls, row: JSON) -> Planned:
+        """The entry of planned.json; raises `KeyError`, `TypeError` or `ValueError` where it is damaged."""
+        seconds = row["seconds"]
+        return cls(
+            blocks=int(row["blocks"]),
+            step_seconds=None if seconds is None else float(seconds),
+            memory=int(row["peak"]),
+        )
+
+
 def full_cost(stages: tuple[StageCost, ...], num_blocks: int) -> StageCost | None:
     """The stage that trained all blocks, at the largest size: what a step of full training costs; None without one."""
     whole = [row for row in stages if not row.searching and row.blocks >= num_blocks]

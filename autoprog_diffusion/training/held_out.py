@@ -225,6 +225,7 @@ class HeldOutRun:
 
     def _keep(self, trainer: DiffusionTrainer, weights: dict[str, Tensor], step: int) -> None:
         if trainer.accelerator.is_main_process:
+            self._best.path.parent.mkdir(exist_ok=True)
             trainer.save_beside(self._best.path.parent)
             self._best.save(weights, step)
 

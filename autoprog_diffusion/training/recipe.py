@@ -256,6 +256,8 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
     ) -> HeldOutRun | None:
         """Evaluations on the held-out data; None without any."""
         if data is None:
+            if args.evaluation.stop_patience is not None:
+                accelerator.print("--stop_patience has no effect: there is no held-out loss.")
             return None
         latents = make_held_out_latents(pipeline, data, args, accelerator, resolution=resolution)
         task: HeldOutTask = self.task(pipeline, latents, args)

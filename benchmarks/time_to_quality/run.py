@@ -33,12 +33,11 @@ from common import Runs, facts, save
 from loop import Loop
 from methods import METHODS, Method
 from quality import Judge
-from table import TUNING_SEED, best_rate, draw, print_table, summary
+from table import FIRST, TUNING_SEED, best_rate, draw, print_table, summary
 
 
 COMMITTED = Path(__file__).parent
 QUICK = Path(tempfile.gettempdir()) / "time_to_quality_quick"
-FIRST = "sd_openmoji"  # the case that every method runs on
 
 
 @dataclass(frozen=True)

@@ -135,3 +135,18 @@ def test_the_committed_summary_is_that_of_the_committed_runs(benchmark_folder: C
 
     folder = benchmark_folder("time_to_quality")
     assert load(folder / "summary.json") == rounded(summary(Runs(folder / "runs.jsonl").rows))
+
+
+def test_the_planner_knows_what_was_measured(benchmark_folder: Callable[[str], Path]) -> None:
+    from common import load
+    from planned import TABLE, table
+
+    summary = load(benchmark_folder("time_to_quality") / "summary.json")
+    assert load(TABLE) == table(summary)
+    rows = {(row["choice"], row["name"]): row["loss_percent"] for row in table(summary)["rows"]}
+    halves = next(row for row in summary["sd_openmoji"] if row["name"] == "window_2")
+    assert rows["trained", "window 2"]["sd_openmoji"] == halves["excess"]
+    (quantised, whole) = (
+        next(row for row in summary["sd_openmoji"] if row["name"] == name) for name in ("freeze_8_nf4", "freeze_8")
+    )
+    assert rows["frozen_dtype", "nf4"]["sd_openmoji"] == pytest.approx(quantised["excess"] - whole["excess"], abs=1e-4)

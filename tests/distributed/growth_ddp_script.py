@@ -12,6 +12,7 @@ from rank_tools import BY_ID, Family, alone, equal_on_ranks, finish, optimizer_o
 from torch import Tensor
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
+from autoprog_diffusion.growth.power_average import PowerAverage
 
 
 ORDERS = ("interleaved", "suffix", "prefix", "freeze", "window")
@@ -127,6 +128,31 @@ def rebuilt(accelerator: Accelerator) -> dict[str, Any]:
     return {"sent": sent, "open": open_now, "kept": kept, "equal": equal}
 
 
+def averaged(accelerator: Accelerator) -> dict[str, Any]:
+    """A power-function average of model and stage embedding, at which blocks freeze."""
+    rank = accelerator.process_index
+    family = BY_ID["pixart"]
+    model = family.build().train()
+    growth = GrowthScheduler(model, GrowthConfig(num_stages=3), accelerator)
+    wrapped, optimizer = accelerator.prepare(model, optimizer_of(growth))
+    growth.prepare(wrapped, num_training_steps=STEPS)
+    average = PowerAverage(wrapped, growth=growth, accelerator=accelerator, widths=[0.2], freeze_at_average=True)
+    unequal = []
+    for step in range(STEPS):
+        accelerator.backward(family.loss(wrapped, 10 * step + rank))
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step()
+        growth.step()
+        unequal += [name for name, value in average.averages.items() if not equal_on_ranks(value)]
+    average.copy_to()
+    growth.fold(accelerator.unwrap_model(wrapped))
+    unequal += [name for name, value in model.named_parameters() if not equal_on_ranks(value)]
+    accelerator._custom_objects.clear()
+    accelerator.free_memory()
+    return {"unequal": unequal, "steps": average.steps, "names": len(average.averages)}
+
+
 def bare_model_refused(accelerator: Accelerator) -> str:
     """In a plain loop with two processes, the model must come wrapped."""
     model = BY_ID["unet2d"].build()
@@ -142,6 +168,7 @@ def main() -> None:
     for family, order in CASES:
         seen, weights = together(BY_ID[family], order, accelerator)
         result[f"{family}-{order}"] = {**seen, "error": worst(weights, references[family, order])}
+    result["averaged"] = averaged(accelerator)
     result["corrupted"] = corrupted(accelerator)
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
     result["rebuilt"] = rebuilt(accelerator)

@@ -57,6 +57,13 @@ def test_gradients_of_the_stage_embedding_are_averaged_before_clipping(ranks: li
         assert any(result[case]["clipped"])
 
 
+def test_a_power_function_average_is_equal_on_both_ranks(ranks: list[dict[str, Any]]) -> None:
+    for result in ranks:
+        assert result["averaged"]["unequal"] == []
+        assert result["averaged"]["steps"] == 6
+        assert result["averaged"]["names"] > 1
+
+
 @pytest.mark.parametrize("when", ["step", "load", "end"])
 def test_a_corrupted_rank_is_reported_on_both(ranks: list[dict[str, Any]], when: str) -> None:
     for result in ranks:

@@ -17,6 +17,9 @@ from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.evaluation.held_out import HeldOut
 from autoprog_diffusion.growth import GrowthError
 from autoprog_diffusion.training.diffusion import DiffusionTrainer
+from autoprog_diffusion.training.history import settings_of
+from autoprog_diffusion.training.hold_out import holds_out
+from autoprog_diffusion.training.manifest import MARKER, sealed
 from autoprog_diffusion.training.run import run
 
 from ..tasks.conftest import forget
@@ -171,6 +174,54 @@ def test_a_run_stops_and_a_resumed_one_goes_back_to_its_own_best(
     assert best_of(output) == best_of(whole)
 
 
+SMALL = ("--mixed_precision", "bf16", "--trained_dtype", "bfloat16", "--optimizer", "adamw8bit")
+
+
+@pytest.mark.parametrize("flags", [("--frozen_dtype", "nf4"), SMALL], ids=["frozen", "trained"])
+def test_weights_that_are_held_small_are_kept_as_they_are_saved(
+    new_run: NewRun, script: Script, others: Path, tmp_path: Path, flags: tuple[object, ...]
+) -> None:
+    words = (*script.flags(Path())[:4], *FLAGS, "--learning_rate", 1e-3, "--validation_prompts", "a", *flags)
+    _, trainer, _ = new_run(SD, *words, "--validation_data_dir", others, "--evaluation_steps", 3)
+    trainer.train()
+    assert trainer.held_out is not None
+    best = trainer.held_out.record.best
+    assert best is not None
+    assert best.step == 6
+    kept = load_file(tmp_path / "out" / "best" / "weights.safetensors")
+    trainer.finish()
+    assert same_tensors(kept, {name: value.detach() for name, value in trainer.bare.named_parameters()})
+    assert {value.dtype for value in kept.values()} == {torch.float32}
+
+
+def test_the_best_adapters_are_saved_with_their_stage_embedding(
+    new_run: NewRun, script: Script, others: Path, tmp_path: Path
+) -> None:
+    data = ("--train_data_dir", script.images, "--validation_data_dir", others)
+    model = ("--pretrained_model_name_or_path", script.model, "--validation_prompts", "a")
+    rates = ("--learning_rate", 0.3, "--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 6)
+    flags = (*model, *data, *FLAGS, *rates, "--no-use_ema", "--stage_embedding", "--evaluation_steps", 1)
+    _, trainer, _ = new_run(RECIPES["lora"], *flags)
+    rows = {}
+
+    def note(step: int) -> None:
+        embedding: Any = trainer.growth.stage_embedding
+        rows[step] = embedding.table[embedding.stage].detach().clone()
+
+    trainer.train(note)
+    assert trainer.held_out is not None
+    best = trainer.held_out.record.best
+    assert best is not None
+    assert best.step < 6
+    kept = load_file(tmp_path / "out" / "best" / "weights.safetensors")
+    trainer.finish()
+    ends = {name: value.detach() for name, value in trainer.bare.named_parameters() if "lora_" in name}
+    assert same_tensors(kept, ends)
+    saved = load_file(tmp_path / "out" / "stage_embedding.safetensors")
+    assert torch.equal(saved["stage"], rows[best.step])
+    assert not torch.equal(saved["stage"], rows[6])
+
+
 def best_of(output: Path) -> Any:
     return json.loads((output / "held_out.json").read_text())["best"]
 
@@ -225,3 +276,17 @@ def test_bad_input_is_refused_by_name(
     words = [str(flag).replace("{tmp}", str(tmp_path)) for flag in flags]
     with pytest.raises((GrowthError, DataError), match=message):
         new_run(SD, *script.flags(tmp_path / "out")[:4], *words)
+
+
+def test_a_run_that_began_without_goes_on_without(script: Script, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "checkpoints" / "checkpoint-2"
+    folder.mkdir(parents=True)
+    words = [str(word) for word in (*script.flags(tmp_path / "out"), "--resume_from_checkpoint", "latest")]
+    args = SD.parse(words)
+    accelerator = SD.make_accelerator(args)
+    settings = settings_of(args)
+    for held_out, expected in ((settings, True), ({**settings, "evaluation": {}}, False)):
+        (folder / "run.json").write_text(json.dumps({"starts": [{"step": 0, "settings": held_out}]}))
+        marker = {"step": 2, "written": 1, "files": {"run.json": (folder / "run.json").stat().st_size}}
+        (folder / MARKER).write_text(json.dumps(sealed(marker, folder)))
+        assert holds_out(args, accelerator) is expected

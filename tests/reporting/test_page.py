@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autoprog_diffusion.growth import GrowthPlan
-from autoprog_diffusion.reporting import read_run, write_page
+from autoprog_diffusion.reporting import ReportError, read_run, write_page
 from autoprog_diffusion.reporting.markup import element, escaped, table
 from autoprog_diffusion.reporting.page import page
 
@@ -209,6 +209,22 @@ def test_a_run_of_an_older_version_is_told_as_far_as_its_files_go(tmp_path: Path
     assert "An older version wrote it" in found.words
     assert "No held-out loss was measured" in found.words
     assert "without a curve: run." in found.words
+
+
+def test_what_was_planned_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", Made(stages=2))
+    assert "Predictions are there with" in parsed(folder).words
+    stages = [{"blocks": 6, "seconds": 0.5, "peak": 3 * 2**30}, {"blocks": 2, "seconds": None, "peak": 2**30}]
+    (folder / "planned.json").write_text(json.dumps({"stages": stages}))
+    words = parsed(folder).words
+    assert re.search("stage 1 32 6 of 6 100.% 64 px [0-9.]+ 600 ms 500 ms 100.% 100.% 1 GiB 3 GiB", words)
+    assert re.search("stage 2 32 2 of 6 33.% 64 px [0-9.]+ [0-9]+ ms \u2013 ", words)
+    stages[1]["blocks"] = 3
+    (folder / "planned.json").write_text(json.dumps({"stages": stages}))
+    assert "planned.json is of other stages" in parsed(folder).words
+    (folder / "planned.json").write_text("{}")
+    with pytest.raises(ReportError, match="planned.json is damaged: it lacks 'stages'"):
+        read_run(folder)
 
 
 def test_runs_side_by_side_are_compared_and_those_of_other_models_kept_apart(tmp_path: Path, whole: Path) -> None:
