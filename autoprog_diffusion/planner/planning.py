@@ -14,7 +14,7 @@ from .machine import DEFAULT_FILE, Calibration, Machine, find_gpu, memory_machin
 from .memory import stage_memory
 from .models import ModelSource, find_model
 from .planned import Planned, StagePlan
-from .profile import RANK, Profile, StageRequest, make_profile
+from .profile import RANK, Profile, StageRequest, latent_side, make_profile
 from .quality import measured
 from .settings import Plan
 from .shapes import Shape, default_side
@@ -116,24 +116,6 @@ def assemble(
         others=tuple(compared(profile, estimator, batch)),
         best=tuple((one, command_line(source, one, pixels=pixels, steps=steps)) for one in found),
         least=smallest(profile, estimator) if machine is not None and not found else None,
-    )
-
-
-def latent_side(source: ModelSource, pixels: int) -> int:
-    """Side of the latents of images of another size.
-
-    Args:
-        source: The model.
-        pixels: Side of the images.
-    """
-    own = default_side(source.cls, source.config)
-    return (
-        max(
-            1,
-            round(own * pixels / source.pixels),
-        )
-        if source.pixels
-        else max(1, pixels // 8)
     )
 
 

@@ -22,7 +22,7 @@ from .device import without_memory
 from .forked import Forked
 from .inputs import make_inputs
 from .models import ModelSource
-from .shapes import Shape
+from .shapes import Shape, default_side
 from .sizes import ParameterSize, buffer_bytes, parameter_sizes
 from .step_tracker import Work
 from .trace import Trace, Traced
@@ -210,10 +210,7 @@ def make_profile(
         UnitError: Its blocks cannot be named.
     """
     import_class(source)
-    # Before anything runs a backward pass here: it forks.
     lora = LoraTrace(source, shape, rank, autocast=autocast, parallel=parallel)
-    if not can_follow():
-        return elsewhere(partial(make_profile, source, shape, rank=rank, autocast=autocast, stages=stages))
     with without_memory() as device:
         builder = Builder(source, shape, device, autocast=autocast)
         model = builder.model
@@ -236,26 +233,6 @@ def make_profile(
         can_recompute=builder.route is not None,
         works=works,
     )
-
-
-def can_follow() -> bool:
-    """Whether this process can run backward passes on the device without memory.
-
-    PyTorch makes its threads for them when the first one runs, and a device that comes later has none.
-    """
-    with without_memory() as device:
-        probe = torch.ones(1, device=device, requires_grad=True)
-        try:
-            (probe * probe).sum().backward()
-        except RuntimeError:
-            return False
-    return True
-
-
-def elsewhere(work: Callable[[], Profile]) -> Profile:
-    """The result of a function, from a new process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work)
 
 
 class LoraTrace:
@@ -335,3 +312,21 @@ def usable_route(model: nn.Module, route: Route | None) -> Route | None:
     except GrowthError:
         return None
     return route
+
+
+def latent_side(source: ModelSource, pixels: int) -> int:
+    """Side of the latents of images of another size.
+
+    Args:
+        source: The model.
+        pixels: Side of the images.
+    """
+    own = default_side(source.cls, source.config)
+    return (
+        max(
+            1,
+            round(own * pixels / source.pixels),
+        )
+        if source.pixels
+        else max(1, pixels // 8)
+    )
