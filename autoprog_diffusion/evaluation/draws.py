@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -54,8 +55,9 @@ def seeded(*numbers: int) -> torch.Generator:
 
 
 def mixed(*numbers: int) -> int:
-    """One number of 63 bits from several."""
-    return hash(numbers) % 2**63
+    """One number of 63 bits from several, the same in every version of Python."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def stratified_times(images: int, draws: int, seed: int) -> Tensor:

@@ -286,7 +286,7 @@ def _check_plan(plan: GrowthPlan) -> None:
     for index, stage in enumerate(plan.stages):
         if list(stage.blocks) != sorted(set(stage.blocks)):
             raise PlanError(f"stage {index} must name its blocks once each, in order: {stage.blocks}.")
-        if not set(range(plan.num_blocks)).issuperset(stage.blocks):
+        if not all(block in range(plan.num_blocks) for block in stage.blocks):
             raise PlanError(
                 f"stage {index} trains blocks {stage.blocks}, but the model has blocks 0 to {plan.num_blocks - 1}."
             )
