@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .evaluation.errors import EvaluationError
     from .files import DiskError
     from .planner.errors import PlannerError
+    from .reporting.errors import ReportError
     from .tasks.dit_labels import LabelError
     from .training.checkpoints import TrainingError
     from .training.output import OutputError
@@ -56,6 +57,7 @@ __all__ = [
     "OutputError",
     "PlanError",
     "PlannerError",
+    "ReportError",
     "RetokenError",
     "SearchError",
     "Stage",
@@ -79,6 +81,7 @@ _LAZY = {
     "ModelError": "vit.models",
     "OutputError": "training.output",
     "PlannerError": "planner.errors",
+    "ReportError": "reporting.errors",
     "RetokenError": "vit.retokenize",
     "TrainingError": "training.checkpoints",
 }

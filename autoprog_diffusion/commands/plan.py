@@ -93,6 +93,7 @@ def show(planned: Any) -> None:
         "autocast"
     )
     console.print(stage_table(planned))
+    console.print(memory_table(planned))
     console.print(compared_table(planned))
     console.print(planned.verdict)
     if planned.machine is not None:
@@ -100,23 +101,40 @@ def show(planned: Any) -> None:
 
 
 def stage_table(planned: Any) -> Any:
-    """A row for every stage."""
-    from rich.table import Table
-
-    table = Table(title="Stages of the plan")
-    names = ("Stage", "Steps", "Blocks", "Trains, M", "TFLOPs", "Peak, GB", "Weights", "Copies", "Gradients")
-    for name in (*names, "Optimizer", "Activations", "Other", "Step, s"):
-        table.add_column(name, justify="right")
+    """A row for every stage: what it trains and costs."""
+    table = numbers_table(
+        "Stages of the plan", ("Stage", "Steps", "Blocks", "Trains, M", "TFLOPs", "Peak, GB", "Step, s")
+    )
     for stage in planned.stages:
-        first = (str(stage.stage + 1), str(stage.steps), str(stage.blocks), f"{stage.trained / 1e6:.1f}")
-        cost = (f"{stage.flops / TERA:.4g}", f"{stage.peak / GB:.2f}")
-        split = (f"{bytes / GB:.2f}" for bytes in stage.split.values())
         table.add_row(
-            *first,
-            *cost,
-            *split,
+            str(stage.stage + 1),
+            str(stage.steps),
+            str(stage.blocks),
+            f"{stage.trained / 1e6:.1f}",
+            f"{stage.flops / TERA:.4g}",
+            f"{stage.peak / GB:.2f}",
             in_seconds(stage.seconds),
         )
+    return table
+
+
+def memory_table(planned: Any) -> Any:
+    """A row for every stage: what its peak of memory consists of."""
+    kinds = tuple(kind.capitalize() for kind in planned.stages[0].split)
+    table = numbers_table("Its peak of memory, GB", ("Stage", *kinds))
+    for stage in planned.stages:
+        held = (f"{bytes / GB:.2f}" for bytes in stage.split.values())
+        table.add_row(str(stage.stage + 1), *held)
+    return table
+
+
+def numbers_table(title: str, names: tuple[str, ...]) -> Any:
+    """An empty table whose columns are numbers; it fits 80 characters."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in names:
+        table.add_column(name, justify="right")
     return table
 
 

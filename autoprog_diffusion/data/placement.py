@@ -14,6 +14,8 @@ from torch import Tensor, nn
 _CASTS = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat16"}
 # Modules whose weights are held in less than float32, in which they compute.
 _NARROW: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+# Modules in float32 -> the type that their weights were stored in.
+_STORED: weakref.WeakKeyDictionary[nn.Module, torch.dtype] = weakref.WeakKeyDictionary()
 
 
 def cast_exactly(module: nn.Module, dtype: torch.dtype) -> bool:
@@ -45,6 +47,25 @@ def hold_narrow(module: nn.Module, dtype: torch.dtype) -> None:
     """
     if cast_exactly(module, dtype) and dtype != torch.float32:
         _NARROW.add(module)
+
+
+def remember_type(module: nn.Module, dtype: torch.dtype) -> None:
+    """Remember the type that a module's weights were stored in, for `hold_as_stored`."""
+    _STORED[module] = dtype
+
+
+def hold_as_stored(modules: Iterable[object]) -> None:
+    """Hold the modules whose stored type is remembered in that type, as `hold_narrow` does.
+
+    A pipeline is loaded in float32, so that any script may compute with it. A recipe computes inside of `on_device`
+    only, and calls this.
+
+    Args:
+        modules: Parts of a pipeline, modules or not; none of them trains.
+    """
+    for module in modules:
+        if isinstance(module, nn.Module) and module in _STORED:
+            hold_narrow(module, _STORED[module])
 
 
 def is_narrow(module: nn.Module) -> bool:

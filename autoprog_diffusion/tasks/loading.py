@@ -10,7 +10,7 @@ from typing import Any
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
-from autoprog_diffusion.data.placement import cast_exactly, hold_narrow
+from autoprog_diffusion.data.placement import cast_exactly, remember_type
 from autoprog_diffusion.growth.errors import GrowthError
 
 from .source import (
@@ -48,7 +48,7 @@ def load_as(
     vae_dtype: str | None = "float32",
     **options: Any,
 ) -> Any:
-    """A pipeline of class `kind` that computes in float32; parts that never train are held as they are stored.
+    """A pipeline of class `kind` in float32; what parts that never train are stored in is remembered.
 
     Args:
         kind: The pipeline's class.
@@ -78,10 +78,10 @@ def load_as(
             continue
         if any(kept and part.startswith(prefix) for prefix, kept in stored.items()):
             cast_exactly(module, stored_dtype(module))
-        elif part not in DENOISERS and not single:
-            hold_narrow(module, stored_dtype(module))
-        else:
-            module.float()  # weights are trained and averaged in float32, whatever they were saved in
+            continue
+        if part not in DENOISERS and not single:
+            remember_type(module, stored_dtype(module))
+        module.float()  # weights are trained and averaged in float32, whatever they were saved in
     return pipeline
 
 

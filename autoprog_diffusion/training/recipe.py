@@ -19,7 +19,7 @@ from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.damaged import usable_images
 from autoprog_diffusion.data.identity import data_identity
 from autoprog_diffusion.data.latents import Latents
-from autoprog_diffusion.data.placement import on_device
+from autoprog_diffusion.data.placement import hold_as_stored, on_device
 from autoprog_diffusion.data.report import DAMAGED, DataReport
 from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
@@ -180,6 +180,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         check_optimizer(train, accelerator.device, precision)
         self.pipeline = pipeline = self.load(args)
         denoiser = self.denoiser(pipeline)
+        hold_as_stored(pipeline.components.values())
         if train.step_in_backward:
             check_backward_step(denoiser, accelerator)
         multiple = self.multiple(pipeline)

@@ -15,7 +15,7 @@ from torch import nn
 
 from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.latents import Latents
-from autoprog_diffusion.data.placement import is_narrow, keep_on_device, on_device
+from autoprog_diffusion.data.placement import hold_as_stored, is_narrow, keep_on_device, on_device
 from autoprog_diffusion.growth.errors import GrowthError
 from autoprog_diffusion.training.plain_pipeline import save_plain
 from autoprog_diffusion.training.samples import draw_prompts
@@ -45,12 +45,27 @@ def _cast(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
+def as_a_recipe_does(kind: str, folder: str, **options: Any) -> Any:
+    """A pipeline whose parts are held as they are stored."""
+    pipeline = LOADERS[kind](folder, **options)
+    hold_as_stored(pipeline.components.values())
+    return pipeline
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pipeline_is_loaded_in_float32_for_other_uses(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    pipeline = LOADERS[kind](str(halved(folders[kind], tmp_path / "half", torch.float16)))
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    assert {value.dtype for module in modules for value in module.parameters()} == {torch.float32}
+    assert not any(map(is_narrow, modules))
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_stay_as_they_are_stored(folders: dict[str, Path], tmp_path: Path, kind: str, dtype: str) -> None:
     folder = halved(folders[kind], tmp_path / "half", HALVES[dtype])
-    plain = LOADERS[kind](str(folder))
-    pipeline = LOADERS[kind](str(folder), text_encoder_dtype="stored")
+    plain = as_a_recipe_does(kind, str(folder))
+    pipeline = as_a_recipe_does(kind, str(folder), text_encoder_dtype="stored")
     for name, module in pipeline.components.items():
         if isinstance(module, nn.Module):
             trains = name in ("unet", "transformer")
@@ -73,8 +88,8 @@ def test_they_stay_as_they_are_stored(folders: dict[str, Path], tmp_path: Path, 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_the_vae_stays_as_it_is_stored(folders: dict[str, Path], tmp_path: Path, dtype: str) -> None:
     folder = halved(folders["sdxl"], tmp_path / "half", HALVES[dtype])
-    plain = LOADERS["sdxl"](str(folder))
-    pipeline = LOADERS["sdxl"](str(folder), vae_dtype="stored")
+    plain = as_a_recipe_does("sdxl", str(folder))
+    pipeline = as_a_recipe_does("sdxl", str(folder), vae_dtype="stored")
     assert pipeline.vae.dtype == HALVES[dtype]
     assert (is_narrow(plain.vae), is_narrow(pipeline.vae)) == (True, False)
     save_plain(pipeline, pipeline.unet, tmp_path / "out")
@@ -86,7 +101,7 @@ def test_the_vae_stays_as_it_is_stored(folders: dict[str, Path], tmp_path: Path,
 
 def test_latents_are_float32_and_a_vae_that_overflows_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = halved(folders["sdxl"], tmp_path / "half", torch.float16)
-    vae = LOADERS["sdxl"](str(folder), vae_dtype="stored").vae
+    vae = as_a_recipe_does("sdxl", str(folder), vae_dtype="stored").vae
     latents: Any = SimpleNamespace(vae=vae, accelerator=SimpleNamespace(device=torch.device("cpu")))
     pixels = torch.rand(2, 3, 64, 64)
     moments = Latents._moments(latents, pixels)
@@ -106,7 +121,7 @@ def test_parts_are_held_as_stored_and_compute_and_are_saved_in_float32(
     folders: dict[str, Path], tmp_path: Path, kind: str, dtype: str
 ) -> None:
     folder = halved(folders[kind], tmp_path / "half", HALVES[dtype])
-    pipeline = LOADERS[kind](str(folder))
+    pipeline = as_a_recipe_does(kind, str(folder))
     parts = {"vae": pipeline.vae, **encoders(pipeline)}
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
     assert {part.dtype for part in parts.values()} == {HALVES[dtype]}
@@ -142,7 +157,7 @@ def test_no_float32_copy_is_made_on_the_way(
         return wide(module)
 
     monkeypatch.setattr(nn.Module, "float", note)
-    pipeline = LOADERS["flux"](str(folder), text_encoder_dtype="stored", vae_dtype="stored")
+    pipeline = as_a_recipe_does("flux", str(folder), text_encoder_dtype="stored", vae_dtype="stored")
     for part in (pipeline.vae, *encoders(pipeline).values()):
         assert part not in widened
     assert pipeline.transformer in widened or pipeline.transformer.dtype == torch.float32
@@ -153,7 +168,7 @@ def test_pictures_are_those_of_float32(folders: dict[str, Path], tmp_path: Path,
     folder = halved(folders[kind], tmp_path / "half", torch.bfloat16)
     pictures = []
     for dtype in ("float32", "stored"):
-        pipeline = LOADERS[kind](str(folder), text_encoder_dtype=dtype)
+        pipeline = as_a_recipe_does(kind, str(folder), text_encoder_dtype=dtype)
         with on_device([pipeline.vae, *encoders(pipeline).values()], torch.device("cpu"), dtype=torch.float32):
             images = draw_prompts(pipeline, ["a"], size=64, steps=1, guidance=1.0, seed=0)
         pictures.append(images[0].tobytes())
@@ -161,11 +176,11 @@ def test_pictures_are_those_of_float32(folders: dict[str, Path], tmp_path: Path,
 
 
 def test_float32_files_are_float32(folders: dict[str, Path]) -> None:
-    pipeline = LOADERS["sd"](str(folders["sd"]), text_encoder_dtype="stored", vae_dtype="stored")
+    pipeline = as_a_recipe_does("sd", str(folders["sd"]), text_encoder_dtype="stored", vae_dtype="stored")
     assert pipeline.text_encoder.dtype == pipeline.vae.dtype == torch.float32
 
 
 @pytest.mark.parametrize("flag", ["text_encoder_dtype", "vae_dtype"])
 def test_a_single_file_is_refused(tmp_path: Path, flag: str) -> None:
     with pytest.raises(GrowthError, match=f"--{flag} stored needs a folder"):
-        LOADERS["sd"](str(tmp_path / "model.safetensors"), **{flag: "stored"})
+        as_a_recipe_does("sd", str(tmp_path / "model.safetensors"), **{flag: "stored"})
