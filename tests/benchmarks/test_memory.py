@@ -120,7 +120,9 @@ def test_parts_of_a_tensor_made_of_others_are_what_is_counted() -> None:
         assert tracker.now("cpu")["other"] == 0
 
 
-@pytest.mark.parametrize("id", ["sd", "dit", "sd3", "flux", "z_image", "qwen_image"])
+@pytest.mark.parametrize(
+    "id", ["sd", "flux", *(pytest.param(id, marks=pytest.mark.slow) for id in ("dit", "sd3", "z_image", "qwen_image"))]
+)
 def test_fake_tensors_hold_what_real_ones_hold(id: str) -> None:
     from autoprog_diffusion.planner.device import NoValues
     from autoprog_diffusion.planner.settings import Plan

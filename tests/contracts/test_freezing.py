@@ -7,13 +7,23 @@ from typing import Any
 import pytest
 
 from ..settings import FAMILIES, Family
-from .common import CORE, ORDERS, assert_folds_to_a_plain_model, averaged, core, start, step_moves_what_trains, used
+from .common import (
+    CORE,
+    ORDERS,
+    assert_folds_to_a_plain_model,
+    averaged,
+    core,
+    in_turn,
+    start,
+    step_moves_what_trains,
+    used,
+)
 from .test_resume import assert_resumes
 
 
 directed = pytest.mark.parametrize(
     ("family", "order"),
-    [pytest.param(f, o, id=f"{f.id}-{o}") for f in FAMILIES for o in (ORDERS if f.id in CORE else ("suffix",))],
+    [in_turn(f, o, name=f"{f.id}-{o}") for f in FAMILIES for o in (ORDERS if f.id in CORE else ("suffix",))],
 )
 
 

@@ -106,7 +106,7 @@ def check_resume(family: Family, begin: Callable[[], Parts], at: int) -> None:
             way,
             name,
             id=f"{id}-{way}-{name}",
-            marks=() if id == "dit" or name == "adamw8bit" else (pytest.mark.slow,),
+            marks=() if way == "freeze" and (id == "dit" or name == "adamw8bit") else (pytest.mark.slow,),
         )
         for id, way in FULL
         for name in HERE

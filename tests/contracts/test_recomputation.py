@@ -150,7 +150,7 @@ def test_no_bit_changes_over_frozen_blocks_that_are_held_small(family: Family) -
 
 
 @quick
-@pytest.mark.parametrize("checkpointing", ["all", "auto"])
+@pytest.mark.parametrize("checkpointing", [pytest.param("all", marks=pytest.mark.slow), "auto"])
 def test_a_resumed_run_is_the_whole_run(family: Family, checkpointing: str) -> None:
     budget = {"memory_gb": 1.0} if checkpointing == "auto" else {}
     assert_resumes(family, (1, 2, 3), checkpointing=checkpointing, direction="freeze", **budget)

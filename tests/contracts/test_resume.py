@@ -16,6 +16,7 @@ from autoprog_diffusion import GrowthScheduler
 from ..settings import BY_ID, FAMILIES, Family
 from .common import (
     CORE,
+    in_turn,
     start,
     train,
 )
@@ -71,7 +72,7 @@ def assert_resumes(family: Family, begins: Iterable[int], **settings: Any) -> No
 
 @pytest.mark.parametrize(
     ("family", "order"),
-    [pytest.param(family, "suffix", id=f"{family.id}-suffix") for family in FAMILIES]
+    [in_turn(family, "suffix", name=f"{family.id}-suffix") for family in FAMILIES]
     + [pytest.param(BY_ID["dit"], order, id=f"dit-{order}") for order in ("interleaved", "prefix")],
 )
 def test_resume_at_every_step_is_bit_exact(family: Family, order: str) -> None:

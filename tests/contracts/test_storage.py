@@ -112,8 +112,14 @@ def test_a_quantised_block_computes_and_is_given_back_exactly(family: Family) ->
 
 @pytest.mark.parametrize(
     ("direction", "dtype"),
-    [("freeze", "bfloat16"), ("unfreeze", "bfloat16"), ("window", "bfloat16")]
-    + [("window", "float8"), ("window", "int8"), ("unfreeze", "nf4")],
+    [
+        pytest.param("freeze", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("unfreeze", "bfloat16", marks=pytest.mark.slow),
+        ("window", "bfloat16"),
+        pytest.param("window", "float8", marks=pytest.mark.slow),
+        ("window", "int8"),
+        ("unfreeze", "nf4"),
+    ],
 )
 def test_resume_is_bit_exact(direction: str, dtype: str) -> None:
     family = BY_ID["dit"]

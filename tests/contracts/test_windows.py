@@ -74,10 +74,7 @@ def test_embedders_may_train_in_every_stage(family: Family, direction: str) -> N
 @pytest.mark.parametrize("state", ["release", "park"])
 @pytest.mark.parametrize(
     "family",
-    [
-        pytest.param(BY_ID[name], id=name, marks=() if name in ("dit", "flux") else (pytest.mark.slow,))
-        for name in CORE
-    ],
+    [pytest.param(BY_ID[name], id=name, marks=() if name == "dit" else (pytest.mark.slow,)) for name in CORE],
 )
 def test_resume_of_windows_is_bit_exact(family: Family, state: str) -> None:
     settings: dict[str, Any] = {"order": "suffix", "direction": "window", "num_stages": 4, "sweeps": 2}

@@ -30,7 +30,9 @@ def real_flops(family: Family, blocks: tuple[int, ...]) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("family", SEARCHED, ids=lambda family: family.id)
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, id=f.id, marks=() if f.id in ("sd", "dit") else pytest.mark.slow) for f in SEARCHED]
+)
 def test_counted_flops_of_every_candidate_are_exact(family: Family) -> None:
     model, layout, calls = model_and_calls(family, dtype=torch.float32)
     candidates = subsets(len(layout.blocks))

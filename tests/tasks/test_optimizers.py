@@ -40,12 +40,16 @@ def check_killed_run(new_trainer: NewTrainer, *flags: object) -> None:
     assert {value.dtype for value in weights(whole).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize(
+    "name", [name if name == "adamw8bit" else pytest.param(name, marks=pytest.mark.slow) for name in HERE]
+)
 def test_a_killed_run_goes_on_bit_identical(new_trainer: NewTrainer, name: str) -> None:
     check_killed_run(new_trainer, "--optimizer", name)
 
 
-@pytest.mark.parametrize("name", ROUNDING)
+@pytest.mark.parametrize(
+    "name", [name if name == "adamw4bit" else pytest.param(name, marks=pytest.mark.slow) for name in ROUNDING]
+)
 def test_a_killed_run_of_bfloat16_weights_goes_on_bit_identical(new_trainer: NewTrainer, name: str) -> None:
     check_killed_run(new_trainer, "--optimizer", name, *ROUNDED)
 
