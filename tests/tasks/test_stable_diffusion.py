@@ -16,7 +16,7 @@ from PIL import Image
 from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.decode import read_image
 from autoprog_diffusion.data.images import to_pixels
-from autoprog_diffusion.data.placement import on_device
+from autoprog_diffusion.data.placement import hold_as_stored, on_device
 from autoprog_diffusion.growth import GrowthError, GrowthScheduler
 from autoprog_diffusion.tasks.arguments import noise_settings
 from autoprog_diffusion.tasks.noise_schedule import training_scheduler
@@ -235,7 +235,9 @@ def test_pipelines_are_loaded_in_float32_without_a_safety_checker(pipeline_dir: 
     StableDiffusionPipeline.from_pretrained(pipeline_dir).to(torch.float16).save_pretrained(tmp_path / "half")
     pipeline = load_pipeline(str(tmp_path / "half"))
     parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
-    # Those that do not train wait as they were stored.
+    assert {part.dtype for part in parts} == {torch.float32}
+    # In a recipe those that do not train wait as they were stored.
+    hold_as_stored(pipeline.components.values())
     assert [part.dtype for part in parts] == [torch.float32, torch.float16, torch.float16]
     with on_device(parts, torch.device("cpu")):
         assert {part.dtype for part in parts} == {torch.float32}
