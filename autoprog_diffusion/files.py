@@ -32,6 +32,15 @@ def write_text_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def reserve(path: Path) -> None:
     """Give every byte of a sparse file a place on the disk, so that writing through a memory map cannot fail.
 

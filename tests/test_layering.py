@@ -36,6 +36,7 @@ LAYERS = {
     "growth.backends": "growth backends",
     "growth": "growth",
     "files": "files",
+    "stage_summary": "files",
     "search": "search",
     "adapters": "adapters",
     "data": "data",

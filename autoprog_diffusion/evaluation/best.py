@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from autoprog_diffusion.files import sync
 from autoprog_diffusion.growth.errors import StateError
 
 
@@ -45,7 +46,7 @@ class BestWeights:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f"{self.path.name}.tmp")
         save_file(dict(weights), temporary, {_STEP: str(step)})
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, self.path)
 
     def load(self) -> dict[str, Tensor]:
@@ -108,11 +109,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another disk, or one without second names
         shutil.copy2(source, target)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

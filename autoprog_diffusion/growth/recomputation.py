@@ -24,7 +24,7 @@ from .errors import ConfigError, OrderError, UnitError
 from .memory import GB, StageMemory, UnitBytes, choose_recomputed, held_bytes, peak_bytes
 from .saved_bytes import SavedBytes
 from .state import StageRecord, note_memory
-from .units import Layout, front, modules_in
+from .units import Layout, front, unit_of_modules
 from .watch.training import TrainingWatch
 
 
@@ -88,7 +88,7 @@ class Recomputation:
         if self._mode == "auto":
             self._check_measurable(wrapped, known=accelerator is not None or len(list(optimizers)) > 0)
         self._ddp = find_ddp(wrapped)
-        self._unit_of = self._find_units()
+        self._unit_of = unit_of_modules(self._model, self._layout)
         self._restore = self._route(self._model, self.run)
 
     def enter(self, blocks: Iterable[int], *, watch: TrainingWatch) -> None:
@@ -219,13 +219,6 @@ class Recomputation:
                 'checkpointing="auto" counts the optimizer\'s state: pass the optimizer, growth.prepare(model, '
                 "num_training_steps=..., optimizer=optimizer)."
             )
-
-    def _find_units(self) -> dict[Any, int]:
-        """Every module of the model with the index of its unit: the outputs' where no unit names it."""
-        found: dict[Any, int] = dict.fromkeys(self._model.modules(), len(self._layout.units) - 1)
-        for index, unit in enumerate(self._layout.units):
-            found.update(dict.fromkeys(modules_in(self._model, unit), index))
-        return found
 
     def _recompute_from(self, first: int) -> None:
         """Compute every unit from number `first` on again, unless nothing ever is."""

@@ -201,6 +201,14 @@ def modules_in(model: nn.Module, unit: Unit) -> Iterator[nn.Module]:
             yield from found.modules()
 
 
+def unit_of_modules(model: nn.Module, layout: Layout) -> dict[nn.Module, int]:
+    """Every module of a model with the index of its unit: the outputs' where no unit names it."""
+    found = dict.fromkeys(model.modules(), len(layout.units) - 1)
+    for index, unit in enumerate(layout.units):
+        found.update(dict.fromkeys(modules_in(model, unit), index))
+    return found
+
+
 def count_trainable(model: nn.Module) -> tuple[int, int]:
     """Number of the model's parameters that train now, and of all."""
     trainable = total = 0

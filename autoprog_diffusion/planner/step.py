@@ -22,7 +22,7 @@ from .tracker import Kind, MemoryTracker
 
 
 @dataclass(frozen=True)
-class StageMemory:
+class StagePeak:
     """A stage of a run, in bytes.
 
     Attributes:
@@ -152,7 +152,7 @@ def make_state(run: Run, tracker: MemoryTracker) -> None:
     run.optimizer.zero_grad()
 
 
-def stages(run: Run, tracker: MemoryTracker) -> Iterator[StageMemory]:
+def stages(run: Run, tracker: MemoryTracker) -> Iterator[StagePeak]:
     """Train one step of every stage, with the optimizer's state there from its start."""
     growth = run.growth
     device = run.device.type
@@ -167,7 +167,7 @@ def stages(run: Run, tracker: MemoryTracker) -> Iterator[StageMemory]:
         tracker.begin()
         train_step(run, tracker)
         peak = tracker.peak(device)
-        yield StageMemory(
+        yield StagePeak(
             stage=index,
             blocks=len(stage.blocks),
             trained=sum(one.numel() for one in run.trained()),

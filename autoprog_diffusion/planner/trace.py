@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth.frozen_front import called_modules
+from autoprog_diffusion.growth.memory import tensor_bytes
 from autoprog_diffusion.growth.recomputation import called_module
-from autoprog_diffusion.growth.units import Layout, modules_in
+from autoprog_diffusion.growth.units import Layout, unit_of_modules
 from autoprog_diffusion.search.recorded_calls import output_tensor, tensors_in
 
 from .step_tracker import StepTracker, Work
@@ -116,7 +117,7 @@ class Tracer:
             self._inside = False
         segment = self.forward[-1]
         self._close(segment)
-        segment.output = sum(value.numel() * value.element_size() for value in tensors_in(result))
+        segment.output = sum(map(tensor_bytes, tensors_in(result)))
         self._watch(
             result,
             len(self.forward) - 1,
@@ -201,7 +202,7 @@ class Traced:
             )
             tracker.label("activations", tensors_in(inputs))
             start = dict(tracker.held)
-            tracer = Tracer(tracker, self._units(), last)
+            tracer = Tracer(tracker, unit_of_modules(model, self.layout), last)
             trained = [each for each in model.parameters() if each.requires_grad]
             hooks = [each.register_hook(lambda gradient: tracker.label("gradients", [gradient])) for each in trained]
             with self._parts_called_by(tracer.run):
@@ -225,18 +226,6 @@ class Traced:
         with torch.autocast(self.device, torch.bfloat16) if self.autocast else nullcontext():
             output = output_tensor(self.model(**inputs, return_dict=False))
         return output.float().square().mean()
-
-    def _units(self) -> dict[Any, int]:
-        """Every module of a unit with the index of that unit."""
-        found: dict[Any, int] = {}
-        for index, unit in enumerate(self.layout.units):
-            found.update(
-                dict.fromkeys(
-                    modules_in(self.model, unit),
-                    index,
-                )
-            )
-        return found
 
     @contextmanager
     def _parts_called_by(self, run: Callable[..., Any]) -> Iterator[None]:

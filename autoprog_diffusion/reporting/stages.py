@@ -6,24 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoprog_diffusion.growth.values import JSON
+from autoprog_diffusion.stage_summary import StageSummary
 
 
 @dataclass(frozen=True)
-class StageCost:
-    """One stage, or the search at its start; attributes as those of `training.metrics.StageSummary`."""
-
-    stage: int
-    searching: bool
-    steps: int
-    blocks: float
-    trainable: float
-    resolution: float
-    step_seconds: float | None
-    seconds: float
-    cpu_seconds: float
-    flops: float
-    memory: int
-    loss: float
+class StageCost(StageSummary):
+    """A stage as growth.json has it."""
 
     @property
     def name(self) -> str:

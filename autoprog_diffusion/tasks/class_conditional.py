@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,10 +20,10 @@ from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 from autoprog_diffusion.training.samples import sampling, seeds
 
 from .dit_labels import NULL_LABEL, fit_labels, keep_labels, label_texts, pad_labels, stop_label_dropout
-from .learned_variance import elementwise_bound, variational_bound
+from .learned_variance import variational_bound
 from .loading import load_as, pipeline_class
 from .noise_schedule import adopt_schedule, check_denoising, training_scheduler
-from .objective import NoiseSettings, add_drawn_noise, add_noise, denoising_loss, denoising_losses
+from .objective import NoiseSettings, NoisyBatch, add_drawn_noise, add_noise, denoising_loss, denoising_losses
 from .parts import check_channels, check_class, check_vae
 
 
@@ -170,27 +169,13 @@ class ClassConditional:
         """
         clean = self.latents.draw(batch)
         labels = self._drawn_labels(batch["index"].cpu(), clean.device)
-        scheduler = self.noise_scheduler
-        noisy = add_noise(clean, scheduler, self.noise)
-        output = denoiser(noisy.latents, timestep=noisy.timesteps, class_labels=labels, return_dict=False)[0]
-        channels = clean.shape[1]
-        prediction = output[:, :channels]
-        loss = denoising_loss(
-            prediction,
-            target=noisy.target,
-            timesteps=noisy.timesteps,
-            noise_scheduler=scheduler,
-            snr_gamma=self.noise.snr_gamma,
-        )
-        if not self.trains_variance:
-            return loss
-        return loss + variational_bound(
-            prediction,
-            output[:, channels:],
-            clean=clean,
-            noisy=noisy.latents,
-            timesteps=noisy.timesteps,
-            noise_scheduler=scheduler,
+        return self._objective(
+            denoiser,
+            clean,
+            add_noise(clean, self.noise_scheduler, self.noise),
+            labels=labels,
+            error=denoising_loss,
+            bound=variational_bound,
         )
 
     def held_out_losses(self, denoiser: Any, batch: Batch, draw: Draw) -> Tensor:
@@ -202,13 +187,31 @@ class ClassConditional:
             draw: Of the batch.
         """
         clean = self.latents.draw(batch, partial(draw.noise, stream=1))
-        labels = self.labels[batch["index"].cpu()].to(clean.device)
+        return self._objective(
+            denoiser,
+            clean,
+            add_drawn_noise(clean, self.noise_scheduler, draw),
+            labels=self.labels[batch["index"].cpu()].to(clean.device),
+            error=denoising_losses,
+            bound=partial(variational_bound, each=True),
+        )
+
+    def _objective(
+        self,
+        denoiser: Any,
+        clean: Tensor,
+        noisy: NoisyBatch,
+        *,
+        labels: Tensor,
+        error: Callable[..., Tensor],
+        bound: Callable[..., Tensor],
+    ) -> Tensor:
+        """Error of the prediction, plus the variational bound where the variance is learned."""
         scheduler = self.noise_scheduler
-        noisy = add_drawn_noise(clean, scheduler, draw)
         output = denoiser(noisy.latents, timestep=noisy.timesteps, class_labels=labels, return_dict=False)[0]
         channels = clean.shape[1]
         prediction = output[:, :channels]
-        losses = denoising_losses(
+        loss = error(
             prediction,
             target=noisy.target,
             timesteps=noisy.timesteps,
@@ -216,8 +219,8 @@ class ClassConditional:
             snr_gamma=self.noise.snr_gamma,
         )
         if not self.trains_variance:
-            return losses
-        nats = elementwise_bound(
+            return loss
+        return loss + bound(
             prediction,
             output[:, channels:],
             clean=clean,
@@ -225,7 +228,6 @@ class ClassConditional:
             timesteps=noisy.timesteps,
             noise_scheduler=scheduler,
         )
-        return losses + nats.mean(dim=(1, 2, 3)) / math.log(2.0)
 
     def _drawn_labels(self, rows: Tensor, device: torch.device) -> Tensor:
         """(N,) labels of the rows, some of them dropped for classifier-free guidance."""

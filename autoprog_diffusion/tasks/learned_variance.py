@@ -18,33 +18,11 @@ def variational_bound(
     noisy: Tensor,
     timesteps: Tensor,
     noise_scheduler: Any,
+    each: bool = False,
 ) -> Tensor:
-    """The bound of one denoising step in bits per dimension, () float32; it trains the variance alone.
+    """The bound of one denoising step in bits per dimension, float32; it trains the variance alone.
 
     As in the DiT paper it is added unweighted to the error of the predicted noise, which gets no gradient from it.
-    Arguments are those of `elementwise_bound`.
-    """
-    nats = elementwise_bound(
-        epsilon,
-        variance,
-        clean=clean,
-        noisy=noisy,
-        timesteps=timesteps,
-        noise_scheduler=noise_scheduler,
-    )
-    return nats.mean() / math.log(2.0)
-
-
-def elementwise_bound(
-    epsilon: Tensor,
-    variance: Tensor,
-    *,
-    clean: Tensor,
-    noisy: Tensor,
-    timesteps: Tensor,
-    noise_scheduler: Any,
-) -> Tensor:
-    """The bound of one denoising step in nats, (N, C, H, W) float32.
 
     Args:
         epsilon: (N, C, H, W) predicted noise.
@@ -53,6 +31,7 @@ def elementwise_bound(
         noisy: (N, C, H, W) the same with noise.
         timesteps: (N,) integers.
         noise_scheduler: A Diffusers scheduler with `alphas_cumprod`.
+        each: Whether every sample has its own, (N,), instead of their mean, ().
     """
     epsilon = epsilon.detach().float()
     clean = clean.float()
@@ -68,20 +47,23 @@ def elementwise_bound(
     at = partial(_entries, timesteps=timesteps)
     # The mean of q(x_{t-1} | x_t, x_0) is a weighted sum of x_0 and x_t.
     clean_weight = at(beta * previous.sqrt() / noise)
-    noisy_weight = at((1 - previous) * (alpha_bar / previous).sqrt() / noise)
-    noisy_part = noisy_weight * noisy
+    noisy_part = at((1 - previous) * (alpha_bar / previous).sqrt() / noise) * noisy
     true_mean = clean_weight * clean + noisy_part
     # The model's p(x_{t-1} | x_t) has its prediction of x_0 there.
-    predicted = noisy - at(noise.sqrt()) * epsilon
-    predicted = predicted / at(alpha_bar.sqrt())
+    predicted = (noisy - at(noise.sqrt()) * epsilon) / at(alpha_bar.sqrt())
     mean = clean_weight * predicted + noisy_part
     lower = at(posterior.log())
     log_variance = _log_variance(variance.float(), lower, at(beta.log()))
-    divergence = gaussian_divergence(true_mean - mean, lower, log_variance)
+    nats = gaussian_divergence(true_mean - mean, lower, log_variance)
     # The last step is a likelihood of the data instead.
-    likelihood = -discretized_log_likelihood(clean, mean, 0.5 * log_variance)
-    last = (timesteps == 0).view(-1, 1, 1, 1)
-    return torch.where(last, likelihood, divergence)
+    likelihood = discretized_log_likelihood(clean, mean, 0.5 * log_variance)
+    nats = torch.where((timesteps == 0).view(-1, 1, 1, 1), -likelihood, nats)
+    return _mean(nats, each) / math.log(2.0)
+
+
+def _mean(values: Tensor, each: bool) -> Tensor:
+    """Of every sample, (N,), or of all, ()."""
+    return values.mean(dim=(1, 2, 3)) if each else values.mean()
 
 
 def _entries(table: Tensor, timesteps: Tensor) -> Tensor:

@@ -136,32 +136,28 @@ def image_settings(data: DataArguments) -> ImageSettings:
 
 
 def make_latents(
-    pipeline: Any, data: datasets.Dataset, args: Arguments, accelerator: Accelerator, *, resolution: int
+    pipeline: Any,
+    data: datasets.Dataset,
+    args: Arguments,
+    accelerator: Accelerator,
+    *,
+    resolution: int,
+    held_out: bool = False,
 ) -> Latents:
-    """Latents of the data, cached in the output folder."""
+    """Latents of the data, cached in the output folder.
+
+    Those of held-out images are without mirror images and random crops, and always cached: they are few.
+    """
+    folder = Path(args.output.output_dir) / "cache"
+    images = image_settings(args.data)
     return Latents(
         pipeline.vae,
         data,
         accelerator,
         resolution=resolution,
-        folder=Path(args.output.output_dir) / "cache",
-        images=image_settings(args.data),
-        cached=args.data.cache_latents,
-        dtype=args.data.cache_dtype,
-    )
-
-
-def make_held_out_latents(
-    pipeline: Any, data: datasets.Dataset, args: Arguments, accelerator: Accelerator, *, resolution: int
-) -> Latents:
-    """Latents of held-out images, without mirror images, and always cached: they are few."""
-    return Latents(
-        pipeline.vae,
-        data,
-        accelerator,
-        resolution=resolution,
-        folder=Path(args.output.output_dir) / "cache" / "held_out",
-        images=replace(image_settings(args.data), center_crop=True, random_flip=False),
+        folder=folder / "held_out" if held_out else folder,
+        images=replace(images, center_crop=True, random_flip=False) if held_out else images,
+        cached=held_out or args.data.cache_latents,
         dtype=args.data.cache_dtype,
     )
 

@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autoprog_diffusion.files import write_text_atomically
+from autoprog_diffusion.files import sync, write_text_atomically
 from autoprog_diffusion.growth.errors import GrowthError, StateError
 
 from .manifest import MARKER, check_files, is_intact, sealed
@@ -227,7 +227,7 @@ def _complete(temporary: Path, final: Path, step: int) -> None:
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     sizes = {}
     for path in files:
-        _sync(path)
+        sync(path)
         name = str(path.relative_to(temporary))
         sizes[name] = path.stat().st_size
     marker = {"step": step, "written": time.time_ns(), "files": sizes}
@@ -235,7 +235,7 @@ def _complete(temporary: Path, final: Path, step: int) -> None:
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def _is_complete(path: Path) -> bool:
@@ -261,11 +261,3 @@ def _prune(root: Path, limit: int | None) -> None:
         doomed = path.with_name(path.name + ".tmp")
         os.replace(path, doomed)
         shutil.rmtree(doomed)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,7 +26,7 @@ from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 from autoprog_diffusion.growth.backward_step import check_backward_step
 
 from .arguments import autoprog_zero, growth_config, take_flag
-from .build import make_accelerator, make_held_out_latents, make_latents, make_loader
+from .build import make_accelerator, make_latents, make_loader
 from .diffusion import DiffusionTrainer, Task
 from .flag_checks import explicit_wins
 from .held_out import HeldOutRun, HeldOutTask
@@ -260,7 +260,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             if args.evaluation.stop_patience is not None:
                 accelerator.print("--stop_patience has no effect: there is no held-out loss.")
             return None
-        latents = make_held_out_latents(pipeline, data, args, accelerator, resolution=resolution)
+        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution, held_out=True)
         task: HeldOutTask = self.task(pipeline, latents, args)
         return HeldOutRun(task, len(data), args)
 

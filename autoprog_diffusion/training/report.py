@@ -15,8 +15,9 @@ from autoprog_diffusion.files import GROWTH_FILE, METRICS_FILE
 from autoprog_diffusion.growth.memory import StageMemory
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
+from autoprog_diffusion.stage_summary import StageSummary
 
-from .metrics import Metrics, StageSummary, full_stage, saving
+from .metrics import Metrics, full_stage, saving
 from .saved_metrics import write_growth_json, write_metrics_json
 
 

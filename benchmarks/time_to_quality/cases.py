@@ -31,6 +31,7 @@ from autoprog_diffusion.tasks.flow_matching import FlowMatching, FlowSettings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.training.build import make_accelerator, make_latents
 from autoprog_diffusion.training.diffusion import Task
+from autoprog_diffusion.training.held_out import FullSize
 from autoprog_diffusion.training.recipe_arguments import Arguments, PictureArguments, TrainArguments
 from autoprog_diffusion.training.samples import draw_prompts, sample_images
 
@@ -41,14 +42,6 @@ PICTURE_STEPS, GUIDANCE, FIRST_PICTURE_SEED = 8, 3.0, 1000
 
 class CaseError(GrowthError):
     """A case cannot be run here."""
-
-
-@dataclass(frozen=True)
-class FullSize:
-    """What `Task` asks of a scheduler, for a model at its own resolution."""
-
-    config: GrowthConfig
-    resolution: float = 1.0
 
 
 @dataclass

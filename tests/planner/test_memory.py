@@ -16,7 +16,7 @@ from autoprog_diffusion.planner.models import ModelSource
 from autoprog_diffusion.planner.profile import Profile
 from autoprog_diffusion.planner.settings import Plan
 from autoprog_diffusion.planner.shapes import Shape
-from autoprog_diffusion.planner.step import Run, StageMemory, stages
+from autoprog_diffusion.planner.step import Run, StagePeak, stages
 from autoprog_diffusion.planner.tracker import MemoryTracker
 
 from .conftest import SIDE
@@ -37,7 +37,7 @@ PLANS = (
 )
 
 
-def tracked(source: ModelSource, plan: Plan, batch: int) -> list[StageMemory]:
+def tracked(source: ModelSource, plan: Plan, batch: int) -> list[StagePeak]:
     """The slow, literal way: the library trains, and every storage is followed."""
     with torch.device("meta"):
         model = source.build()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autoprog_diffusion.training.metrics import Metrics, StageSummary, full_stage, saving
+from autoprog_diffusion.stage_summary import StageSummary
+from autoprog_diffusion.training.metrics import Metrics, full_stage, saving
 
 from .rows import metrics_of
 
