@@ -42,6 +42,9 @@ class Method:
         optimizer: As `--optimizer` of the recipes; `fused` is torch's AdamW in one kernel.
         trained_dtype: As `--trained_dtype`: bfloat16 rounds stochastically.
         autocast: Whether training runs under bfloat16 autocast; evaluations never do.
+        decays: Whether the rate decays to 0 by a cosine; else it is constant after the warm-up.
+        exponent: Weights of step s count as s^exponent in an average that is evaluated and saved; None for no average.
+        freeze_at_average: Whether a block that freezes takes its average.
         main: Whether it runs before the ablations, and in `--quick`.
         others: Whether the cases after the first include it.
         pictures: Whether pictures are drawn and judged.
@@ -58,6 +61,9 @@ class Method:
     optimizer: str = "fused"
     trained_dtype: str = "float32"
     autocast: bool = False
+    decays: bool = True
+    exponent: float | None = None
+    freeze_at_average: bool = False
     main: bool = False
     others: bool = False
     pictures: bool = False
@@ -154,6 +160,22 @@ def freeze_plan(count: int, steps: int, seed: int) -> GrowthPlan:
     return fixed_plan(config, count, steps)
 
 
+def late_plan(count: int, steps: int, seed: int) -> GrowthPlan:
+    """As `freeze_plan`, with the first freeze at 40 % of the run; the last stage takes an eighth of it."""
+    del seed
+    stages = min(8, count)
+    last = 1 - 1 / 8
+    boundaries = [0.4 + (last - 0.4) * k / (stages - 2) for k in range(stages - 1)]
+    config = GrowthConfig(
+        num_stages=stages,
+        min_trainable=1 / stages,
+        order="suffix",
+        direction="freeze",
+        boundaries=tuple(boundaries),
+    )
+    return fixed_plan(config, count, steps)
+
+
 def same_blocks(count: int, steps: int, seed: int) -> GrowthPlan:
     """Four even stages that all train everything, for a batch that grows."""
     del seed
@@ -188,6 +210,10 @@ EARLY = {**QUARTERS, "boundaries": (0.1, 0.2, 0.3)}
 HALF = _half(order="suffix", min_trainable=0.5)
 FREEZE = _stages(order="suffix", direction="freeze")
 EIGHT: dict[str, Any] = {"growth": FREEZE, "plan": freeze_plan}
+AVERAGE: dict[str, Any] = {"decays": False, "exponent": 3.0, "rates": (2.5e-4, 5e-4), "others": True}
+LATE: dict[str, Any] = {"growth": FREEZE, "plan": late_plan, **AVERAGE}
+# Half the batch, for 1.75 times the steps.
+HALVED: dict[str, Any] = {"share": 1.75, "batch_scales": (0.5,) * 8}
 ROUNDED: dict[str, Any] = {"trained_dtype": "bfloat16", "autocast": True}
 PAPER = _stages(order="interleaved")
 SEARCH = _stages(search="zero_shot")
@@ -269,6 +295,17 @@ METHODS = {
                optimizer="adamw8bit", **ROUNDED),
         Method("full_4bit_bf16", "full, bf16 weights rounded stochastically, 4-bit Adam", rates=BOTH,
                optimizer="adamw4bit", **ROUNDED),
+        Method("full_double", "full, twice the steps", share=2.0, rates=(2.5e-4, 5e-4)),
+        Method("full_average", "full, constant rate, average", **AVERAGE),
+        Method("full_average_stratified", "full, average, stratified", adapt=stratified, **AVERAGE),
+        Method("full_average_small", "full, average, half the batch, 1.75 times the steps", QUARTERS,
+               plan=same_blocks, **HALVED, **AVERAGE),
+        Method("freeze_8_average", "freezing, 8 stages, average", **EIGHT, **AVERAGE),
+        Method("late_average", "freezing from 40 %, average", **LATE),
+        Method("late_average_frozen", "freezing from 40 % at the average, average", freeze_at_average=True, **LATE),
+        Method("late_average_small", "freezing from 40 %, average, half the batch, 1.75 times the steps", **HALVED,
+               **LATE),
+        Method("late_average_small_stratified", "all of these, stratified", adapt=stratified, **HALVED, **LATE),
         Method("bitfit", "BitFit", adapt=bitfit, rates=FEW[1:]),
         Method("difffit", "DiffFit-style", adapt=difffit, rates=FEW[1:]),
     )
