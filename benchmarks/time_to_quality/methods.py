@@ -204,6 +204,7 @@ BATCHES = (0.25, 0.5, 0.75, 1.0)
 SMALL = (0.5,) * 4
 BOTH = (5e-4, 1e-3)
 WIDE = (5e-4, 1e-3, 2e-3)  # for windows, whose blocks see a part of the steps
+LOW = (1.25e-4, 2.5e-4)  # for small batches
 FEW = (2e-3, 4e-3, 8e-3, 1.6e-2)  # rates for methods that train few parameters
 QUARTERS = _stages(order="suffix")
 EARLY = {**QUARTERS, "boundaries": (0.1, 0.2, 0.3)}
@@ -214,6 +215,7 @@ AVERAGE: dict[str, Any] = {"decays": False, "exponent": 3.0, "rates": (2.5e-4, 5
 LATE: dict[str, Any] = {"growth": FREEZE, "plan": late_plan, **AVERAGE}
 # Half the batch, for 1.75 times the steps.
 HALVED: dict[str, Any] = {"share": 1.75, "batch_scales": (0.5,) * 8}
+QUARTERED: dict[str, Any] = {"share": 3.0, "batch_scales": (0.25,) * 8}
 ROUNDED: dict[str, Any] = {"trained_dtype": "bfloat16", "autocast": True}
 PAPER = _stages(order="interleaved")
 SEARCH = _stages(search="zero_shot")
@@ -304,7 +306,9 @@ METHODS = {
         Method("late_average", "freezing from 40 %, average", **LATE),
         Method("late_average_frozen", "freezing from 40 % at the average, average", freeze_at_average=True, **LATE),
         Method("late_average_small", "freezing from 40 %, average, half the batch, 1.75 times the steps", **HALVED,
-               **LATE),
+               **{**LATE, "rates": (*LOW, 5e-4)}),
+        Method("late_average_quarter", "freezing from 40 %, average, a quarter of the batch, 3 times the steps",
+               **QUARTERED, **{**LATE, "rates": LOW}),
         Method("late_average_small_stratified", "all of these, stratified", adapt=stratified, **HALVED, **LATE),
         Method("bitfit", "BitFit", adapt=bitfit, rates=FEW[1:]),
         Method("difffit", "DiffFit-style", adapt=difffit, rates=FEW[1:]),
