@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, Stage, fixed_plan
 from autoprog_diffusion.growth.adapter import find_adapter
+from autoprog_diffusion.growth.presets import freezing_from
 
 
 FULL: dict[str, Any] = {"num_stages": 1, "min_trainable": 1.0, "stage_embedding": False}
@@ -161,19 +162,15 @@ def freeze_plan(count: int, steps: int, seed: int) -> GrowthPlan:
 
 
 def late_plan(count: int, steps: int, seed: int) -> GrowthPlan:
-    """As `freeze_plan`, with the first freeze at 40 % of the run; the last stage takes an eighth of it."""
+    """Eight stages, or as many as there are blocks, with the first freeze at 40 % of the run."""
     del seed
-    stages = min(8, count)
-    last = 1 - 1 / 8
-    boundaries = [0.4 + (last - 0.4) * k / (stages - 2) for k in range(stages - 1)]
-    config = GrowthConfig(
-        num_stages=stages,
-        min_trainable=1 / stages,
-        order="suffix",
-        direction="freeze",
-        boundaries=tuple(boundaries),
-    )
-    return fixed_plan(config, count, steps)
+    return fixed_plan(GrowthConfig(**freezing_from(0.4, min(8, count))), count, steps)
+
+
+def later_plan(count: int, steps: int, seed: int) -> GrowthPlan:
+    """The same with the first freeze at 60 %."""
+    del seed
+    return fixed_plan(GrowthConfig(**freezing_from(0.6, min(8, count))), count, steps)
 
 
 def same_blocks(count: int, steps: int, seed: int) -> GrowthPlan:
@@ -304,6 +301,7 @@ METHODS = {
                plan=same_blocks, **HALVED, **AVERAGE),
         Method("freeze_8_average", "freezing, 8 stages, average", **EIGHT, **AVERAGE),
         Method("late_average", "freezing from 40 %, average", **LATE),
+        Method("later_average", "freezing from 60 %, average", **{**LATE, "plan": later_plan}),
         Method("late_average_frozen", "freezing from 40 % at the average, average", freeze_at_average=True, **LATE),
         Method("late_average_small", "freezing from 40 %, average, half the batch, 1.75 times the steps", **HALVED,
                **{**LATE, "rates": (*LOW, 5e-4)}),
