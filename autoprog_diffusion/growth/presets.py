@@ -11,8 +11,8 @@ STAGES = 8
 LAST_STAGE = 1 / 8  # of the run: the stage in which an eighth of the blocks trains
 FIRST_FREEZE = 0.4  # of the run, for models of no family that is known to want another one
 FIRST_FREEZE_JOINT = 0.6
-# Names of layers of attention in which text and image have weights of their own, and attend to each other.
-JOINT = ("add_q_proj", "add_k_proj", "to_added_qkv", "add_qkv_proj")
+# Layers that only attention has in which text tokens ask as well as answer; added keys alone are cross-attention.
+JOINT = ("add_q_proj", "to_added_qkv", "add_qkv_proj")
 
 
 def freezing_from(start: float, stages: int = STAGES) -> dict[str, Any]:

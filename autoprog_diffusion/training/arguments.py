@@ -32,9 +32,8 @@ class GrowthArguments(GrowthConfig):
     """Progressive training."""
 
     growth: Literal["on", "off", "autoprog_zero"] = "on"
-    """on takes the schedule that measured best for models of this kind, unless a flag of the schedule is given (vit/: that
-    of the flags); off is plain full training in the same loop; autoprog_zero is the paper as published, where no flag
-    differs."""
+    """on takes the schedule that measured best for models of this kind, unless a flag of the schedule is given; off is
+    plain full training in the same loop; autoprog_zero is the paper as published, where no flag differs."""
     growth_plan: str | None = None
     """Follow the plan in this file: one that was dumped, or the growth.json of an earlier run."""
     stage_embedding: bool = True
