@@ -13,6 +13,7 @@ from autoprog_diffusion.growth import ConfigError, GrowthScheduler, StateError
 from autoprog_diffusion.growth.power_average import DEFAULT_WIDTH, PowerAverage
 from autoprog_diffusion.growth.power_snapshots import FILE
 
+from .optimizers import optimizer_name
 from .sharded import is_sharding
 
 
@@ -71,18 +72,39 @@ def make_average(
 ) -> PowerAverage:
     """The average of a run, after `growth.prepare` and before a checkpoint is loaded.
 
+    It takes 4 bytes a parameter. Where a flag saves memory on the device, it is kept in CPU memory.
+
     Raises:
         ConfigError: Its widths do not fit the run.
         OrderError: The model is spread over processes.
     """
+    reason = "--offload_ema" if train.offload_ema else saves_memory(train, growth)
+    on_cpu = reason is not None and accelerator.device.type != "cpu"
+    if on_cpu:
+        accelerator.print(
+            f"The average of the weights is kept in CPU memory, as {reason} saves the device's; --average off does "
+            "without it."
+        )
     return PowerAverage(
         model,
         growth=growth,
         accelerator=accelerator,
         widths=train.average_widths,
-        device="cpu" if train.offload_ema else None,
+        device="cpu" if on_cpu else None,
         warn_of_decay=False,  # said before the run begins
     )
+
+
+def saves_memory(train: TrainArguments, growth: GrowthScheduler) -> str | None:
+    """The flag by which a run saves memory of weights, gradients or optimizer state; None without one."""
+    if growth.config.direction == "window":
+        return "--direction window"
+    if train.trained_dtype != "float32":
+        return f"--trained_dtype {train.trained_dtype}"
+    for flag in ("step_in_backward", "offload_optimizer"):
+        if getattr(train, flag):
+            return f"--{flag}"
+    return None if optimizer_name(train) == "adamw" else f"--optimizer {optimizer_name(train)}"
 
 
 def check_checkpoint(average: PowerAverage | None, checkpoint: Path) -> None:
