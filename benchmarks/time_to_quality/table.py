@@ -235,8 +235,8 @@ def stack(results: Sequence[Row]) -> list[Row]:
     """What every ingredient is worth on seeds that no rate was tuned on, a row per method and columns per case.
 
     `flops` is how many times the FLOPs of a method a cosine run of full fine-tuning of the right length needs for the
-    same loss. `cpu` is the same of CPU time, for the methods with an average, which were run in the same hours: a FLOP of
-    full fine-tuning takes the time that it takes in `full_average`.
+    same loss. `cpu` is the same of CPU time, for the methods with an average, which were run in the same hours: a FLOP
+    of full fine-tuning takes the time that it takes in `full_average`.
     """
     rows = []
     for name in STACK:
