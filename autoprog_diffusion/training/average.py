@@ -23,17 +23,18 @@ if TYPE_CHECKING:
     from .recipe_arguments import TrainArguments
 
 
-def averages(train: TrainArguments, accelerator: Accelerator, steps: int) -> bool:
+def averages(train: TrainArguments, accelerator: Accelerator, steps: int, checkpoint: Path | None = None) -> bool:
     """Whether a run tracks power-function averages; what is left out or adds little is said.
 
     With `--average auto` it does where they replace a decay of the learning rate: the rate is constant after warm-up,
     `--use_ema` does not ask for another average, no process holds only a part of the model, and the run is long enough
-    for the widths.
+    for the widths. A resumed run then goes on as it began, with or without.
 
     Args:
         train: Flags of the run.
         accelerator: Of the run.
         steps: Optimizer steps of the run.
+        checkpoint: That the run resumes; None where it begins.
 
     Raises:
         ConfigError: `--average on` beside `--use_ema`.
@@ -52,6 +53,8 @@ def averages(train: TrainArguments, accelerator: Accelerator, steps: int) -> boo
                 "constant_with_warmup, whose decay the average replaces."
             )
         return True
+    if checkpoint is not None:
+        return (checkpoint / FILE).exists()
     wanted = train.lr_scheduler == "constant_with_warmup" and not train.use_ema
     if wanted and is_sharding(accelerator):
         accelerator.print(

@@ -131,7 +131,7 @@ class DiffusionTrainer(Trainer):
         plan = plan_for(plan, self.max_steps, checkpoint)
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
         self.power = None
-        if averages(train, accelerator, self.max_steps):
+        if averages(train, accelerator, self.max_steps, checkpoint):
             self.power = make_average(self.model, growth, accelerator, train)
         if train.step_in_backward:
             self._step_in_backward(train.max_grad_norm)
