@@ -12,10 +12,10 @@ import torch
 
 from ..settings import FAMILIES, Family
 from .common import (
-    embedded,
     families,
     growable,
     hooks,
+    in_turn,
     outputs,
     relative_error,
     start,
@@ -109,7 +109,7 @@ def test_a_folded_model_reloads_without_the_library(family: Family, folded: dict
     assert torch.equal(result["vanilla"], result["after"])
 
 
-@embedded
+@pytest.mark.parametrize("family", [in_turn(family) for family in FAMILIES if family.points])
 def test_fold_writes_the_averaged_row(family: Family) -> None:
     model, growth, optimizer = start(family, ema_decay=0.9)
     for step in range(6):

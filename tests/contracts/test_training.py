@@ -65,8 +65,9 @@ def test_the_stage_embedding_reaches_the_output(family: Family) -> None:
 
 @embedded_ordered
 def test_only_the_row_of_the_stage_trains(family: Family, order: str) -> None:
-    model, growth, _ = start(family, order=order)
-    for step, stage in enumerate((0, 0, 1, 1, 2, 2)):
+    model, growth, _ = start(family, steps=3, order=order)
+    for step, stage in enumerate((0, 1, 2)):
+        assert growth.stage == stage
         growth.stage_embedding.table.grad = None
         family.loss(model, step).backward()
         gradient = growth.stage_embedding.table.grad

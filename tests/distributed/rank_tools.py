@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,23 @@ def equal_on_ranks(value: Tensor) -> bool:
     gathered = [torch.empty_like(value) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, value.detach().contiguous())
     return all(torch.equal(gathered[0], other) for other in gathered)
+
+
+def unequal_on_ranks(named: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of the tensors that differ by a bit between the ranks; all of them are gathered at once."""
+    tensors = dict(named)
+    parts = [value.detach().contiguous().flatten().view(torch.uint8) for value in tensors.values()]
+    flat = torch.cat(parts)
+    gathered = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, flat)
+    sizes = [part.numel() for part in parts]
+    by_rank = [whole.split(sizes) for whole in gathered]
+    first = by_rank[0]
+    return [
+        name
+        for index, name in enumerate(tensors)
+        if not all(torch.equal(first[index], other[index]) for other in by_rank)
+    ]
 
 
 def refusal(action: Callable[[], Any]) -> str:
