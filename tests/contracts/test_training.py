@@ -50,17 +50,11 @@ def test_attaching_leaves_the_output_bitwise_unchanged(family: Family) -> None:
     assert torch.equal(*results)
     # Freezing alone makes torch choose other CPU kernels: 2e-7 in SD3.
     torch.testing.assert_close(results[1], outputs(family, family.build()), rtol=1e-5, atol=1e-6)
-
-
-@embedded
-def test_the_stage_embedding_reaches_the_output(family: Family) -> None:
-    model, growth, _ = start(family)
-    before = outputs(family, model)
+    # Once it has trained, it does reach the output.
+    row = growth.stage_embedding.table[0]
     with torch.no_grad():
-        growth.stage_embedding.table[0] += torch.randn_like(
-            growth.stage_embedding.table[0]
-        )  # a norm would undo a constant
-    assert relative_error(outputs(family, model), before) > 1e-4
+        row += torch.randn_like(row)  # a norm would undo a constant
+    assert relative_error(outputs(family, model), results[1]) > 1e-4
 
 
 @embedded_ordered

@@ -77,6 +77,12 @@ def weights_of(model: nn.Module, growth: GrowthScheduler) -> dict[str, Tensor]:
     return {name: whole(value) for name, value in [*model.named_parameters(), *extra]}
 
 
+def shards_of(model: nn.Module, growth: GrowthScheduler) -> dict[str, Tensor]:
+    """Copies of what this rank holds of `weights_of`; equal on every rank means equal as a whole."""
+    extra = [] if growth.stage_embedding is None else growth.stage_embedding.state_dict().items()
+    return {name: local(value).clone() for name, value in [*model.named_parameters(), *extra]}
+
+
 def worst(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """Largest deviation over all tensors, relative to the size of the tensor."""
     return max(((ours[n] - theirs[n]).norm() / (theirs[n].norm() + 1e-3)).item() for n in theirs)
