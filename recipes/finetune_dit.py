@@ -66,7 +66,7 @@ class FinetuneDiT(Recipe[ClassConditionalArguments]):
     defaults = ClassConditionalArguments()
     model_defaults = ClassConditionalArguments(
         train=TrainArguments(
-            learning_rate=1e-3,
+            learning_rate=5e-4,
             lr_warmup_steps=50,
             max_train_steps=1200,
         )

@@ -53,7 +53,7 @@ class FinetuneFlow(TextToImageRecipe[FlowMatchingArguments]):
     defaults = FlowMatchingArguments()
     model_defaults = FlowMatchingArguments(
         train=TrainArguments(
-            learning_rate=1e-3,
+            learning_rate=5e-4,
             lr_warmup_steps=50,
             max_train_steps=1000,
         ),
