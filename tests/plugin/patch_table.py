@@ -107,7 +107,7 @@ class Bench:
         folder = self.folder / "runs" / row.path.replace("/", "-").removesuffix(".py")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        failed = self.run(row, self.examples / row.path, folder / "plain")
+        failed = self.run(row, self.examples / row.path, folder / "plain" / "out")
         if failed:
             return {"runs": False, "why": f"unpatched, on the tiny pipeline: {failed}"}
         for name in ("off", "two"):
@@ -121,13 +121,13 @@ class Bench:
         failed = self.run(row, folder / "off" / "train.py", folder / "off" / "out")
         if failed:
             return {"runs": False, "why": f"growth off: {failed}"}
-        equal, different = compare(folder / "plain", folder / "off" / "out")
+        equal, different = compare(folder / "plain" / "out", folder / "off" / "out")
         found: dict[str, Any] = {"equal": equal, "different": different}
         failed = self.run(row, folder / "two" / "train.py", folder / "two" / "out")
         found["runs"] = not failed
         if failed:
             return found | {"why": f"two stages: {failed}"}
-        moved = compare(folder / "plain", folder / "two" / "out")[1]
+        moved = compare(folder / "plain" / "out", folder / "two" / "out")[1]
         found["changed_by_growth"] = moved
         if row.resumes:
             found["resumed"] = self.resume(row, folder)
@@ -136,10 +136,10 @@ class Bench:
     def resume(self, row: Row, folder: Path) -> str:
         """Whether a run that is cut off at its checkpoint and resumed ends as the whole one; or why it fails."""
         whole = folder / "two" / "out"
-        again = folder / "two" / "again"
+        again = folder / "again" / "out"  # some scripts name files after the folder
         if not (whole / "checkpoint-2").exists():
             return "no checkpoint at the boundary of stages"
-        again.mkdir()
+        again.mkdir(parents=True)
         shutil.copytree(whole / "checkpoint-2", again / "checkpoint-2")
         script = folder / "two" / "train.py"
         failed = self.run(row, script, again, "--resume_from_checkpoint", "latest")
@@ -247,10 +247,10 @@ def main(output: Path, words: list[str]) -> None:
         bench.prepare()
         for path in scripts(examples):
             name = path.relative_to(examples).as_posix()
-            if words and not any(word in name for word in words):
+            if words and words != ["--analyse"] and not any(word in name for word in words):
                 continue
             row, text = patch_row(path, examples)
-            run = BY_PATH.get(name)
+            run = None if words == ["--analyse"] else BY_PATH.get(name)
             if row["patched"] and run is not None:
                 row["run"] = bench.measure(run, text)
             known[name] = row
