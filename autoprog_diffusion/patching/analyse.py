@@ -107,8 +107,8 @@ def notes(source: Source, averages: list[Average]) -> tuple[str, ...]:
     for call in source.calls(source.module, inner=True):
         if called(call) in LOADERS and "hook" in getattr(getattr(source.scope(call), "name", None), "value", ""):
             found.append(
-                f"line {source.line(call)} adds an adapter when a checkpoint is loaded: if the script has one of its own "
-                "already, growth refuses to resume a model that has changed."
+                f"line {source.line(call)} adds an adapter when a checkpoint is loaded: if the script has one of its "
+                "own already, growth refuses to resume a model that has changed."
             )
     return tuple(found)
 

@@ -88,8 +88,10 @@ REFUSED = {
     ),
     "two counters": (COUNT, COUNT + "            seen += 1\n", "seen += 1", "second counter"),
     "counted on one process": (
-        "        if accelerator.sync_gradients:\n            ema_unet.step(unet.parameters())\n            global_step += 1\n",
-        "        if accelerator.is_main_process:\n          if accelerator.sync_gradients:\n            global_step += 1\n",
+        SYNCED,
+        "        if accelerator.is_main_process:\n"
+        "            if accelerator.sync_gradients:\n"
+        "                global_step += 1\n",
         "  if accelerator.sync_gradients:",
         "stands inside",
     ),

@@ -25,6 +25,29 @@ def inpaint() -> Any:
     )
 
 
+def _vae_of_eighths() -> Any:
+    """A VAE with the scale that ControlNets of Stable Diffusion are made for."""
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        norm_num_groups=2,
+        latent_channels=4,
+    )
+
+
+def stable_diffusion_eighths() -> Any:
+    pipeline = pipelines.stable_diffusion()
+    pipeline.register_modules(vae=_vae_of_eighths())
+    return pipeline
+
+
+def sdxl_eighths() -> Any:
+    pipeline = pipelines.sdxl()
+    pipeline.register_modules(vae=_vae_of_eighths())
+    return pipeline
+
+
 def kandinsky_prior() -> Any:
     """The prior of Kandinsky 2.2: from a caption's embedding to that of a picture."""
     vision = transformers.CLIPVisionConfig(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -230,9 +231,9 @@ def be_script(command: list[str], log: Path) -> int:
 
 def last_error(log: Path) -> str:
     """The last line of an error message."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    named = [line for line in lines if not line.startswith((" ", "\t"))]
-    return (named or lines or ["it ran out of time"])[-1][:300]
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
+    return (named or ["it ran out of time"])[-1][:300]
 
 
 def main(output: Path, words: list[str]) -> None:
