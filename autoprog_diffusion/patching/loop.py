@@ -143,10 +143,20 @@ def find_optimizer(source: Source, variables: Variables, loop: cst.CSTNode) -> t
                 call,
                 f"{name}.step is given a closure, which may run the model several times.",
             )
+    check_built(source, variables, name, steps[0])
+    return name, steps[0]
+
+
+def check_built(source: Source, variables: Variables, name: str, stepped: cst.Call) -> None:
+    """Refuse an optimizer that is built elsewhere, wrapped, or DeepSpeed's.
+
+    Raises:
+        PatchError: It is.
+    """
     built = [one for one in variables.of(name) if not is_prepare(one.value)]
     if not built:
         source.refuse(
-            steps[0],
+            stepped,
             f"{name} is not built in the function that trains.",
         )
     for one in built:
@@ -160,7 +170,6 @@ def find_optimizer(source: Source, variables: Variables, loop: cst.CSTNode) -> t
             built[0].node,
             f"{name} is DeepSpeed's own, which cannot grow (see docs/scale.md).",
         )
-    return name, steps[0]
 
 
 def is_method(call: cst.Call, name: str) -> bool:

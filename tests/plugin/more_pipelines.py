@@ -48,6 +48,14 @@ def sdxl_eighths() -> Any:
     return pipeline
 
 
+def sd3_deep() -> Any:
+    """More blocks than `SD3ControlNetModel.from_transformer` copies."""
+    pipeline = pipelines.sd3()
+    config = dict(pipeline.transformer.config) | {"num_layers": 14}
+    pipeline.register_modules(transformer=diffusers.SD3Transformer2DModel.from_config(config))
+    return pipeline
+
+
 def kandinsky_prior() -> Any:
     """The prior of Kandinsky 2.2: from a caption's embedding to that of a picture."""
     vision = transformers.CLIPVisionConfig(

@@ -135,14 +135,21 @@ class Bench:
         return found
 
     def resume(self, row: Row, folder: Path) -> str:
-        """Whether a run that is cut off at its checkpoint and resumed ends as the whole one; or why it fails."""
-        whole = folder / "two" / "out"
-        again = folder / "again" / "out"  # some scripts name files after the folder
-        if not (whole / "checkpoint-2").exists():
+        """Whether a run that is cut off at its checkpoint and resumed ends as the whole one; or why it does not."""
+        if not (folder / "two" / "out" / "checkpoint-2").exists():
             return "no checkpoint at the boundary of stages"
+        found = self.resumed(row, folder / "two" / "train.py", folder / "two" / "out", folder / "again")
+        if found == "equal":
+            return found
+        # The script itself may not resume.
+        own = self.resumed(row, self.examples / row.path, folder / "plain" / "out", folder / "plain_again")
+        return f"{found}; the unpatched script: {own}"
+
+    def resumed(self, row: Row, script: Path, whole: Path, folder: Path) -> str:
+        """Resume a script from a run's first checkpoint; `equal`, or how it differs, or why it fails."""
+        again = folder / "out"  # some scripts name files after it
         again.mkdir(parents=True)
         shutil.copytree(whole / "checkpoint-2", again / "checkpoint-2")
-        script = folder / "two" / "train.py"
         failed = self.run(row, script, again, "--resume_from_checkpoint", "latest")
         if failed:
             return failed

@@ -72,7 +72,7 @@ ROWS = [
     Row("advanced_diffusion_training/train_dreambooth_lora_flux_advanced.py", pipelines.flux, SHORT),
     Row("controlnet/train_controlnet.py", more.stable_diffusion_eighths, (*CONDITIONED, "--resolution", "64")),
     Row("controlnet/train_controlnet_sdxl.py", more.sdxl_eighths, (*CONDITIONED, "--resolution", "64")),
-    Row("controlnet/train_controlnet_sd3.py", pipelines.sd3, (*CONDITIONED, "--num_extra_conditioning_channels", "0")),
+    Row("controlnet/train_controlnet_sd3.py", more.sd3_deep, (*CONDITIONED, "--num_extra_conditioning_channels", "0")),
     Row("controlnet/train_controlnet_flux.py", pipelines.flux,
         (*CONDITIONED, "--num_double_layers", "2", "--num_single_layers", "1")),
     Row("instruct_pix2pix/train_instruct_pix2pix.py", pipelines.stable_diffusion, (*EDITED, "--use_ema")),
