@@ -56,35 +56,6 @@ def sd3_deep() -> Any:
     return pipeline
 
 
-def kandinsky_prior() -> Any:
-    """The prior of Kandinsky 2.2: from a caption's embedding to that of a picture."""
-    vision = transformers.CLIPVisionConfig(
-        hidden_size=16,
-        image_size=32,
-        projection_dim=16,
-        intermediate_size=16,
-        num_attention_heads=2,
-        num_hidden_layers=2,
-        patch_size=16,
-    )
-    size = {"height": 32, "width": 32}
-    return diffusers.KandinskyV22PriorPipeline(
-        prior=diffusers.PriorTransformer(
-            num_attention_heads=2,
-            attention_head_dim=8,
-            num_layers=4,
-            embedding_dim=16,
-            num_embeddings=77,
-            clip_embed_dim=16,
-        ),
-        image_encoder=transformers.CLIPVisionModelWithProjection(vision),
-        text_encoder=pipelines._clip(transformers.CLIPTextModelWithProjection),
-        tokenizer=pipelines._clip_tokenizer(),
-        scheduler=diffusers.UnCLIPScheduler(prediction_type="sample"),
-        image_processor=transformers.CLIPImageProcessor(crop_size=size, size={"shortest_edge": 32}),
-    )
-
-
 def _qwen_tokenizer() -> Any:
     """A token for every byte, and Qwen's chat."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
