@@ -36,9 +36,9 @@ def table(rows: list[dict[str, Any]]) -> Iterable[str]:
     same = [run for run in runs if run["different"] == 0]
     again = [run for run in runs if run.get("resumed") == "equal"]
     yield (
-        f"Of {len(rows)} scripts {len(patched)} are patched, and all of those compile. {len(runs)} of them were run on tiny "
-        f"pipelines; {len(same)} equal the unpatched script bit for bit with growth off, and {len(again)} that were cut "
-        "off and resumed end as the whole run, bit for bit."
+        f"Of {len(rows)} scripts {len(patched)} are patched, and all of those compile. {len(runs)} of them were run "
+        f"on tiny pipelines. {len(same)} equal the unpatched script bit for bit with growth off. {len(again)} that "
+        "were cut off and resumed end as the whole run, bit for bit."
     )
     yield ""
     yield "| patched | grows | tensors equal with growth off | resumed |"
