@@ -209,9 +209,12 @@ def be_script(command: list[str], log: Path) -> int:
     import runpy
     import traceback
 
+    import datasets
     import numpy as np
     import torch
 
+    # What another run has cached would be loaded, and leave the generators in another state.
+    datasets.config.HF_DATASETS_CACHE = log.with_suffix(".cache")
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -62,7 +62,7 @@ ROWS = [
         (*SHORT, "--text_encoder_out_layers", "1")),
     Row("dreambooth/train_dreambooth_lora_qwen_image.py", more.qwen_image, SHORT),
     Row("dreambooth/train_dreambooth_lora_z_image.py", more.z_image, SHORT),
-    Row("dreambooth/train_dreambooth_lora_sana.py", more.sana, SHORT),
+    Row("dreambooth/train_dreambooth_lora_sana.py", more.sana, (*SHORT, "--train_batch_size", "1")),
     Row("dreambooth/train_dreambooth_lora_lumina2.py", more.lumina2, SHORT),
     Row("advanced_diffusion_training/train_dreambooth_lora_sd15_advanced.py", pipelines.stable_diffusion, INSTANCES),
     Row("advanced_diffusion_training/train_dreambooth_lora_sdxl_advanced.py", pipelines.sdxl, INSTANCES),
