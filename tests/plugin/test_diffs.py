@@ -69,6 +69,13 @@ def test_the_documents_quote_the_diffs() -> None:
         ("+", 'batch["pixel_values"] = growth.resize(batch["pixel_values"])'),
         ("-", "accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)"),
         ("+", "growth.step_in_backward(optimizer, max_norm=args.max_grad_norm)"),
+        (
+            "+",
+            "held_out = HeldOut(held_out_loss, held_out_batches, accelerator=accelerator, average=average, "
+            "growth=growth)",
+        ),
+        ("+", "if global_step % 50 == 0:"),
+        ("+", 'accelerator.log({"held_out": held_out.evaluate(unet).loss}, step=global_step)'),
     }
     assert {(sign, line) for sign in "+-" for line in changed(fragments, sign)} - known == optional
     readme = blocks("README.md")[0]
