@@ -13,8 +13,6 @@ from autoprog_diffusion.growth import ConfigError, GrowthScheduler, StateError
 from autoprog_diffusion.growth.power_average import DEFAULT_WIDTH, PowerAverage
 from autoprog_diffusion.growth.power_snapshots import FILE
 
-from .sharded import is_sharding
-
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,8 +24,7 @@ def averages(train: TrainArguments, accelerator: Accelerator, steps: int) -> boo
     """Whether a run tracks power-function averages; what is left out or adds little is said.
 
     With `--average auto` it does where they replace a decay of the learning rate: the rate is constant after warm-up,
-    `--use_ema` does not ask for another average, no process holds only a part of the model, and the run is long enough
-    for the widths.
+    `--use_ema` does not ask for another average, and the run is long enough for the widths.
 
     Args:
         train: Flags of the run.
@@ -52,11 +49,6 @@ def averages(train: TrainArguments, accelerator: Accelerator, steps: int) -> boo
             )
         return True
     wanted = train.lr_scheduler == "constant_with_warmup" and not train.use_ema
-    if wanted and is_sharding(accelerator):
-        accelerator.print(
-            "The weights are not averaged: FSDP spreads them over the processes. --use_ema averages its shards."
-        )
-        return False
     if wanted and min(train.average_widths) == DEFAULT_WIDTH and DEFAULT_WIDTH * steps < 1:
         accelerator.print(f"The weights are not averaged: a run of {steps} steps is too short for it.")
         return False
@@ -73,7 +65,7 @@ def make_average(
 
     Raises:
         ConfigError: Its widths do not fit the run.
-        OrderError: The model is spread over processes.
+        OrderError: DeepSpeed or FSDP version 1 spreads the model over processes.
     """
     return PowerAverage(
         model,
