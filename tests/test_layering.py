@@ -46,6 +46,7 @@ LAYERS = {
     "tasks": "tasks",
     "tasks.arguments": "task recipes",
     "tasks.text_to_image_recipe": "task recipes",
+    "patching": "patching",
     "planner": "planner",
     "reporting": "reporting",
     "commands": "commands",
@@ -74,9 +75,10 @@ ALLOWED = {
     "tasks": GROWTH | {"files", "search", "adapters", "data", "evaluation", "training"},
     "task recipes": GROWTH | {"files", "search", "adapters", "data", "evaluation", "training", "tasks"},
     "planner": GROWTH | {"files", "search", "adapters", "data", "training", "tasks", "task recipes"},
+    "patching": {"growth core"},  # it reads scripts, and runs none
     "reporting": {"growth core", "files"},  # it reads the folders of runs
     "commands": GROWTH
-    | {"files", "search", "adapters", "data", "training", "tasks", "task recipes", "planner", "reporting"},
+    | {"files", "search", "adapters", "data", "training", "tasks", "task recipes", "patching", "planner", "reporting"},
     "vit": BELOW_VIT,
     "vit methods": BELOW_VIT | {"vit"},
     "vit training": BELOW_VIT | {"vit", "vit methods"},

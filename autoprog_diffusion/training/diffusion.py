@@ -131,7 +131,7 @@ class DiffusionTrainer(Trainer):
         plan = plan_for(plan, self.max_steps, checkpoint)
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
         self.power = None
-        if averages(train, accelerator, self.max_steps):
+        if averages(train, accelerator, self.max_steps, checkpoint):
             self.power = make_average(self.model, growth, accelerator, train)
         if train.step_in_backward:
             self._step_in_backward(train.max_grad_norm)
@@ -256,9 +256,11 @@ class DiffusionTrainer(Trainer):
 
     @property
     def warmup_steps(self) -> int:
-        """Optimizer steps of warm-up; a constant rate has none, whatever the default says."""
-        idle = self._train.lr_scheduler == "constant" and "lr_warmup_steps" not in self._given
-        return 0 if idle else self._train.lr_warmup_steps
+        """Optimizer steps of warm-up: by default a tenth of the run at most, and none where the rate is constant."""
+        steps = self._train.lr_warmup_steps
+        if "lr_warmup_steps" in self._given:
+            return steps
+        return 0 if self._train.lr_scheduler == "constant" else min(steps, self.max_steps // 10)
 
     def _step_in_backward(self, norm: float) -> None:
         self.backward_step = self.growth.step_in_backward(self.optimizer, max_norm=norm)
@@ -286,7 +288,7 @@ class DiffusionTrainer(Trainer):
         return get_scheduler(
             self._train.lr_scheduler,
             optimizer,
-            num_warmup_steps=self._train.lr_warmup_steps * scale,
+            num_warmup_steps=self.warmup_steps * scale,
             num_training_steps=self.max_steps * scale,
         )
 

@@ -103,10 +103,10 @@ class TrainArguments:
     """Peak learning rate."""
     scale_lr: bool = False
     """Multiply the learning rate by processes, accumulation and batch size."""
-    lr_scheduler: str = "constant"
+    lr_scheduler: str = "constant_with_warmup"
     """linear, cosine, cosine_with_restarts, polynomial, constant or constant_with_warmup."""
     lr_warmup_steps: int = 500
-    """Optimizer steps of warm-up."""
+    """Optimizer steps of warm-up; the default is at most a tenth of the run."""
     snr_gamma: float | None = None
     """Gamma of the min-SNR loss weighting (arXiv 2303.09556); 5.0 is recommended."""
     timestep_sampling: Literal["independent", "stratified"] = "independent"

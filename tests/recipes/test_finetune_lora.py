@@ -23,7 +23,8 @@ from .conftest import NewRun, Script, load_recipe
 RECIPE = load_recipe("finetune_lora").FinetuneLora()
 FLAGS = (
     "--max_train_steps", 8, "--train_batch_size", 4, "--gradient_accumulation_steps", 2, "--random_flip",
-    "--learning_rate", 1e-2, "--use_ema", "--ema_decay", 0.5, "--lora_dropout", 0.1, "--rank", 2, "--lora_alpha", 3,
+    "--average", "on", "--average_widths", 0.28,
+    "--learning_rate", 1e-2, "--lora_dropout", 0.1, "--rank", 2, "--lora_alpha", 3,
     "--checkpointing_steps", 3, "--validation_prompts", "a", "--resolutions", 0.5, 0.5, 1, 1,
 )  # fmt: skip
 

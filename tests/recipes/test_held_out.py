@@ -40,7 +40,7 @@ RECIPES: dict[str, Any] = {
 FLAGS = ("--max_train_steps", 6, "--train_batch_size", 4, "--num_stages", 2, "--use_ema", "--ema_decay", 0.5)
 # So high a rate that the loss rises.
 HIGH = ("--max_train_steps", 9, "--train_batch_size", 4, "--growth", "off", "--learning_rate", 0.3)
-HIGH += ("--validation_prompts", "a", "--checkpointing_steps", 3)
+HIGH += ("--validation_prompts", "a", "--checkpointing_steps", 3, "--average", "off")
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from autoprog_diffusion.growth.errors import ConfigError, StateError
 from autoprog_diffusion.growth.power_function import relative_width
+from autoprog_diffusion.training.average import saves_memory
 from autoprog_diffusion.training.saved_weights import averages_of
 
 from .training import NewTrainer, same, weights
@@ -132,3 +133,19 @@ def test_an_average_of_bfloat16_weights_is_saved_in_float32(new_trainer: NewTrai
             rounded += not torch.equal(value, value.bfloat16().float())
     assert rounded > 10
     assert power.width == relative_width(3.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ((), None),
+        (("--optimizer", "adamw8bit"), "--optimizer adamw8bit"),
+        (("--step_in_backward",), "--step_in_backward"),
+        (("--direction", "window", "--num_stages", 2), "--direction window"),
+    ],
+)
+def test_flags_that_save_memory_of_the_device_keep_the_average_off_it(
+    new_trainer: NewTrainer, flags: tuple[object, ...], reason: str | None
+) -> None:
+    trainer = new_trainer(*FLAGS, *flags)
+    assert saves_memory(trainer._train, trainer.growth) == reason
