@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from fsdp_checkpoint_script import FAMILY, fsdp
-from rank_tools import finish, optimizer_of, refusal, same, seeds, weights_of, whole, worst
+from rank_tools import finish, optimizer_of, refusal, same, seeds, shards_of, weights_of, whole, worst
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
@@ -177,7 +177,7 @@ class Prepared:
             self.growth.step()
 
     def everything(self) -> dict[str, Tensor]:
-        found = weights_of(self.model, self.growth)
+        found = shards_of(self.model, self.growth)
         for width in WIDTHS:
             self.average.use(width)
             found |= {f"{width} {name}": value.clone() for name, value in self.average.averages.items()}
