@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 STAGES = 8

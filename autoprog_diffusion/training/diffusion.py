@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +22,7 @@ from autoprog_diffusion.growth.errors import GrowthWarning
 from autoprog_diffusion.growth.resize import stage_size
 
 from .average import averages, check_checkpoint, make_average
+from .batch_probe import batch_advice
 from .checkpoints import find_checkpoint, keep_only
 from .given_plan import plan_for
 from .held_out import HeldOutRun
@@ -157,6 +158,11 @@ class DiffusionTrainer(Trainer):
             yield from self.accelerator.skip_first_batches(self._loader, done) if done else self._loader
             epoch += 1
             done = 0
+
+    def train(self, on_step: Callable[[int], object] | None = None) -> None:
+        if self._train.probe_batch and not self.over:
+            self.accelerator.print(batch_advice(self, self._train.gradient_accumulation_steps))
+        super().train(on_step)
 
     def enter_stage(self) -> None:
         self.task.enter_stage(self.growth)

@@ -45,7 +45,7 @@ APPLIED = frozenset(
     "tracker_project_name logging_dir sample_batch_size "
     "cache_dir dataloader_num_workers workers gradient_checkpointing checkpointing memory_gb frozen_dtype "
     "offload_ema offload_optimizer foreach_ema allow_tf32 "
-    "evaluation_share evaluation_steps stop_patience export "
+    "evaluation_share evaluation_steps stop_patience export probe_batch "
     "channels_last".split()
 )
 

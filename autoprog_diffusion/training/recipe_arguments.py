@@ -97,6 +97,8 @@ class TrainArguments:
     """Optimizer steps of the whole run; beside --num_train_epochs on the command line they win."""
     gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step."""
+    probe_batch: bool = False
+    """Before training, measure the gradient noise on a few batches, and print which batch and steps it speaks for."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     learning_rate: float = 1e-4

@@ -26,6 +26,8 @@ def test_joint_attention_freezes_later(name: str, joint: bool) -> None:
     assert has_joint_attention(model) is joint
     first = schedule_of(model)["boundaries"][0]
     assert first == (0.6 if joint else 0.4)
+    config = GrowthConfig.for_model(model, frozen_dtype="bfloat16", num_stages=3, boundaries=(0.5, 0.75))
+    assert (config.min_trainable, config.boundaries, config.frozen_dtype) == (1 / 8, (0.5, 0.75), "bfloat16")
 
 
 def test_a_flag_of_the_schedule_takes_its_place() -> None:
