@@ -30,10 +30,11 @@ from .checkpoints import (
 )
 from .ends import Ends, Stopped, mean_and_signal
 from .flag_checks import check_warmup, short_epoch
-from .measure import counted_flops, peak_memory, synchronize
+from .measure import flops_by_module, peak_memory, synchronize
 from .metrics import Metrics
 from .optimizer_step import accumulated_step, clip_gradient
 from .rates import Rates
+from .time_left import note_units, tell_time_left
 from .tracking import log_decision, log_step, show_step
 
 
@@ -314,7 +315,8 @@ class Trainer(ABC):
             batch = next(self._batches)
             self._batches = itertools.chain([batch], self._batches)  # it trains in the step that follows
             with self.backward_step.paused():
-                passes = counted_flops(lambda: self.loss(self.bare, batch).backward())
+                passes, counts = flops_by_module(lambda: self.loss(self.bare, batch).backward())
+            note_units(self.metrics, self.growth, counts)
             known[self.network] = passes * self._accumulation
             for parameter in self.growth.parameters():
                 parameter.grad = None
@@ -339,6 +341,6 @@ class Trainer(ABC):
     def _report(self, row: dict[str, float], bar: tqdm) -> None:
         """Give the metrics of one step to the checkpoints, the progress bar and the trackers."""
         self.metrics.add(**row)
-        show_step(bar, row, len(self.growth.plan.stages))
+        show_step(bar, row, len(self.growth.plan.stages), tell_time_left(self.metrics, self.growth))
         if self.step % self._output.log_interval == 0:
             log_step(self.accelerator, row, float(self.lr_scheduler.get_last_lr()[0]), self.step)
