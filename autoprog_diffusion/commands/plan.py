@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from autoprog_diffusion.growth import GrowthConfig
 NOTHING_FITS = 3
 GB = 1e9
 TERA = 1e12
+LOSES = (
+    "Loses: held-out loss above that of full fine-tuning, lowest and highest of the small models that were measured; "
+    "of a shorter run, between measured lengths."
+)
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,13 @@ def run(argv: Sequence[str]) -> int:
         argv: Words after `plan`.
     """
     args = tyro.cli(Arguments, args=list(argv), prog="autoprog-diffusion plan")
+    # Of the libraries' own imports, in this process that does nothing else.
+    logging.getLogger().addHandler(logging.NullHandler())
+    for name in ("torch", "torchao", "diffusers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # Only now: it takes seconds.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries' own imports
+        warnings.simplefilter("ignore")
         from autoprog_diffusion.planner.planning import plan
 
         planned = plan(
@@ -68,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
             memory_gb=args.memory_gb,
             tflops=args.tflops,
             calibration=args.calibration,
-            parallel=True,
+            in_process=True,
         )
     if args.json:
         print(json.dumps(planned.to_dict(), indent=1))
@@ -95,7 +104,8 @@ def show(planned: Any) -> None:
     console.print(stage_table(planned))
     console.print(memory_table(planned))
     console.print(compared_table(planned))
-    console.print(planned.verdict)
+    console.print(LOSES, style="dim")
+    console.print(f"[bold]{planned.verdict}[/bold]", highlight=False)
     if planned.machine is not None:
         show_best(planned, console)
 
@@ -142,6 +152,8 @@ def compared_table(planned: Any) -> Any:
     """The plan beside full fine-tuning, LoRA and a shorter run."""
     from rich.table import Table
 
+    from autoprog_diffusion.planner.quality import shorter_quality
+
     full, *_ = planned.others
     table = Table(title="The whole run")
     for name in ("Run", "PFLOPs", "Of full", "Peak, GB", "Time", "Loses"):
@@ -167,7 +179,7 @@ def compared_table(planned: Any) -> Any:
         planned.flops,
         peak,
         seconds=planned.seconds,
-        loses="see below",
+        loses=str(planned.quality),
     )
     for one in planned.others:
         seconds = None if one.cost.seconds is None else one.cost.seconds * planned.steps
@@ -181,7 +193,11 @@ def compared_table(planned: Any) -> Any:
     shorter = round(planned.share * planned.steps)
     seconds = None if full.cost.seconds is None else full.cost.seconds * shorter
     add(
-        f"full, {shorter} steps", full.cost.flops * shorter, full.peak, seconds=seconds, loses="as the plan, see below"
+        f"full, {shorter} steps",
+        full.cost.flops * shorter,
+        full.peak,
+        seconds=seconds,
+        loses=str(shorter_quality(planned.share)),
     )
     return table
 

@@ -25,7 +25,8 @@ STEPS = 1000  # of a run whose length is not given
 WINDOWS = (2, 4, 8, 16)
 BATCHES = (16, 8, 4, 2, 1)
 ONE_STAGE = {"num_stages": 1, "stage_embedding": False}
-OPTIMIZERS = ("adamw", "adafactor", "adamw8bit", "adamw4bit")
+# Of those that lose and cost the same, the first one that fits is proposed.
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "adamw4bit")
 SAVES: dict[str, tuple[FrozenDtype | None, ...]] = {
     "full": (None,),
     "freeze": (None, "bfloat16"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import psutil
 import torch
@@ -28,12 +27,6 @@ def synchronize(device: torch.device) -> None:
 
 def counted_flops(run: Callable[[], object]) -> int:
     """FLOPs of `run` by PyTorch's own exact counter; the random state is left as it was."""
-    total, _ = flops_by_module(run)
-    return total
-
-
-def flops_by_module(run: Callable[[], object]) -> tuple[int, dict[str, Any]]:
-    """FLOPs of `run`, and those of every module that it calls, by its name and operation."""
     with torch.random.fork_rng(), flop_counter() as counter:
         run()
-    return counter.get_total_flops(), counter.get_flop_counts()
+    return counter.get_total_flops()

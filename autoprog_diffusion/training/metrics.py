@@ -21,7 +21,7 @@ class Metrics:
         rows: Column name -> one value per optimizer step.
         flops: Name of a network -> FLOPs of one optimizer step of it, counted once.
         validations: Results of every validation, each with its step.
-        units: Name of a unit -> FLOPs of an optimizer step of it if it trains, counted in the first stage.
+        costs: What trains in a stage -> FLOPs of an optimizer step of it, also of stages to come.
         predictions: Seconds left that were told when a stage had begun, each with its step.
     """
 
@@ -29,7 +29,7 @@ class Metrics:
         self.rows: dict[str, list[float]] = {name: [] for name in COLUMNS}
         self.flops: dict[str, int] = {}
         self.validations: list[dict[str, float]] = []
-        self.units: dict[str, float] = {}
+        self.costs: dict[str, float] = {}
         self.predictions: list[dict[str, float]] = []
 
     def add(self, **row: float) -> None:

@@ -1,175 +1,200 @@
-"""Time left of a run whose stages cost differently: FLOPs of every stage, scaled by the step times measured so far."""
+"""Time left of a run whose stages cost differently: exact FLOPs of every stage, scaled by measured step times."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import median
-from typing import Any
+
+from torch import Tensor, nn
 
 from autoprog_diffusion.growth.plan import GrowthPlan, Stage
 from autoprog_diffusion.growth.protocol import Growth
-from autoprog_diffusion.growth.units import Layout, front, trained_units
+from autoprog_diffusion.growth.tape import PLAIN, Recorder, Tape
+from autoprog_diffusion.growth.units import Layout
 
+from .measure import counted_flops
 from .metrics import Metrics
 
 
-# Shares of a unit's FLOPs: those of its forward pass, and with those of its input's gradient.
-FORWARD = 1 / 3
-CARRYING = 2 / 3
+LATEST = 32  # steps of a stage whose times count; a machine may slow down
 
 
-def full_unit_flops(counts: Mapping[str, Any], layout: Layout, blocks: Sequence[int]) -> dict[str, float]:
-    """FLOPs of a step of every unit if it trains, from those of a step in which some blocks train.
+class TimeLeft:
+    """The time that a run still needs, told at every step.
 
-    Args:
-        counts: Name of a module -> operation -> FLOPs, as PyTorch's counter has them; names begin with the model's.
-        layout: Units of the model.
-        blocks: Indices of the blocks that trained.
-    """
-    own = {name.partition(".")[2]: sum(each.values()) for name, each in counts.items()}
-    total = max(own.values(), default=0)
-    shares = unit_shares(layout, blocks)
-    found: dict[str, float] = {}
-    for unit in layout.blocks:
-        found[unit.name] = sum(module_flops(own, module) for module in unit.modules)
-    rest = max(0.0, total - sum(found.values()))
-    found = {name: flops / shares[name] for name, flops in found.items()}
-    # What runs outside of the blocks, the inputs as a rule: it is little.
-    return {**found, layout.outputs.name: rest}
-
-
-def module_flops(own: Mapping[str, float], module: str) -> float:
-    """FLOPs of a module; a list of modules, which is never called itself, has those of its members.
+    FLOPs of a step of every stage, the stages to come included, are counted from one forward pass: freezing changes
+    none (see `growth.tape`). Where an operation is not known they are those of the latest stage that was counted.
 
     Args:
-        own: Name of a module that was called -> its FLOPs.
-        module: Its name.
+        metrics: Of the run; it keeps them, so that a resumed run has them.
+        growth: The growth object of the run.
+        accumulation: Forward passes per optimizer step.
     """
-    if module in own:
-        return own[module]
-    return sum(flops for name, flops in own.items() if name.rpartition(".")[0] == module)
+
+    def __init__(self, metrics: Metrics, growth: Growth, accumulation: int) -> None:
+        self._metrics = metrics
+        self._growth = growth
+        self._accumulation = accumulation
+        self._seen = 0  # steps that the next two know of
+        self._times: dict[int, deque[float]] = {}
+        self._flops: dict[int, float] = {}
+        self._firsts: dict[int, float] = {}  # seconds of the first step of a stage
+
+    def tell(self) -> float | None:
+        """Seconds of the steps to come; kept for the summary when a stage has begun. None before the first step."""
+        self._look()
+        if not self._flops:
+            return None
+        plan = self._growth.plan
+        done = len(self._metrics)
+        times = measured(self._times)
+        left = seconds_left(done, plan, times, self.of_plan())
+        if left is not None:
+            left += warm_up(self._firsts, times) * sum(stage.start >= done for stage in plan.stages)
+        note_prediction(self._metrics, left)
+        return left
+
+    def _look(self) -> None:
+        """Take in the steps that were done since the last look."""
+        rows = self._metrics.rows
+        for step in range(self._seen, len(self._metrics)):
+            stage = int(rows["stage"][step])
+            self._flops[stage] = rows["flops"][step]
+            if not rows["searching"][step]:
+                self._firsts.setdefault(stage, rows["seconds"][step])
+                self._times.setdefault(stage, deque(maxlen=LATEST)).append(rows["seconds"][step])
+        self._seen = len(self._metrics)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether stages of the plan are not known, and could be."""
+        stages = self._growth.plan.stages
+        if not isinstance(getattr(self._growth, "layout", None), Layout):
+            return False
+        # Of sharded parameters this process has parts only.
+        plain = all(type(each) in PLAIN for each in self._growth.parameters())
+        known = self._metrics.costs
+        return plain and any(stage.stride is None and key_of(stage) not in known for stage in stages)
+
+    def counted(self, model: nn.Module, loss: Callable[[], Tensor]) -> int:
+        """FLOPs of a forward and backward pass, by PyTorch's counter; those of stages to come are kept on the way.
+
+        Args:
+            model: The bare model.
+            loss: Runs the forward pass.
+        """
+        if not self.wanted:
+            return counted_flops(lambda: loss().backward())
+        tape = Tape()
+        own = set(model.parameters())
+        beside = [each for each in self._growth.parameters() if each not in own]
+
+        def run() -> None:
+            with Recorder(tape, model, self._layout, beside):
+                found = loss()
+            found.backward()
+
+        flops = counted_flops(run)
+        tape.end()
+        self.note(tape, flops)
+        return flops
+
+    def note(self, tape: Tape, counted: int) -> None:
+        """Keep the FLOPs of every stage, if those of the one that trains now are what PyTorch's counter says.
+
+        Args:
+            tape: Of a forward pass.
+            counted: FLOPs of that pass and its backward pass.
+        """
+        stages = self._growth.plan.stages
+        now = stages[self._growth.stage]
+        if tape.stage_flops(self._layout, now.blocks) != counted:
+            return
+        for stage in stages:
+            flops = tape.stage_flops(self._layout, stage.blocks) * self._accumulation
+            self._metrics.costs[key_of(stage)] = flops * area(stage, now)
+
+    def of_plan(self) -> list[float]:
+        """FLOPs of a step of every stage of the plan: counted, from the tape, or those of the latest stage."""
+        self._look()
+        counted = self._flops
+        latest = max(counted)
+        stages = self._growth.plan.stages
+        found = []
+        for index, stage in enumerate(stages):
+            guess = counted[latest] * area(stage, stages[latest])
+            found.append(counted.get(index, self._metrics.costs.get(key_of(stage), guess)))
+        return found
+
+    @property
+    def _layout(self) -> Layout:
+        return getattr(self._growth, "layout")  # noqa: B009 - of those growth objects that have units
 
 
-def unit_shares(layout: Layout, blocks: Sequence[int]) -> dict[str, float]:
-    """Share of its FLOPs that every unit needs in a stage.
-
-    Args:
-        layout: Units of the model.
-        blocks: Indices of the blocks that train.
-    """
-    trained = {unit.name for unit in trained_units(layout, blocks)}
-    frozen = {unit.name for unit in front(layout, blocks)}
-    shares = {}
-    for unit in layout.units:
-        share = CARRYING
-        if unit.name in trained:
-            share = 1.0
-        elif unit.name in frozen:
-            share = FORWARD
-        shares[unit.name] = share
-    return shares
+def key_of(stage: Stage) -> str:
+    """What a stage costs depends on: which blocks train, and the size of the images."""
+    return f"{','.join(map(str, stage.blocks))} at {stage.resolution}"
 
 
-def stage_flops(stage: Stage, layout: Layout, units: Mapping[str, float]) -> float:
-    """FLOPs of a step of a stage, from those of its units.
-
-    Args:
-        stage: The stage.
-        layout: Units of the model.
-        units: As `full_unit_flops` gives them.
-    """
-    shares = unit_shares(layout, stage.blocks)
-    return sum(flops * shares[name] for name, flops in units.items())
+def area(stage: Stage, other: Stage) -> float:
+    """Pixels of a stage's images over those of another one's; 1 where they cannot be compared."""
+    if type(stage.resolution) is not type(other.resolution):
+        return 1.0
+    return (stage.resolution / other.resolution) ** 2
 
 
-def seconds_left(metrics: Metrics, plan: GrowthPlan, costs: Sequence[float]) -> float | None:
+def seconds_left(done: int, plan: GrowthPlan, measured: Mapping[int, float], costs: Sequence[float]) -> float | None:
     """Seconds of the steps to come.
 
     Args:
-        metrics: Of the steps done.
+        done: Optimizer steps done.
         plan: The stages.
+        measured: Stage -> seconds of a step.
         costs: FLOPs of a step of every stage, or anything in proportion to them.
 
     Returns:
-        None before the second step.
+        None where nothing is measured.
     """
-    measured = step_seconds(metrics)
     if not measured:
         return None
     ends = [*(stage.start for stage in plan.stages[1:]), plan.num_training_steps]
     left = 0.0
     for index, (stage, end) in enumerate(zip(plan.stages, ends)):
-        steps = end - max(stage.start, len(metrics))
+        steps = end - max(stage.start, done)
         if steps > 0:
             left += steps * stage_seconds(index, measured, costs)
     return left
 
 
-def note_units(metrics: Metrics, growth: Growth, counts: Mapping[str, Any]) -> None:
-    """Keep what every unit costs, from the first step that is counted; without effect afterwards.
+def measured(times: Mapping[int, Collection[float]]) -> dict[int, float]:
+    """Stage -> median seconds of a step.
+
+    The first step of a stage warms up, and counts only where no stage has another one.
 
     Args:
-        metrics: Of the run.
-        growth: Its growth object; one without units (vision transformers that grow in depth) is left aside.
-        counts: As `full_unit_flops` takes them.
+        times: Stage -> seconds of its latest steps.
     """
-    layout = getattr(growth, "layout", None)
-    if isinstance(layout, Layout) and not metrics.units and not growth.searching:
-        blocks = growth.plan.stages[growth.stage].blocks
-        metrics.units = full_unit_flops(counts, layout, blocks)
+    warm = {stage: list(each)[1:] for stage, each in times.items() if len(each) > 1}
+    return {stage: median(each) for stage, each in (warm or times).items()}
 
 
-def stage_costs(metrics: Metrics, growth: Growth) -> list[float]:
-    """FLOPs of a step of every stage: counted where it has begun, else from its units and its resolution.
+def warm_up(firsts: Mapping[int, float], times: Mapping[int, float]) -> float:
+    """Seconds that the first step of a stage takes longer, by the stages so far; that of a run has reasons of its own.
 
     Args:
-        metrics: Of the steps done, at least one.
-        growth: The growth object.
+        firsts: Stage -> seconds of its first step.
+        times: Stage -> seconds of another one.
     """
-    counted = {int(stage): flops for stage, flops in zip(metrics.rows["stage"], metrics.rows["flops"])}
-    layout = getattr(growth, "layout", None)
-    latest = max(counted)
-    stages = growth.plan.stages
-    costs = []
-    for index, stage in enumerate(stages):
-        flops = counted.get(index, counted[latest])
-        if index not in counted and metrics.units and isinstance(layout, Layout):
-            base = stage_flops(stages[latest], layout, metrics.units)
-            flops *= stage_flops(stage, layout, metrics.units) / base
-        if index not in counted and type(stage.resolution) is type(stages[latest].resolution):
-            flops *= (stage.resolution / stages[latest].resolution) ** 2
-        costs.append(float(flops))
-    return costs
-
-
-def tell_time_left(metrics: Metrics, growth: Growth) -> float | None:
-    """Seconds of the steps to come, which are also kept for the summary when a stage has begun.
-
-    Args:
-        metrics: Of the steps done, at least one.
-        growth: The growth object.
-    """
-    left = seconds_left(metrics, growth.plan, stage_costs(metrics, growth))
-    note_prediction(metrics, left)
-    return left
-
-
-def step_seconds(metrics: Metrics) -> dict[int, float]:
-    """Stage -> median seconds of its steps but the first, which warms up and counts where there is no other at all."""
-    found: dict[int, list[float]] = {}
-    columns = zip(metrics.rows["stage"], metrics.rows["seconds"], metrics.rows["searching"])
-    for stage, seconds, searching in columns:
-        if not searching:
-            found.setdefault(int(stage), []).append(seconds)
-    warm = {stage: each[1:] for stage, each in found.items() if len(each) > 1}
-    return {stage: median(each) for stage, each in (warm or found).items()}
+    longer = [first - times[stage] for stage, first in firsts.items() if stage in times]
+    return max(0.0, median(longer[1:])) if len(longer) > 1 else 0.0
 
 
 def stage_seconds(index: int, measured: Mapping[int, float], costs: Sequence[float]) -> float:
-    """Seconds of a step of a stage: measured, or on the line through what was measured.
+    """Seconds of a step of a stage: measured, or by the FLOPs from what was measured.
 
     With one stage measured, time is in proportion to the FLOPs. From two on, a part of the step does not depend on
-    them; it is never negative.
+    them: the line through the cheapest and the most expensive one, if it rises and that part is not negative.
 
     Args:
         index: Of the stage.
@@ -179,10 +204,10 @@ def stage_seconds(index: int, measured: Mapping[int, float], costs: Sequence[flo
     if index in measured:
         return measured[index]
     points = [(costs[stage], seconds) for stage, seconds in measured.items()]
-    last = points[-1]
+    flops, seconds = points[-1]
     lowest = min(points)
     highest = max(points)
-    proportional = last[1] * costs[index] / last[0] if last[0] else last[1]
+    proportional = seconds * costs[index] / flops if flops else seconds
     if highest[0] <= lowest[0] or highest[1] <= lowest[1]:
         return proportional
     slope = (highest[1] - lowest[1]) / (highest[0] - lowest[0])
@@ -191,15 +216,14 @@ def stage_seconds(index: int, measured: Mapping[int, float], costs: Sequence[flo
 
 
 def note_prediction(metrics: Metrics, left: float | None) -> None:
-    """Keep what was predicted when a stage had its second step, for the summary.
+    """Keep what was predicted when a stage had its third step, for the summary.
 
     Args:
         metrics: Of the steps done.
         left: Seconds that were predicted for the rest.
     """
     stages = metrics.rows["stage"]
-    second = len(stages) > 1 and stages[-1] == stages[-2] and (len(stages) == 2 or stages[-3] != stages[-1])
-    if second and left is not None:
+    if left is not None and sum(stage == stages[-1] for stage in stages[-4:]) == 3:
         metrics.predictions.append({"step": float(len(stages)), "seconds": left})
 
 

@@ -30,11 +30,11 @@ from .checkpoints import (
 )
 from .ends import Ends, Stopped, mean_and_signal
 from .flag_checks import check_warmup, short_epoch
-from .measure import flops_by_module, peak_memory, synchronize
+from .measure import peak_memory, synchronize
 from .metrics import Metrics
 from .optimizer_step import accumulated_step, clip_gradient
 from .rates import Rates
-from .time_left import note_units, tell_time_left
+from .time_left import TimeLeft
 from .tracking import log_decision, log_step, show_step
 
 
@@ -106,6 +106,7 @@ class Trainer(ABC):
         self._output = output
         self._resolution = resolution
         self._accumulation = accumulation
+        self._time_left = TimeLeft(self.metrics, growth, accumulation)
         self._max_norm = max_norm
         self._batches: Iterator[Any] = iter(())
 
@@ -315,8 +316,7 @@ class Trainer(ABC):
             batch = next(self._batches)
             self._batches = itertools.chain([batch], self._batches)  # it trains in the step that follows
             with self.backward_step.paused():
-                passes, counts = flops_by_module(lambda: self.loss(self.bare, batch).backward())
-            note_units(self.metrics, self.growth, counts)
+                passes = self._time_left.counted(self.bare, lambda: self.loss(self.bare, batch))
             known[self.network] = passes * self._accumulation
             for parameter in self.growth.parameters():
                 parameter.grad = None
@@ -341,6 +341,6 @@ class Trainer(ABC):
     def _report(self, row: dict[str, float], bar: tqdm) -> None:
         """Give the metrics of one step to the checkpoints, the progress bar and the trackers."""
         self.metrics.add(**row)
-        show_step(bar, row, len(self.growth.plan.stages), tell_time_left(self.metrics, self.growth))
+        show_step(bar, row, len(self.growth.plan.stages), self._time_left.tell())
         if self.step % self._output.log_interval == 0:
             log_step(self.accelerator, row, float(self.lr_scheduler.get_last_lr()[0]), self.step)

@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from autoprog_diffusion import GrowthConfig
 from autoprog_diffusion.commands import main as program
+from autoprog_diffusion.commands.plan import show
 from autoprog_diffusion.growth.flops import flop_counter
 from autoprog_diffusion.growth.scheduler import GrowthScheduler
-from autoprog_diffusion.planner.candidates import Candidate, Cost, Estimator, search, settings, smallest
+from autoprog_diffusion.planner.candidates import ONE_STAGE, Candidate, Cost, Estimator, search, settings, smallest
 from autoprog_diffusion.planner.command_lines import command_line, flags, recipe_of
 from autoprog_diffusion.planner.errors import PlannerError
 from autoprog_diffusion.planner.inputs import make_inputs
 from autoprog_diffusion.planner.machine import Calibration, find_gpu, memory_machine, steady
 from autoprog_diffusion.planner.models import ModelSource, find_model
-from autoprog_diffusion.planner.planning import Planned, plan
+from autoprog_diffusion.planner.planning import Planned, judgement, plan
 from autoprog_diffusion.planner.profile import Profile
-from autoprog_diffusion.planner.quality import Quality
+from autoprog_diffusion.planner.quality import Quality, shorter_quality
+from autoprog_diffusion.planner.settings import Plan
 from autoprog_diffusion.planner.shapes import Shape
 from autoprog_diffusion.training.recipe_arguments import check_arguments
 
@@ -60,12 +63,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def planned(folder: Path) -> Planned:
-    return plan(str(folder), steps=STEPS, batch=2, memory_gb=1.0, tflops=1.0)
+    return plan(str(folder), steps=STEPS, batch=2, memory_gb=1.0, tflops=1.0, in_process=True)
 
 
-def test_flops_are_those_of_real_steps(planned: Planned) -> None:
+def test_flops_are_those_of_real_steps(planned: Planned, folder: Path) -> None:
+    check_flops(planned, GrowthConfig())
+    config = GrowthConfig(num_stages=4, direction="window", min_trainable=0.1)
+    check_flops(plan(str(folder), growth=config, batch=2, in_process=True), config)
+
+
+def check_flops(planned: Planned, config: GrowthConfig) -> None:
     model = planned.source.build()
-    growth = GrowthScheduler(model, GrowthConfig())
+    growth = GrowthScheduler(model, config)
     optimizer = torch.optim.SGD(growth.parameters(), lr=0.0)
     growth.prepare(model, num_training_steps=len(planned.stages), optimizer=optimizer)
     inputs = make_inputs(model, Shape(batch=2, side=SIDE))
@@ -89,7 +98,49 @@ def test_the_whole_is_that_of_its_stages(planned: Planned) -> None:
     assert planned.stages[0].flops == full.cost.flops
     assert planned.share == pytest.approx(planned.flops / (full.cost.flops * STEPS))
     assert planned.seconds == pytest.approx(planned.flops / 1e12)
-    assert "growth is not worth it" in planned.verdict
+    assert planned.verdict.startswith("Growth is not worth it for speed alone, a shorter full run is as good")
+    assert str(planned.quality) == "+0.7 to +2.1 % loss"
+
+
+def test_every_row_says_what_it_loses(planned: Planned, capsys: pytest.CaptureFixture[str]) -> None:
+    show(planned)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "see below" not in text
+    assert text.count("% loss") >= 4
+    assert all(str(candidate.quality) in text for candidate, _ in planned.best)
+
+
+@pytest.mark.parametrize(
+    ("trained", "words"),
+    [
+        ("full", "The plan is full fine-tuning."),
+        ("freeze", "Growth is not worth it for speed alone"),
+        ("unfreeze", "Growth is not worth it for speed, train in full for fewer steps"),
+        ("window 4", "Growth is not worth it for speed, train in full for fewer steps"),
+        ("window 3", "is not known: window 3 was not measured"),
+    ],
+)
+def test_the_judgement_is_plain(trained: str, words: str) -> None:
+    assert words in judgement(trained)
+
+
+def test_what_a_shorter_run_loses_lies_between_what_was_measured() -> None:
+    assert shorter_quality(1.0) == Quality(0.0, 0.0)
+    assert str(shorter_quality(0.5)) == "+4.3 to +5.4 % loss"
+    losses = [shorter_quality(share).highest or 0.0 for share in (1.0, 0.9, 0.7, 0.5, 0.3, 0.25)]
+    assert losses == sorted(losses)
+    assert str(shorter_quality(0.1)) == "not measured"
+    assert str(Quality(-0.04, 0.03)) == "none"
+
+
+def test_eight_bit_adam_inside_the_backward_pass_is_proposed_where_adam_does_not_fit(profile: Profile) -> None:
+    estimator = Estimator(profile, None, STEPS)
+    wanted = Plan("", ONE_STAGE, "adamw8bit", step_in_backward=True)
+    peak = estimator.candidate("full", wanted, 1).peak
+    plain = estimator.candidate("full", Plan("", ONE_STAGE), 1).peak
+    assert peak < plain
+    best = search(profile, estimator, peak, (1,))
+    assert (best[0].trained, best[0].plan.optimizer, best[0].plan.step_in_backward) == ("full", "adamw8bit", True)
 
 
 def test_the_best_that_fit_are_of_different_kinds_and_fit(planned: Planned) -> None:
@@ -168,6 +219,20 @@ def test_json_is_for_machines(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(values["stages"]) == 4
     assert len(values["best"]) == 3
     assert values["best"][0]["command"].startswith("accelerate launch recipes/finetune_flow.py")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"resolutions": (0.5, 1.0, 1.0, 1.0)}, "resolutions=.* cannot be planned"),
+        ({"search": "zero_shot"}, "search='zero_shot' cannot be planned"),
+        ({"embedders_always": True}, "embedders_always=True cannot be planned"),
+        ({"checkpointing": "auto", "memory_gb": 1.0}, "checkpointing='auto' cannot be planned"),
+    ],
+)
+def test_growth_that_cannot_be_planned_is_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlannerError, match=message):
+        plan("sdxl", growth=GrowthConfig(**setting))
 
 
 @pytest.mark.parametrize(

@@ -1,92 +1,129 @@
-"""The time left knows the stages: by synthetic step times, and by the FLOPs of a real model."""
+"""The time left knows the stages: by a clock that the test gives, with the FLOPs of real models."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
-from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, GrowthScheduler, Stage
-from autoprog_diffusion.training.measure import counted_flops, flops_by_module
+from autoprog_diffusion.growth import GrowthConfig, GrowthScheduler
+from autoprog_diffusion.growth.tape import Tape
 from autoprog_diffusion.training.metrics import COLUMNS, Metrics
-from autoprog_diffusion.training.time_left import (
-    full_unit_flops,
-    note_prediction,
-    prediction_sentence,
-    seconds_left,
-    stage_costs,
-    stage_flops,
-)
+from autoprog_diffusion.training.time_left import TimeLeft, prediction_sentence
 
 from ..settings import BY_ID
 
 
 STEPS = 80
-PLAN = GrowthPlan(8, STEPS, tuple(Stage(20 * index, tuple(range(2 * index, 8))) for index in range(4)))
-FLOPS = (8.0, 6.5, 5.0, 3.5)
+STAGES = 4
+Clock = Callable[[int, float], float]
 
 
-def synthetic(steps: int, constant: float = 0.0) -> Metrics:
-    """Step times of a machine that needs `constant` and a tenth of the FLOPs; a stage's first step takes longer."""
-    metrics = Metrics()
-    for step in range(steps):
-        stage = PLAN.stage_at(step)
-        warm = 3.0 if step in (0, 20, 40, 60) else 1.0
-        row = {**dict.fromkeys(COLUMNS, 0.0), "stage": stage, "flops": FLOPS[stage]}
-        metrics.add(**{**row, "seconds": warm * (constant + FLOPS[stage] / 10)})
-    return metrics
+class Loop:
+    """A run of a real model whose steps take what a clock says.
+
+    Args:
+        id: Of the model.
+        clock: Step and its FLOPs in 10^9 -> its seconds.
+        config: What trains when.
+    """
+
+    def __init__(self, id: str, clock: Clock, **config: Any) -> None:
+        self.row = BY_ID[id]
+        self.clock = clock
+        self.model = self.row.build()
+        self.growth = GrowthScheduler(self.model, GrowthConfig(num_stages=STAGES, **config))
+        optimizer = torch.optim.SGD(self.growth.parameters(), lr=0.0)
+        self.growth.prepare(self.model, num_training_steps=STEPS, optimizer=optimizer)
+        self.metrics = Metrics()
+        self.left = TimeLeft(self.metrics, self.growth, accumulation=2)
+        self.flops: dict[int, float] = {}
+        self.told: list[float] = []
+
+    def loss(self) -> torch.Tensor:
+        return self.row.loss(self.model, 0)
+
+    def run(self) -> None:
+        """Count every stage when it begins, as the trainer does, and step."""
+        for step in range(STEPS):
+            stage = self.growth.stage
+            if stage not in self.flops:
+                self.flops[stage] = 2 * self.left.counted(self.model, self.loss)
+                self.forget_gradients()
+            flops = self.flops[stage]
+            seconds = self.clock(step, flops / 1e9)
+            self.metrics.add(**{**dict.fromkeys(COLUMNS, 0.0), "stage": stage, "flops": flops, "seconds": seconds})
+            self.told.append(self.left.tell() or 0.0)
+            self.growth.step()
+
+    def forget_gradients(self) -> None:
+        for parameter in self.growth.parameters():
+            parameter.grad = None
+
+    def rest(self, step: int) -> float:
+        """What the steps after one took."""
+        return sum(self.metrics.rows["seconds"][step + 1 :])
 
 
-def truth(steps: int, constant: float = 0.0) -> float:
-    whole = synthetic(STEPS, constant)
-    return sum(constant + whole.rows["flops"][step] / 10 for step in range(steps, STEPS))
+def proportional(step: int, flops: float) -> float:
+    return flops
 
 
-@pytest.mark.parametrize("steps", [5, 21, 39, 45, 79])
-def test_times_in_proportion_to_flops_are_told_exactly(steps: int) -> None:
-    assert seconds_left(synthetic(steps), PLAN, FLOPS) == pytest.approx(truth(steps))
+def with_overhead(step: int, flops: float) -> float:
+    """Half of the first stage's time is not computation, and the first step of a stage takes three times as long."""
+    return (3 if step % (STEPS // STAGES) == 0 else 1) * (0.01 + flops)
 
 
-@pytest.mark.parametrize("steps", [22, 40, 61])
-def test_a_constant_part_of_a_step_is_found_from_the_second_stage_on(steps: int) -> None:
-    assert seconds_left(synthetic(steps, 0.5), PLAN, FLOPS) == pytest.approx(truth(steps, 0.5))
-    naive = (STEPS - 5) * synthetic(5).rows["seconds"][-1]
-    assert naive > 1.3 * truth(5)
+@pytest.mark.parametrize("direction", ["freeze", "unfreeze"])
+@pytest.mark.parametrize("id", ["sd", "dit", "sd3", "flux"])
+def test_flops_of_all_stages_are_known_in_the_first_one(id: str, direction: str) -> None:
+    loop = Loop(id, proportional, direction=direction)
+    loop.run()
+    assert list(loop.metrics.costs.values()) == [loop.flops[stage] for stage in range(STAGES)]
+    assert loop.told[0] == pytest.approx(loop.rest(0))
 
 
-def test_nothing_is_told_before_a_step_and_nothing_is_left_at_the_end() -> None:
-    assert seconds_left(Metrics(), PLAN, FLOPS) is None
-    assert seconds_left(synthetic(STEPS), PLAN, FLOPS) == 0
+@pytest.mark.parametrize("id", ["sd", "dit", "sd3", "flux"])
+def test_from_the_second_stage_on_it_is_within_ten_percent(id: str) -> None:
+    loop = Loop(id, with_overhead)
+    loop.run()
+    second = loop.growth.plan.stages[1].start
+    for step in range(second + 1, STEPS - 1):
+        assert loop.told[step] == pytest.approx(loop.rest(step), rel=0.1)
+    assert loop.told[-1] == 0.0
+
+
+def test_a_machine_that_slows_down_is_followed() -> None:
+    loop = Loop("dit", lambda step, flops: flops * (1 if step < 25 else 2))
+    loop.run()
+    last = loop.growth.plan.stages[3].start
+    assert loop.told[last + 2] == pytest.approx(loop.rest(last + 2))
+
+
+def test_a_resumed_run_tells_what_the_unbroken_one_tells() -> None:
+    loop = Loop("dit", with_overhead)
+    loop.run()
+    resumed = Metrics()
+    resumed.load_state_dict(loop.metrics.state_dict())
+    assert TimeLeft(resumed, loop.growth, accumulation=2).of_plan() == loop.left.of_plan()
 
 
 def test_the_summary_says_how_far_it_was() -> None:
-    metrics = Metrics()
-    assert prediction_sentence(metrics) is None
-    whole = synthetic(STEPS)
-    for step in range(STEPS):
-        metrics.add(**{name: values[step] for name, values in whole.rows.items()})
-        note_prediction(metrics, seconds_left(metrics, PLAN, FLOPS))
-    assert [each["step"] for each in metrics.predictions] == [2, 22, 42, 62]
-    assert "from the second stage on" in (prediction_sentence(metrics) or "")
+    assert prediction_sentence(Metrics()) is None
+    loop = Loop("dit", with_overhead)
+    loop.run()
+    assert [each["step"] for each in loop.metrics.predictions] == [3, 23, 43, 63]
+    assert prediction_sentence(loop.metrics) == (
+        "the time left was told within 0% of what the rest took, from the second stage on."
+    )
 
 
-@pytest.mark.parametrize("id", ["dit", "sd", "sd3", "flux"])
-def test_flops_of_stages_to_come_are_those_of_their_steps(id: str) -> None:
-    row = BY_ID[id]
-    model = row.build()
-    growth = GrowthScheduler(model, GrowthConfig())
-    optimizer = torch.optim.SGD(growth.parameters(), lr=0.0)
-    growth.prepare(model, num_training_steps=4, optimizer=optimizer)
-    _, counts = flops_by_module(lambda: row.loss(model, 0).backward())
-    units = full_unit_flops(counts, growth.layout, growth.plan.stages[0].blocks)
-    metrics = Metrics()
-    metrics.units = units
-    for index, stage in enumerate(growth.plan.stages):
-        true = counted_flops(lambda: row.loss(model, 0).backward())
-        assert stage_flops(stage, growth.layout, units) == pytest.approx(
-            true, rel=0.25
-        )  # tiny models: attention and embedders weigh much
-        metrics.add(**{**dict.fromkeys(COLUMNS, 0.0), "stage": index, "flops": true})
-        assert stage_costs(metrics, growth)[index] == true
-        optimizer.step()
-        optimizer.zero_grad()
-        growth.step()
+def test_where_the_tape_and_the_counter_disagree_the_tape_is_left_aside() -> None:
+    loop = Loop("dit", proportional)
+    loop.left.note(Tape(parameters=dict.fromkeys(loop.growth.layout.names, 0)), counted=1)
+    assert not loop.metrics.costs
+    loop.metrics.add(**{**dict.fromkeys(COLUMNS, 1.0), "stage": 0, "searching": 0.0})
+    assert loop.left.of_plan() == [1.0] * STAGES
+    assert loop.left.tell() == pytest.approx(STEPS - 1)
