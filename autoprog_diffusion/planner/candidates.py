@@ -286,6 +286,24 @@ def search(profile: Profile, estimator: Estimator, limit: float, batches: Sequen
     return [candidate for _, candidate in sorted(best, key=lambda one: one[0])]
 
 
+def in_backward(profile: Profile, estimator: Estimator, limit: float, batches: Sequence[int]) -> Candidate | None:
+    """Full fine-tuning by 8-bit Adam inside the backward pass, at the largest batch that fits; None where none does.
+
+    Args:
+        profile: Of the model.
+        estimator: Computes them.
+        limit: Bytes that a step may take.
+        batches: Images of a forward pass that are allowed, from the largest on.
+    """
+    recomputed = ({}, {"checkpointing": "all"}) if profile.can_recompute else ({},)
+    for batch in batches:
+        for again in recomputed:
+            plan = Plan("", {**ONE_STAGE, **again}, "adamw8bit", step_in_backward=True)
+            if estimator.fits("full", plan, batch, limit):
+                return estimator.candidate("full", plan, batch)
+    return None
+
+
 def smallest(profile: Profile, estimator: Estimator) -> Candidate:
     """The candidate that takes least memory."""
     found = [estimator.candidate(trained, plan, 1) for trained, plan in settings(profile)]

@@ -9,7 +9,7 @@ from torch import nn
 
 from autoprog_diffusion.growth import GrowthConfig
 
-from .candidates import BATCHES, ONE_STAGE, Candidate, Estimator, search, smallest
+from .candidates import BATCHES, ONE_STAGE, Candidate, Estimator, in_backward, search, smallest
 from .command_lines import command_line
 from .errors import PlannerError
 from .machine import DEFAULT_FILE, Calibration, Machine, find_gpu, memory_machine, steady
@@ -104,16 +104,7 @@ def assemble(
     """
     steps = estimator.steps
     source = profile.source
-    found = (
-        []
-        if machine is None
-        else search(
-            profile,
-            estimator,
-            machine.bytes,
-            tried_batches(batch),
-        )[:BEST]
-    )
+    found = [] if machine is None else fitting(profile, estimator, machine, batch)
     return Planned(
         source=source,
         parameters=profile.parameters,
@@ -128,6 +119,23 @@ def assemble(
         best=tuple((one, command_line(source, one, pixels=pixels, steps=steps)) for one in found),
         least=smallest(profile, estimator) if machine is not None and not found else None,
     )
+
+
+def fitting(profile: Profile, estimator: Estimator, machine: Machine, batch: int) -> list[Candidate]:
+    """The best ways to train that fit a machine, and full fine-tuning with the step in the backward pass if it does.
+
+    Args:
+        profile: Of the model.
+        estimator: Of the same.
+        machine: What is planned for.
+        batch: Images of a forward pass.
+    """
+    batches = tried_batches(batch)
+    found = search(profile, estimator, machine.bytes, batches)[:BEST]
+    stepping = in_backward(profile, estimator, machine.bytes, batches)
+    if stepping is not None and all(one.plan != stepping.plan for one in found):
+        found.append(stepping)
+    return found
 
 
 def own_pixels(source: ModelSource) -> int:

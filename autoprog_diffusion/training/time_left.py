@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 
 from torch import Tensor, nn
 
+from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.plan import GrowthPlan, Stage
 from autoprog_diffusion.growth.protocol import Growth
 from autoprog_diffusion.growth.tape import PLAIN, Recorder, Tape
@@ -17,6 +20,7 @@ from .measure import counted_flops
 from .metrics import Metrics
 
 
+OURS = "the first three steps of the run, and the FLOPs of every stage"
 LATEST = 32  # steps of a stage whose times count; a machine may slow down
 
 
@@ -30,12 +34,14 @@ class TimeLeft:
         metrics: Of the run; it keeps them, so that a resumed run has them.
         growth: The growth object of the run.
         accumulation: Forward passes per optimizer step.
+        file: Where to write what is predicted of every stage, for the report; None writes nothing.
     """
 
-    def __init__(self, metrics: Metrics, growth: Growth, accumulation: int) -> None:
+    def __init__(self, metrics: Metrics, growth: Growth, accumulation: int, file: Path | None = None) -> None:
         self._metrics = metrics
         self._growth = growth
         self._accumulation = accumulation
+        self._file = file
         self._seen = 0  # steps that the next two know of
         self._times: dict[int, deque[float]] = {}
         self._flops: dict[int, float] = {}
@@ -52,8 +58,26 @@ class TimeLeft:
         left = seconds_left(done, plan, times, self.of_plan())
         if left is not None:
             left += warm_up(self._firsts, times) * sum(stage.start >= done for stage in plan.stages)
-        note_prediction(self._metrics, left)
+        if note_prediction(self._metrics, left) and len(self._metrics.predictions) == 1:
+            self._write(plan, times)
         return left
+
+    def _write(self, plan: GrowthPlan, times: Mapping[int, float]) -> None:
+        """Write what is predicted of every stage, unless the user has put a prediction there."""
+        if self._file is None or not is_ours(self._file):
+            return
+        costs = self.of_plan()
+        stages = [
+            {
+                "stage": index,
+                "blocks": len(stage.blocks),
+                "flops": costs[index],
+                "seconds": stage_seconds(index, times, costs),
+                "peak": None,
+            }
+            for index, stage in enumerate(plan.stages)
+        ]
+        write_text_atomically(self._file, json.dumps({"source": OURS, "stages": stages}, indent=1) + "\n")
 
     def _look(self) -> None:
         """Take in the steps that were done since the last look."""
@@ -215,16 +239,28 @@ def stage_seconds(index: int, measured: Mapping[int, float], costs: Sequence[flo
     return constant + slope * costs[index] if constant > 0 else proportional
 
 
-def note_prediction(metrics: Metrics, left: float | None) -> None:
-    """Keep what was predicted when a stage had its third step, for the summary.
+def note_prediction(metrics: Metrics, left: float | None) -> bool:
+    """Keep what was predicted when a stage had its third step, for the summary; returns whether that was now.
 
     Args:
         metrics: Of the steps done.
         left: Seconds that were predicted for the rest.
     """
     stages = metrics.rows["stage"]
-    if left is not None and sum(stage == stages[-1] for stage in stages[-4:]) == 3:
-        metrics.predictions.append({"step": float(len(stages)), "seconds": left})
+    if left is None or sum(stage == stages[-1] for stage in stages[-4:]) != 3:
+        return False
+    metrics.predictions.append({"step": float(len(stages)), "seconds": left})
+    return True
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a file of predictions is not there, or was written by a run."""
+    if not file.exists():
+        return True
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("source") == OURS
+    except (ValueError, AttributeError):
+        return False
 
 
 def prediction_sentence(metrics: Metrics) -> str | None:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from autoprog_diffusion.data.report import DataReport
+from autoprog_diffusion.files import PLANNED_FILE
 from autoprog_diffusion.growth.backward_step import BackwardStep
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.protocol import Growth
@@ -106,7 +107,8 @@ class Trainer(ABC):
         self._output = output
         self._resolution = resolution
         self._accumulation = accumulation
-        self._time_left = TimeLeft(self.metrics, growth, accumulation)
+        file = self.root.with_name(PLANNED_FILE) if accelerator.is_main_process else None
+        self._time_left = TimeLeft(self.metrics, growth, accumulation, file)
         self._max_norm = max_norm
         self._batches: Iterator[Any] = iter(())
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from autoprog_diffusion.files import PLANNED_FILE
 from autoprog_diffusion.growth import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.growth.tape import Tape
+from autoprog_diffusion.reporting.stages import Planned
 from autoprog_diffusion.training.metrics import COLUMNS, Metrics
-from autoprog_diffusion.training.time_left import TimeLeft, prediction_sentence
+from autoprog_diffusion.training.time_left import TimeLeft, is_ours, prediction_sentence
 
 from ..settings import BY_ID
 
@@ -27,10 +31,11 @@ class Loop:
     Args:
         id: Of the model.
         clock: Step and its FLOPs in 10^9 -> its seconds.
+        file: Where predictions are written.
         config: What trains when.
     """
 
-    def __init__(self, id: str, clock: Clock, **config: Any) -> None:
+    def __init__(self, id: str, clock: Clock, file: Path | None = None, **config: Any) -> None:
         self.row = BY_ID[id]
         self.clock = clock
         self.model = self.row.build()
@@ -38,7 +43,7 @@ class Loop:
         optimizer = torch.optim.SGD(self.growth.parameters(), lr=0.0)
         self.growth.prepare(self.model, num_training_steps=STEPS, optimizer=optimizer)
         self.metrics = Metrics()
-        self.left = TimeLeft(self.metrics, self.growth, accumulation=2)
+        self.left = TimeLeft(self.metrics, self.growth, accumulation=2, file=file)
         self.flops: dict[int, float] = {}
         self.told: list[float] = []
 
@@ -118,6 +123,20 @@ def test_the_summary_says_how_far_it_was() -> None:
     assert prediction_sentence(loop.metrics) == (
         "the time left was told within 0% of what the rest took, from the second stage on."
     )
+
+
+def test_the_report_reads_what_was_predicted_of_the_stages(tmp_path: Path) -> None:
+    file = tmp_path / PLANNED_FILE
+    loop = Loop("dit", proportional, file=file)
+    loop.run()
+    stages = [Planned.read(row) for row in json.loads(file.read_text())["stages"]]
+    assert [stage.blocks for stage in stages] == [len(stage.blocks) for stage in loop.growth.plan.stages]
+    truth = [flops / 1e9 for flops in loop.flops.values()]
+    assert [stage.step_seconds for stage in stages] == pytest.approx(truth)
+    assert is_ours(file)
+    file.write_text('{"stages": []}')  # the user's, by `autoprog-diffusion plan --json`
+    Loop("dit", proportional, file=file).run()
+    assert file.read_text() == '{"stages": []}'
 
 
 def test_where_the_tape_and_the_counter_disagree_the_tape_is_left_aside() -> None:
