@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
@@ -16,6 +17,11 @@ import torch
 torch.set_num_threads(1)
 # Recipes import the bundled models as `assets`, from the folder that Python puts first when it runs one of them.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
+
+
+LEFT_OUT = pytest.StashKey[int]()
+# Folders whose files launch processes, and take longest.
+LAUNCHING = ("distributed", "recipes", "faults", "plugin")
 
 
 def _provide_torchvision() -> None:
@@ -39,15 +45,31 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     asked = option.numprocesses is not None or option.collectonly or option.usepdb
     if not asked and cores > 1 and not hasattr(config, "workerinput"):
         option.numprocesses, option.dist = min(8, cores), "loadfile"  # a file's launches serve all of its tests
+        option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "slow" in (config.option.markexpr or ""):
-        return
-    skip = pytest.mark.skip(reason="slow: run with -m slow")
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(skip)
+    """Leave the slow tests out, unless they are asked for, and begin with the files that take longest."""
+    if "slow" not in (config.option.markexpr or ""):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+        config.stash[LEFT_OUT] = len(slow)
+        if slow:
+            config.hook.pytest_deselected(items=slow)
+    if hasattr(config, "workerinput"):
+        # A long file that one process begins last would be waited for by all others.
+        items.sort(key=lambda item: item.path.parent.name not in LAUNCHING)
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> str | None:
+    count = config.stash.get(LEFT_OUT, 0)
+    return f"{count} slow tests are left out: -m slow runs them" if count else None
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of all garbage collections: a million objects, which growth looks through too."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ of `multiprocessing`, one per pytest process. That server finds its modules by n
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -34,6 +35,7 @@ def _run(script: str, arguments: Sequence[str], environment: Mapping[str, str], 
     os.environ.update(environment)
     os.chdir(folder)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch has read the server's already
+    gc.freeze()  # what the server has imported is no garbage, and growth looks through all that may be
     sys.argv, sys.path[0] = [script, *arguments], str(Path(script).parent)
     runpy.run_path(script, run_name="__main__")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +13,10 @@ MAX_NODES_PER_LINE = 7.0
 MAX_TUPLE_ASSIGNMENTS = 1  # per 1,000 code lines
 # In total. 17,004 before the packed code was unpacked and its docstrings completed, 18,411 after it; the rest is room
 # for what is added on purpose: a new capability raises the limit in the commit that adds it.
-MAX_LINES = 41_000
+MAX_LINES = 42_800
 MAX_FILE = 350
 MAX_FUNCTION = 50
 STARTS_WITH_WHAT = 0  # module docstrings whose first word is "What"
-
-every_source = pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +33,19 @@ def test_the_whole_grows_on_purpose_only(today: Density) -> None:
     assert today.lines <= MAX_LINES
 
 
-@every_source
-def test_a_file_is_short_and_ascii(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text.isascii()
-    assert len(text.splitlines()) <= MAX_FILE
+def test_every_file_is_short_and_ascii() -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in sources()}
+    assert not [path for path, text in texts.items() if not text.isascii()]
+    assert not [path for path, text in texts.items() if len(text.splitlines()) > MAX_FILE]
 
 
-@every_source
-def test_a_function_is_short(path: Path) -> None:
-    functions = [
-        node
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    long = {node.name for node in functions if node.end_lineno - node.lineno >= MAX_FUNCTION}
+def test_every_function_is_short() -> None:
+    long: list[str] = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if function and node.end_lineno - node.lineno >= MAX_FUNCTION:
+                long.append(f"{path.relative_to(ROOT)}: {node.name}")
     assert not long
 
 

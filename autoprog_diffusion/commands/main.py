@@ -18,6 +18,7 @@ NAME = "autoprog-diffusion"
 # Name of a subcommand, which is that of its module -> one line for --help.
 COMMANDS: dict[str, str] = {
     "calibrate": "measure how fast this machine trains, in under a minute",
+    "patch": "put growth into a training script of Diffusers' kind, as a diff",
     "plan": "memory, FLOPs and time of a run before it starts, and what fits a GPU",
     "report": "write the report of one or several runs, as one page of HTML",
 }

@@ -19,6 +19,7 @@ from autoprog_diffusion import GrowthConfig, GrowthScheduler, GrowthWarning
 from autoprog_diffusion.adapters.saved_embedding import read_embedding
 from autoprog_diffusion.growth import OrderError, UnitError
 
+from ..contracts.common import in_turn
 from ..settings import BY_ID, Family
 
 
@@ -28,10 +29,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "patterns": {"r": 2, "rank_pattern": {"to_q": 4}, "alpha_pattern": {"to_v": 8}},
 }
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-families = pytest.mark.parametrize(
-    "family", [BY_ID[name] for name in ("sd", "dit", "sd3", "flux", "wan")], ids=lambda family: family.id
+# Every family with one kind of adapter and every kind with one family in every run of the suite.
+adapted = pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        in_turn(BY_ID[name], kind, name=f"{name}-{kind}", default=name == "sd" or kind == "lora")
+        for name in ("sd", "dit", "sd3", "flux", "wan")
+        for kind in KINDS
+    ],
 )
-kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def lora_model(family: Family, kind: str = "lora", **settings: Any) -> nn.Module:
@@ -54,8 +60,7 @@ def start(model: nn.Module, **settings: Any) -> tuple[GrowthScheduler, torch.opt
     return growth, optimizer
 
 
-@kinds
-@families
+@adapted
 def test_only_adapters_grow_and_every_stage_opens_some(family: Family, kind: str) -> None:
     model = lora_model(family, kind)
     adapters = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -77,8 +82,7 @@ def test_only_adapters_grow_and_every_stage_opens_some(family: Family, kind: str
     assert counts[0] < counts[2] < counts[4] == len(adapters)
 
 
-@kinds
-@families
+@adapted
 def test_the_adapters_load_into_a_plain_model(family: Family, kind: str, tmp_path: Path) -> None:
     model = lora_model(family, kind)
     growth, optimizer = start(model)

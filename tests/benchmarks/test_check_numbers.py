@@ -54,25 +54,25 @@ def test_the_pages_agree_with_the_result_files() -> None:
     assert len([path for path in check.pages() if check.read(path).definitions]) >= 2
 
 
-@pytest.mark.parametrize(
-    ("file", "title", "text"),
-    [
-        ("x.json", "ratios.seconds as {:.1f}x", "13.9x"),
-        ("x.json", "100 * rows[model=UNet].share as {:.0f}", "-50"),
-        ("x.json", "rows.0.ms / rows.1.ms as {:,.1f}", "617.2"),
-        ("x.json", "rows.0.ms - rows.1.ms * 2 as {:,.0f} ms", "2,465 ms"),
-        ("x.json", "rows[model=DiT, 12 blocks;kind=a b].share as {:.0%}", "25%"),
-        ("x.json", "rows.# as {}", "2"),
-        ("runs.jsonl", "[model=UNet].ms as {:.1f}", "2.0"),
-    ],
-)
-def test_a_value_is_found_computed_and_formatted(results: Path, file: str, title: str, text: str) -> None:
-    foot = f'\n[the-one]: {file} "{title}"\n'
-    assert wrong(f"It is [{text}][the-one] fast\n{foot}", results) == []
-    (line,) = wrong(f"\nIt is [1{text}][The-one] fast\n{foot}", results)
-    assert line.startswith("line 2: ")
-    assert text in line
-    assert check.Page(f"a 1, [77][the-one].\n{foot}", results).rewritten() == f"a 1, [{text}][the-one].\n{foot}"
+A_VALUE = [
+    ("x.json", "ratios.seconds as {:.1f}x", "13.9x"),
+    ("x.json", "100 * rows[model=UNet].share as {:.0f}", "-50"),
+    ("x.json", "rows.0.ms / rows.1.ms as {:,.1f}", "617.2"),
+    ("x.json", "rows.0.ms - rows.1.ms * 2 as {:,.0f} ms", "2,465 ms"),
+    ("x.json", "rows[model=DiT, 12 blocks;kind=a b].share as {:.0%}", "25%"),
+    ("x.json", "rows.# as {}", "2"),
+    ("runs.jsonl", "[model=UNet].ms as {:.1f}", "2.0"),
+]
+
+
+def test_a_value_is_found_computed_and_formatted(results: Path) -> None:
+    for file, title, text in A_VALUE:
+        foot = f'\n[the-one]: {file} "{title}"\n'
+        assert wrong(f"It is [{text}][the-one] fast\n{foot}", results) == []
+        (line,) = wrong(f"\nIt is [1{text}][The-one] fast\n{foot}", results)
+        assert line.startswith("line 2: ")
+        assert text in line
+        assert check.Page(f"a 1, [77][the-one].\n{foot}", results).rewritten() == f"a 1, [{text}][the-one].\n{foot}"
 
 
 def test_a_number_may_be_broken_over_lines(results: Path) -> None:
@@ -81,32 +81,32 @@ def test_a_number_may_be_broken_over_lines(results: Path) -> None:
     assert check.Page(page, results).rewritten() == page
 
 
-@pytest.mark.parametrize(
-    ("page", "message"),
-    [
-        ('[1][a]\n\n[a]: x.json "ratios.time as {:.1f}"', "finds no 'time'.*seconds"),
-        ('[1][a]\n\n[a]: x.json "rows.7.ms as {}"', "finds no '7'"),
-        ('[1][a]\n\n[a]: x.json "rows[kind=a b].ms as {}"', "finds no 'kind=a b'"),
-        ('[1][a]\n\n[a]: y.json "ratios.seconds as {}"', "y.json is not in"),
-        ('[1][a]\n\n[a]: x.json "rows / ratios.seconds as {}"', "cannot compute"),
-        ('[1][a]\n\n[a]: x.json "1 / ratios.none as {}"', "cannot compute"),
-        ('[1][a]\n\n[a]: x.json "ratios.seconds as {:d}"', "does not fit"),
-        ('[1][a]\n\n[a]: x.json "ratios.seconds"', "not of the form"),
-        ("[1][a]\n\n[a]: x.json", "not of the form"),
-        ("[1][a]\n", "no definition of this label"),
-        ('1\n\n[a]: x.json "rows.# as {}"', "defined and not used"),
-        ('[2][a]\n\n[a]: x.json "rows.# as {}"\n[a]: x.json "rows.# as {}"', "defined twice"),
-        ("13.9<!-- x.json: ratios.seconds as {:.1f} -->", "is no table"),
-        ("<!-- table x.json: rows as Model {model} -->\n| M |\n", "is no table"),
-        ("<!-- table x.json: ratios as M {m} -->\n<!-- end of table -->\n", "no list"),
-        ("<!-- table x.json: rows as M {size} -->\n<!-- end of table -->\n", "does not fit"),
-        ("took 13.9x as long", "'13.9x' is no link"),
-        ("(within 10 %, at\nmost)", "'10 %' is no link"),
-    ],
-)
-def test_a_slip_is_named(results: Path, page: str, message: str) -> None:
-    (line,) = wrong(page, results)
-    assert re.search(message, line), line
+A_SLIP = [
+    ('[1][a]\n\n[a]: x.json "ratios.time as {:.1f}"', "finds no 'time'.*seconds"),
+    ('[1][a]\n\n[a]: x.json "rows.7.ms as {}"', "finds no '7'"),
+    ('[1][a]\n\n[a]: x.json "rows[kind=a b].ms as {}"', "finds no 'kind=a b'"),
+    ('[1][a]\n\n[a]: y.json "ratios.seconds as {}"', "y.json is not in"),
+    ('[1][a]\n\n[a]: x.json "rows / ratios.seconds as {}"', "cannot compute"),
+    ('[1][a]\n\n[a]: x.json "1 / ratios.none as {}"', "cannot compute"),
+    ('[1][a]\n\n[a]: x.json "ratios.seconds as {:d}"', "does not fit"),
+    ('[1][a]\n\n[a]: x.json "ratios.seconds"', "not of the form"),
+    ("[1][a]\n\n[a]: x.json", "not of the form"),
+    ("[1][a]\n", "no definition of this label"),
+    ('1\n\n[a]: x.json "rows.# as {}"', "defined and not used"),
+    ('[2][a]\n\n[a]: x.json "rows.# as {}"\n[a]: x.json "rows.# as {}"', "defined twice"),
+    ("13.9<!-- x.json: ratios.seconds as {:.1f} -->", "is no table"),
+    ("<!-- table x.json: rows as Model {model} -->\n| M |\n", "is no table"),
+    ("<!-- table x.json: ratios as M {m} -->\n<!-- end of table -->\n", "no list"),
+    ("<!-- table x.json: rows as M {size} -->\n<!-- end of table -->\n", "does not fit"),
+    ("took 13.9x as long", "'13.9x' is no link"),
+    ("(within 10 %, at\nmost)", "'10 %' is no link"),
+]
+
+
+def test_a_slip_is_named(results: Path) -> None:
+    for page, message in A_SLIP:
+        (line,) = wrong(page, results)
+        assert re.search(message, line), line
 
 
 def test_tables_code_settings_and_quotations_are_no_measurements(results: Path) -> None:

@@ -15,40 +15,54 @@ from ..settings import FAMILIES, Family
 
 
 ORDERS = ("interleaved", "suffix", "prefix")
-# One family of every shape takes every order; for the others the one that cuts most off says it all.
+DIRECTIONS = ("unfreeze", "freeze", "window")
+# One family of every kind of block structure: a UNet, blocks of one kind, two lists of blocks, blocks beside refiners.
 CORE = ("sd", "dit", "flux", "lumina2")
 
 
+def in_turn(family: Family, *values: object, name: str = "", default: bool | None = None) -> Any:
+    """A test of one family: `default` says whether it is in every run of the suite or in the slow ones only.
+
+    By default those of `CORE` are in every run.
+    """
+    quick = family.id in CORE if default is None else default
+    return pytest.param(family, *values, id=name or family.id, marks=() if quick else (pytest.mark.slow,))
+
+
+def order_of(family: Family, direction: str) -> str:
+    """The order in which a family of `CORE` takes a direction in every run of the suite.
+
+    They take turns: every family meets every direction and every order, and every order every direction.
+    """
+    return ORDERS[(CORE.index(family.id) + DIRECTIONS.index(direction)) % len(ORDERS)]
+
+
+def over_orders(direction: str, *, others: bool, embedded: bool = False) -> pytest.MarkDecorator:
+    """Families and orders for a test of one direction: `order_of` in every run of the suite, all of them in slow runs.
+
+    Args:
+        direction: What the test trains.
+        others: Whether families outside of `CORE` are in every run too; they take the order that cuts most off.
+        embedded: Only families in which a stage embedding has a place.
+    """
+    cases = []
+    for family in FAMILIES:
+        if embedded and not family.points:
+            continue
+        for order in ORDERS if family.id in CORE else ("suffix",):
+            default = order == order_of(family, direction) if family.id in CORE else others
+            cases.append(in_turn(family, order, name=f"{family.id}-{order}", default=default))
+    return pytest.mark.parametrize(("family", "order"), cases)
+
+
 families = pytest.mark.parametrize("family", [pytest.param(family, id=family.id) for family in FAMILIES])
-
-
 # Those in which a stage embedding has a place.
 embedded = pytest.mark.parametrize("family", [pytest.param(f, id=f.id) for f in FAMILIES if f.points])
-
-
-def in_turn(family: Family, *values: object, name: str = "") -> Any:
-    """A test of one family: of one of every shape in every run of the suite, of the others in the slow ones."""
-    marks = () if family.id in CORE else (pytest.mark.slow,)
-    return pytest.param(family, *values, id=name or family.id, marks=marks)
-
-
 core = pytest.mark.parametrize("family", [pytest.param(f, id=f.id) for f in FAMILIES if f.id in CORE])
 # What concerns memory and optimizers knows nothing of a family but its blocks.
 slowly = pytest.mark.parametrize("family", [in_turn(family) for family in FAMILIES])
-orders = pytest.mark.parametrize("order", ORDERS)
-ordered = pytest.mark.parametrize(
-    ("family", "order"),
-    [pytest.param(f, o, id=f"{f.id}-{o}") for f in FAMILIES for o in (ORDERS if f.id in CORE else ("suffix",))],
-)
-embedded_ordered = pytest.mark.parametrize(
-    ("family", "order"),
-    [
-        pytest.param(f, o, id=f"{f.id}-{o}")
-        for f in FAMILIES
-        if f.points
-        for o in (ORDERS if f.id in CORE else ("suffix",))
-    ],
-)
+ordered = over_orders("unfreeze", others=True)
+embedded_ordered = over_orders("unfreeze", others=True, embedded=True)
 
 
 def start(family: Family, steps: int = 6, **settings: Any) -> tuple[nn.Module, GrowthScheduler, torch.optim.Optimizer]:

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from ..settings import FAMILIES, Family
+from ..settings import BY_ID, Family
 from .common import (
     CORE,
-    ORDERS,
     assert_folds_to_a_plain_model,
     averaged,
     core,
     in_turn,
+    over_orders,
     start,
     step_moves_what_trains,
     used,
 )
-from .test_resume import assert_resumes
+from .test_resume import AROUND, EVERY, assert_resumes
 
 
-directed = pytest.mark.parametrize(
-    ("family", "order"),
-    [in_turn(f, o, name=f"{f.id}-{o}") for f in FAMILIES for o in (ORDERS if f.id in CORE else ("suffix",))],
-)
+directed = over_orders("freeze", others=False)
 
 
 @directed
@@ -46,10 +44,16 @@ def test_what_has_frozen_rests_and_holds_neither_gradient_nor_state(family: Fami
     assert sizes[0] < sizes[1] < sizes[3]
 
 
-@core
-def test_resume_of_a_freezing_plan_is_bit_exact(family: Family) -> None:
+@pytest.mark.parametrize(
+    ("family", "begins"),
+    [
+        *(in_turn(BY_ID[id], AROUND, default=id != "dit") for id in CORE),
+        *(in_turn(BY_ID[id], EVERY, name=f"{id}-every", default=id == "dit") for id in CORE),
+    ],
+)
+def test_resume_of_a_freezing_plan_is_bit_exact(family: Family, begins: Iterable[int]) -> None:
     settings: dict[str, Any] = {"order": "suffix", "direction": "freeze"}
-    assert_resumes(family, range(6), **settings, **averaged(family))
+    assert_resumes(family, begins, **settings, **averaged(family))
 
 
 @core

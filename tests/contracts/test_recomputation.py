@@ -23,9 +23,15 @@ from .test_resume import assert_resumes
 REFUSED = ("unet3d", "hunyuan_dit", "prior")
 ABLE = [f for f in FAMILIES if f.id not in REFUSED and not f.id.startswith("timm")]
 able = pytest.mark.parametrize("family", [in_turn(family) for family in ABLE])
-core = pytest.mark.parametrize("family", [pytest.param(family, id=family.id) for family in ABLE if family.id in CORE])
-quick = pytest.mark.parametrize("family", [pytest.param(BY_ID[name], id=name) for name in ("unet2d", "dit", "flux")])
+# A UNet, whose blocks are of many kinds, and a class that does not let all of its modules be computed again.
+two = pytest.mark.parametrize("family", [in_turn(f, default=f.id in ("sd", "lumina2")) for f in ABLE if f.id in CORE])
+QUICK = [BY_ID[name] for name in ("unet2d", "dit", "flux")]
 SUFFIX = {"num_stages": 2, "min_trainable": 0.5, "order": "suffix", "direction": "freeze"}
+
+
+def alone(name: str) -> pytest.MarkDecorator:
+    """Three families, of which one is in every run of the suite."""
+    return pytest.mark.parametrize("family", [in_turn(family, default=family.id == name) for family in QUICK])
 
 
 @contextmanager
@@ -97,7 +103,7 @@ def test_no_bit_changes_and_the_chosen_blocks_run_again(family: Family) -> None:
     assert len(again[3]) < len(again[1])
 
 
-@core
+@two
 def test_all_and_a_large_budget(family: Family) -> None:
     plain, _, _ = run(family, "none")
     weights, growth, again = run(family, "all")
@@ -112,8 +118,14 @@ def test_all_and_a_large_budget(family: Family) -> None:
 
 # torch says once that its fused norm takes no mixed types.
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
-@pytest.mark.parametrize("order", ORDERS)
-@quick
+@pytest.mark.parametrize(
+    ("family", "order"),
+    [
+        in_turn(family, order, name=f"{family.id}-{order}", default=turn == ORDERS.index(order))
+        for turn, family in enumerate(QUICK)
+        for order in ORDERS
+    ],
+)
 def test_no_bit_changes_in_any_order_with_dropout_under_autocast(family: Family, order: str) -> None:
     settings = {"order": order, "precision": torch.bfloat16, "stage_dropout": 0.5}
     plain, _, _ = run(family, "none", **settings)
@@ -124,7 +136,7 @@ def test_no_bit_changes_in_any_order_with_dropout_under_autocast(family: Family,
     assert len(again[1]) > 0
 
 
-@quick
+@alone("flux")
 def test_no_bit_changes_where_blocks_open(family: Family) -> None:
     plain, _, _ = run(family, "none", direction="unfreeze")
     weights, growth, again = run(family, "auto", memory_gb=1.0, direction="unfreeze")
@@ -133,7 +145,7 @@ def test_no_bit_changes_where_blocks_open(family: Family) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
-@quick
+@alone("unet2d")
 def test_no_bit_changes_over_frozen_blocks_that_are_held_small(family: Family) -> None:
     settings = {"frozen_dtype": "bfloat16", "precision": torch.bfloat16}
     _, exact, _ = run(family, "auto", memory_gb=1.0, precision=torch.bfloat16)
@@ -149,7 +161,7 @@ def test_no_bit_changes_over_frozen_blocks_that_are_held_small(family: Family) -
     assert_equal(*({name: value.detach() for name, value in model.named_parameters()} for model in models))
 
 
-@quick
+@alone("dit")
 @pytest.mark.parametrize("checkpointing", [pytest.param("all", marks=pytest.mark.slow), "auto"])
 def test_a_resumed_run_is_the_whole_run(family: Family, checkpointing: str) -> None:
     budget = {"memory_gb": 1.0} if checkpointing == "auto" else {}

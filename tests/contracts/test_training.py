@@ -50,23 +50,18 @@ def test_attaching_leaves_the_output_bitwise_unchanged(family: Family) -> None:
     assert torch.equal(*results)
     # Freezing alone makes torch choose other CPU kernels: 2e-7 in SD3.
     torch.testing.assert_close(results[1], outputs(family, family.build()), rtol=1e-5, atol=1e-6)
-
-
-@embedded
-def test_the_stage_embedding_reaches_the_output(family: Family) -> None:
-    model, growth, _ = start(family)
-    before = outputs(family, model)
+    # Once it has trained, it does reach the output.
+    row = growth.stage_embedding.table[0]
     with torch.no_grad():
-        growth.stage_embedding.table[0] += torch.randn_like(
-            growth.stage_embedding.table[0]
-        )  # a norm would undo a constant
-    assert relative_error(outputs(family, model), before) > 1e-4
+        row += torch.randn_like(row)  # a norm would undo a constant
+    assert relative_error(outputs(family, model), results[1]) > 1e-4
 
 
 @embedded_ordered
 def test_only_the_row_of_the_stage_trains(family: Family, order: str) -> None:
-    model, growth, _ = start(family, order=order)
-    for step, stage in enumerate((0, 0, 1, 1, 2, 2)):
+    model, growth, _ = start(family, steps=3, order=order)
+    for step, stage in enumerate((0, 1, 2)):
+        assert growth.stage == stage
         growth.stage_embedding.table.grad = None
         family.loss(model, step).backward()
         gradient = growth.stage_embedding.table.grad

@@ -28,9 +28,10 @@ def block_names(layout: Layout, model: nn.Module) -> set[str]:
 
 
 @families
-def test_units_partition_the_parameters(family: Family) -> None:
-    model = family.build()
-    layout = GrowthScheduler(model, GrowthConfig()).layout
+def test_units_partition_the_parameters_in_forward_order(family: Family) -> None:
+    model = family.build().eval()
+    growth = GrowthScheduler(model, GrowthConfig())
+    layout = growth.layout
     names = [name for unit in layout.units for name in unit.parameters]
     assert len(names) == len(set(names))
     assert set(names) == growable(family)
@@ -40,12 +41,7 @@ def test_units_partition_the_parameters(family: Family) -> None:
     taken = {n for n in block_names(layout, model) if n.startswith("transformer_blocks.0.norm1.emb.")}
     assert grown == block_names(layout, model) - taken
     assert bool(taken) == (family.id == "dit")
-
-
-@families
-def test_blocks_are_named_in_forward_order(family: Family) -> None:
-    model = family.build().eval()
-    layout = GrowthScheduler(model, GrowthConfig()).layout
+    # In forward order, and the stage embedding enters at every timestep embedder.
     assert tuple(unit.name for unit in layout.blocks) == family.blocks
     ran: list[str] = []
     for unit in layout.blocks:
@@ -53,15 +49,9 @@ def test_blocks_are_named_in_forward_order(family: Family) -> None:
         first.register_forward_hook(lambda module, args, output, name=unit.name: ran.append(name))
     outputs(family, model)
     assert tuple(ran) == family.blocks
-
-
-@families
-def test_the_stage_embedding_enters_at_every_timestep_embedder(family: Family) -> None:
-    growth = GrowthScheduler(family.build(), GrowthConfig(order="interleaved", direction="unfreeze"))
-    assert (0 if growth.stage_embedding is None else len(growth.stage_embedding.points)) == family.points
-    if not family.points:
-        return
-    assert not [name for name in growth.stage_embedding.points if "guidance" in name or "add_embedding" in name]
+    points = growth.stage_embedding.points if growth.stage_embedding is not None else ()
+    assert len(points) == family.points
+    assert not [name for name in points if "guidance" in name or "add_embedding" in name]
 
 
 @ordered

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from ..settings import BY_ID, FAMILIES, Family
+from ..settings import BY_ID, Family
 from .common import (
     CORE,
-    ORDERS,
     assert_folds_to_a_plain_model,
     averaged,
     core,
     growable,
     in_turn,
+    over_orders,
     start,
     step_moves_what_trains,
     used,
 )
-from .test_resume import assert_resumes
+from .test_resume import EVERY, assert_resumes
 
 
-windowed = pytest.mark.parametrize(
-    ("family", "order"),
-    [in_turn(f, o, name=f"{f.id}-{o}") for f in FAMILIES for o in (ORDERS if f.id in CORE else ("suffix",))],
-)
+windowed = over_orders("window", others=False)
+
+
+# The flag sets one list of units, for every family and direction alike.
+EMBEDDERS = (("dit", "freeze"), ("sd", "window"))
 
 
 @windowed
@@ -55,8 +57,14 @@ def test_what_has_closed_rests_and_every_block_has_its_turn(family: Family, orde
         assert all(turns[name] == 2 for name in named.keys() & growable(family) - always)
 
 
-@pytest.mark.parametrize("direction", ["freeze", "window"])
-@core
+@pytest.mark.parametrize(
+    ("family", "direction"),
+    [
+        in_turn(BY_ID[name], way, name=f"{name}-{way}", default=(name, way) in EMBEDDERS)
+        for name in CORE
+        for way in ("freeze", "window")
+    ],
+)
 def test_embedders_may_train_in_every_stage(family: Family, direction: str) -> None:
     model, growth, optimizer = start(family, order="suffix", direction=direction, embedders_always=True)
     named = used(family, model)
@@ -71,15 +79,24 @@ def test_embedders_may_train_in_every_stage(family: Family, direction: str) -> N
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("state", ["release", "park"])
 @pytest.mark.parametrize(
-    "family",
-    [pytest.param(BY_ID[name], id=name, marks=() if name == "dit" else (pytest.mark.slow,)) for name in CORE],
+    ("family", "state", "begins"),
+    [
+        # What is parked is asked for at every step; what is released, inside the first sweep and the second one.
+        in_turn(BY_ID["dit"], "park", EVERY, name="dit-park"),
+        in_turn(BY_ID["dit"], "release", (1, 4), name="dit-release-twice"),
+        *(
+            in_turn(BY_ID[id], state, EVERY, name=f"{id}-{state}", default=False)
+            for id in CORE
+            for state in ("release", "park")
+            if (id, state) != ("dit", "park")
+        ),
+    ],
 )
-def test_resume_of_windows_is_bit_exact(family: Family, state: str) -> None:
+def test_resume_of_windows_is_bit_exact(family: Family, state: str, begins: Iterable[int]) -> None:
     settings: dict[str, Any] = {"order": "suffix", "direction": "window", "num_stages": 4, "sweeps": 2}
     settings["window_state"] = state
-    assert_resumes(family, range(6), **settings, **averaged(family))
+    assert_resumes(family, begins, **settings, **averaged(family))
 
 
 @core

@@ -91,15 +91,16 @@ def test_two_sources_are_refused(tmp_path: Path, images_dir: Path) -> None:
         load(tmp_path, images_dir, dataset_name="x")
 
 
-@pytest.mark.parametrize("make", ["missing", "empty", "nested", "file"])
-def test_a_folder_without_files_is_refused(tmp_path: Path, make: str) -> None:
-    folder = tmp_path / "data"
-    if make == "file":
-        folder.write_text("")
-    elif make != "missing":
-        (folder / "inner" if make == "nested" else folder).mkdir(parents=True)
-    with pytest.raises(DataError, match=r"data is not a folder with files in it"):
-        load(tmp_path, folder)
+def test_a_folder_without_files_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for make in ("missing", "empty", "nested", "file"):
+        tmp_path = tmp_path_factory.mktemp("case")
+        folder = tmp_path / "data"
+        if make == "file":
+            folder.write_text("")
+        elif make != "missing":
+            (folder / "inner" if make == "nested" else folder).mkdir(parents=True)
+        with pytest.raises(DataError, match=r"data is not a folder with files in it"):
+            load(tmp_path, folder)
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:

@@ -51,11 +51,15 @@ def test_reader_uses_all_images_of_classes_whatever_they_are_called(tmp_path: Pa
     assert len(train) + len(val) == 12
 
 
-@pytest.mark.parametrize("names", [("train", "bus"), ("training", "test"), ("10_test", "val"), ("validation", "x")])
-def test_reader_takes_folders_of_any_name_as_classes(tmp_path: Path, names: tuple[str, str]) -> None:
-    data, _ = load(write(tmp_path, *(f"{name}/{row}.png" for name in names for row in range(2))))
-    assert class_names(data) == sorted(names)
-    assert len(data) == 4
+READER_TAKES_FOLDERS = [("train", "bus"), ("training", "test"), ("10_test", "val"), ("validation", "x")]
+
+
+def test_reader_takes_folders_of_any_name_as_classes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for names in READER_TAKES_FOLDERS:
+        tmp_path = tmp_path_factory.mktemp("case")
+        data, _ = load(write(tmp_path, *(f"{name}/{row}.png" for name in names for row in range(2))))
+        assert class_names(data) == sorted(names)
+        assert len(data) == 4
 
 
 def test_reader_reads_every_ending_that_pillow_opens_and_counts_the_others(tmp_path: Path) -> None:
@@ -191,15 +195,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_reader_refuses_class_folders_by_name(tmp_path: Path, name: str) -> None:
-    make, message = REFUSED[name]
-    folder = tmp_path / "data"
-    folder.mkdir()
-    make(folder)
-    for read in (load, pair):
-        with pytest.raises(DataError, match=message):
-            read(folder)
+def test_reader_refuses_class_folders_by_name(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in REFUSED:
+        tmp_path = tmp_path_factory.mktemp("case")
+        make, message = REFUSED[name]
+        folder = tmp_path / "data"
+        folder.mkdir()
+        make(folder)
+        for read in (load, pair):
+            with pytest.raises(DataError, match=message):
+                read(folder)
 
 
 def test_reader_refuses_damaged_files_by_name(tmp_path: Path) -> None:

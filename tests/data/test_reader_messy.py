@@ -64,21 +64,22 @@ def test_reader_takes_csv_as_any_spreadsheet_writes_it(tmp_path: Path, mark: str
     assert captions(tmp_path)[0] == ["one", "two; 2,\t2"]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("metadata.csv", "file_name,text,text\na.png,1,2", "metadata.csv has several columns called 'text'"),
-        ("metadata.csv", "file_name,text\n", "metadata.csv in .* has no rows"),
-        ("metadata.jsonl", "", "metadata.jsonl in .* has no rows"),
-        ("captions.csv", "file_name,text\na.png,1", r"not read: \['captions.csv'\]"),
-        ("a.png.txt", "a", r"not read: \['a.png.txt'\]"),
-    ],
-)
-def test_reader_says_what_is_wrong_with_captions(tmp_path: Path, name: str, content: str, message: str) -> None:
-    images(tmp_path, "a.png")
-    (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message):
-        captions(tmp_path)
+READER = [
+    ("metadata.csv", "file_name,text,text\na.png,1,2", "metadata.csv has several columns called 'text'"),
+    ("metadata.csv", "file_name,text\n", "metadata.csv in .* has no rows"),
+    ("metadata.jsonl", "", "metadata.jsonl in .* has no rows"),
+    ("captions.csv", "file_name,text\na.png,1", r"not read: \['captions.csv'\]"),
+    ("a.png.txt", "a", r"not read: \['a.png.txt'\]"),
+]
+
+
+def test_reader_says_what_is_wrong_with_captions(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name, content, message in READER:
+        tmp_path = tmp_path_factory.mktemp("case")
+        images(tmp_path, "a.png")
+        (tmp_path / name).write_text(content)
+        with pytest.raises(DataError, match=message):
+            captions(tmp_path)
 
 
 def test_reader_names_archives_to_unpack(tmp_path: Path) -> None:
@@ -109,21 +110,22 @@ def test_reader_notes_folders_and_tables_that_are_called_as_splits_are(tmp_path:
     assert any("['test_0.parquet', 'train_0.parquet']" in note for note in reading.notes)
 
 
-@pytest.mark.parametrize(
-    ("folders", "message"),
-    [
-        (("data/x", "data/y"), r"data holds no image but in \['x', 'y'\]: give .*/data as the data"),
-        (("images/train/x", "images/val/x"), r"images holds no image but in \['train', 'val'\]"),
-        (("Train/x", "Train/y", "Test/x", "Test/y"), r"\['Test', 'Train'\] .* hold the same folders \['x', 'y'\]"),
-        (("train/d/x", "train/d/y", "val/d/x", "val/d/y"), r"train/d holds no image but in \['x', 'y'\]"),
-    ],
-)
-def test_reader_refuses_folders_of_classes_as_classes(tmp_path: Path, folders: tuple[str, ...], message: str) -> None:
-    images(tmp_path, *(f"{folder}/{row}.png" for folder in folders for row in range(2)))
-    with pytest.raises(DataError, match=message):
-        labels(tmp_path)
-    with pytest.raises(DataError, match=message):
-        load_train_and_val(train_data=str(tmp_path), size=8, seed=0)
+READER_REFUSES_FOLDERS = [
+    (("data/x", "data/y"), r"data holds no image but in \['x', 'y'\]: give .*/data as the data"),
+    (("images/train/x", "images/val/x"), r"images holds no image but in \['train', 'val'\]"),
+    (("Train/x", "Train/y", "Test/x", "Test/y"), r"\['Test', 'Train'\] .* hold the same folders \['x', 'y'\]"),
+    (("train/d/x", "train/d/y", "val/d/x", "val/d/y"), r"train/d holds no image but in \['x', 'y'\]"),
+]
+
+
+def test_reader_refuses_folders_of_classes_as_classes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for folders, message in READER_REFUSES_FOLDERS:
+        tmp_path = tmp_path_factory.mktemp("case")
+        images(tmp_path, *(f"{folder}/{row}.png" for folder in folders for row in range(2)))
+        with pytest.raises(DataError, match=message):
+            labels(tmp_path)
+        with pytest.raises(DataError, match=message):
+            load_train_and_val(train_data=str(tmp_path), size=8, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -203,22 +205,23 @@ def test_reader_finds_the_home_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (len(train), len(val)) == (4, 4)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"y": [0, 1, 5]}, r"y holds \[5\]; with 2 classes it must be 0 to 1"),
-        ({"y": [0, 0.5, 1]}, r"y holds \[0.5\]"),
-        ({"y": [[0], [1], [1]]}, r"y \(3, 1\); x must be"),
-        ({"x": np.zeros((3, 3, 8, 8), np.uint8)}, r"x is uint8 \(3, 3, 8, 8\)"),
-        ({"test": [True]}, r"test has the shape \(1,\)"),
-        ({"classes": ["a", "a"]}, "two of the classes have the same name"),
-    ],
-)
-def test_reader_refuses_arrays_that_do_not_fit(tmp_path: Path, values: dict[str, Any], message: str) -> None:
-    arrays = {"x": np.zeros((3, 8, 8), np.uint8), "y": [0, 1, 1], "classes": ["a", "b"], **values}
-    np.savez(tmp_path / "data.npz", **arrays)
-    with pytest.raises(DataError, match=message):
-        labels(tmp_path / "data.npz")
+READER_REFUSES_ARRAYS = [
+    ({"y": [0, 1, 5]}, r"y holds \[5\]; with 2 classes it must be 0 to 1"),
+    ({"y": [0, 0.5, 1]}, r"y holds \[0.5\]"),
+    ({"y": [[0], [1], [1]]}, r"y \(3, 1\); x must be"),
+    ({"x": np.zeros((3, 3, 8, 8), np.uint8)}, r"x is uint8 \(3, 3, 8, 8\)"),
+    ({"test": [True]}, r"test has the shape \(1,\)"),
+    ({"classes": ["a", "a"]}, "two of the classes have the same name"),
+]
+
+
+def test_reader_refuses_arrays_that_do_not_fit(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for values, message in READER_REFUSES_ARRAYS:
+        tmp_path = tmp_path_factory.mktemp("case")
+        arrays = {"x": np.zeros((3, 8, 8), np.uint8), "y": [0, 1, 1], "classes": ["a", "b"], **values}
+        np.savez(tmp_path / "data.npz", **arrays)
+        with pytest.raises(DataError, match=message):
+            labels(tmp_path / "data.npz")
 
 
 def test_reader_says_how_to_use_another_split(tmp_path: Path) -> None:

@@ -39,16 +39,17 @@ def array(content: bytes) -> np.ndarray:
     return np.asarray(to_rgb(Image.open(io.BytesIO(content))), dtype=int)
 
 
-@pytest.mark.parametrize("kind", DEEP)
-def test_reader_scales_more_than_8_bits(tmp_path: Path, kind: str) -> None:
-    data = data_of(tmp_path, deep(kind))
-    wanted = np.rint(gradient() * 255).astype(int)[:, :, None].repeat(3, 2)
-    for image in (read_image(data, 0), read_image(undecoded(data), 0)):
-        assert image.mode == "RGB"
-        assert np.abs(np.asarray(image, int) - wanted).max() <= 1
-    square = to_pixels(read_image(data, 0), 8, ImageSettings())
-    assert torch.equal(square, to_pixels(Image.fromarray(wanted.astype(np.uint8)), 8, ImageSettings()))
-    assert (decode_all(undecoded(data), 8, "refuse").images[0].int() - (square + 1) * 127.5).abs().max() < 40
+def test_reader_scales_more_than_8_bits(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for kind in DEEP:
+        tmp_path = tmp_path_factory.mktemp("case")
+        data = data_of(tmp_path, deep(kind))
+        wanted = np.rint(gradient() * 255).astype(int)[:, :, None].repeat(3, 2)
+        for image in (read_image(data, 0), read_image(undecoded(data), 0)):
+            assert image.mode == "RGB"
+            assert np.abs(np.asarray(image, int) - wanted).max() <= 1
+        square = to_pixels(read_image(data, 0), 8, ImageSettings())
+        assert torch.equal(square, to_pixels(Image.fromarray(wanted.astype(np.uint8)), 8, ImageSettings()))
+        assert (decode_all(undecoded(data), 8, "refuse").images[0].int() - (square + 1) * 127.5).abs().max() < 40
 
 
 def test_reader_keeps_the_transparent_value_of_16_bits() -> None:
@@ -56,8 +57,12 @@ def test_reader_keeps_the_transparent_value_of_16_bits() -> None:
     assert array(encode(image, "PNG", transparency=300))[..., 0].tolist() == [[0, 255], [255, 255]]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 95}), ("PNG", {}), ("WEBP", {"lossless": True})])
+# Every orientation in the format that is decoded small, and one that turns and mirrors in the others.
+TURNED = [("JPEG", {"quality": 95}, orientation) for orientation in range(1, 9)]
+TURNED += [("PNG", {}, 7), ("WEBP", {"lossless": True}, 7)]
+
+
+@pytest.mark.parametrize(("kind", "options", "orientation"), TURNED)
 def test_reader_applies_the_orientation_everywhere(
     tmp_path: Path, kind: str, options: dict[str, Any], orientation: int
 ) -> None:
@@ -101,29 +106,32 @@ def test_reader_draws_windows_of_the_upright_image() -> None:
     assert torch.equal(*drawn)
 
 
-@pytest.mark.parametrize(
-    "exif", [b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01", b"Exif\0\0", b"Exif\0\0garbage", b"\0" * 9]
-)
-def test_reader_ignores_damaged_exif(tmp_path: Path, exif: bytes) -> None:
-    data = data_of(tmp_path, with_bad_exif(exif), encode(picture(), "JPEG", quality=95))
-    assert np.array_equal(read_image(data, 0), read_image(data, 1))
-    assert len(decode_all(undecoded(data), 8, "refuse")) == 2
+READER_IGNORES_DAMAGED = [b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01", b"Exif\0\0", b"Exif\0\0garbage", b"\0" * 9]
 
 
-@pytest.mark.parametrize("name", DAMAGED)
-def test_reader_names_row_and_file_of_what_cannot_be_decoded(tmp_path: Path, name: str) -> None:
-    good = encode(picture(), "PNG")
-    data = data_of(tmp_path, good, DAMAGED[name](), good)
-    for rows in (data, undecoded(data)):
-        with pytest.raises(
-            DataError, match=r"image 1 of the training set cannot be decoded \(.*1\.img\): .*--corrupt"
-        ):
-            read_image(rows, 1)
-    rows = undecoded(data)
-    with pytest.raises(DataError, match=r"1 of 3 images cannot be decoded: row 1 \(.*1\.img\): .*--corrupt skip"):
-        decode_all(rows, 8, "refuse")
-    with pytest.raises(DataError, match=r"image 1 of the training set cannot be decoded \(.*1\.img\)"):
-        Encoded(rows, size=8, crop=None, seed=0)[[0, 1]]
+def test_reader_ignores_damaged_exif(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for exif in READER_IGNORES_DAMAGED:
+        tmp_path = tmp_path_factory.mktemp("case")
+        data = data_of(tmp_path, with_bad_exif(exif), encode(picture(), "JPEG", quality=95))
+        assert np.array_equal(read_image(data, 0), read_image(data, 1))
+        assert len(decode_all(undecoded(data), 8, "refuse")) == 2
+
+
+def test_reader_names_row_and_file_of_what_cannot_be_decoded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in DAMAGED:
+        tmp_path = tmp_path_factory.mktemp("case")
+        good = encode(picture(), "PNG")
+        data = data_of(tmp_path, good, DAMAGED[name](), good)
+        for rows in (data, undecoded(data)):
+            with pytest.raises(
+                DataError, match=r"image 1 of the training set cannot be decoded \(.*1\.img\): .*--corrupt"
+            ):
+                read_image(rows, 1)
+        rows = undecoded(data)
+        with pytest.raises(DataError, match=r"1 of 3 images cannot be decoded: row 1 \(.*1\.img\): .*--corrupt skip"):
+            decode_all(rows, 8, "refuse")
+        with pytest.raises(DataError, match=r"image 1 of the training set cannot be decoded \(.*1\.img\)"):
+            Encoded(rows, size=8, crop=None, seed=0)[[0, 1]]
 
 
 def test_reader_skips_and_counts_what_cannot_be_decoded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -212,17 +220,17 @@ COLOURS: dict[str, tuple[Callable[[], bytes], list[Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", COLOURS)
-def test_reader_shows_the_colours_of_every_mode(name: str) -> None:
-    make, colours = COLOURS[name]
-    pixels = array(make())
-    for column, colour in enumerate(colours):
-        assert np.abs(pixels[0, column] - colour).max() <= 3, pixels[0, column]
+def test_reader_shows_the_colours_of_every_mode() -> None:
+    for name in COLOURS:
+        make, colours = COLOURS[name]
+        pixels = array(make())
+        for column, colour in enumerate(colours):
+            assert np.abs(pixels[0, column] - colour).max() <= 3, pixels[0, column]
 
 
-@pytest.mark.parametrize("mode", ["RGBa", "La", "HSV", "YCbCr", "LAB", "RGBX", "I;16B", "I;16L"])
-def test_reader_takes_modes_in_memory(mode: str) -> None:
-    assert to_rgb(Image.new(mode, (5, 4))).mode == "RGB"
+def test_reader_takes_modes_in_memory() -> None:
+    for mode in ("RGBa", "La", "HSV", "YCbCr", "LAB", "RGBX", "I;16B", "I;16L"):
+        assert to_rgb(Image.new(mode, (5, 4))).mode == "RGB"
 
 
 def test_reader_converts_lab() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
-from rank_tools import BY_ID, equal_on_ranks, finish, optimizer_of, refusal, same, seeds, sent, weights_of, worst
+from rank_tools import BY_ID, finish, optimizer_of, refusal, same, seeds, sent, unequal_on_ranks, weights_of, worst
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, post_localSGD_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -99,7 +99,7 @@ def power_sgd() -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         growth.step()
-        seen["equal"].append(all(equal_on_ranks(value) for value in weights_of(model, growth).values()))
+        seen["equal"].append(not unequal_on_ranks(weights_of(model, growth).items()))
     growth.fold(wrapped)
     return seen
 

@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from rank_tools import BY_ID, alone, finish, optimizer_of, refusal, same, seeds, weights_of, whole, worst
+from rank_tools import BY_ID, alone, finish, local, optimizer_of, refusal, same, seeds, shards_of, weights_of, worst
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -25,7 +25,6 @@ FAMILY, STEPS = BY_ID["pixart"], 4
 STOPS = {"boundary": 1, "inside": 2}  # optimizer steps
 PLAIN = GrowthConfig(num_stages=3, order="suffix", boundaries=(1, 3), direction="unfreeze")
 CONFIG = replace(PLAIN, stage_embedding_init="normal", ema_decay=0.9)
-DIRECTIONS = ("unfreeze", "freeze", "window")
 
 
 class Run:
@@ -76,26 +75,28 @@ class Run:
         self.growth.load_state_dict(torch.load(folder / "growth_0.pt", weights_only=True))
 
     def everything(self) -> dict[str, Tensor]:
-        """Weights, the stage embedding, and the optimizer's state."""
-        return weights_of(self.model, self.growth) | moments_of(self.model, self.optimizer)
+        """Weights, the stage embedding, and the optimizer's state, as far as this rank holds them."""
+        return shards_of(self.model, self.growth) | moments_of(self.model, self.optimizer)
 
 
 def moments_of(model: nn.Module, optimizer: Any) -> dict[str, Tensor]:
     return {
-        f"{name}/{key}": whole(value)
+        f"{name}/{key}": local(value).clone()
         for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def torch_checkpoints(root: Path, direction: str) -> dict[str, Any]:
+def torch_checkpoints(root: Path, direction: str, stops: list[str]) -> dict[str, Any]:
     straight = Run(direction)
     straight.train(0, STEPS)
     result: dict[str, Any] = {}
     before = Run(direction)
-    for name, stop in STOPS.items():
+    done = 0
+    for name in stops:
+        stop = STOPS[name]
         folder = root / direction / name
-        before.train(stop - 1, stop)
+        before.train(done, done := stop)
         before.save(folder)
         resumed = Run(direction)
         resumed.load(folder)
@@ -149,7 +150,7 @@ class Prepared:
             self.growth.step()
 
     def everything(self) -> dict[str, Tensor]:
-        return weights_of(self.model, self.growth) | moments_of(self.model, self.optimizer.optimizer)
+        return shards_of(self.model, self.growth) | moments_of(self.model, self.optimizer.optimizer)
 
 
 def accelerate_checkpoints(root: Path, reference: dict[str, Tensor]) -> dict[str, Any]:
@@ -201,10 +202,18 @@ def refused() -> dict[str, str]:
 def main() -> None:
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
+    cases: dict[str, list[str]] = {}
+    for case in sys.argv[2].split(","):
+        direction, stop = case.split("-")
+        cases.setdefault(direction, []).append(stop)
     config = replace(PLAIN, stage_embedding=False)
     cold, warm = (weights_of(*alone(FAMILY, replace(config, rewarm_steps=n), STEPS, clip=0.3)) for n in (0, 2))
     dist.init_process_group("gloo")
-    result: dict[str, Any] = {"torch": {way: torch_checkpoints(root / "torch", way) for way in DIRECTIONS}}
+    result: dict[str, Any] = {
+        "torch": {way: torch_checkpoints(root / "torch", way, stops) for way, stops in cases.items()}
+    }
+    if "alone" in sys.argv:
+        finish(result)
     result["accelerate"] = accelerate_checkpoints(root, cold)
     result["rewarmed"] = rewarmed([warm, cold])
     result["refused"] = refused()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -32,7 +33,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
 
 
-CASES = [("dit", "interleaved"), ("dit", "suffix"), ("dit", "freeze"), ("dit", "window"), ("unet2d", "suffix")]
 STEPS, ACCUMULATION = 6, 2
 CLIP = 0.3  # below the gradient norms of these losses, so that clipping acts
 # DiT's first block lends its timestep embedder to the model, which calls it from outside of the block.
@@ -75,7 +75,7 @@ def bytes_of(tensors: list[Tensor]) -> int:
 
 
 def together(
-    family: Family, order: str, reference: tuple[nn.Module, dict[str, Tensor]], accelerator: Accelerator
+    family: Family, order: str, reference: tuple[nn.Module, dict[str, Tensor]] | None, accelerator: Accelerator
 ) -> dict[str, Any]:
     """Train on two ranks with sharded parameters; what was seen, stage by stage."""
     model = shard(family)
@@ -118,7 +118,11 @@ def together(
     glance(family, model)
     growth.fold(model)
     weights = weights_of(model, growth)
-    return {**seen, "error": worst(weights, reference[1]), **plain_checkpoint(family, order, model, reference[0])}
+    plain = gathered(model)
+    if reference is not None:
+        seen |= {"error": worst(weights, reference[1])}
+        seen |= plain_checkpoint(family, order, plain, reference[0])
+    return seen
 
 
 def glance(family: Family, model: nn.Module) -> None:
@@ -147,13 +151,15 @@ def padded(parameter: Tensor) -> int:
     return -(-first // ranks) * ranks * (parameter.numel() // first)
 
 
-def plain_checkpoint(family: Family, order: str, model: nn.Module, reference: nn.Module) -> dict[str, float]:
+def gathered(model: nn.Module) -> dict[str, Any]:
+    """The whole weights, on the first rank."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def plain_checkpoint(family: Family, order: str, weights: dict[str, Any], reference: nn.Module) -> dict[str, float]:
     """The folded model as a plain checkpoint of Diffusers, against the one trained in one process."""
-    gathered = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if dist.get_rank():
-        return {}
     plain, folder = family.build(), f"{sys.argv[1]}/{family.id}-{order}"
-    plain.load_state_dict(gathered)
+    plain.load_state_dict(weights)
     plain.save_pretrained(folder)
     loaded = type(plain).from_pretrained(folder)
     inputs = family.inputs(7, 2)
@@ -215,11 +221,16 @@ def refused() -> dict[str, str]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    references = {case: averaged(BY_ID[case[0]], case[1]) for case in CASES}
+    cases = [case.split("-") for case in sys.argv[2].split(",")]
+    # The first rank is enough: what is compared was gathered on all of them.
+    first = os.environ["RANK"] == "0"
+    references = [averaged(BY_ID[family], order) if first else None for family, order in cases]
     accelerator = Accelerator(cpu=True)
-    result: dict[str, Any] = {"saved folded": saved_folded(), "types": half_precision(), "refused": refused()}
-    for family, order in CASES:
-        result[f"{family}-{order}"] = together(BY_ID[family], order, references[family, order], accelerator)
+    result: dict[str, Any] = {}
+    for (family, order), reference in zip(cases, references):
+        result[f"{family}-{order}"] = together(BY_ID[family], order, reference, accelerator)
+    if "alone" not in sys.argv:
+        result |= {"saved folded": saved_folded(), "types": half_precision(), "refused": refused()}
     finish(result)
 
 

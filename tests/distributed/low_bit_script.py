@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from rank_tools import BY_ID, equal_on_ranks, finish, refusal
+from rank_tools import BY_ID, finish, refusal, unequal_on_ranks
 from torch.distributed.fsdp import fully_shard
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
@@ -51,7 +51,7 @@ def trained(accelerator: Accelerator, name: str, rounded: bool, direction: str) 
         torch.rand(1 + accelerator.process_index)
         optimizer.step()
         optimizer.zero_grad()
-        unequal += [name for name, value in model.named_parameters() if not equal_on_ranks(value)]
+        unequal += unequal_on_ranks(model.named_parameters())
         growth.step()
     moved = sum(not torch.equal(*pair) for pair in zip(before, model.parameters()))
     growth.fold(model)

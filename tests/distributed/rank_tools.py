@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,12 @@ def weights_of(model: nn.Module, growth: GrowthScheduler) -> dict[str, Tensor]:
     return {name: whole(value) for name, value in [*model.named_parameters(), *extra]}
 
 
+def shards_of(model: nn.Module, growth: GrowthScheduler) -> dict[str, Tensor]:
+    """Copies of what this rank holds of `weights_of`; equal on every rank means equal as a whole."""
+    extra = [] if growth.stage_embedding is None else growth.stage_embedding.state_dict().items()
+    return {name: local(value).clone() for name, value in [*model.named_parameters(), *extra]}
+
+
 def worst(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
     """Largest deviation over all tensors, relative to the size of the tensor."""
     return max(((ours[n] - theirs[n]).norm() / (theirs[n].norm() + 1e-3)).item() for n in theirs)
@@ -91,6 +97,23 @@ def equal_on_ranks(value: Tensor) -> bool:
     gathered = [torch.empty_like(value) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, value.detach().contiguous())
     return all(torch.equal(gathered[0], other) for other in gathered)
+
+
+def unequal_on_ranks(named: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Names of the tensors that differ by a bit between the ranks; all of them are gathered at once."""
+    tensors = dict(named)
+    parts = [value.detach().contiguous().flatten().view(torch.uint8) for value in tensors.values()]
+    flat = torch.cat(parts)
+    gathered = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, flat)
+    sizes = [part.numel() for part in parts]
+    by_rank = [whole.split(sizes) for whole in gathered]
+    first = by_rank[0]
+    return [
+        name
+        for index, name in enumerate(tensors)
+        if not all(torch.equal(first[index], other[index]) for other in by_rank)
+    ]
 
 
 def refusal(action: Callable[[], Any]) -> str:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "vit"))
 import growing  # noqa: E402
 import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
-from rank_tools import equal_on_ranks, finish, refusal, worst  # noqa: E402
+from rank_tools import finish, refusal, unequal_on_ranks, worst  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from autoprog_diffusion.vit.asvit import AsViT, Genotype  # noqa: E402
@@ -69,7 +69,7 @@ def together(kind: str, accelerator: Accelerator) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         growth.step()
-        if not all(equal_on_ranks(parameter) for parameter in model.parameters()):
+        if unequal_on_ranks(model.named_parameters()):
             seen["unequal"].append(step)
     growth.fold(wrapped)
     seen["weights"] = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

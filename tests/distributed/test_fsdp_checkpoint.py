@@ -11,17 +11,26 @@ from .launching import run_ranks
 
 pytestmark = pytest.mark.distributed
 
+# Directions, and where they stop: at a boundary of stages, or inside a stage.
+CASES = ["unfreeze-boundary", "unfreeze-inside", "freeze-boundary", "window-inside"]
+OTHERS = ["freeze-inside", "window-boundary"]
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_ranks("fsdp_checkpoint_script.py", tmp_path_factory.mktemp("fsdp_checkpoint"))
+    return run_ranks("fsdp_checkpoint_script.py", tmp_path_factory.mktemp("fsdp_checkpoint"), ",".join(CASES))
 
 
-@pytest.mark.parametrize("direction", ["unfreeze", "freeze", "window"])
-@pytest.mark.parametrize("stop", ["boundary", "inside"])
-def test_a_torch_checkpoint_continues_bit_for_bit(ranks: list[dict[str, Any]], stop: str, direction: str) -> None:
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return run_ranks("fsdp_checkpoint_script.py", tmp_path_factory.mktemp("others"), ",".join(OTHERS), "alone")
+
+
+@pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in OTHERS)])
+def test_a_torch_checkpoint_continues_bit_for_bit(request: pytest.FixtureRequest, case: str) -> None:
     """Weights, stage embedding and moments; at a boundary, what has just opened or frozen has no moments."""
-    for result in ranks:
+    direction, stop = case.split("-")
+    for result in request.getfixturevalue("ranks" if case in CASES else "others"):
         seen = result["torch"][direction][stop]
         assert seen["loaded"]
         assert seen["finished"]

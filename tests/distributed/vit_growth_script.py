@@ -15,7 +15,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
 from accelerate.utils import DistributedDataParallelKwargs  # noqa: E402
-from rank_tools import equal_on_ranks, finish, refusal, worst  # noqa: E402
+from rank_tools import finish, refusal, unequal_on_ranks, worst  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from autoprog_diffusion.vit.autoprog_one.config import ViTGrowthConfig  # noqa: E402
@@ -96,7 +96,7 @@ def together(case: str, accelerator: Accelerator, steps: range, folder: Path, sa
         optimizer.zero_grad()
         growth.step()
         state = [*model.named_parameters(), *growth._started.average.values.items()]
-        seen["unequal"] += [f"step {step}: {name}" for name, value in state if not equal_on_ranks(value)]
+        seen["unequal"] += [f"step {step}: {name}" for name in unequal_on_ranks(state)]
     growth.fold(wrapped)
     seen["plan"] = growth.plan.to_dict()["stages"]
     seen["choices"] = [[d["choice"], d.get("w"), d["candidates"]] for d in growth.decisions]

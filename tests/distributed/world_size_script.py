@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
-from rank_tools import BY_ID, equal_on_ranks, finish, optimizer_of, weights_of
+from rank_tools import BY_ID, finish, optimizer_of, unequal_on_ranks, weights_of
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -92,7 +92,7 @@ def main() -> None:
         folder = root / name
         for kind, train in (("searched", searched), ("sharded", sharded)):
             seen, weights = train(folder, first, last)
-            seen["equal"] = all(equal_on_ranks(value) for value in weights.values())
+            seen["equal"] = not unequal_on_ranks(weights.items())
             result[f"{name}-{kind}"] = seen
             if dist.get_rank() == 0:
                 torch.save(weights, folder / f"{kind}-{last}.pt")

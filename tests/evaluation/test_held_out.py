@@ -205,18 +205,18 @@ def test_times_cover_every_range_in_every_draw_and_for_every_image() -> None:
         assert image.sort().values.diff().min() > 0.1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"batches": []}, "there is no held-out batch: give at least one image"),
-        ({"batches": [{"text": ["a"]}]}, "holds no tensor with a first axis"),
-        ({"draws": 0}, "draws=0 is not allowed: use a whole number of at least 1"),
-        ({"ranges": 0}, "ranges=0 is not allowed"),
-    ],
-)
-def test_bad_input_is_refused_by_name(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(EvaluationError, match=message):
-        HeldOut(loss, **{"batches": batches(), **arguments})
+BAD_INPUT = [
+    ({"batches": []}, "there is no held-out batch: give at least one image"),
+    ({"batches": [{"text": ["a"]}]}, "holds no tensor with a first axis"),
+    ({"draws": 0}, "draws=0 is not allowed: use a whole number of at least 1"),
+    ({"ranges": 0}, "ranges=0 is not allowed"),
+]
+
+
+def test_bad_input_is_refused_by_name() -> None:
+    for arguments, message in BAD_INPUT:
+        with pytest.raises(EvaluationError, match=message):
+            HeldOut(loss, **{"batches": batches(), **arguments})
 
 
 def test_a_loss_of_another_shape_and_a_foreign_average_are_refused(model: nn.Module) -> None:

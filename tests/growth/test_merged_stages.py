@@ -67,52 +67,49 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize("blocks", [1, 3])
-def test_every_number_of_steps_and_blocks_trains(name: str, blocks: int) -> None:
-    config = GrowthConfig(stage_embedding=False, **SETTINGS[name])
-    for steps in (1, 2, 3, 6):
-        plan = train(Chain(blocks), config, steps).plan
-        assert plan.num_training_steps == steps
-        fullest = set(plan.stages[0 if config.freezes else -1].blocks)
-        if config.direction == "window":
-            fullest = {block for stage in plan.stages for block in stage.blocks}
-        assert fullest == set(range(blocks))
-        assert plan.stages[-1].resolution == (config.resolutions or (1.0,))[-1] or config.boundaries
-        trained = [(stage.blocks, stage.resolution) for stage in plan.stages]
-        assert all(early != late for early, late in pairwise(trained)) or config.search != "none"
+def test_every_number_of_steps_and_blocks_trains() -> None:
+    for name in SETTINGS:
+        for blocks in (1, 3):
+            config = GrowthConfig(stage_embedding=False, **SETTINGS[name])
+            for steps in (1, 2, 3, 6):
+                plan = train(Chain(blocks), config, steps).plan
+                assert plan.num_training_steps == steps
+                fullest = set(plan.stages[0 if config.freezes else -1].blocks)
+                if config.direction == "window":
+                    fullest = {block for stage in plan.stages for block in stage.blocks}
+                assert fullest == set(range(blocks))
+                assert plan.stages[-1].resolution == (config.resolutions or (1.0,))[-1] or config.boundaries
+                trained = [(stage.blocks, stage.resolution) for stage in plan.stages]
+                assert all(early != late for early, late in pairwise(trained)) or config.search != "none"
 
 
-@pytest.mark.parametrize(
-    ("settings", "blocks", "steps", "starts", "trains"),
-    [
-        ({}, 28, 400, [0, 100, 200, 300], [28, 21, 14, 7]),
-        ({}, 28, 3, [0, 1, 2], [28, 14, 7]),
-        ({}, 28, 2, [0, 1], [28, 14]),
-        ({}, 28, 1, [0], [28]),
-        ({"direction": "unfreeze"}, 28, 2, [0, 1], [14, 28]),
-        ({"direction": "unfreeze"}, 28, 1, [0], [28]),
-        ({}, 3, 100, [0, 50, 75], [3, 2, 1]),
-        ({}, 1, 100, [0], [1]),
-        ({"boundaries": (10, 20, 30)}, 28, 15, [0, 10], [28, 21]),
-        ({"boundaries": (10, 20, 30), "direction": "unfreeze"}, 28, 15, [0, 10], [7, 28]),
-        ({"num_stages": 2, "min_trainable": 1.0}, 8, 100, [0], [8]),
-        ({"direction": "window"}, 28, 400, [0, 100, 200, 300], [7, 7, 7, 7]),
-        ({"direction": "window"}, 28, 2, [0, 1], [14, 14]),
-        ({"direction": "window"}, 28, 1, [0], [28]),
-        ({"direction": "window", "num_stages": 8}, 3, 80, [0, 30, 60], [1, 1, 1]),
-        ({"direction": "window", "num_stages": 2, "sweeps": 2}, 8, 100, [0], [8]),
-        ({"direction": "window", "num_stages": 8, "sweeps": 2}, 28, 4, [0, 1, 2, 3], [14, 14, 14, 14]),
-        ({"direction": "window", "boundaries": (10, 20, 30)}, 28, 15, [0, 10], [7, 21]),
-    ],
-    ids=str,
-)
-def test_a_merged_stage_trains_what_any_of_its_stages_trains(
-    settings: dict[str, Any], blocks: int, steps: int, starts: list[int], trains: list[int]
-) -> None:
-    plan = fixed_plan(GrowthConfig(**settings), blocks, steps)
-    assert [stage.start for stage in plan.stages] == starts
-    assert [len(stage.blocks) for stage in plan.stages] == trains
+A_MERGED_STAGE = [
+    ({}, 28, 400, [0, 100, 200, 300], [28, 21, 14, 7]),
+    ({}, 28, 3, [0, 1, 2], [28, 14, 7]),
+    ({}, 28, 2, [0, 1], [28, 14]),
+    ({}, 28, 1, [0], [28]),
+    ({"direction": "unfreeze"}, 28, 2, [0, 1], [14, 28]),
+    ({"direction": "unfreeze"}, 28, 1, [0], [28]),
+    ({}, 3, 100, [0, 50, 75], [3, 2, 1]),
+    ({}, 1, 100, [0], [1]),
+    ({"boundaries": (10, 20, 30)}, 28, 15, [0, 10], [28, 21]),
+    ({"boundaries": (10, 20, 30), "direction": "unfreeze"}, 28, 15, [0, 10], [7, 28]),
+    ({"num_stages": 2, "min_trainable": 1.0}, 8, 100, [0], [8]),
+    ({"direction": "window"}, 28, 400, [0, 100, 200, 300], [7, 7, 7, 7]),
+    ({"direction": "window"}, 28, 2, [0, 1], [14, 14]),
+    ({"direction": "window"}, 28, 1, [0], [28]),
+    ({"direction": "window", "num_stages": 8}, 3, 80, [0, 30, 60], [1, 1, 1]),
+    ({"direction": "window", "num_stages": 2, "sweeps": 2}, 8, 100, [0], [8]),
+    ({"direction": "window", "num_stages": 8, "sweeps": 2}, 28, 4, [0, 1, 2, 3], [14, 14, 14, 14]),
+    ({"direction": "window", "boundaries": (10, 20, 30)}, 28, 15, [0, 10], [7, 21]),
+]
+
+
+def test_a_merged_stage_trains_what_any_of_its_stages_trains() -> None:
+    for settings, blocks, steps, starts, trains in A_MERGED_STAGE:
+        plan = fixed_plan(GrowthConfig(**settings), blocks, steps)
+        assert [stage.start for stage in plan.stages] == starts
+        assert [len(stage.blocks) for stage in plan.stages] == trains
 
 
 def test_merged_stages_take_the_largest_resolution() -> None:
@@ -122,23 +119,20 @@ def test_merged_stages_take_the_largest_resolution() -> None:
     assert [(stage.start, stage.resolution) for stage in plan.stages] == [(0, 0.25), (25, 0.5), (75, 1.0)]
 
 
-@pytest.mark.parametrize(
-    ("settings", "steps", "starts"),
-    [
-        ({}, 40, [0, 2, 10, 20, 30]),
-        ({}, 12, [0, 2, 6, 9]),  # from step 2 to 3 there is nothing to look at
-        ({}, 6, [0, 2, 4]),
-        ({}, 4, [0, 2, 3]),
-        ({}, 3, None),
-        ({"search_batches": 9}, 16, [0, 9, 12]),
-        ({"boundaries": (5, 100, 200)}, 50, [0, 2, 5]),
-    ],
-    ids=str,
-)
-def test_a_short_run_is_searched_as_often_as_it_has_room(
-    settings: dict[str, Any], steps: int, starts: list[int] | None
-) -> None:
-    assert searched_starts(GrowthConfig(search="zero_shot", **settings), steps) == starts
+A_SHORT_RUN = [
+    ({}, 40, [0, 2, 10, 20, 30]),
+    ({}, 12, [0, 2, 6, 9]),  # from step 2 to 3 there is nothing to look at
+    ({}, 6, [0, 2, 4]),
+    ({}, 4, [0, 2, 3]),
+    ({}, 3, None),
+    ({"search_batches": 9}, 16, [0, 9, 12]),
+    ({"boundaries": (5, 100, 200)}, 50, [0, 2, 5]),
+]
+
+
+def test_a_short_run_is_searched_as_often_as_it_has_room() -> None:
+    for settings, steps, starts in A_SHORT_RUN:
+        assert searched_starts(GrowthConfig(search="zero_shot", **settings), steps) == starts
 
 
 @pytest.mark.parametrize(

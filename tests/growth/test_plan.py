@@ -40,12 +40,12 @@ def literal_interleaved(num_blocks: int, levels: int, level: int) -> tuple[int, 
     return tuple(chosen)
 
 
-@pytest.mark.parametrize("levels", range(1, 13))
-def test_interleaved_equals_its_literal_twin(levels: int) -> None:
-    for num_blocks in range(1, 41):
-        for level in range(1, levels + 1):
-            ours = select_blocks("interleaved", num_blocks, level / levels, 1 / levels)
-            assert ours == literal_interleaved(num_blocks, levels, level)
+def test_interleaved_equals_its_literal_twin() -> None:
+    for levels in range(1, 13):
+        for num_blocks in range(1, 41):
+            for level in range(1, levels + 1):
+                ours = select_blocks("interleaved", num_blocks, level / levels, 1 / levels)
+                assert ours == literal_interleaved(num_blocks, levels, level)
 
 
 @pytest.mark.parametrize("order", ["suffix", "prefix"])
@@ -58,14 +58,14 @@ def test_ends_hold_the_rounded_up_fraction(order: Any) -> None:
             assert ours == (whole[:count] if order == "prefix" else whole[num_blocks - count :])
 
 
-@pytest.mark.parametrize("order", ["interleaved", "suffix", "prefix"])
-@pytest.mark.parametrize("low", [0.05, 0.2, 0.25, 0.3, 1 / 3, 0.4, 0.5, 0.7, 1.0])
-def test_a_larger_fraction_holds_a_smaller_ones_blocks(order: Any, low: float) -> None:
-    for num_blocks in (1, 5, 12, 28):
-        chosen = [set(select_blocks(order, num_blocks, part / 20, low)) for part in range(1, 21)]
-        assert all(early <= late for early, late in zip(chosen, chosen[1:]))
-        assert all(chosen)
-        assert chosen[-1] == set(range(num_blocks))
+def test_a_larger_fraction_holds_a_smaller_ones_blocks() -> None:
+    for order in ("interleaved", "suffix", "prefix"):
+        for low in (0.05, 0.2, 0.25, 0.3, 1 / 3, 0.4, 0.5, 0.7, 1.0):
+            for num_blocks in (1, 5, 12, 28):
+                chosen = [set(select_blocks(order, num_blocks, part / 20, low)) for part in range(1, 21)]
+                assert all(early <= late for early, late in zip(chosen, chosen[1:]))
+                assert all(chosen)
+                assert chosen[-1] == set(range(num_blocks))
 
 
 @pytest.mark.parametrize("order", ["interleaved", "suffix", "prefix"])
@@ -88,23 +88,22 @@ def test_freezing_is_the_same_schedule_backwards(order: Any) -> None:
     assert GrowthPlan.from_dict(closes.to_dict()) == closes
 
 
-@pytest.mark.parametrize(
-    ("blocks", "freezes", "opens"),
-    [
-        ([(0,)], False, False),
-        ([(0,), (0,)], False, False),
-        ([(0,), (0, 1)], False, True),
-        ([(0, 1), (1,)], True, False),
-        ([(0, 1), (1,), (0, 1)], True, True),
-        ([(0,), (0, 1), (1,)], True, True),
-        ([(0, 2), (0, 1)], True, True),
-    ],
-    ids=str,
-)
-def test_a_plan_knows_in_which_directions_it_goes(blocks: list[tuple[int, ...]], freezes: bool, opens: bool) -> None:
-    plan = plan_of(*blocks)
-    assert (plan.freezes, plan.opens, plan.monotone) == (freezes, opens, not (freezes and opens))
-    assert GrowthPlan.from_dict(plan.to_dict()) == plan
+A_PLAN_KNOWS = [
+    ([(0,)], False, False),
+    ([(0,), (0,)], False, False),
+    ([(0,), (0, 1)], False, True),
+    ([(0, 1), (1,)], True, False),
+    ([(0, 1), (1,), (0, 1)], True, True),
+    ([(0,), (0, 1), (1,)], True, True),
+    ([(0, 2), (0, 1)], True, True),
+]
+
+
+def test_a_plan_knows_in_which_directions_it_goes() -> None:
+    for blocks, freezes, opens in A_PLAN_KNOWS:
+        plan = plan_of(*blocks)
+        assert (plan.freezes, plan.opens, plan.monotone) == (freezes, opens, not (freezes and opens))
+        assert GrowthPlan.from_dict(plan.to_dict()) == plan
 
 
 def test_a_frozen_stage_may_train_at_a_larger_resolution() -> None:
@@ -119,10 +118,10 @@ def test_boundaries_are_steps_or_fractions() -> None:
     assert [stage.start for stage in plan.stages] == [0, 25, 50]
 
 
-@pytest.mark.parametrize("percent", range(1, 100))
-def test_fractions_of_a_hundred_steps_are_percents(percent: int) -> None:
-    plan = fixed_plan(GrowthConfig(num_stages=2, boundaries=(percent / 100,)), 8, 100)
-    assert plan.stages[1].start == percent
+def test_fractions_of_a_hundred_steps_are_percents() -> None:
+    for percent in range(1, 100):
+        plan = fixed_plan(GrowthConfig(num_stages=2, boundaries=(percent / 100,)), 8, 100)
+        assert plan.stages[1].start == percent
 
 
 def test_resolutions_reach_the_stages() -> None:
@@ -146,26 +145,25 @@ def test_the_same_blocks_may_train_at_a_larger_resolution() -> None:
     assert [stage.blocks for stage in fixed_plan(config, 2, 10).stages] == [(0, 1), (0, 1)]
 
 
-@pytest.mark.parametrize(
-    ("stages", "named"),
-    [
-        ((), "at least one stage"),
-        ((Stage(1, (0,)),), r"\[1\] must begin at 0"),
-        ((Stage(0, (0,)), Stage(0, (0, 1))), r"\[0, 0\].*increase"),
-        ((Stage(0, (0,)), Stage(9, (0, 1)), Stage(5, (0, 1, 2))), r"\[0, 9, 5\]"),
-        ((Stage(0, (0,)), Stage(10, (0, 1))), "starts at step 10, but the run has 10 steps"),
-        ((Stage(0, (1, 0)),), r"stage 0 .*in order.*\(1, 0\)"),
-        ((Stage(0, (1, 1)),), r"once each.*\(1, 1\)"),
-        ((Stage(0, (0, 4)),), r"stage 0 trains blocks \(0, 4\).*blocks 0 to 3"),
-        ((Stage(0, (-1, 0)),), r"\(-1, 0\)"),
-        ((Stage(0, (0,), 64), Stage(5, (0, 1), 32)), r"\(64, 32\) decrease"),
-        ((Stage(0, (0,), 0.5), Stage(5, (0, 1), 32)), "mix fractions"),
-    ],
-    ids=str,
-)
-def test_a_bad_plan_is_refused(stages: tuple[Stage, ...], named: str) -> None:
-    with pytest.raises(PlanError, match=named):
-        GrowthPlan(4, 10, stages)
+A_BAD_PLAN = [
+    ((), "at least one stage"),
+    ((Stage(1, (0,)),), r"\[1\] must begin at 0"),
+    ((Stage(0, (0,)), Stage(0, (0, 1))), r"\[0, 0\].*increase"),
+    ((Stage(0, (0,)), Stage(9, (0, 1)), Stage(5, (0, 1, 2))), r"\[0, 9, 5\]"),
+    ((Stage(0, (0,)), Stage(10, (0, 1))), "starts at step 10, but the run has 10 steps"),
+    ((Stage(0, (1, 0)),), r"stage 0 .*in order.*\(1, 0\)"),
+    ((Stage(0, (1, 1)),), r"once each.*\(1, 1\)"),
+    ((Stage(0, (0, 4)),), r"stage 0 trains blocks \(0, 4\).*blocks 0 to 3"),
+    ((Stage(0, (-1, 0)),), r"\(-1, 0\)"),
+    ((Stage(0, (0,), 64), Stage(5, (0, 1), 32)), r"\(64, 32\) decrease"),
+    ((Stage(0, (0,), 0.5), Stage(5, (0, 1), 32)), "mix fractions"),
+]
+
+
+def test_a_bad_plan_is_refused() -> None:
+    for stages, named in A_BAD_PLAN:
+        with pytest.raises(PlanError, match=named):
+            GrowthPlan(4, 10, stages)
 
 
 def test_round_trip_through_a_file_and_through_a_runs_growth_json(tmp_path: Path) -> None:
@@ -196,10 +194,10 @@ def test_strides_that_rise_are_refused(strides: tuple[int | None, ...]) -> None:
         GrowthPlan(1, 10, tuple(Stage(index, (0,), 1.0, stride) for index, stride in enumerate(strides)))
 
 
-@pytest.mark.parametrize("stride", [0, -4, 2.0, True, "4"], ids=repr)
-def test_a_stride_that_is_no_number_of_pixels_is_refused(stride: Any) -> None:
-    with pytest.raises(PlanError, match="stride 0|stride -4|2.0|True|'4'"):
-        Stage(0, (0,), 1.0, stride)
+def test_a_stride_that_is_no_number_of_pixels_is_refused() -> None:
+    for stride in (0, -4, 2.0, True, "4"):
+        with pytest.raises(PlanError, match="stride 0|stride -4|2.0|True|'4'"):
+            Stage(0, (0,), 1.0, stride)
 
 
 def test_a_stage_without_resolution_trains_at_the_datas_size() -> None:
@@ -214,31 +212,31 @@ def broken(**changes: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-@pytest.mark.parametrize(
-    ("values", "named"),
-    [
-        (broken(plan_version=None), "plan_version None"),
-        (broken(plan_version=2), "plan_version 2"),
-        (broken(stages=None), "stages"),
-        (broken(num_blocks=None), "num_blocks"),
-        (broken(stages=[{"start": 0}]), "blocks"),
-        (broken(stages=7), "not a growth plan"),
-        (broken(num_blocks="many"), "many"),
-        (broken(stages=[{"start": 0, "blocks": [0], "resolution": 1.5}]), "1.5"),
-        (broken(stages=[{"start": 0, "blocks": [0]}, {"start": 2.5, "blocks": [0, 1]}]), "2.5"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_values_that_are_no_plan_are_refused(values: dict[str, Any], named: str) -> None:
-    with pytest.raises(PlanError, match=named):
-        GrowthPlan.from_dict(values)
+VALUES = [
+    (broken(plan_version=None), "plan_version None"),
+    (broken(plan_version=2), "plan_version 2"),
+    (broken(stages=None), "stages"),
+    (broken(num_blocks=None), "num_blocks"),
+    (broken(stages=[{"start": 0}]), "blocks"),
+    (broken(stages=7), "not a growth plan"),
+    (broken(num_blocks="many"), "many"),
+    (broken(stages=[{"start": 0, "blocks": [0], "resolution": 1.5}]), "1.5"),
+    (broken(stages=[{"start": 0, "blocks": [0]}, {"start": 2.5, "blocks": [0, 1]}]), "2.5"),
+]
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[]", "null", "7", '{"plan": 3}'])
-def test_files_that_are_no_plan_are_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(PlanError):
-        GrowthPlan.load(tmp_path / "plan.json")
+def test_values_that_are_no_plan_are_refused() -> None:
+    for values, named in VALUES:
+        with pytest.raises(PlanError, match=named):
+            GrowthPlan.from_dict(values)
+
+
+def test_files_that_are_no_plan_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for text in ("{", "{}", "[]", "null", "7", '{"plan": 3}'):
+        tmp_path = tmp_path_factory.mktemp("case")
+        (tmp_path / "plan.json").write_text(text)
+        with pytest.raises(PlanError):
+            GrowthPlan.load(tmp_path / "plan.json")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -255,12 +253,10 @@ def test_rescaled_moves_the_starts_in_proportion() -> None:
         plan.rescaled(2)
 
 
-@pytest.mark.parametrize(
-    ("start", "steps", "length"), [(11, 22, 30), (13, 26, 30), (11, 33, 45), (22, 33, 45), (10, 40, 60)]
-)
-def test_rescaled_starts_are_exact(start: int, steps: int, length: int) -> None:
-    plan = GrowthPlan(2, steps, (Stage(0, (0,)), Stage(start, (0, 1))))
-    assert plan.rescaled(length).stages[1].start == start * length // steps
+def test_rescaled_starts_are_exact() -> None:
+    for start, steps, length in ((11, 22, 30), (13, 26, 30), (11, 33, 45), (22, 33, 45), (10, 40, 60)):
+        plan = GrowthPlan(2, steps, (Stage(0, (0,)), Stage(start, (0, 1))))
+        assert plan.rescaled(length).stages[1].start == start * length // steps
 
 
 def test_plans_raise_errors_of_the_library() -> None:

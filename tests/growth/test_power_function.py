@@ -33,27 +33,27 @@ def literal_weights(exponent: float, steps: int) -> Tensor:
     return weights
 
 
-@pytest.mark.parametrize("exponent", EXPONENTS)
-def test_steps_count_as_the_integral_of_the_power_function_over_them(exponent: float) -> None:
-    ends = torch.arange(201, dtype=torch.float64) / 200
-    wanted = (ends ** (exponent + 1)).diff()
-    torch.testing.assert_close(literal_weights(exponent, 200), wanted, rtol=1e-9, atol=1e-15)
+def test_steps_count_as_the_integral_of_the_power_function_over_them() -> None:
+    for exponent in EXPONENTS:
+        ends = torch.arange(201, dtype=torch.float64) / 200
+        wanted = (ends ** (exponent + 1)).diff()
+        torch.testing.assert_close(literal_weights(exponent, 200), wanted, rtol=1e-9, atol=1e-15)
 
 
-@pytest.mark.parametrize("exponent", EXPONENTS)
-def test_the_relative_width_is_the_standard_deviation_of_the_weighting(exponent: float) -> None:
-    steps = 20_000
-    times = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
-    weights = times**exponent
-    weights /= weights.sum()
-    mean = (weights * times).sum()
-    width = (weights * (times - mean).square()).sum().sqrt().item()
-    assert relative_width(exponent) == pytest.approx(width, rel=1e-4)
+def test_the_relative_width_is_the_standard_deviation_of_the_weighting() -> None:
+    for exponent in EXPONENTS:
+        steps = 20_000
+        times = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
+        weights = times**exponent
+        weights /= weights.sum()
+        mean = (weights * times).sum()
+        width = (weights * (times - mean).square()).sum().sqrt().item()
+        assert relative_width(exponent) == pytest.approx(width, rel=1e-4)
 
 
-@pytest.mark.parametrize("exponent", EXPONENTS)
-def test_width_and_exponent_are_each_others_inverse(exponent: float) -> None:
-    assert exponent_of(relative_width(exponent)) == pytest.approx(exponent, rel=1e-9, abs=1e-9)
+def test_width_and_exponent_are_each_others_inverse() -> None:
+    for exponent in EXPONENTS:
+        assert exponent_of(relative_width(exponent)) == pytest.approx(exponent, rel=1e-9, abs=1e-9)
 
 
 def test_the_paper_s_numbers() -> None:
@@ -111,10 +111,10 @@ def test_a_width_that_the_snapshots_do_not_give_is_refused() -> None:
         coefficients(Profile(exponent_of(0.02), 200), known)
 
 
-@pytest.mark.parametrize("width", [0.0, -0.1, 0.3, math.nan])
-def test_widths_that_do_not_exist_are_refused(width: float) -> None:
-    with pytest.raises(ConfigError, match=r"does not exist: use a width above 0 and of at most 0\.2887"):
-        exponent_of(width)
+def test_widths_that_do_not_exist_are_refused() -> None:
+    for width in (0.0, -0.1, 0.3, math.nan):
+        with pytest.raises(ConfigError, match=r"does not exist: use a width above 0 and of at most 0\.2887"):
+            exponent_of(width)
 
 
 def test_widths_that_do_not_fit_the_run_are_refused() -> None:

@@ -208,17 +208,17 @@ def test_what_cannot_be_measured_is_refused() -> None:
         begin(family=SMALL, checkpointing="all")
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"checkpointing": "some"}, "checkpointing='some' is not allowed: use one of"),
-        ({"checkpointing": "auto"}, "needs memory_gb"),
-        ({"checkpointing": "auto", "memory_gb": 0}, "memory_gb=0 is not allowed"),
-        ({"checkpointing": "auto", "memory_gb": "24"}, "memory_gb='24' is not allowed"),
-        ({"checkpointing": "all", "memory_gb": 24}, "memory_gb=24 has no effect"),
-        ({"memory_gb": 24}, "memory_gb=24 has no effect"),
-    ],
-)
-def test_settings_that_do_not_go_together(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        GrowthConfig(**settings)
+SETTINGS_THAT_DO = [
+    ({"checkpointing": "some"}, "checkpointing='some' is not allowed: use one of"),
+    ({"checkpointing": "auto"}, "needs memory_gb"),
+    ({"checkpointing": "auto", "memory_gb": 0}, "memory_gb=0 is not allowed"),
+    ({"checkpointing": "auto", "memory_gb": "24"}, "memory_gb='24' is not allowed"),
+    ({"checkpointing": "all", "memory_gb": 24}, "memory_gb=24 has no effect"),
+    ({"memory_gb": 24}, "memory_gb=24 has no effect"),
+]
+
+
+def test_settings_that_do_not_go_together() -> None:
+    for settings, message in SETTINGS_THAT_DO:
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            GrowthConfig(**settings)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -13,33 +11,33 @@ from autoprog_diffusion.growth import ConfigError
 from autoprog_diffusion.growth.resize import resize_images, stage_size
 
 
-@pytest.mark.parametrize(
-    ("size", "resolution", "multiple", "expected"),
-    [
-        ((64, 64), 1.0, 8, (64, 64)),
-        ((64, 64), 0.5, 8, (32, 32)),
-        ((512, 768), 0.5, 8, (256, 384)),
-        ((768, 512), 256, 8, (384, 256)),
-        ((64, 64), 48, 16, (48, 48)),
-        ((64, 64), 64, 8, (64, 64)),
-    ],
-)
-def test_stage_size(size: Any, resolution: Any, multiple: int, expected: Any) -> None:
-    assert stage_size(size, resolution, multiple) == expected
+STAGE_SIZE = [
+    ((64, 64), 1.0, 8, (64, 64)),
+    ((64, 64), 0.5, 8, (32, 32)),
+    ((512, 768), 0.5, 8, (256, 384)),
+    ((768, 512), 256, 8, (384, 256)),
+    ((64, 64), 48, 16, (48, 48)),
+    ((64, 64), 64, 8, (64, 64)),
+]
 
 
-@pytest.mark.parametrize(
-    ("size", "resolution", "named"),
-    [
-        ((64, 64), 128, r"128 is larger than the images, \(64, 64\)"),
-        ((64, 96), 72, "72 is larger"),
-        ((64, 64), 0.3, r"0.3 makes \(64, 64\) images \(19, 19\).*multiple of 8.*\[16\]"),
-        ((64, 72), 0.5, r"0.5 makes \(64, 72\) images \(32, 36\)"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_named(size: Any, resolution: Any, named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
-        stage_size(size, resolution, 8)
+def test_stage_size() -> None:
+    for size, resolution, multiple, expected in STAGE_SIZE:
+        assert stage_size(size, resolution, multiple) == expected
+
+
+SIZES_THAT_DO = [
+    ((64, 64), 128, r"128 is larger than the images, \(64, 64\)"),
+    ((64, 96), 72, "72 is larger"),
+    ((64, 64), 0.3, r"0.3 makes \(64, 64\) images \(19, 19\).*multiple of 8.*\[16\]"),
+    ((64, 72), 0.5, r"0.5 makes \(64, 72\) images \(32, 36\)"),
+]
+
+
+def test_sizes_that_do_not_fit_are_named() -> None:
+    for size, resolution, named in SIZES_THAT_DO:
+        with pytest.raises(ConfigError, match=named):
+            stage_size(size, resolution, 8)
 
 
 def test_resize_is_the_mean_of_each_area() -> None:

@@ -184,14 +184,14 @@ def test_a_searched_run_may_be_shortened() -> None:
     assert shorter.growth.plan.stages[-1].blocks == tuple(range(8))
 
 
-@pytest.mark.parametrize("name", ["freeze", "unfreeze", "search"])
-@pytest.mark.parametrize("steps", [2, 8])
-def test_at_the_last_step_or_beyond_the_stage_stays(name: str, steps: int) -> None:
+def test_at_the_last_step_or_beyond_the_stage_stays() -> None:
     """As Diffusers' scripts, which resume a finished run with fewer steps and take one more."""
-    ended = Loop(CONFIGS[name], 8).train(range(8))
-    again = ended.resumed(steps)
-    assert again.growth.plan.stages == ended.growth.plan.stages
-    assert not again.train([8]).growth.stage < ended.growth.stage
+    for name in ("freeze", "unfreeze", "search"):
+        for steps in (2, 8):
+            ended = Loop(CONFIGS[name], 8).train(range(8))
+            again = ended.resumed(steps)
+            assert again.growth.plan.stages == ended.growth.plan.stages
+            assert not again.train([8]).growth.stage < ended.growth.stage
 
 
 @pytest.mark.parametrize(
@@ -270,10 +270,10 @@ def test_a_state_written_before_runs_could_be_extended_goes_on() -> None:
             assert other.growth.plan == loop.growth.plan.extended(steps, 4)
 
 
-@pytest.mark.parametrize("key", ["step", "plan", "model", "history", "decisions"])
-def test_a_damaged_state_is_refused(key: str) -> None:
-    loop = Loop(OFF, 4)
-    state = loop.growth.state_dict()
-    del state[key]
-    with pytest.raises(StateError, match=f"lacks \\['{key}'\\]"):
-        loop.growth.load_state_dict(state)
+def test_a_damaged_state_is_refused() -> None:
+    for key in ("step", "plan", "model", "history", "decisions"):
+        loop = Loop(OFF, 4)
+        state = loop.growth.state_dict()
+        del state[key]
+        with pytest.raises(StateError, match=f"lacks \\['{key}'\\]"):
+            loop.growth.load_state_dict(state)

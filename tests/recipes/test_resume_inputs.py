@@ -88,14 +88,16 @@ def test_resume_takes_a_folder_for_the_same_however_it_is_spelled(
     assert changes(before, {"instance_prompt": "./a"}, "must be equal")
 
 
-@pytest.mark.parametrize(
-    "values", [[], 3, {"starts": [3]}, {"starts": [{"step": 0}]}, {"starts": "x"}, {"starts": {"a": 1}}]
-)
-def test_resume_names_a_run_json_that_holds_something_else(tmp_path: Path, values: Any) -> None:
-    file = tmp_path / "run.json"
-    file.write_text(json.dumps(values))
-    with pytest.raises(StateError, match=r"run\.json, the settings of the run, cannot be read: .* or delete it"):
-        read_starts(file)
+RESUME_NAMES = [[], 3, {"starts": [3]}, {"starts": [{"step": 0}]}, {"starts": "x"}, {"starts": {"a": 1}}]
+
+
+def test_resume_names_a_run_json_that_holds_something_else(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for values in RESUME_NAMES:
+        tmp_path = tmp_path_factory.mktemp("case")
+        file = tmp_path / "run.json"
+        file.write_text(json.dumps(values))
+        with pytest.raises(StateError, match=r"run\.json, the settings of the run, cannot be read: .* or delete it"):
+            read_starts(file)
 
 
 @pytest.mark.parametrize(

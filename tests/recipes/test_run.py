@@ -110,10 +110,10 @@ def test_default_prompts_are_held_out_emoji_or_the_first_captions(script: Script
     assert reference_row(args, prompts, 16) == []
 
 
-@pytest.mark.parametrize(("size", "near"), [(66, 64), (63, 64), (2, 4), (0, 4), (-64, 4), (47, 48)])
-def test_a_size_that_the_vae_cannot_divide_is_refused(size: int, near: int) -> None:
-    with pytest.raises(ConfigError, match=rf"--resolution {size} is not a multiple of 4 .*: use {near}\."):
-        check_resolution(size, 4)
+def test_a_size_that_the_vae_cannot_divide_is_refused() -> None:
+    for size, near in ((66, 64), (63, 64), (2, 4), (0, 4), (-64, 4), (47, 48)):
+        with pytest.raises(ConfigError, match=rf"--resolution {size} is not a multiple of 4 .*: use {near}\."):
+            check_resolution(size, 4)
 
 
 def test_sizes_that_the_vae_divides_pass() -> None:

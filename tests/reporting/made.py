@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 from collections.abc import Sequence
@@ -70,15 +69,6 @@ class Denoiser(torch.nn.Sequential):
 
 def make_run(folder: Path, made: Made = Made()) -> Path:  # noqa: B008, frozen
     """Write the output folder of a run; returns it."""
-    # Growth looks for averages among all objects of the process, stage by stage: those of imports need not be seen.
-    gc.freeze()
-    try:
-        return _make(folder, made)
-    finally:
-        gc.unfreeze()
-
-
-def _make(folder: Path, made: Made) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     done = made.steps if made.done is None else made.done
     model = Denoiser(*[Block(made.width, made.width) for _ in range(made.blocks)])

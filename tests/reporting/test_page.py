@@ -144,12 +144,13 @@ def test_hostile_words_stay_words(tmp_path: Path, hostile: str) -> None:
     assert found.words.count(" ".join(hostile.split())) > 10
 
 
-@pytest.mark.parametrize("text", ["\0\x1b[31m", "\u202eevil", "\udcff\udc00", "a\u2066b"])
-def test_characters_that_are_no_text_are_replaced(tmp_path: Path, text: str) -> None:
-    folder = make_run(tmp_path / "run", Made(source=text))
-    words = write_page([folder]).read_text(encoding="utf-8")
-    assert not re.search("[\0\x1b\u202e\u2066\udcff\udc00]", words)
-    assert escaped("a\tb\n\u0627\U0001f600") == "a\tb\n\u0627\U0001f600"  # those that are stay
+def test_characters_that_are_no_text_are_replaced(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for text in ("\0\x1b[31m", "\u202eevil", "\udcff\udc00", "a\u2066b"):
+        tmp_path = tmp_path_factory.mktemp("case")
+        folder = make_run(tmp_path / "run", Made(source=text))
+        words = write_page([folder]).read_text(encoding="utf-8")
+        assert not re.search("[\0\x1b\u202e\u2066\udcff\udc00]", words)
+        assert escaped("a\tb\n\u0627\U0001f600") == "a\tb\n\u0627\U0001f600"  # those that are stay
 
 
 def test_elements_are_escaped_whatever_they_hold() -> None:

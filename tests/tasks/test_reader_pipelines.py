@@ -54,14 +54,17 @@ UNETS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", UNETS)
-def test_a_unet_with_other_inputs_is_refused(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
-    kind, settings, message = UNETS[name]
-    folder = with_denoiser(folders[kind], tmp_path / "model", "unet", **settings)
-    with pytest.raises(GrowthError, match=message):
-        LOADERS[kind](str(folder))
-    with pytest.raises(GrowthError, match=message):
-        load_any(str(folder))
+def test_a_unet_with_other_inputs_is_refused(
+    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for name in UNETS:
+        tmp_path = tmp_path_factory.mktemp("case")
+        kind, settings, message = UNETS[name]
+        folder = with_denoiser(folders[kind], tmp_path / "model", "unet", **settings)
+        with pytest.raises(GrowthError, match=message):
+            LOADERS[kind](str(folder))
+        with pytest.raises(GrowthError, match=message):
+            load_any(str(folder))
 
 
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -77,12 +80,15 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
-def test_a_transformer_with_other_inputs_is_refused(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
-    kind, settings, message = TRANSFORMERS[name]
-    folder = with_denoiser(folders[kind], tmp_path / "model", "transformer", **settings)
-    with pytest.raises(GrowthError, match=message):
-        LOADERS[kind](str(folder))
+def test_a_transformer_with_other_inputs_is_refused(
+    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for name in TRANSFORMERS:
+        tmp_path = tmp_path_factory.mktemp("case")
+        kind, settings, message = TRANSFORMERS[name]
+        folder = with_denoiser(folders[kind], tmp_path / "model", "transformer", **settings)
+        with pytest.raises(GrowthError, match=message):
+            LOADERS[kind](str(folder))
 
 
 VAES: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -98,16 +104,17 @@ VAES: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", VAES)
 def test_latents_that_the_pipeline_would_not_undo_are_refused(
-    folders: dict[str, Path], tmp_path: Path, name: str
+    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    kind, settings, message = VAES[name]
-    folder = tmp_path / "model"
-    shutil.copytree(folders[kind], folder)
-    edit(folder / "vae" / "config.json", **settings)
-    with pytest.raises(GrowthError, match=message):
-        LOADERS[kind](str(folder))
+    for name in VAES:
+        tmp_path = tmp_path_factory.mktemp("case")
+        kind, settings, message = VAES[name]
+        folder = tmp_path / "model"
+        shutil.copytree(folders[kind], folder)
+        edit(folder / "vae" / "config.json", **settings)
+        with pytest.raises(GrowthError, match=message):
+            LOADERS[kind](str(folder))
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
@@ -169,14 +176,17 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_another_kind_of_pipeline_is_refused(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
-    kind, own, message = KINDS[name]
-    folder = tmp_path / "model"
-    shutil.copytree(folders[kind], folder)
-    edit(folder / "model_index.json", _class_name=own)
-    with pytest.raises(GrowthError, match=message):
-        LOADERS[kind](str(folder))
+def test_another_kind_of_pipeline_is_refused(
+    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for name in KINDS:
+        tmp_path = tmp_path_factory.mktemp("case")
+        kind, own, message = KINDS[name]
+        folder = tmp_path / "model"
+        shutil.copytree(folders[kind], folder)
+        edit(folder / "model_index.json", _class_name=own)
+        with pytest.raises(GrowthError, match=message):
+            LOADERS[kind](str(folder))
 
 
 def test_text_encoders_of_another_class_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -189,11 +199,11 @@ def test_text_encoders_of_another_class_are_refused(folders: dict[str, Path], tm
         load_pipeline(str(folder))
 
 
-@pytest.mark.parametrize("kind", LOADERS)
-def test_ordinary_pipelines_pass(folders: dict[str, Path], kind: str) -> None:
-    pipeline = LOADERS[kind](str(folders[kind]))
-    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    assert {parameter.dtype for part in parts for parameter in part.parameters()} == {torch.float32}
+def test_ordinary_pipelines_pass(folders: dict[str, Path]) -> None:
+    for kind in LOADERS:
+        pipeline = LOADERS[kind](str(folders[kind]))
+        parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        assert {parameter.dtype for part in parts for parameter in part.parameters()} == {torch.float32}
 
 
 def unet(**config: Any) -> Any:
@@ -212,12 +222,12 @@ def test_sizes_of_latents() -> None:
             native_side(unet(sample_size=size))
 
 
-@pytest.mark.parametrize("latents", [5, 9, 15, 17])
-def test_usual_blocks_take_any_number_of_latents(folders: dict[str, Path], latents: int) -> None:
-    model = UNet2DConditionModel.from_pretrained(folders["sd"], subfolder="unet")
-    noisy = torch.zeros(1, 4, latents, latents)
-    with torch.no_grad():
-        assert model(noisy, 3, torch.zeros(1, 4, 32)).sample.shape == noisy.shape
+def test_usual_blocks_take_any_number_of_latents(folders: dict[str, Path]) -> None:
+    for latents in (5, 9, 15, 17):
+        model = UNet2DConditionModel.from_pretrained(folders["sd"], subfolder="unet")
+        noisy = torch.zeros(1, 4, latents, latents)
+        with torch.no_grad():
+            assert model(noisy, 3, torch.zeros(1, 4, 32)).sample.shape == noisy.shape
 
 
 @pytest.mark.parametrize("masked", [False, True])

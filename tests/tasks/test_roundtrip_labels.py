@@ -23,16 +23,17 @@ CLASSES = {
 }
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_classes_come_back(tmp_path: Path, name: str) -> None:
-    names, wanted = CLASSES[name]
-    pipeline = build_dit()
-    rows = set_classes(pipeline, names)
-    pipeline.save_pretrained(tmp_path)
-    saved: Any = DiTPipeline.from_pretrained(tmp_path)
-    assert saved.labels == wanted
-    assert rows == {name: row for row, name in enumerate(names)}
-    assert saved.transformer.config.num_embeds_ada_norm == pipeline.transformer.config.num_embeds_ada_norm
+def test_classes_come_back(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in CLASSES:
+        tmp_path = tmp_path_factory.mktemp("case")
+        names, wanted = CLASSES[name]
+        pipeline = build_dit()
+        rows = set_classes(pipeline, names)
+        pipeline.save_pretrained(tmp_path)
+        saved: Any = DiTPipeline.from_pretrained(tmp_path)
+        assert saved.labels == wanted
+        assert rows == {name: row for row, name in enumerate(names)}
+        assert saved.transformer.config.num_embeds_ada_norm == pipeline.transformer.config.num_embeds_ada_norm
 
 
 def test_kept_classes_come_back(tmp_path: Path) -> None:

@@ -161,27 +161,27 @@ def test_growth_off_is_one_stage_of_everything() -> None:
     assert config.resolutions is None
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--num_stages", 0),
-        ("--min_trainable", 0),
-        ("--stage_dropout", 1),
-        ("--stage_dropout", 0.1, "--no-stage_embedding"),
-        ("--resolutions", 0.5, 1),
-        ("--resolutions", 1, 1, 1, 0.5),
-        ("--resolutions", 0.5, 0.5, 64, 64),
-        ("--resolutions", 30, 64, 64, 64),
-        ("--boundaries", 1, 2),
-        ("--boundaries", 1, 3, 2),
-        ("--boundaries", 0.5, 2, 3),
-        ("--boundaries", 0, 2, 3),
-        ("--use_ema", "--ema_decay", 1.5),
-    ],
-)
-def test_growth_settings_that_are_not_allowed(flags: tuple[object, ...]) -> None:
-    with pytest.raises(ConfigError):
-        growth_of(parse(*flags), 4)
+GROWTH_SETTINGS = [
+    ("--num_stages", 0),
+    ("--min_trainable", 0),
+    ("--stage_dropout", 1),
+    ("--stage_dropout", 0.1, "--no-stage_embedding"),
+    ("--resolutions", 0.5, 1),
+    ("--resolutions", 1, 1, 1, 0.5),
+    ("--resolutions", 0.5, 0.5, 64, 64),
+    ("--resolutions", 30, 64, 64, 64),
+    ("--boundaries", 1, 2),
+    ("--boundaries", 1, 3, 2),
+    ("--boundaries", 0.5, 2, 3),
+    ("--boundaries", 0, 2, 3),
+    ("--use_ema", "--ema_decay", 1.5),
+]
+
+
+def test_growth_settings_that_are_not_allowed() -> None:
+    for flags in GROWTH_SETTINGS:
+        with pytest.raises(ConfigError):
+            growth_of(parse(*flags), 4)
 
 
 def test_a_plan_is_read_from_its_file_and_from_a_report(tmp_path: Path) -> None:
@@ -194,13 +194,17 @@ def test_a_plan_is_read_from_its_file_and_from_a_report(tmp_path: Path) -> None:
         assert config.num_stages == 3
 
 
-@pytest.mark.parametrize("content", [None, "", "{'a': 1}", "{}", "[1, 2]", "3", '{"plan": null}', b"\xff\xfe\x00"])
-def test_a_plan_file_that_cannot_be_used_is_refused(tmp_path: Path, content: str | bytes | None) -> None:
-    path = tmp_path / "plan.json"
-    if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(PlanError):
-        growth_of(parse("--growth_plan", path), 4)
+A_PLAN_FILE = [None, "", "{'a': 1}", "{}", "[1, 2]", "3", '{"plan": null}', b"\xff\xfe\x00"]
+
+
+def test_a_plan_file_that_cannot_be_used_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for content in A_PLAN_FILE:
+        tmp_path = tmp_path_factory.mktemp("case")
+        path = tmp_path / "plan.json"
+        if content is not None:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(PlanError):
+            growth_of(parse("--growth_plan", path), 4)
 
 
 def test_a_plan_path_that_is_a_folder_is_refused(tmp_path: Path) -> None:

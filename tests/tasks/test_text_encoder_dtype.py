@@ -52,12 +52,15 @@ def as_a_recipe_does(kind: str, folder: str, **options: Any) -> Any:
     return pipeline
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_pipeline_is_loaded_in_float32_for_other_uses(folders: dict[str, Path], tmp_path: Path, kind: str) -> None:
-    pipeline = LOADERS[kind](str(halved(folders[kind], tmp_path / "half", torch.float16)))
-    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-    assert {value.dtype for module in modules for value in module.parameters()} == {torch.float32}
-    assert not any(map(is_narrow, modules))
+def test_a_pipeline_is_loaded_in_float32_for_other_uses(
+    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for kind in KINDS:
+        tmp_path = tmp_path_factory.mktemp("case")
+        pipeline = LOADERS[kind](str(halved(folders[kind], tmp_path / "half", torch.float16)))
+        modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+        assert {value.dtype for module in modules for value in module.parameters()} == {torch.float32}
+        assert not any(map(is_narrow, modules))
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -35,14 +35,15 @@ def test_a_path_at_or_below_a_file_is_refused(tmp_path: Path, below: str) -> Non
         check_output_dir(tmp_path / "file" / below, resume=False, overwrite=True)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["run.json", "growth.json", "pytorch_lora_weights.safetensors", "checkpoints", "cache", "class_images"],
-)
-def test_any_trace_of_a_run_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("")
-    with pytest.raises(OutputError, match=rf"already holds a run \({name}\).*--resume_from_checkpoint latest"):
-        check_output_dir(tmp_path, resume=False, overwrite=False)
+ANY_TRACE = ["run.json", "growth.json", "pytorch_lora_weights.safetensors", "checkpoints", "cache", "class_images"]
+
+
+def test_any_trace_of_a_run_is_refused_by_name(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in ANY_TRACE:
+        tmp_path = tmp_path_factory.mktemp("case")
+        (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).write_text("")
+        with pytest.raises(OutputError, match=rf"already holds a run \({name}\).*--resume_from_checkpoint latest"):
+            check_output_dir(tmp_path, resume=False, overwrite=False)
 
 
 def test_resuming_keeps_everything(tmp_path: Path) -> None:

@@ -51,20 +51,20 @@ def test_without_fsdp_nothing_is_refused(accelerator: Any) -> None:
     refuse_sharding(accelerator)
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (("--search", "zero_shot"), "--search zero_shot does not work on sharded parameters"),
-        (("--optimizer", "adafactor"), "--optimizer adafactor keeps a state that sharded checkpoints do not hold"),
-        (("--use_8bit_adam",), "--optimizer adamw8bit_bnb keeps a state"),
-        (("--offload_optimizer",), "--offload_optimizer does not work on sharded parameters"),
-        (("--trained_dtype", "bfloat16"), "--trained_dtype bfloat16 mixes types in one block"),
-        (("--direction", "window", "--window_state", "park"), "--window_state park does not work on sharded"),
-    ],
-)
-def test_flags_that_shards_do_not_allow_are_refused(sharding: Any, flags: tuple[str, ...], said: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(said)):
-        check_sharding(sharding, parse(*flags))
+FLAGS_THAT_SHARDS = [
+    (("--search", "zero_shot"), "--search zero_shot does not work on sharded parameters"),
+    (("--optimizer", "adafactor"), "--optimizer adafactor keeps a state that sharded checkpoints do not hold"),
+    (("--use_8bit_adam",), "--optimizer adamw8bit_bnb keeps a state"),
+    (("--offload_optimizer",), "--offload_optimizer does not work on sharded parameters"),
+    (("--trained_dtype", "bfloat16"), "--trained_dtype bfloat16 mixes types in one block"),
+    (("--direction", "window", "--window_state", "park"), "--window_state park does not work on sharded"),
+]
+
+
+def test_flags_that_shards_do_not_allow_are_refused(sharding: Any) -> None:
+    for flags, said in FLAGS_THAT_SHARDS:
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            check_sharding(sharding, parse(*flags))
 
 
 def test_a_plan_of_an_earlier_search_passes(sharding: Any) -> None:
@@ -112,18 +112,18 @@ def test_blocks_are_named_where_the_configuration_names_none(sharding: Any) -> N
     name_blocks(sharding, BY_ID["sd3"].build())  # says that all is gathered at once
 
 
-@pytest.mark.parametrize(
-    ("family", "classes"),
-    [
-        ("unet2d", ["ResnetBlock2D"]),
-        ("sdxl", ["ResnetBlock2D", "Transformer2DModel"]),
-        ("sd3", ["JointTransformerBlock"]),
-        ("flux", ["FluxTransformerBlock", "FluxSingleTransformerBlock"]),
-        ("allegro", ["AllegroTransformerBlock"]),
-    ],
-)
-def test_every_block_is_cut_by_itself(family: str, classes: list[str]) -> None:
-    assert block_classes(BY_ID[family].build()) == classes
+EVERY_BLOCK = [
+    ("unet2d", ["ResnetBlock2D"]),
+    ("sdxl", ["ResnetBlock2D", "Transformer2DModel"]),
+    ("sd3", ["JointTransformerBlock"]),
+    ("flux", ["FluxTransformerBlock", "FluxSingleTransformerBlock"]),
+    ("allegro", ["AllegroTransformerBlock"]),
+]
+
+
+def test_every_block_is_cut_by_itself() -> None:
+    for family, classes in EVERY_BLOCK:
+        assert block_classes(BY_ID[family].build()) == classes
 
 
 def test_one_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,14 +147,14 @@ def test_a_plan_is_told_stage_by_stage() -> None:
     }
 
 
-@pytest.mark.parametrize("numbers", [[], [3], [0, 1], [0, 2], [1, 2, 3, 7, 9, 10]])
-def test_ranges_hold_every_number_once(numbers: list[int]) -> None:
-    words = ranges(numbers)
-    found = []
-    for word in words.split(", ") if numbers else []:
-        first, _, last = word.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    assert found == numbers
+def test_ranges_hold_every_number_once() -> None:
+    for numbers in ([], [3], [0, 1], [0, 2], [1, 2, 3, 7, 9, 10]):
+        words = ranges(numbers)
+        found = []
+        for word in words.split(", ") if numbers else []:
+            first, _, last = word.partition("-")
+            found += range(int(first), int(last or first) + 1)
+        assert found == numbers
 
 
 def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:

@@ -156,29 +156,29 @@ def test_a_run_of_other_strides_is_not_resumed(tmp_path: Path) -> None:
         main([*flags, "--strides", "8", "4", "4", "--resume_from_checkpoint", "latest"])
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (["scale", "--genotype", "8,2|4,1,2|4,1,4|4,1,6|32"], r"part '8,2' should be K1,S1,E1"),
-        (["scale", "--genotype", "9,2,3|4,1,2|4,1,4|4,1,6|32", "--budget_params", "1e7"], "K1 .kernel. is 9"),
-        (["scale", "--budget_params", "1e5"], "over the budget .budget_params 100,000"),
-        (["scale"], "scaling needs an end: set budget_params"),
-        (["search", "--img_size", "40"], "image size 40 is not a multiple of 32"),
-        (["search", "--img_size", "32", "--space", "S1=3"], "S1: .3. is not in the space"),
-        (["search", "--img_size", "32", "--space", "K1"], "--space K1 is not of the form"),
-        (["search", "--img_size", "32", "--steps", "2", "--population", "1"], "a tournament between 1"),
-        (["train", "--img_size", "72"], "image size 72 is not a multiple of 32"),
-        (["train", "--genotype", "nowhere"], "genotype 'nowhere' has 1 parts"),
-        (["train", "--preset", "tpu"], "--preset tpu is not known"),
-        (["search", "--repeats", "0"], "--repeats 0 is not allowed"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_bad_input_ends_with_one_line(tmp_path: Path, words: list[str], named: str) -> None:
-    scores = ["--images", "noise"] if words[0] != "train" else []
-    place = ["--output_dir", str(tmp_path / "out")]
-    with pytest.raises(SystemExit, match=f"^error: .*{named}"):
-        main([*words, *scores, *place])
+BAD_INPUT_ENDS = [
+    (["scale", "--genotype", "8,2|4,1,2|4,1,4|4,1,6|32"], r"part '8,2' should be K1,S1,E1"),
+    (["scale", "--genotype", "9,2,3|4,1,2|4,1,4|4,1,6|32", "--budget_params", "1e7"], "K1 .kernel. is 9"),
+    (["scale", "--budget_params", "1e5"], "over the budget .budget_params 100,000"),
+    (["scale"], "scaling needs an end: set budget_params"),
+    (["search", "--img_size", "40"], "image size 40 is not a multiple of 32"),
+    (["search", "--img_size", "32", "--space", "S1=3"], "S1: .3. is not in the space"),
+    (["search", "--img_size", "32", "--space", "K1"], "--space K1 is not of the form"),
+    (["search", "--img_size", "32", "--steps", "2", "--population", "1"], "a tournament between 1"),
+    (["train", "--img_size", "72"], "image size 72 is not a multiple of 32"),
+    (["train", "--genotype", "nowhere"], "genotype 'nowhere' has 1 parts"),
+    (["train", "--preset", "tpu"], "--preset tpu is not known"),
+    (["search", "--repeats", "0"], "--repeats 0 is not allowed"),
+]
+
+
+def test_bad_input_ends_with_one_line(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for words, named in BAD_INPUT_ENDS:
+        tmp_path = tmp_path_factory.mktemp("case")
+        scores = ["--images", "noise"] if words[0] != "train" else []
+        place = ["--output_dir", str(tmp_path / "out")]
+        with pytest.raises(SystemExit, match=f"^error: .*{named}"):
+            main([*words, *scores, *place])
 
 
 def test_strides_that_do_not_fit_are_refused(tmp_path: Path) -> None:

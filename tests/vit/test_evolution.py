@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
@@ -91,17 +90,18 @@ def test_a_small_space_is_used_up_without_looping_forever() -> None:
     assert "6" in found.genotype.split("|")[0]
 
 
-@pytest.mark.parametrize("killed", [0, 5, 30, 59])
-def test_resume_is_bit_exact_and_pays_for_nothing_twice(tmp_path: Path, killed: int) -> None:
-    space, settings = SearchSpace(scores.SPACE), EvolutionSettings(steps=60, population=15, tournament=4, seed=2)
-    whole = ScoreCache(scores.tempting, tmp_path / "whole.json")
-    expected = evolve(space, whole, settings)
-    with pytest.raises(KeyboardInterrupt):
-        evolve(space, ScoreCache(scores.killed_after(killed, scores.tempting), tmp_path / "a.json"), settings)
-    again = ScoreCache(scores.tempting, tmp_path / "a.json")
-    assert evolve(space, again, settings) == expected
-    assert again.fresh == 60 - killed
-    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+def test_resume_is_bit_exact_and_pays_for_nothing_twice(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for killed in (0, 5, 30, 59):
+        tmp_path = tmp_path_factory.mktemp("case")
+        space, settings = SearchSpace(scores.SPACE), EvolutionSettings(steps=60, population=15, tournament=4, seed=2)
+        whole = ScoreCache(scores.tempting, tmp_path / "whole.json")
+        expected = evolve(space, whole, settings)
+        with pytest.raises(KeyboardInterrupt):
+            evolve(space, ScoreCache(scores.killed_after(killed, scores.tempting), tmp_path / "a.json"), settings)
+        again = ScoreCache(scores.tempting, tmp_path / "a.json")
+        assert evolve(space, again, settings) == expected
+        assert again.fresh == 60 - killed
+        assert (tmp_path / "a.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
 
 
 def test_best_of_nothing_sound_is_nothing() -> None:

@@ -11,9 +11,9 @@ from autoprog_diffusion.vit.asvit.genotype import EXAMPLE, PUBLISHED, ZOO, Genot
 from autoprog_diffusion.vit.asvit.space import SearchSpace
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_published_strings_come_back_unchanged(name: str) -> None:
-    assert str(Genotype.parse(ZOO[name])) == ZOO[name]
+def test_published_strings_come_back_unchanged() -> None:
+    for name in ZOO:
+        assert str(Genotype.parse(ZOO[name])) == ZOO[name]
 
 
 def test_every_genotype_survives_its_string() -> None:
@@ -38,27 +38,27 @@ def test_stages_of_the_large_network() -> None:
     assert genotype.grids(224) == (56, 28, 14, 7)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("8,2,3|4,1,2|4,1,4|32", r"4 parts between bars, 5 are needed.*8,2,3\|"),
-        ("", r"1 parts between bars"),
-        ("8,2|4,1,2|4,1,4|4,1,6|32", r"part '8,2' should be K1,S1,E1\[,L1\]"),
-        ("8,2,3|4,1,2,1,1|4,1,4|4,1,6|32", r"part '4,1,2,1,1' should be K2,S2,E2\[,L2\]"),
-        ("9,2,3|4,1,2|4,1,4|4,1,6|32", r"K1 \(kernel\) is 9; it may be 4, 5, 6, 7 or 8"),
-        ("8,2,3|4,3,2|4,1,4|4,1,6|32", r"S2 \(attention splits\) is 3; it may be 1, 2 or 4"),
-        ("8,2,3|4,1,2|4,1,4|4,2,6|32", r"S4 \(attention splits\) is 2; it may be 1"),
-        ("8,2,3|4,1,2|4,1,x|4,1,6|32", r"E3 \(MLP expansion\) is 'x', not a whole number; it may be 2, 3, 4, 5 or 6"),
-        ("8,2,3|4,1,2|4,1,-4|4,1,6|32", r"E3 \(MLP expansion\) is '-4'"),
-        ("8,2,3|4,1,2|4,1,4|4,1,6|24", r"H \(heads\) is 24; it may be 16, 32 or 64"),
-        ("8,2,3|4,1,2|4,1,4|4,1,6|32,0", r"C \(width\) is 0; it must be a whole number of at least 1"),
-        ("8,2,3,0|4,1,2|4,1,4|4,1,6|32", r"L1 \(depth\) is 0; it must be a whole number of at least 1"),
-        ("8,2,3,1.5|4,1,2|4,1,4|4,1,6|32", r"L1 \(depth\) is '1.5'.*any whole number of at least 1"),
-    ],
-)
-def test_a_malformed_string_names_the_part_and_what_is_allowed(text: str, message: str) -> None:
-    with pytest.raises(GenotypeError, match=message):
-        Genotype.parse(text)
+A_MALFORMED_STRING = [
+    ("8,2,3|4,1,2|4,1,4|32", r"4 parts between bars, 5 are needed.*8,2,3\|"),
+    ("", r"1 parts between bars"),
+    ("8,2|4,1,2|4,1,4|4,1,6|32", r"part '8,2' should be K1,S1,E1\[,L1\]"),
+    ("8,2,3|4,1,2,1,1|4,1,4|4,1,6|32", r"part '4,1,2,1,1' should be K2,S2,E2\[,L2\]"),
+    ("9,2,3|4,1,2|4,1,4|4,1,6|32", r"K1 \(kernel\) is 9; it may be 4, 5, 6, 7 or 8"),
+    ("8,2,3|4,3,2|4,1,4|4,1,6|32", r"S2 \(attention splits\) is 3; it may be 1, 2 or 4"),
+    ("8,2,3|4,1,2|4,1,4|4,2,6|32", r"S4 \(attention splits\) is 2; it may be 1"),
+    ("8,2,3|4,1,2|4,1,x|4,1,6|32", r"E3 \(MLP expansion\) is 'x', not a whole number; it may be 2, 3, 4, 5 or 6"),
+    ("8,2,3|4,1,2|4,1,-4|4,1,6|32", r"E3 \(MLP expansion\) is '-4'"),
+    ("8,2,3|4,1,2|4,1,4|4,1,6|24", r"H \(heads\) is 24; it may be 16, 32 or 64"),
+    ("8,2,3|4,1,2|4,1,4|4,1,6|32,0", r"C \(width\) is 0; it must be a whole number of at least 1"),
+    ("8,2,3,0|4,1,2|4,1,4|4,1,6|32", r"L1 \(depth\) is 0; it must be a whole number of at least 1"),
+    ("8,2,3,1.5|4,1,2|4,1,4|4,1,6|32", r"L1 \(depth\) is '1.5'.*any whole number of at least 1"),
+]
+
+
+def test_a_malformed_string_names_the_part_and_what_is_allowed() -> None:
+    for text, message in A_MALFORMED_STRING:
+        with pytest.raises(GenotypeError, match=message):
+            Genotype.parse(text)
 
 
 def test_a_genotype_built_by_hand_is_checked_too() -> None:

@@ -42,16 +42,17 @@ def test_every_block_is_in_one_group_in_forward_order(name: str) -> None:
     assert {len(block) for group in groups for block in group.tensors[:1]}.isdisjoint({0})
 
 
-@pytest.mark.parametrize(
-    ("full", "depths"), [(18, [(2, 7), (4, 8), (4, 11), (4, 14)]), (24, None), (36, None), (48, None)]
-)
-def test_volo_splits_its_depth_as_the_paper_does(full: int, depths: list[tuple[int, int]] | None) -> None:
+VOLO_SPLITS = [(18, [(2, 7), (4, 8), (4, 11), (4, 14)]), (24, None), (36, None), (48, None)]
+
+
+def test_volo_splits_its_depth_as_the_paper_does() -> None:
     """VOLO-D1's splits are the released code's; D2 to D5 must end in their own stages."""
-    sizes = {18: [4, 14], 24: [6, 18], 36: [8, 28], 48: [12, 36]}[full]
-    grid = depth_grid(ViTGrowthConfig(), sizes)
-    found = split_depths(grid, sizes)
-    assert found[-1] == tuple(sizes)
-    assert depths is None or found == depths
+    for full, depths in VOLO_SPLITS:
+        sizes = {18: [4, 14], 24: [6, 18], 36: [8, 28], 48: [12, 36]}[full]
+        grid = depth_grid(ViTGrowthConfig(), sizes)
+        found = split_depths(grid, sizes)
+        assert found[-1] == tuple(sizes)
+        assert depths is None or found == depths
 
 
 def test_no_group_ever_shrinks() -> None:
@@ -109,28 +110,28 @@ def test_resolutions_that_do_not_fit_the_model_are_refused(sizes: tuple[int, ...
         ViTGrowth(growing.hf_vit(), ViTGrowthConfig(num_stages=3, resolutions=sizes))
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"search": "grid"}, "search='grid' is not allowed: use one of"),
-        ({"operator": "net2net"}, "operator='net2net'"),
-        ({"num_stages": 0}, "num_stages=0"),
-        ({"min_depth": 0}, "min_depth=0"),
-        ({"ema_decay": 1.0}, "ema_decay=1.0"),
-        ({"search_steps": 1.5}, "search_steps=1.5"),
-        ({"search_steps": 0}, "search_steps=0"),
-        ({"resolutions": (16, 8), "num_stages": 2}, "decrease"),
-        ({"resolutions": (16,), "num_stages": 2}, "one per stage"),
-        ({"resolutions": 16}, "give a list"),
-        ({"resolutions": (0.5, 1.0), "num_stages": 2}, "whole numbers of pixels"),
-        ({"boundaries": (5,)}, "has 1 values for num_stages=4"),
-        ({"boundaries": (5, 5), "num_stages": 3}, "do not increase"),
-        ({"boundaries": (5, 0.5), "num_stages": 3}, "all steps"),
-    ],
-)
-def test_settings_out_of_range_are_refused(values: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        ViTGrowthConfig(**values)
+SETTINGS_OUT = [
+    ({"search": "grid"}, "search='grid' is not allowed: use one of"),
+    ({"operator": "net2net"}, "operator='net2net'"),
+    ({"num_stages": 0}, "num_stages=0"),
+    ({"min_depth": 0}, "min_depth=0"),
+    ({"ema_decay": 1.0}, "ema_decay=1.0"),
+    ({"search_steps": 1.5}, "search_steps=1.5"),
+    ({"search_steps": 0}, "search_steps=0"),
+    ({"resolutions": (16, 8), "num_stages": 2}, "decrease"),
+    ({"resolutions": (16,), "num_stages": 2}, "one per stage"),
+    ({"resolutions": 16}, "give a list"),
+    ({"resolutions": (0.5, 1.0), "num_stages": 2}, "whole numbers of pixels"),
+    ({"boundaries": (5,)}, "has 1 values for num_stages=4"),
+    ({"boundaries": (5, 5), "num_stages": 3}, "do not increase"),
+    ({"boundaries": (5, 0.5), "num_stages": 3}, "all steps"),
+]
+
+
+def test_settings_out_of_range_are_refused() -> None:
+    for values, message in SETTINGS_OUT:
+        with pytest.raises(ConfigError, match=message):
+            ViTGrowthConfig(**values)
 
 
 def test_a_configuration_survives_json() -> None:

@@ -128,21 +128,21 @@ def test_volo_is_built_in_its_own_sizes() -> None:
         build_model("timm:volo_d1_224", num_classes=5, image_size=64, layers=(1, 1, 1, 1))
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("transformers:vit", {"num_attention_heads": 3}, "num_attention_heads=3 does not divide hidden_size=16"),
-        ("transformers:vit", {"patch_size": 5}, "image_size=32 is not a multiple of the patch, 5: use 30 or 35"),
-        ("transformers:vit", {"patch_size": 64}, "image_size=32 is not a multiple of the patch, 64: use 64 or 128"),
-        ("transformers:vit", {"depth": 3}, r"ViTConfig has no \['depth'\]: its sizes are hidden_size"),
-        ("transformers:vti", {}, "model='transformers:vti' is not known: use transformers:vit"),
-        ("vti", {}, "model='vti' is neither a folder nor a known name: use timm:<architecture>, transformers:deit"),
-        ("transformers:vit", {"drop_path": 1.0}, r"drop_path=1.0 is not in \[0, 1\)"),
-    ],
-)
-def test_bad_names_and_sizes_say_what_is_allowed(name: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises((ModelError, ConfigError), match=message):
-        build(name, **options)
+BAD_NAMES = [
+    ("transformers:vit", {"num_attention_heads": 3}, "num_attention_heads=3 does not divide hidden_size=16"),
+    ("transformers:vit", {"patch_size": 5}, "image_size=32 is not a multiple of the patch, 5: use 30 or 35"),
+    ("transformers:vit", {"patch_size": 64}, "image_size=32 is not a multiple of the patch, 64: use 64 or 128"),
+    ("transformers:vit", {"depth": 3}, r"ViTConfig has no \['depth'\]: its sizes are hidden_size"),
+    ("transformers:vti", {}, "model='transformers:vti' is not known: use transformers:vit"),
+    ("vti", {}, "model='vti' is neither a folder nor a known name: use timm:<architecture>, transformers:deit"),
+    ("transformers:vit", {"drop_path": 1.0}, r"drop_path=1.0 is not in \[0, 1\)"),
+]
+
+
+def test_bad_names_and_sizes_say_what_is_allowed() -> None:
+    for name, options, message in BAD_NAMES:
+        with pytest.raises((ModelError, ConfigError), match=message):
+            build(name, **options)
 
 
 @NEEDS_TIMM

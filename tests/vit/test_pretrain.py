@@ -98,21 +98,21 @@ def test_an_error_ends_the_script_with_one_line(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--model_kwargs", "num_hidden_layers", "4", "hidden_size", "18", "num_attention_heads", "4"), "heads"),
-        (("--img_size", "18", "--resolutions", "8", "18"), "multiple of the patch"),
-        (("--resolutions", "6", "16"), "--resolutions 6"),
-        (("--batch_size", "500"), "more than the"),
-    ],
-    ids=["heads", "image size", "resolution", "batch"],
-)
-def test_what_does_not_fit_is_refused(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
-    make_npz(tmp_path)
-    data = ("--train_data", str(tmp_path / "tints.npz"), "--output_dir", str(tmp_path / "out"))
-    with pytest.raises(SystemExit, match=f"error: .*{message}"):
-        main(PRETRAINING, [*FLAGS, *data, *flags])
+WHAT_DOES_NOT = [
+    (("--model_kwargs", "num_hidden_layers", "4", "hidden_size", "18", "num_attention_heads", "4"), "heads"),
+    (("--img_size", "18", "--resolutions", "8", "18"), "multiple of the patch"),
+    (("--resolutions", "6", "16"), "--resolutions 6"),
+    (("--batch_size", "500"), "more than the"),
+]
+
+
+def test_what_does_not_fit_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for flags, message in WHAT_DOES_NOT:
+        tmp_path = tmp_path_factory.mktemp("case")
+        make_npz(tmp_path)
+        data = ("--train_data", str(tmp_path / "tints.npz"), "--output_dir", str(tmp_path / "out"))
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            main(PRETRAINING, [*FLAGS, *data, *flags])
 
 
 def test_resuming_under_another_preset_is_refused(tmp_path: Path) -> None:

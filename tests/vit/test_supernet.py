@@ -61,14 +61,14 @@ def test_draws_are_uniform_repeatable_and_leave_no_trace() -> None:
     assert torch.equal(torch.random.get_rng_state(), torch_state)
 
 
-@pytest.mark.parametrize(
-    ("length", "count", "expected"),
-    [(12, 5, {6, 8, 9, 11, 12}), (4, 2, {2, 4}), (1, 5, {1}), (2, 9, {1, 2}), (8, 1, {8})],
-)
-def test_evaluations_are_spread_over_the_second_half(length: int, count: int, expected: set[int]) -> None:
-    net = supernet([Shape(4, 8)], VOLO, [], length, count)
-    assert {step for step in range(1, length + 1) if net.evaluates(100 + step)} == expected
-    assert [net.ends(100 + step) for step in (length - 1, length)] == [False, True]
+EVALUATIONS_ARE_SPREAD = [(12, 5, {6, 8, 9, 11, 12}), (4, 2, {2, 4}), (1, 5, {1}), (2, 9, {1, 2}), (8, 1, {8})]
+
+
+def test_evaluations_are_spread_over_the_second_half() -> None:
+    for length, count, expected in EVALUATIONS_ARE_SPREAD:
+        net = supernet([Shape(4, 8)], VOLO, [], length, count)
+        assert {step for step in range(1, length + 1) if net.evaluates(100 + step)} == expected
+        assert [net.ends(100 + step) for step in (length - 1, length)] == [False, True]
 
 
 def grown(name: str, operator: Operator) -> tuple[ElasticModel, WeightAverage, Any, Supernet, Grid]:
