@@ -259,7 +259,7 @@ def main() -> None:
         measured = [name for name in ("memory", "flops", "time") if name in results]
         results["summary"] = {name: summed(results[name]) for name in measured}
         if "plans" in results:
-            results["summary"]["plans"] = {
+            results["plan_command"] = {
                 "count": len(results["plans"]),
                 "most_wall": max(row["wall"] for row in results["plans"]),
                 "most_cpu": max(row["cpu"] for row in results["plans"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -152,54 +152,49 @@ def compared_table(planned: Any) -> Any:
     """The plan beside full fine-tuning, LoRA and a shorter run."""
     from rich.table import Table
 
-    from autoprog_diffusion.planner.quality import shorter_quality
-
-    full, *_ = planned.others
+    whole = planned.others[0].cost.flops * planned.steps
     table = Table(title="The whole run")
     for name in ("Run", "PFLOPs", "Of full", "Peak, GB", "Time", "Loses"):
         table.add_column(
             name,
             justify="left" if name in ("Run", "Loses") else "right",
         )
-
-    def add(name: str, flops: float, peak: int, *, seconds: float | None, loses: str) -> None:
-        share = flops / (full.cost.flops * planned.steps)
+    for row in compared_rows(planned):
         table.add_row(
-            name,
-            f"{flops / 1e15:.4g}",
-            f"{share:.0%}",
-            f"{peak / GB:.2f}",
-            in_time(seconds),
-            loses,
+            row["name"],
+            f"{row['flops'] / 1e15:.4g}",
+            f"{row['flops'] / whole:.0%}",
+            f"{row['peak'] / GB:.2f}",
+            in_time(row["seconds"]),
+            str(row["loses"]),
         )
-
-    peak = max(stage.peak for stage in planned.stages)
-    add(
-        "this plan",
-        planned.flops,
-        peak,
-        seconds=planned.seconds,
-        loses=str(planned.quality),
-    )
-    for one in planned.others:
-        seconds = None if one.cost.seconds is None else one.cost.seconds * planned.steps
-        add(
-            one.trained,
-            one.cost.flops * planned.steps,
-            one.peak,
-            seconds=seconds,
-            loses=str(one.quality),
-        )
-    shorter = round(planned.share * planned.steps)
-    seconds = None if full.cost.seconds is None else full.cost.seconds * shorter
-    add(
-        f"full, {shorter} steps",
-        full.cost.flops * shorter,
-        full.peak,
-        seconds=seconds,
-        loses=str(shorter_quality(planned.share)),
-    )
     return table
+
+
+def compared_rows(planned: Any) -> Iterator[dict[str, Any]]:
+    """Name, FLOPs, peak, seconds and loss of the plan and of what it is compared with."""
+    from autoprog_diffusion.planner.quality import shorter_quality
+
+    yield {
+        "name": "this plan",
+        "flops": planned.flops,
+        "peak": max(stage.peak for stage in planned.stages),
+        "seconds": planned.seconds,
+        "loses": planned.quality,
+    }
+    full = planned.others[0]
+    shorter = round(planned.share * planned.steps)
+    runs = [(one, one.trained, planned.steps, one.quality) for one in planned.others]
+    if shorter < planned.steps:
+        runs.append((full, f"full, {shorter} steps", shorter, shorter_quality(planned.share)))
+    for one, name, steps, quality in runs:
+        yield {
+            "name": name,
+            "flops": one.cost.flops * steps,
+            "peak": one.peak,
+            "seconds": None if one.cost.seconds is None else one.cost.seconds * steps,
+            "loses": quality,
+        }
 
 
 def show_best(planned: Any, console: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a forward pass did, operation by operation, from which the FLOPs of any stage follow exactly.
+"""The tape of a forward pass: its operations, from which the FLOPs of any stage follow exactly.
 
 Freezing changes no forward pass. It changes which tensors need a gradient, and so which gradients the backward pass
 computes. The tape holds, of every operation, the FLOPs of the gradient of each of its inputs; a stage then costs a
@@ -7,21 +7,17 @@ walk over the tape.
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import conv_flop_count, sdpa_backward_flop_count
 
-from .flops import flop_counter
 from .frozen_front import called_modules
 from .units import Layout, trainable_names
 
@@ -29,11 +25,6 @@ from .units import Layout, trainable_names
 # Operation -> places of its two factors; the gradient of each costs what the product does.
 FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 CONVOLUTIONS = ("convolution", "_convolution")
-PLAIN = (Tensor, nn.Parameter)
-
-
-# Operation -> its FLOPs.
-FORMULAS = flop_counter().flop_registry
 
 
 @dataclass(frozen=True)
@@ -62,8 +53,11 @@ class Entry:
         Args:
             needed: Storages that need a gradient.
         """
-        total = sum(flops for storage, flops in self.gradients if storage in needed)
-        if self.together and any(storage in needed for storage in self.inputs):
+        total = 0
+        for storage, flops in self.gradients:
+            if storage in needed:
+                total += flops
+        if any(storage in needed for storage in self.inputs):
             total += self.together
         return total
 
@@ -95,8 +89,11 @@ class Call:
 
     def storages(self, values: Any) -> tuple[int, ...]:
         """Storages of the tensors among some values, each once."""
-        tensors = (value for value in tree_leaves(values) if isinstance(value, Tensor))
-        return tuple(dict.fromkeys(map(self.key, tensors)))
+        found: dict[int, None] = {}
+        for value in tree_leaves(values):
+            if isinstance(value, Tensor):
+                found[self.key(value)] = None
+        return tuple(found)
 
 
 @dataclass
@@ -125,18 +122,21 @@ class Tape:
         outputs = call.storages((call.result,))
         if not call.flops and (not outputs or set(inputs) <= set(outputs)):
             return
-        gradients, together, known = gradient_flops(call) if call.flops else ((), 0, True)
-        self.exact = self.exact and known
-        self.entries.append(
-            Entry(
-                block=self.block,
-                inputs=inputs,
-                outputs=outputs,
-                flops=call.flops,
-                gradients=gradients,
-                together=together,
-            )
+        entry = Entry(
+            block=self.block,
+            inputs=inputs,
+            outputs=outputs,
+            flops=call.flops,
         )
+        if call.flops:
+            found = gradient_flops(call)
+            self.exact = self.exact and found.known
+            entry = replace(
+                entry,
+                gradients=found.separate,
+                together=found.together,
+            )
+        self.entries.append(entry)
 
     @contextmanager
     def following(self, model: nn.Module, layout: Layout) -> Iterator[None]:
@@ -203,27 +203,43 @@ class Tape:
         return total
 
 
-def gradient_flops(call: Call) -> tuple[tuple[tuple[int, int], ...], int, bool]:
+@dataclass(frozen=True)
+class Gradients:
+    """FLOPs of the gradients of an operation's inputs.
+
+    Attributes:
+        separate: Storage of an input -> FLOPs of its gradient.
+        together: FLOPs of those that are computed together.
+        known: Whether the operation is known; one that is not is taken for twice its forward pass.
+    """
+
+    separate: tuple[tuple[int, int], ...] = ()
+    together: int = 0
+    known: bool = True
+
+
+def gradient_flops(call: Call) -> Gradients:
     """FLOPs of the gradients of an operation's inputs.
 
     Args:
         call: The operation.
-
-    Returns:
-        Storage of an input and the FLOPs of its gradient; FLOPs of gradients that are computed together; and whether
-        the operation is known. One that is not is taken for twice its forward pass.
     """
     if call.name in FACTORS:
-        places = FACTORS[call.name]
-        return tuple((call.key(call.args[place]), call.flops) for place in places), 0, True
+        factors = [call.args[place] for place in FACTORS[call.name]]
+        return Gradients(tuple((call.key(factor), call.flops) for factor in factors))
     if call.name in CONVOLUTIONS:
-        return convolution_gradients(call), 0, True
+        return Gradients(convolution_gradients(call))
     if "attention" in call.name:
         query, key, value, *_ = call.args
         output = tree_leaves(call.result)[0]
-        flops = sdpa_backward_flop_count(output.shape, query.shape, key.shape, value.shape)
-        return (), flops, True
-    return (), 2 * call.flops, False
+        flops = sdpa_backward_flop_count(
+            output.shape,
+            query.shape,
+            key.shape,
+            value.shape,
+        )
+        return Gradients(together=flops)
+    return Gradients(together=2 * call.flops, known=False)
 
 
 def convolution_gradients(call: Call) -> tuple[tuple[int, int], ...]:
@@ -231,84 +247,28 @@ def convolution_gradients(call: Call) -> tuple[tuple[int, int], ...]:
     x, weight, *_ = call.args
     transposed = bool(call.args[6])
     output = call.result.shape
-    to_input = conv_flop_count(output, weight.shape, x.shape, transposed=not transposed)
-    if transposed:
-        to_weight = conv_flop_count(swapped(output), swapped(x.shape), swapped(weight.shape), transposed=False)
-    else:
-        to_weight = conv_flop_count(swapped(x.shape), swapped(output), swapped(weight.shape), transposed=False)
-    return (call.key(x), to_input), (call.key(weight), to_weight)
+    to_input = conv_flop_count(
+        output,
+        weight.shape,
+        x.shape,
+        transposed=not transposed,
+    )
+    # The product of input and result, in the order that the kind of the convolution gives them.
+    first = output if transposed else x.shape
+    second = x.shape if transposed else output
+    to_weight = conv_flop_count(
+        swapped(first),
+        swapped(second),
+        swapped(weight.shape),
+        transposed=False,
+    )
+    return (
+        (call.key(x), to_input),
+        (call.key(weight), to_weight),
+    )
 
 
 def swapped(shape: torch.Size) -> list[int]:
     """A shape with its first two sizes exchanged."""
     first, second, *rest = shape
     return [second, first, *rest]
-
-
-class Recorder(TorchDispatchMode):
-    """Lets a tape hear the operations of a model inside a `with` block.
-
-    Args:
-        tape: Is told.
-        model: The bare model.
-        layout: Its units.
-        beside: Parameters outside of the model that always train.
-    """
-
-    def __init__(self, tape: Tape, model: nn.Module, layout: Layout, beside: Iterable[Tensor] = ()) -> None:
-        super().__init__()
-        self._tape = tape
-        self._model = model
-        self._layout = layout
-        self._numbers = itertools.count(1)
-        self._known: dict[int, int] = {}
-        self._references: dict[int, weakref.ref[Any]] = {}
-        self._hooks = ExitStack()
-        names = layout.names
-        tape.parameters = {name: self.storage(each) for name, each in model.named_parameters() if name in names}
-        tape.always = set(map(self.storage, beside))
-
-    def __enter__(self) -> Recorder:
-        self._hooks.enter_context(self._tape.following(self._model, self._layout))
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._hooks.close()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # A tensor that is made of others (quantised weights) runs its own code first: then its parts come here.
-        if any(cls not in PLAIN for cls in types):
-            return NotImplemented
-        keywords = kwargs or {}
-        result = func(*args, **keywords)
-        if isinstance(func, torch._ops.OpOverload) and not func.is_view:
-            packet = func._overloadpacket
-            formula = FORMULAS.get(packet)
-            flops = 0 if formula is None else formula(*args, **keywords, out_val=result)
-            self._tape.note(
-                Call(
-                    name=packet.__name__,
-                    args=args,
-                    kwargs=keywords,
-                    result=result,
-                    flops=flops,
-                    key=self.storage,
-                )
-            )
-        return result
-
-    def storage(self, tensor: Tensor) -> int:
-        """A number for the storage of a tensor that no other one has had."""
-        storage = tensor.untyped_storage()
-        place = storage._cdata
-        if place not in self._known:
-            self._known[place] = next(self._numbers)
-            self._references[place] = weakref.ref(storage, lambda _: self._forget(place))
-        return self._known[place]
-
-    def _forget(self, place: int) -> None:
-        """A storage has died; another one may come to its place."""
-        del self._known[place]
-        del self._references[place]

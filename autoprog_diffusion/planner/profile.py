@@ -152,7 +152,7 @@ class Builder:
         """
         if config.stage_embedding is not False:
             with self._device:
-                embedding = self._adapter.stage_embedding(self.model, config)
+                embedding: Any = self._adapter.stage_embedding(self.model, config)
                 if embedding is not None:
                     embedding.attach(self.model)
                     embedding.enter(0)
@@ -213,13 +213,12 @@ def make_profile(
         model = builder.model
         layout = builder.layout
         sizes = parameter_sizes(model, layout)
-        tape = None
+        tape = Tape()
         if stages is not None:
-            tape = Tape()
             builder.embed_stages(stages.config)
         full = builder.full(tape)
         live = builder.live()
-        stage_flops = () if stages is None or tape is None else stages.flops(builder, tape)
+        stage_flops = () if stages is None else stages.flops(builder, tape)
     return Profile(
         source=source,
         shape=shape,

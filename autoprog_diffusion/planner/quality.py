@@ -60,16 +60,22 @@ def shorter_quality(share: float) -> Quality:
     Args:
         share: Of the steps.
     """
-    lengths = sorted(SHORTER)
     if share >= 1:
         return Quality(0.0, 0.0)
-    for short, long in zip(lengths, lengths[1:]):
-        if short <= share <= long:
-            weight = math.log2(long / share) / math.log2(long / short)
-            pairs = zip(measured("trained", SHORTER[long]) or [], measured("trained", SHORTER[short]) or [])
-            losses = [(1 - weight) * before + weight * after for before, after in pairs]
-            return Quality(min(losses), max(losses))
-    return Quality(None, None)
+    if share < min(SHORTER):
+        return Quality(None, None)
+    long = min(length for length in SHORTER if length > share)
+    short = max(length for length in SHORTER if length <= share)
+    weight = math.log2(long / share) / math.log2(long / short)
+    before = measured("trained", SHORTER[long]) or []
+    after = measured("trained", SHORTER[short]) or []
+    losses = []
+    for high, low in zip(before, after):
+        losses.append((1 - weight) * high + weight * low)
+    return Quality(
+        min(losses),
+        max(losses),
+    )
 
 
 @cache

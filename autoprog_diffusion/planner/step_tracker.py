@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from autoprog_diffusion.growth.tape import FORMULAS, Call, Tape
+from autoprog_diffusion.growth.tape import Call, Tape
+from autoprog_diffusion.growth.tape_recorder import FORMULAS
 
 from .tracker import DEVICE, KINDS, Held, Kind, MemoryTracker, parts
 

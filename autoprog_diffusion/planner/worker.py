@@ -22,7 +22,7 @@ from .profile import Profile, StageRequest, make_profile
 from .shapes import Shape
 
 
-def profile_elsewhere(source: ModelSource, shape: Shape, stages: StageRequest | None = None) -> Profile:
+def profile_elsewhere(source: ModelSource, shape: Shape, *, stages: StageRequest | None = None) -> Profile:
     """`make_profile` in a new process.
 
     Args:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from autoprog_diffusion.files import write_text_atomically
 from autoprog_diffusion.growth.plan import GrowthPlan, Stage
 from autoprog_diffusion.growth.protocol import Growth
-from autoprog_diffusion.growth.tape import PLAIN, Recorder, Tape
+from autoprog_diffusion.growth.tape import Tape
+from autoprog_diffusion.growth.tape_recorder import PLAIN, Recorder
 from autoprog_diffusion.growth.units import Layout
 
 from .measure import counted_flops
@@ -55,9 +56,15 @@ class TimeLeft:
         plan = self._growth.plan
         done = len(self._metrics)
         times = measured(self._times)
-        left = seconds_left(done, plan, times, self.of_plan())
+        left = seconds_left(
+            done,
+            plan,
+            times,
+            self.of_plan(),
+        )
         if left is not None:
-            left += warm_up(self._firsts, times) * sum(stage.start >= done for stage in plan.stages)
+            coming = [stage for stage in plan.stages if stage.start >= done]
+            left += len(coming) * warm_up(self._firsts, times)
         if note_prediction(self._metrics, left) and len(self._metrics.predictions) == 1:
             self._write(plan, times)
         return left
@@ -67,17 +74,26 @@ class TimeLeft:
         if self._file is None or not is_ours(self._file):
             return
         costs = self.of_plan()
-        stages = [
-            {
+        stages = []
+        for index, stage in enumerate(plan.stages):
+            row = {
                 "stage": index,
                 "blocks": len(stage.blocks),
                 "flops": costs[index],
-                "seconds": stage_seconds(index, times, costs),
+                "seconds": stage_seconds(
+                    index,
+                    times,
+                    costs,
+                ),
                 "peak": None,
             }
-            for index, stage in enumerate(plan.stages)
-        ]
-        write_text_atomically(self._file, json.dumps({"source": OURS, "stages": stages}, indent=1) + "\n")
+            stages.append(row)
+        values = {
+            "source": OURS,
+            "stages": stages,
+        }
+        text = json.dumps(values, indent=1)
+        write_text_atomically(self._file, f"{text}\n")
 
     def _look(self) -> None:
         """Take in the steps that were done since the last look."""
@@ -97,9 +113,13 @@ class TimeLeft:
         if not isinstance(getattr(self._growth, "layout", None), Layout):
             return False
         # Of sharded parameters this process has parts only.
-        plain = all(type(each) in PLAIN for each in self._growth.parameters())
-        known = self._metrics.costs
-        return plain and any(stage.stride is None and key_of(stage) not in known for stage in stages)
+        for parameter in self._growth.parameters():
+            if type(parameter) not in PLAIN:
+                return False
+        for stage in stages:
+            if stage.stride is None and key_of(stage) not in self._metrics.costs:
+                return True
+        return False
 
     def counted(self, model: nn.Module, loss: Callable[[], Tensor]) -> int:
         """FLOPs of a forward and backward pass, by PyTorch's counter; those of stages to come are kept on the way.
@@ -136,8 +156,10 @@ class TimeLeft:
         if tape.stage_flops(self._layout, now.blocks) != counted:
             return
         for stage in stages:
-            flops = tape.stage_flops(self._layout, stage.blocks) * self._accumulation
-            self._metrics.costs[key_of(stage)] = flops * area(stage, now)
+            # Another stride gives another number of tokens.
+            if stage.stride == now.stride:
+                flops = tape.stage_flops(self._layout, stage.blocks) * self._accumulation
+                self._metrics.costs[key_of(stage)] = flops * area(stage, now)
 
     def of_plan(self) -> list[float]:
         """FLOPs of a step of every stage of the plan: counted, from the tape, or those of the latest stage."""
@@ -148,7 +170,11 @@ class TimeLeft:
         found = []
         for index, stage in enumerate(stages):
             guess = counted[latest] * area(stage, stages[latest])
-            found.append(counted.get(index, self._metrics.costs.get(key_of(stage), guess)))
+            flops = self._metrics.costs.get(
+                key_of(stage),
+                guess,
+            )
+            found.append(counted.get(index, flops))
         return found
 
     @property
@@ -182,12 +208,17 @@ def seconds_left(done: int, plan: GrowthPlan, measured: Mapping[int, float], cos
     """
     if not measured:
         return None
-    ends = [*(stage.start for stage in plan.stages[1:]), plan.num_training_steps]
     left = 0.0
-    for index, (stage, end) in enumerate(zip(plan.stages, ends)):
-        steps = end - max(stage.start, done)
-        if steps > 0:
-            left += steps * stage_seconds(index, measured, costs)
+    end = plan.num_training_steps
+    for index in reversed(range(len(plan.stages))):
+        start = max(plan.stages[index].start, done)
+        steps = max(0, end - start)
+        left += steps * stage_seconds(
+            index,
+            measured,
+            costs,
+        )
+        end = plan.stages[index].start
     return left
 
 
@@ -199,8 +230,13 @@ def measured(times: Mapping[int, Collection[float]]) -> dict[int, float]:
     Args:
         times: Stage -> seconds of its latest steps.
     """
-    warm = {stage: list(each)[1:] for stage, each in times.items() if len(each) > 1}
-    return {stage: median(each) for stage, each in (warm or times).items()}
+    warm: dict[int, Collection[float]] = {}
+    for stage, seconds in times.items():
+        _, *others = seconds
+        if others:
+            warm[stage] = others
+    chosen = warm or times
+    return {stage: median(seconds) for stage, seconds in chosen.items()}
 
 
 def warm_up(firsts: Mapping[int, float], times: Mapping[int, float]) -> float:
@@ -210,8 +246,14 @@ def warm_up(firsts: Mapping[int, float], times: Mapping[int, float]) -> float:
         firsts: Stage -> seconds of its first step.
         times: Stage -> seconds of another one.
     """
-    longer = [first - times[stage] for stage, first in firsts.items() if stage in times]
-    return max(0.0, median(longer[1:])) if len(longer) > 1 else 0.0
+    longer = []
+    for stage, first in firsts.items():
+        if stage in times:
+            longer.append(first - times[stage])
+    _, *others = longer or [0.0]
+    if not others:
+        return 0.0
+    return max(0.0, median(others))
 
 
 def stage_seconds(index: int, measured: Mapping[int, float], costs: Sequence[float]) -> float:
@@ -227,16 +269,22 @@ def stage_seconds(index: int, measured: Mapping[int, float], costs: Sequence[flo
     """
     if index in measured:
         return measured[index]
-    points = [(costs[stage], seconds) for stage, seconds in measured.items()]
+    points = []
+    for stage, seconds in measured.items():
+        points.append((costs[stage], seconds))
     flops, seconds = points[-1]
-    lowest = min(points)
-    highest = max(points)
-    proportional = seconds * costs[index] / flops if flops else seconds
-    if highest[0] <= lowest[0] or highest[1] <= lowest[1]:
+    proportional = seconds
+    if flops:
+        proportional = seconds * costs[index] / flops
+    cheap, least = min(points)
+    expensive, most = max(points)
+    if expensive <= cheap or most <= least:
         return proportional
-    slope = (highest[1] - lowest[1]) / (highest[0] - lowest[0])
-    constant = lowest[1] - slope * lowest[0]
-    return constant + slope * costs[index] if constant > 0 else proportional
+    slope = (most - least) / (expensive - cheap)
+    constant = least - slope * cheap
+    if constant <= 0:
+        return proportional
+    return constant + slope * costs[index]
 
 
 def note_prediction(metrics: Metrics, left: float | None) -> bool:
@@ -268,9 +316,11 @@ def prediction_sentence(metrics: Metrics) -> str | None:
     seconds = metrics.rows["seconds"]
     errors = []
     for each in metrics.predictions[1:]:
-        took = sum(seconds[int(each["step"]) :])
+        step = int(each["step"])
+        took = sum(seconds[step:])
         if took > 0:
-            errors.append(abs(each["seconds"] / took - 1))
+            ratio = each["seconds"] / took
+            errors.append(abs(ratio - 1))
     if not errors:
         return None
     return f"the time left was told within {max(errors):.0%} of what the rest took, from the second stage on."

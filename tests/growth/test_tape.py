@@ -8,7 +8,8 @@ import torch
 from autoprog_diffusion import GrowthConfig
 from autoprog_diffusion.growth.flops import flop_counter
 from autoprog_diffusion.growth.scheduler import GrowthScheduler
-from autoprog_diffusion.growth.tape import Call, Recorder, Tape
+from autoprog_diffusion.growth.tape import Call, Tape
+from autoprog_diffusion.growth.tape_recorder import Recorder
 
 from ..settings import BY_ID, DENOISERS
 

@@ -30,11 +30,12 @@ from autoprog_diffusion.planner.errors import PlannerError
 from autoprog_diffusion.planner.inputs import make_inputs
 from autoprog_diffusion.planner.machine import Calibration, find_gpu, memory_machine, steady
 from autoprog_diffusion.planner.models import ModelSource, find_model
-from autoprog_diffusion.planner.planning import Planned, judgement, plan
+from autoprog_diffusion.planner.planning import Planned, plan
 from autoprog_diffusion.planner.profile import Profile
 from autoprog_diffusion.planner.quality import Quality, shorter_quality
 from autoprog_diffusion.planner.settings import Plan
 from autoprog_diffusion.planner.shapes import Shape
+from autoprog_diffusion.planner.verdict import judgement
 from autoprog_diffusion.training.recipe_arguments import check_arguments
 
 from ..recipes.conftest import load_recipe
