@@ -68,11 +68,8 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
         train=TrainArguments(
             train_batch_size=8,
             learning_rate=2e-4,
-            lr_scheduler="cosine",
             lr_warmup_steps=20,
             max_train_steps=240,
-            use_ema=True,
-            ema_decay=0.95,
         ),
         subject=SubjectSettings(
             instance_prompt="zwx cat face",

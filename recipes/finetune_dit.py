@@ -8,7 +8,7 @@ sub-folder per class (or a `datasets` data set with a label column):
 
     accelerate launch recipes/finetune_dit.py --output_dir out \
         --pretrained_model_name_or_path facebook/DiT-XL-2-256 --train_data_dir my_classes --train_batch_size 32 \
-        --max_train_steps 240000 --learning_rate 1e-4 --resolutions 64 128 192 256 --random_flip --use_ema \
+        --max_train_steps 240000 --learning_rate 1e-4 --resolutions 64 128 192 256 --random_flip \
         --mixed_precision bf16
 
 The classes of the data replace those of the checkpoint; classes of the same name keep their embedding. Results: a
@@ -66,12 +66,9 @@ class FinetuneDiT(Recipe[ClassConditionalArguments]):
     defaults = ClassConditionalArguments()
     model_defaults = ClassConditionalArguments(
         train=TrainArguments(
-            learning_rate=1e-3,
-            lr_scheduler="cosine",
+            learning_rate=5e-4,
             lr_warmup_steps=50,
             max_train_steps=1200,
-            use_ema=True,
-            ema_decay=0.99,
         )
     )
 

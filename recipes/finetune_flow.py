@@ -8,7 +8,7 @@ under 5 minutes on 2 CPU cores. Your own model and data:
     accelerate launch recipes/finetune_flow.py --output_dir out \
         --pretrained_model_name_or_path stabilityai/stable-diffusion-3.5-medium --train_data_dir my_images \
         --resolution 512 --train_batch_size 4 --max_train_steps 5000 --resolutions 256 384 512 512 \
-        --mixed_precision bf16 --gradient_checkpointing --use_ema
+        --mixed_precision bf16 --gradient_checkpointing
 
 Data and flags are those of finetune_sd.py, and Diffusers' --weighting_scheme and its settings. The shift of time
 follows the stage's resolution. Results: a plain pipeline in the output folder, before_after.png, timeline.png,
@@ -53,12 +53,9 @@ class FinetuneFlow(TextToImageRecipe[FlowMatchingArguments]):
     defaults = FlowMatchingArguments()
     model_defaults = FlowMatchingArguments(
         train=TrainArguments(
-            learning_rate=1e-3,
-            lr_scheduler="cosine",
+            learning_rate=5e-4,
             lr_warmup_steps=50,
             max_train_steps=1000,
-            use_ema=True,
-            ema_decay=0.99,
         ),
         flow=FlowSettings(max_sequence_length=16, proportion_empty_prompts=0.1),
     )

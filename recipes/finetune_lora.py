@@ -57,11 +57,8 @@ class FinetuneLora(TextToImageRecipe[LoraArguments]):
         defaults,
         train=TrainArguments(
             learning_rate=2e-3,
-            lr_scheduler="cosine",
             lr_warmup_steps=50,
             max_train_steps=700,
-            use_ema=True,
-            ema_decay=0.99,
         ),
         # The small UNet's drawing style is in its convolutions: its attention sees 8x8 pixels at most.
         lora=LoraSettings(

@@ -7,7 +7,7 @@ it has never seen: about 5 minutes on 2 CPU cores. Your own model and data:
 
     accelerate launch recipes/finetune_sd.py --output_dir out \
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --train_data_dir my_images \
-        --resolution 512 --train_batch_size 4 --max_train_steps 10000 --mixed_precision bf16 --use_ema
+        --resolution 512 --train_batch_size 4 --max_train_steps 10000 --mixed_precision bf16
 
 `--help` lists every flag; they carry the names of Diffusers' train_text_to_image.py. `--growth off` is plain full
 fine-tuning in the same loop. Images that do not train are evaluated on the way, and the best weights are saved
@@ -39,11 +39,8 @@ class FinetuneSD(TextToImageRecipe[Arguments]):
     model_defaults = Arguments(
         train=TrainArguments(
             learning_rate=5e-4,
-            lr_scheduler="cosine",
             lr_warmup_steps=50,
             max_train_steps=640,
-            use_ema=True,
-            ema_decay=0.99,
         )
     )
 

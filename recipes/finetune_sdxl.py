@@ -43,11 +43,8 @@ class FinetuneSDXL(TextToImageRecipe[SDXLArguments]):
     model_defaults = SDXLArguments(
         train=TrainArguments(
             learning_rate=5e-4,
-            lr_scheduler="cosine",
             lr_warmup_steps=50,
             max_train_steps=700,
-            use_ema=True,
-            ema_decay=0.99,
         )
     )
 

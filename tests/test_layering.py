@@ -25,7 +25,7 @@ HEAVY = ("diffusers", "accelerate", "transformers", "timm", "datasets", "matplot
 CORE = (
     "bare", "choices", "values", "config_checks", "memory",
     "config", "plan", "units", "adapter", "errors", "state", "resize", "frozen_front", "lr_rewarmup", "flops",
-    "protocol",
+    "protocol", "presets",
 )  # fmt: skip
 SHARED_BY_VIT = ("models", "ema", "resolution", "retokenize", "pretrained", "drop_path")
 # Of vit/asvit and of its name in vit/, which shares it: the command line and the training it starts.

@@ -27,11 +27,13 @@ class EvaluationRecord:
         points: Of them, with all losses.
         stopped: How the run stopped early, as plain values; None if it did not.
         pace: Size and interval of the evaluations, as plain values.
+        widths: Relative width of an average -> its loss at the end; none where there was no choice.
     """
 
     points: list[Point] = field(default_factory=list)
     stopped: dict[str, Any] | None = None
     pace: dict[str, Any] = field(default_factory=dict)
+    widths: dict[float, float] = field(default_factory=dict)
 
     @property
     def best(self) -> Point | None:
@@ -69,6 +71,7 @@ class EvaluationRecord:
             "ranges": [] if known is None else known.bounds,
             "best": None if best is None else {"step": best.step, "loss": best.evaluation.loss},
             "stopped": self.stopped,
+            "widths": [{"width": width, "loss": number(loss)} for width, loss in self.widths.items()],
             "images": 0 if known is None else known.losses.shape[1],
             "draws": 0 if known is None else known.losses.shape[0],
         }
@@ -82,7 +85,7 @@ class EvaluationRecord:
         points = []
         for point in self.points:
             points.append({"step": point.step, **vars(point.evaluation)})
-        return {"points": points, "stopped": self.stopped, "pace": self.pace}
+        return {"points": points, "stopped": self.stopped, "pace": self.pace, "widths": self.widths}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go back to the evaluations of a checkpoint."""
@@ -97,6 +100,7 @@ class EvaluationRecord:
             self.points.append(Point(values["step"], evaluation))
         self.stopped = state_dict["stopped"]
         self.pace = state_dict["pace"]
+        self.widths = state_dict.get("widths", {})
 
 
 def number(value: float) -> float | None:

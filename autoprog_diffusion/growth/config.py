@@ -6,12 +6,17 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .choices import Checkpointing, Cost, Direction, EmbeddingInit, FrozenDtype, Objective, Order, Search, WindowState
 from .config_checks import check_direction, check_memory, check_ranges, check_resolutions, check_windows, check_words
 from .errors import ConfigError
+from .presets import schedule_of
 from .values import JSON, Resolution, as_resolution, check_boundaries, check_fields, is_number, require
+
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,24 @@ class GrowthConfig:
             "search_orders": ("interleaved",),
         }
         return cls.from_dict(settings | overrides)
+
+    @classmethod
+    def for_model(cls, model: nn.Module, **overrides: Any) -> GrowthConfig:
+        """The schedule that measured best for models of this kind, with `overrides` in place of some settings.
+
+        It freezes the model in eight stages, late in the run (`growth.presets`). The recipes take it as their default.
+
+        Args:
+            model: Bare denoiser.
+            overrides: Fields.
+
+        Raises:
+            ConfigError: An override is not allowed, or is not a field.
+
+        Example:
+            >>> growth = GrowthScheduler(unet, GrowthConfig.for_model(unet), accelerator)  # doctest: +SKIP
+        """
+        return cls.from_dict(schedule_of(model) | overrides)
 
     @property
     def freezes(self) -> bool:

@@ -53,6 +53,7 @@ class PowerAverage:
         dtype: Type of the averages, float32 or float64.
         freeze_at_average: A block that freezes is frozen at its average of the width in use, not at its last weights.
         begin_anew: A checkpoint without averages begins new ones where it was written, instead of being refused.
+        warn_of_decay: Warn once where the learning rate decays.
 
     Attributes:
         width: The relative width in use: that `copy_to` writes.
@@ -85,6 +86,7 @@ class PowerAverage:
         dtype: torch.dtype = torch.float32,
         freeze_at_average: bool = False,
         begin_anew: bool = False,
+        warn_of_decay: bool = True,
     ) -> None:
         check_widths(widths, num_training_steps if growth is None else growth.plan.num_training_steps)
         check_settings(growth, dtype, freezes=freeze_at_average)
@@ -105,7 +107,8 @@ class PowerAverage:
         self.steps = 0
         # What `growth.steps` must be at the next step; None where averages have begun anew in a resumed run.
         self._expected: int | None = None if growth is None else growth.steps
-        self._highest_rate: float | None = 0.0  # of the learning rate so far; None once it was seen to decay
+        # Of the learning rate so far; None once it was seen to decay, or where nobody wants to know.
+        self._highest_rate: float | None = 0.0 if warn_of_decay else None
         if accelerator is not None:
             accelerator.register_save_state_pre_hook(self._save_in_checkpoint)
             accelerator.register_load_state_pre_hook(self._load_from_checkpoint)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from .adapter import StageEmbeddingLike
+from .backward_step import BackwardStep
 from .config import GrowthConfig
 from .errors import OrderError
 from .plan import GrowthPlan
@@ -28,6 +31,7 @@ class Progress:
     _embedding: StageEmbeddingLike | None
     _search: SearchSession
     _storage: FrozenStorage
+    _backward_step: BackwardStep
 
     @property
     def plan(self) -> GrowthPlan:
@@ -79,6 +83,12 @@ class Progress:
     def exact(self, parameter: nn.Parameter) -> Tensor:
         """The value of a parameter of the model, also where `frozen_dtype` holds it small now."""
         return self._storage.exact(parameter)
+
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Inside a `with` block no backward pass trains: for probes that replay the calls of a loop."""
+        with self._backward_step.paused():
+            yield
 
     def print_trainable_parameters(self) -> None:
         """Print how much of the model trains, in PEFT's words."""

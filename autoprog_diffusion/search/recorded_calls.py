@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from itertools import islice
@@ -29,12 +30,14 @@ class RecordedCall:
         kwargs: Keyword inputs, a dictionary.
         gradient: Gradient of the user's loss with respect to the output, same shape as the output (N, ...).
         listed: Whether the model takes and returns lists with one tensor per sample (Z-Image).
+        autocast: Type of the autocast that the loop called the model in, if there was one.
     """
 
     args: Any
     kwargs: Any
     gradient: Tensor
     listed: bool = False
+    autocast: torch.dtype | None = None
 
     @property
     def batch(self) -> int:
@@ -43,7 +46,11 @@ class RecordedCall:
 
     def run(self, model: nn.Module) -> Tensor:
         """The model's output (N, ...) on these inputs."""
-        return output_tensor(model(*self.args, **self.kwargs))
+        autocast = nullcontext()
+        if self.autocast is not None:
+            autocast = torch.autocast(self.gradient.device.type, self.autocast)
+        with autocast:
+            return output_tensor(model(*self.args, **self.kwargs))
 
     def replay(self, model: nn.Module) -> None:
         """One forward and backward pass: adds the loss's gradients to those of the model's parameters."""
@@ -152,13 +159,15 @@ class CallRecorder:
         if not torch.is_grad_enabled() or not all(output.requires_grad for output in outputs):
             return
         args, kwargs = map_tensors((args, kwargs), _copy)
+        kind = outputs[0].device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
         def keep(gradients: Sequence[Any]) -> None:
             # A sample that the loss leaves out has no gradient: such a call cannot be replayed.
             if all(isinstance(gradient, Tensor) for gradient in gradients):
                 first = gradients[0]
                 gradient = torch.stack(tuple(gradients)) if listed else _copy(first)
-                self.calls.append(RecordedCall(args, kwargs, gradient, listed))
+                self.calls.append(RecordedCall(args, kwargs, gradient, listed, autocast))
 
         register_multi_grad_hook(outputs, keep)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
+from torch import nn
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan
 from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.growth.presets import schedule_of
 
 from .flag_checks import TRACKERS, check_tracker
 
@@ -19,6 +21,10 @@ Value = TypeVar("Value")
 flat_flags = tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 # A field that the run sets itself: no flag.
 Derived = Annotated[Value, tyro.conf.Fixed, tyro.conf.Suppress]
+# One of them on the command line, and the schedule is that of the flags.
+OF_THE_SCHEDULE = frozenset(
+    "growth_plan num_stages order min_trainable direction boundaries resolutions sweeps window_share search".split()
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,8 @@ class GrowthArguments(GrowthConfig):
     """Progressive training."""
 
     growth: Literal["on", "off", "autoprog_zero"] = "on"
-    """off is plain full training in the same loop; autoprog_zero is the paper as published, where no flag differs."""
+    """on takes the schedule that measured best for models of this kind, unless a flag of the schedule is given; off is
+    plain full training in the same loop; autoprog_zero is the paper as published, where no flag differs."""
     growth_plan: str | None = None
     """Follow the plan in this file: one that was dumped, or the growth.json of an earlier run."""
     stage_embedding: bool = True
@@ -44,6 +51,19 @@ def autoprog_zero(**overrides: Any) -> GrowthArguments:
     """The flags' defaults under `--growth autoprog_zero`; `overrides` are fields that a script cannot have."""
     preset = GrowthConfig.autoprog_zero(resolution_multiple=1, **overrides)
     return GrowthArguments(**vars(preset), growth="autoprog_zero")
+
+
+def with_preset(growth: GrowthArguments, given: Sequence[str], model: nn.Module) -> GrowthArguments:
+    """The flags with the schedule that measured best for a model, where the command line gives none.
+
+    Args:
+        growth: The flags.
+        given: Flags of the command line.
+        model: Bare denoiser.
+    """
+    if growth.growth != "on" or not OF_THE_SCHEDULE.isdisjoint(given):
+        return growth
+    return replace(growth, **schedule_of(model))
 
 
 def growth_config(

@@ -1,9 +1,9 @@
-"""`DiffusionTrainer`: the training loop with a task of diffusion, Diffusers' schedules and its `EMAModel`."""
+"""`DiffusionTrainer`: the training loop with a task of diffusion, Diffusers' schedules, and an average of weights."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,8 @@ from autoprog_diffusion.growth.bare import bare
 from autoprog_diffusion.growth.errors import GrowthWarning
 from autoprog_diffusion.growth.resize import stage_size
 
+from .average import averages, check_checkpoint, make_average
+from .batch_probe import batch_advice
 from .checkpoints import find_checkpoint, keep_only
 from .given_plan import plan_for
 from .held_out import HeldOutRun
@@ -70,6 +72,8 @@ class DiffusionTrainer(Trainer):
         accelerator: The run's accelerator.
 
     Attributes:
+        ema: Average of the weights with a fixed decay, if there is one.
+        power: Averages whose width grows with the run, if there are some.
         pictures: Drawn every `--validation_steps`, if it is set.
         held_out: Evaluations on images that do not train, if there are some.
 
@@ -127,6 +131,9 @@ class DiffusionTrainer(Trainer):
         checkpoint = find_checkpoint(self.root, args.output.resume_from_checkpoint)
         plan = plan_for(plan, self.max_steps, checkpoint)
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
+        self.power = None
+        if averages(train, accelerator, self.max_steps, checkpoint):
+            self.power = make_average(self.model, growth, accelerator, train)
         if train.step_in_backward:
             self._step_in_backward(train.max_grad_norm)
         self._check_resolutions()
@@ -152,21 +159,31 @@ class DiffusionTrainer(Trainer):
             epoch += 1
             done = 0
 
+    def train(self, on_step: Callable[[int], object] | None = None) -> None:
+        if self._train.probe_batch and not self.over:
+            self.accelerator.print(batch_advice(self, self._train.gradient_accumulation_steps))
+        super().train(on_step)
+
     def enter_stage(self) -> None:
         self.task.enter_stage(self.growth)
 
     def average(self) -> None:
         if self.ema is not None:
             self.ema.step(local_parameters(self.growth.ema_parameters(self._trained)))
+        if self.power is not None:
+            self.power.step()
 
     def validate(self) -> None:
         if self.pictures is not None:
-            self.pictures.save_step(self.step)
+            with self.saved_weights().in_place():
+                self.pictures.save_step(self.step)
         reshard(self.bare)
 
     def resume(self, wanted: str) -> bool:
-        found = super().resume(wanted)
         path = find_checkpoint(self.root, wanted)
+        if path is not None:
+            check_checkpoint(self.power, path)
+        found = super().resume(wanted)
         if path is not None and self.held_out is not None:
             self.held_out.go_back(self, path)
         if found and self.ema is not None:
@@ -185,6 +202,8 @@ class DiffusionTrainer(Trainer):
             store_in_float32(self._trained)
         if self.ema is not None:
             self.ema.copy_to(local_parameters(self._trained))
+        if self.power is not None:
+            self.power.copy_to()
         self.save_beside(self._output.output_dir)
         with warnings.catch_warnings():
             if self.step < self.max_steps:
@@ -227,7 +246,7 @@ class DiffusionTrainer(Trainer):
             self.bare,
             self.model,
             self.growth,
-            self.ema,
+            self.power or self.ema,
             names=self._names,
             complete=self._complete,
         )
@@ -243,9 +262,11 @@ class DiffusionTrainer(Trainer):
 
     @property
     def warmup_steps(self) -> int:
-        """Optimizer steps of warm-up; a constant rate has none, whatever the default says."""
-        idle = self._train.lr_scheduler == "constant" and "lr_warmup_steps" not in self._given
-        return 0 if idle else self._train.lr_warmup_steps
+        """Optimizer steps of warm-up: by default a tenth of the run at most, and none where the rate is constant."""
+        steps = self._train.lr_warmup_steps
+        if "lr_warmup_steps" in self._given:
+            return steps
+        return 0 if self._train.lr_scheduler == "constant" else min(steps, self.max_steps // 10)
 
     def _step_in_backward(self, norm: float) -> None:
         self.backward_step = self.growth.step_in_backward(self.optimizer, max_norm=norm)
@@ -273,7 +294,7 @@ class DiffusionTrainer(Trainer):
         return get_scheduler(
             self._train.lr_scheduler,
             optimizer,
-            num_warmup_steps=self._train.lr_warmup_steps * scale,
+            num_warmup_steps=self.warmup_steps * scale,
             num_training_steps=self.max_steps * scale,
         )
 

@@ -17,7 +17,6 @@ TRACKERS = ("none", "all", *TRACKER_MODULES)
 # A flag, and what it has an effect with: another flag, and its value (None is any value).
 NEEDS: tuple[tuple[str, str, Any], ...] = (
     ("ema_decay", "use_ema", True),
-    ("offload_ema", "use_ema", True),
     ("foreach_ema", "use_ema", True),
     ("dataset_config_name", "dataset_name", None),
     ("dataloader_num_workers", "cache_latents", False),
@@ -109,6 +108,10 @@ def idle_flags(given: Set[str], values: Mapping[str, Any], growth: Set[str]) -> 
         missing = not values[other] if wanted is None else values[other] != wanted
         if missing:
             found.append(f"--{flag} has no effect: {_condition(other, wanted)}.")
+    if "offload_ema" in given and not (values["use_ema"] or _averages(values)):
+        found.append("--offload_ema has no effect: the weights are not averaged.")
+    if "average_widths" in given and not _averages(values):
+        found.append("--average_widths has no effect: it needs --average on.")
     if {"overwrite_output_dir", "resume_from_checkpoint"} <= given:
         found.append("--overwrite_output_dir has no effect: --resume_from_checkpoint goes on with the run.")
     if {"gradient_checkpointing", "checkpointing"} <= given:
@@ -122,6 +125,12 @@ def idle_flags(given: Set[str], values: Mapping[str, Any], growth: Set[str]) -> 
     if "lr_warmup_steps" in given and values["lr_warmup_steps"] and values["lr_scheduler"] == "constant":
         found.append("--lr_warmup_steps has no effect: --lr_scheduler constant has none, constant_with_warmup does.")
     return found
+
+
+def _averages(values: Mapping[str, Any]) -> bool:
+    """Whether the flags ask for power-function averages."""
+    auto = values["lr_scheduler"] == "constant_with_warmup" and not values["use_ema"]
+    return values["average"] == "on" or (values["average"] == "auto" and auto)
 
 
 def _condition(flag: str, wanted: Any) -> str:

@@ -19,10 +19,11 @@ from autoprog_diffusion.evaluation.draws import Draw
 from autoprog_diffusion.evaluation.held_out import HeldOut
 from autoprog_diffusion.evaluation.pace import Pace, choose_pace, cost_between, mean_cost
 from autoprog_diffusion.evaluation.record import EvaluationRecord
-from autoprog_diffusion.evaluation.result import difference
+from autoprog_diffusion.evaluation.result import Evaluation, difference
 from autoprog_diffusion.evaluation.stopping import DECAYING, Outlook, Point, reason_to_stop
 from autoprog_diffusion.growth import GrowthConfig
 
+from .average import use_best_width
 from .recipe_arguments import Arguments
 
 
@@ -102,6 +103,11 @@ class HeldOutRun:
             self.record.write(self._folder)
         if self._flags.stop_patience is None:
             self.record.stopped = None
+        if trainer.power is not None and self.record.widths:
+            if trainer.over:
+                trainer.power.use(min(self.record.widths, key=lambda width: self.record.widths[width]))
+            else:
+                self.record.widths = {}
         trainer.accelerator.wait_for_everyone()
 
     @property
@@ -124,6 +130,8 @@ class HeldOutRun:
                 self._keep(trainer, saved.taken(), step)
         self._tell(trainer, point)
         self._stop_if_over(trainer)
+        if trainer.over:
+            self._choose_width(trainer, held_out)
         if trainer.accelerator.is_main_process:
             self.record.write(self._folder)
 
@@ -222,6 +230,28 @@ class HeldOutRun:
             draws=pace.draws,
         )
         return self._held_out
+
+    def _choose_width(self, trainer: DiffusionTrainer, held_out: HeldOut) -> None:
+        """Take the width of the average that is best at the end; the evaluation of the step becomes that of it."""
+        power = trainer.power
+        if power is None or len(power.widths) < 2:
+            return
+
+        def evaluate() -> Evaluation:
+            with trainer.saved_weights().in_place():
+                return held_out.evaluate(trainer.bare)
+
+        found = use_best_width(power, evaluate)
+        losses = {width: evaluation.loss for width, evaluation in found.items()}
+        self.record.widths = losses
+        point = Point(trainer.step, found[power.width])
+        self.record.points[-1] = point
+        if self.record.best is point:
+            saved = trainer.saved_weights()
+            with saved.in_place():
+                self._keep(trainer, saved.taken(), trainer.step)
+        shown = ", ".join(f"{loss:.4f} of width {width:.4g}" for width, loss in losses.items())
+        logger.info(f"step {trainer.step}: held-out loss by width of the average: {shown}")
 
     def _keep(self, trainer: DiffusionTrainer, weights: dict[str, Tensor], step: int) -> None:
         if trainer.accelerator.is_main_process:

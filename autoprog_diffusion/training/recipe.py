@@ -25,7 +25,7 @@ from autoprog_diffusion.data.sources import check_batch
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 from autoprog_diffusion.growth.backward_step import check_backward_step
 
-from .arguments import autoprog_zero, growth_config, take_flag
+from .arguments import autoprog_zero, growth_config, take_flag, with_preset
 from .build import make_accelerator, make_latents, make_loader
 from .diffusion import DiffusionTrainer, Task
 from .flag_checks import explicit_wins
@@ -187,7 +187,8 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         resolution = args.data.resolution or self.resolution(pipeline)
         check_resolution(resolution, self.drawn_multiple(pipeline))
         ema_decay = train.ema_decay if train.use_ema else None
-        config, plan = growth_config(args.growth, multiple=multiple, ema_decay=ema_decay, seed=train.seed)
+        growth = with_preset(args.growth, args.given, denoiser)
+        config, plan = growth_config(growth, multiple=multiple, ema_decay=ema_decay, seed=train.seed)
         config = sharded_growth(config, args.given, accelerator)
         self.data_report = DataReport()
         data = self.data(args, pipeline, resolution, accelerator)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from autoprog_diffusion.growth.power_average import DEFAULT_WIDTH
+
 from .arguments import (
     Derived,
     GrowthArguments,
@@ -95,16 +97,18 @@ class TrainArguments:
     """Optimizer steps of the whole run; beside --num_train_epochs on the command line they win."""
     gradient_accumulation_steps: int = 1
     """Forward passes per optimizer step."""
+    probe_batch: bool = False
+    """Before training, measure the gradient noise on a few batches, and print which batch and steps it speaks for."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     scale_lr: bool = False
     """Multiply the learning rate by processes, accumulation and batch size."""
-    lr_scheduler: str = "constant"
+    lr_scheduler: str = "constant_with_warmup"
     """linear, cosine, cosine_with_restarts, polynomial, constant or constant_with_warmup."""
     lr_warmup_steps: int = 500
-    """Optimizer steps of warm-up."""
+    """Optimizer steps of warm-up; the default is at most a tenth of the run."""
     snr_gamma: float | None = None
     """Gamma of the min-SNR loss weighting (arXiv 2303.09556); 5.0 is recommended."""
     timestep_sampling: Literal["independent", "stratified"] = "independent"
@@ -135,10 +139,15 @@ class TrainArguments:
     """Clip the gradient to this norm."""
     step_in_backward: bool = False
     """Step every block inside the backward pass and free its gradient, which is clipped by block; one process only."""
+    average: Literal["auto", "on", "off"] = "auto"
+    """Average the weights with a width that grows with the run, and evaluate, draw and save the average; auto does so
+    with --lr_scheduler constant_with_warmup and without --use_ema."""
+    average_widths: tuple[float, ...] = (DEFAULT_WIDTH,)
+    """Relative widths of the averages, above 0 and up to 0.2886; the held-out loss chooses one at the end."""
     use_ema: bool = False
-    """Average the weights, and save the average."""
+    """Average the weights with a fixed decay, as Diffusers does, and save the average."""
     ema_decay: float = 0.9999
-    """Decay of the average."""
+    """Decay of the average of --use_ema."""
     offload_ema: bool = False
     """Keep the average in CPU memory."""
     foreach_ema: bool = False

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.evaluation.held_out import averaged
 from autoprog_diffusion.growth.backends.fsdp2 import is_sharded, reshard
+from autoprog_diffusion.growth.power_average import PowerAverage
 
 from .sharded_state import local_parameters, parameters_now
 
@@ -26,7 +27,7 @@ class SavedWeights:
         model: Bare.
         wrapped: As `accelerator.prepare` returned it.
         growth: Of the model, prepared.
-        average: An `EMAModel` of the parameters that train, or None.
+        average: An `EMAModel` of the parameters that train, a `PowerAverage`, or None.
         names: Of the parameters that train in some stage, in the order of the average.
         complete: Whether these are all, so that the whole model is saved.
     """
@@ -68,7 +69,7 @@ class SavedWeights:
             return self._gathered()
         averages = {}
         if self._average is not None:
-            averages = dict(zip(self._names, self._average.shadow_params))
+            averages = averages_of(self._average, self._names)
         taken = {}
         for name, parameter in self._model.named_parameters():
             if not self._complete and name not in self._names:
@@ -104,3 +105,15 @@ class SavedWeights:
 
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
         set_model_state_dict(self._model, weights, options=options)
+
+
+def averages_of(average: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """Name -> average of a parameter.
+
+    Args:
+        average: An `EMAModel` of the parameters that train, or a `PowerAverage`.
+        names: Of these parameters, in their order.
+    """
+    if isinstance(average, PowerAverage):
+        return average.averages
+    return dict(zip(names, average.shadow_params))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -16,6 +16,8 @@ from methods import Method
 from torch import Tensor, nn
 
 from autoprog_diffusion.growth import GrowthScheduler
+from autoprog_diffusion.growth.power_average import PowerAverage
+from autoprog_diffusion.growth.power_function import relative_width
 from autoprog_diffusion.training.measure import counted_flops
 from autoprog_diffusion.training.optimizers import OPTIMIZERS, Settings
 from autoprog_diffusion.training.trained_dtype import store_in_bfloat16, store_in_float32
@@ -61,11 +63,13 @@ class Run:
     search_cpu: float = 0.0
 
 
-def rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up over the first 5 %, then a cosine down to 0."""
+def rate_factor(step: int, steps: int, *, decays: bool = True) -> float:
+    """Linear warm-up over the first 5 %, then a cosine down to 0, or a constant rate."""
     warmup = max(1, round(WARMUP * steps))
     if step < warmup:
         return (step + 1) / warmup
+    if not decays:
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
@@ -124,8 +128,18 @@ class Loop:
         plan = None if method.plan is None else method.plan(len(layout.blocks), steps, seed)
         groups = self.growth.parameter_groups() if config.rewarm_steps else list(self.growth.parameters())
         self.optimizer = make_optimizer(method, groups, rate, seed)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: rate_factor(step, steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: rate_factor(step, steps, decays=method.decays)
+        )
         self.growth.prepare(model, num_training_steps=steps, plan=plan, optimizer=self.optimizer)
+        self.average = None
+        if method.exponent is not None:
+            self.average = PowerAverage(
+                model,
+                growth=self.growth,
+                widths=[relative_width(method.exponent)],
+                freeze_at_average=method.freeze_at_average,
+            )
         self.rows = batches(subject.count, seed)
         self.clock = Clock()
         self.run = Run()
@@ -142,6 +156,8 @@ class Loop:
             self._step(step)
             if step + 1 in due:
                 self._evaluate(step + 1, repeats)
+        if self.average is not None:
+            self.average.copy_to()
         self.growth.fold(self.subject.denoiser)
         store_in_float32(self.subject.denoiser.parameters())
         for stage, times in zip(self.run.stages, self._times):
@@ -175,6 +191,8 @@ class Loop:
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.step()
         spent = time.process_time() - cpu
         self._times[-1].append(spent)
         searches = len(self.growth.decisions)
@@ -207,7 +225,8 @@ class Loop:
         return self._flops[key]
 
     def _evaluate(self, step: int, repeats: int) -> None:
-        with in_float32(self.subject.denoiser):
+        averaged = nullcontext() if self.average is None else self.average.in_place()
+        with averaged, in_float32(self.subject.denoiser):
             loss = self.subject.held_out_loss(repeats)
         self.run.curve.append({"step": step, **asdict(self.clock), "held_out_loss": loss})
         self.subject.task.enter_stage(self.growth)

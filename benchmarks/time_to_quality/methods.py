@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, Stage, fixed_plan
 from autoprog_diffusion.growth.adapter import find_adapter
+from autoprog_diffusion.growth.presets import freezing_from
 
 
 FULL: dict[str, Any] = {"num_stages": 1, "min_trainable": 1.0, "stage_embedding": False}
@@ -42,6 +43,9 @@ class Method:
         optimizer: As `--optimizer` of the recipes; `fused` is torch's AdamW in one kernel.
         trained_dtype: As `--trained_dtype`: bfloat16 rounds stochastically.
         autocast: Whether training runs under bfloat16 autocast; evaluations never do.
+        decays: Whether the rate decays to 0 by a cosine; else it is constant after the warm-up.
+        exponent: Weights of step s count as s^exponent in an average that is evaluated and saved; None for no average.
+        freeze_at_average: Whether a block that freezes takes its average.
         main: Whether it runs before the ablations, and in `--quick`.
         others: Whether the cases after the first include it.
         pictures: Whether pictures are drawn and judged.
@@ -58,6 +62,9 @@ class Method:
     optimizer: str = "fused"
     trained_dtype: str = "float32"
     autocast: bool = False
+    decays: bool = True
+    exponent: float | None = None
+    freeze_at_average: bool = False
     main: bool = False
     others: bool = False
     pictures: bool = False
@@ -154,6 +161,18 @@ def freeze_plan(count: int, steps: int, seed: int) -> GrowthPlan:
     return fixed_plan(config, count, steps)
 
 
+def late_plan(count: int, steps: int, seed: int) -> GrowthPlan:
+    """Eight stages, or as many as there are blocks, with the first freeze at 40 % of the run."""
+    del seed
+    return fixed_plan(GrowthConfig(**freezing_from(0.4, min(8, count))), count, steps)
+
+
+def later_plan(count: int, steps: int, seed: int) -> GrowthPlan:
+    """The same with the first freeze at 60 %."""
+    del seed
+    return fixed_plan(GrowthConfig(**freezing_from(0.6, min(8, count))), count, steps)
+
+
 def same_blocks(count: int, steps: int, seed: int) -> GrowthPlan:
     """Four even stages that all train everything, for a batch that grows."""
     del seed
@@ -182,12 +201,18 @@ BATCHES = (0.25, 0.5, 0.75, 1.0)
 SMALL = (0.5,) * 4
 BOTH = (5e-4, 1e-3)
 WIDE = (5e-4, 1e-3, 2e-3)  # for windows, whose blocks see a part of the steps
+LOW = (1.25e-4, 2.5e-4)  # for small batches
 FEW = (2e-3, 4e-3, 8e-3, 1.6e-2)  # rates for methods that train few parameters
 QUARTERS = _stages(order="suffix")
 EARLY = {**QUARTERS, "boundaries": (0.1, 0.2, 0.3)}
 HALF = _half(order="suffix", min_trainable=0.5)
 FREEZE = _stages(order="suffix", direction="freeze")
 EIGHT: dict[str, Any] = {"growth": FREEZE, "plan": freeze_plan}
+AVERAGE: dict[str, Any] = {"decays": False, "exponent": 3.0, "rates": (2.5e-4, 5e-4), "others": True}
+LATE: dict[str, Any] = {"growth": FREEZE, "plan": late_plan, **AVERAGE}
+# Half the batch, for 1.75 times the steps.
+HALVED: dict[str, Any] = {"share": 1.75, "batch_scales": (0.5,) * 8}
+QUARTERED: dict[str, Any] = {"share": 3.0, "batch_scales": (0.25,) * 8}
 ROUNDED: dict[str, Any] = {"trained_dtype": "bfloat16", "autocast": True}
 PAPER = _stages(order="interleaved")
 SEARCH = _stages(search="zero_shot")
@@ -269,6 +294,24 @@ METHODS = {
                optimizer="adamw8bit", **ROUNDED),
         Method("full_4bit_bf16", "full, bf16 weights rounded stochastically, 4-bit Adam", rates=BOTH,
                optimizer="adamw4bit", **ROUNDED),
+        Method("lora_average", "LoRA, constant rate, average", adapt=lora, decays=False, exponent=3.0,
+               rates=(4e-3, 8e-3)),
+        Method("lora_late_average", "LoRA, freezing from 40 %, average", FREEZE, plan=late_plan, adapt=lora,
+               decays=False, exponent=3.0, rates=(4e-3, 8e-3)),
+        Method("full_double", "full, twice the steps", share=2.0, rates=(2.5e-4, 5e-4)),
+        Method("full_average", "full, constant rate, average", main=True, **AVERAGE),
+        Method("full_average_stratified", "full, average, stratified", adapt=stratified, **AVERAGE),
+        Method("full_average_small", "full, average, half the batch, 1.75 times the steps", QUARTERS,
+               plan=same_blocks, **HALVED, **AVERAGE),
+        Method("freeze_8_average", "freezing, 8 stages, average", **EIGHT, **AVERAGE),
+        Method("late_average", "freezing from 40 %, average", main=True, **LATE),
+        Method("later_average", "freezing from 60 %, average", **{**LATE, "plan": later_plan}),
+        Method("late_average_frozen", "freezing from 40 % at the average, average", freeze_at_average=True, **LATE),
+        Method("late_average_small", "freezing from 40 %, average, half the batch, 1.75 times the steps", main=True,
+               **HALVED, **{**LATE, "rates": (*LOW, 5e-4)}),
+        Method("late_average_quarter", "freezing from 40 %, average, a quarter of the batch, 3 times the steps",
+               **QUARTERED, **{**LATE, "rates": LOW}),
+        Method("late_average_small_stratified", "all of these, stratified", adapt=stratified, **HALVED, **LATE),
         Method("bitfit", "BitFit", adapt=bitfit, rates=FEW[1:]),
         Method("difffit", "DiffFit-style", adapt=difffit, rates=FEW[1:]),
     )

@@ -166,7 +166,7 @@ def write_summary(options: Options) -> None:
     rows = Runs(options.results / "runs.jsonl").rows
     print_table(rows)
     save(options.results / "summary.json", summary(rows))
-    if rows:
+    if any(row["method"] == "full" for row in rows):
         draw(rows, options.results / "plot.png")
     print(f"written: {options.results / 'summary.json'}")
 

@@ -44,6 +44,27 @@ FITTING = (
     "window_8",
     "window_8_long",
 )
+# What the defaults are made of, alone and together, and the same for full fine-tuning.
+STACK = (
+    "full",
+    "full_double",
+    "full_long",
+    "full_stratified",
+    "full_average",
+    "full_average_stratified",
+    "full_average_small",
+    "freeze_8",
+    "freeze_8_average",
+    "late_average",
+    "later_average",
+    "late_average_frozen",
+    "late_average_small",
+    "late_average_small_stratified",
+    "late_average_quarter",
+    "lora",
+    "lora_average",
+    "lora_late_average",
+)
 Row = dict[str, Any]
 
 
@@ -210,10 +231,60 @@ def across(table: Sequence[Row]) -> list[Row]:
     return rows
 
 
+def stack(results: Sequence[Row]) -> list[Row]:
+    """What every ingredient is worth on seeds that no rate was tuned on, a row per method and columns per case.
+
+    `flops` is how many times the FLOPs of a method a cosine run of full fine-tuning of the right length needs for the
+    same loss. `cpu` is the same of CPU time, for the methods with an average, which were run in the same hours: a FLOP
+    of full fine-tuning takes the time that it takes in `full_average`.
+    """
+    rows = []
+    for name in STACK:
+        row: Row = {"name": name, "method": METHODS[name].title}
+        for case in CASES:
+            row |= _stack_cells(results, case, name)
+        if any(row[f"{case}_flops"] != "-" for case in CASES):
+            rows.append(row)
+    return rows
+
+
+def _stack_cells(results: Sequence[Row], case: str, name: str) -> Row:
+    lengths = [row for each in SCHEDULES for row in chosen(results, case, each)]
+    full = {row["seed"]: row for row in chosen(results, case, "full")}
+    paces = {row["seed"]: _total(row, "cpu") / _total(row, "flops") for row in chosen(results, case, "full_average")}
+    flops, cpu, excess = [], [], []
+    for run in chosen(results, case, name):
+        seed = run["seed"]
+        same = [(_total(row, "flops"), _final(row)) for row in lengths if row["seed"] == seed]
+        if seed == TUNING_SEED or len(same) < len(SCHEDULES):
+            continue
+        needed = needed_by_full(same, _final(run))
+        flops.append(needed / _total(run, "flops"))
+        excess.append(100 * (_final(run) / _final(full[seed]) - 1))
+        if seed in paces and "average" in name:
+            cpu.append(needed * paces[seed] / _total(run, "cpu"))
+    middle = {
+        "flops": _geometric(flops),
+        "cpu": _geometric(cpu),
+        "excess": f"{mean(excess):+.1f} %" if excess else "-",
+    }
+    cells: Row = {f"{case}_{key}": value for key, value in middle.items()}
+    return {**cells, f"{case}_seeds": len(flops), f"{case}_each": flops}
+
+
+def _geometric(ratios: Sequence[float]) -> str:
+    return f"{ratio_interval(ratios)[0]:.2f}x" if ratios else "-"
+
+
 def summary(results: Sequence[Row]) -> dict[str, list[Row]]:
     """All that summary.json holds."""
     table = summarise(results)
-    return {**by_case(table), "stage_embedding": stage_embedding(results), "fits": fits(table)}
+    return {
+        **by_case(table),
+        "stage_embedding": stage_embedding(results),
+        "fits": fits(table),
+        "stack": stack(results),
+    }
 
 
 def print_table(results: Sequence[Row]) -> None:

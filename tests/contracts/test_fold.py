@@ -68,8 +68,8 @@ def folded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     results: dict[str, dict[str, Any]] = {}
     for family in FAMILIES:
         torch.manual_seed(0)
-        model, growth, optimizer = start(family)
-        for step in range(6):
+        model, growth, optimizer = start(family, steps=3)
+        for step in range(3):
             train(family, model, optimizer, step)
             growth.step()
         result = results[family.id] = {"model": model, "rows": torch.ones(3, 1)}

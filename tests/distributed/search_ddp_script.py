@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+from itertools import combinations
+from statistics import mean
+from typing import Any
+
 import diffusers
 import torch
 from accelerate import Accelerator
 from rank_tools import finish
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
-from autoprog_diffusion.growth.backends.ranks import checksums
-from autoprog_diffusion.growth.errors import SearchError
+from autoprog_diffusion.growth.backends.ranks import checksums, gather_object
+from autoprog_diffusion.growth.errors import GrowthWarning, SearchError
+from autoprog_diffusion.search.noise_scale import gradient_noise
 
 
 def build() -> torch.nn.Module:
@@ -55,9 +61,42 @@ def run(accelerator: Accelerator, cost: str, fails: bool = False) -> dict:
     return result
 
 
+def noise(accelerator: Accelerator) -> dict:
+    """The noise scale of both ranks' batches, beside what all pairs of their gradients give."""
+    model = build()
+    growth = GrowthScheduler(model, GrowthConfig(stage_embedding=True), accelerator)
+    wrapped, optimizer = accelerator.prepare(model, torch.optim.SGD(growth.parameters()))
+    growth.prepare(wrapped, num_training_steps=16)
+    generator = torch.Generator().manual_seed(accelerator.process_index)
+    batches = [torch.randn(2, 3, 8, 8, generator=generator) for _ in range(3)]
+
+    def loss(network: Any, images: torch.Tensor) -> torch.Tensor:
+        return network(images, torch.tensor([7, 500]), return_dict=False)[0].sub(images).square().mean()
+
+    found = gradient_noise(wrapped, loss, batches, calls=3, growth=growth, accelerator=accelerator)
+    gradients = []
+    model.eval()
+    for images in batches:
+        parts = torch.autograd.grad(loss(model, images), list(model.parameters()))
+        gradients.append(torch.cat([part.flatten() for part in parts]).double())
+    vectors = [vector for rank in gather_object(gradients) for vector in rank]
+    pairs = [float(a @ b) for a, b in combinations(vectors, 2)]
+    squares = [float(vector @ vector) for vector in vectors]
+    signal = mean(pairs)
+    result = {"found": found.total.to_dict(), "calls": len(found.calls), "units": len(found.units)}
+    result["literal"] = {"signal": signal, "noise": 2 * (mean(squares) - signal)}
+    growth.fold(wrapped)
+    del wrapped, optimizer, growth, model
+    accelerator.free_memory()
+    return result
+
+
 def main() -> None:
     accelerator = Accelerator(cpu=True)
     results = {cost: run(accelerator, cost) for cost in ("flops", "measured")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GrowthWarning)  # of a fold before the end of the plan
+        results["noise"] = noise(accelerator)
     results["failing"] = run(accelerator, "flops", fails=True)
     finish(results)
 

@@ -29,3 +29,12 @@ def test_ranks_with_different_data_choose_the_same_plan(ranks: list[dict], cost:
 def test_a_failure_on_one_rank_is_raised_on_both(ranks: list[dict]) -> None:
     for rank in ranks:
         assert "failed on rank 1: TypeError" in rank["failing"]["error"]
+
+
+def test_ranks_pool_their_calls_and_agree_on_the_noise_scale(ranks: list[dict]) -> None:
+    first, second = (rank["noise"] for rank in ranks)
+    assert first["found"] == second["found"]
+    assert first["calls"] == 6
+    assert first["units"] > 3
+    for name, value in first["literal"].items():
+        assert first["found"][name] == pytest.approx(value, rel=1e-4)

@@ -150,7 +150,7 @@ def test_the_record_is_what_programs_read(tmp_path: Path) -> None:
     record = EvaluationRecord(points([1.0, 0.8, 0.9]))
     record.write(tmp_path)
     values = json.loads((tmp_path / "held_out.json").read_text())
-    assert list(values) == ["evaluations", "ranges", "best", "stopped", "images", "draws"]
+    assert list(values) == ["evaluations", "ranges", "best", "stopped", "widths", "images", "draws"]
     assert [list(row) for row in values["evaluations"]] == [["step", "loss", "noise", "by_range", "seconds"]] * 3
     assert [row["step"] for row in values["evaluations"]] == [0, 10, 20]
     assert values["best"] == {"step": 10, "loss": pytest.approx(0.8)}

@@ -19,7 +19,8 @@ RECIPE = load_recipe("dreambooth_sd").DreamboothSD()
 FLAGS = (
     "--instance_prompt", "sks cat", "--max_train_steps", 8, "--train_batch_size", 2,
     "--gradient_accumulation_steps", 2,
-    "--learning_rate", 1e-3, "--use_ema", "--ema_decay", 0.5, "--stage_embedding_init", "normal", "--random_flip",
+    "--average", "on", "--average_widths", 0.28,
+    "--learning_rate", 1e-3, "--stage_embedding_init", "normal", "--random_flip",
     "--checkpointing_steps", 3, "--resolutions", 0.5, 0.5, 1, 1,
 )  # fmt: skip
 PRIOR = ("--with_prior_preservation", "--class_prompt", "cat", "--num_class_images", 5)

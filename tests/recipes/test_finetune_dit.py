@@ -137,7 +137,7 @@ def test_bad_input_is_refused_by_name(dit: Script, tmp_path: Path, name: str, mo
 def test_the_default_model_brings_its_flags() -> None:
     args = FinetuneDiT().parse([])
     assert isinstance(args, ClassConditionalArguments)
-    assert (args.train.max_train_steps, args.train.use_ema, args.growth.order) == (1200, True, "suffix")
+    assert (args.train.max_train_steps, args.train.lr_warmup_steps, args.growth.order) == (1200, 50, "suffix")
     assert FinetuneDiT().parse(["--pretrained_model_name_or_path", "x"]) == ClassConditionalArguments(
         model=type(args.model)(pretrained_model_name_or_path="x"), given=("pretrained_model_name_or_path",)
     )

@@ -23,7 +23,8 @@ from .conftest import NewRun, Script, load_recipe
 RECIPE = load_recipe("finetune_lora").FinetuneLora()
 FLAGS = (
     "--max_train_steps", 8, "--train_batch_size", 4, "--gradient_accumulation_steps", 2, "--random_flip",
-    "--learning_rate", 1e-2, "--use_ema", "--ema_decay", 0.5, "--lora_dropout", 0.1, "--rank", 2, "--lora_alpha", 3,
+    "--average", "on", "--average_widths", 0.28,
+    "--learning_rate", 1e-2, "--lora_dropout", 0.1, "--rank", 2, "--lora_alpha", 3,
     "--checkpointing_steps", 3, "--validation_prompts", "a", "--resolutions", 0.5, 0.5, 1, 1,
 )  # fmt: skip
 
@@ -59,7 +60,7 @@ def test_a_run_leaves_a_file_that_diffusers_loads(script: Script, tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["sd", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sdxl", "sd3"))])
 def test_a_resumed_run_ends_bit_identical(
-    new_run: NewRun, script: Script, sdxl_dir: Path, tmp_path: Path, kind: str
+    new_run: NewRun, script: Script, sdxl_dir: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = {"sd": script.model, "sdxl": sdxl_dir}.get(kind) or save(tmp_path / "sd3", build_sd3)
     flags = ("--pretrained_model_name_or_path", model, "--train_data_dir", script.images, *FLAGS)
@@ -76,9 +77,11 @@ def test_a_resumed_run_ends_bit_identical(
     folder = tmp_path / "out" / "checkpoints" / "checkpoint-3"
     assert sorted(load_file(folder / "trained.safetensors")) == sorted(start)
     assert not list(folder.glob("model*"))
-    _, resumed, pictures = new_run(RECIPE, *flags, "--resume_from_checkpoint", "checkpoint-3")
+    _, resumed, pictures = new_run(RECIPE, *flags, "--resume_from_checkpoint", "checkpoint-3", "--probe_batch")
     assert resumed.step == 3
-    resumed.train()
+    capsys.readouterr()
+    resumed.train()  # a probe before it leaves no trace
+    assert "5 steps of 8 images get as far as" in capsys.readouterr().out
     resumed.finish()
     pictures.save_before_after(resumed.step)
     assert (tmp_path / "out" / "before_after.png").stat().st_size > 100

@@ -40,7 +40,7 @@ RECIPES: dict[str, Any] = {
 FLAGS = ("--max_train_steps", 6, "--train_batch_size", 4, "--num_stages", 2, "--use_ema", "--ema_decay", 0.5)
 # So high a rate that the loss rises.
 HIGH = ("--max_train_steps", 9, "--train_batch_size", 4, "--growth", "off", "--learning_rate", 0.3)
-HIGH += ("--validation_prompts", "a", "--checkpointing_steps", 3)
+HIGH += ("--validation_prompts", "a", "--checkpointing_steps", 3, "--average", "off")
 
 
 @pytest.fixture(autouse=True)
@@ -290,3 +290,29 @@ def test_a_run_that_began_without_goes_on_without(script: Script, tmp_path: Path
         marker = {"step": 2, "written": 1, "files": {"run.json": (folder / "run.json").stat().st_size}}
         (folder / MARKER).write_text(json.dumps(sealed(marker, folder)))
         assert holds_out(args, accelerator) is expected
+
+
+def test_the_held_out_loss_chooses_the_width_of_the_average(new_run: NewRun, folders: dict[str, Any]) -> None:
+    flags = ("--max_train_steps", 6, "--train_batch_size", 4, "--num_stages", 2, "--evaluation_steps", 6)
+    flags += ("--lr_scheduler", "constant_with_warmup", "--lr_warmup_steps", 1, "--learning_rate", 3e-2)
+    flags += ("--average_widths", 0.28, 0.2, "--validation_prompts", "a", *folders["sdxl"], "--no-use_ema")
+    _, trainer, _ = new_run(RECIPES["sdxl"], *flags)
+    trainer.train()
+    assert trainer.held_out is not None
+    assert trainer.power is not None
+    record = trainer.held_out.record
+    losses = {row["width"]: row["loss"] for row in record.to_dict()["widths"]}
+    assert list(losses) == [0.28, 0.2]
+    best = min(losses, key=lambda width: losses[width])
+    assert trainer.power.width == best
+    assert record.points[-1].evaluation.loss == losses[best]
+    trainer.finish()
+    assert held_out_of(trainer).evaluate(trainer.bare).loss == pytest.approx(losses[best], rel=1e-4)
+    # A finished run that is started again saves the same.
+    trainer.checkpoint()
+    ended = weights(trainer)
+    _, again, _ = new_run(RECIPES["sdxl"], *flags, "--resume_from_checkpoint", "latest")
+    again.resume("latest")
+    again.train(pytest.fail)
+    again.finish()
+    assert same(ended, weights(again))

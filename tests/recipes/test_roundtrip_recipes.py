@@ -84,7 +84,11 @@ def denoise(kind: str, model: Any) -> Tensor:
         return model.eval()(latents, timestep=times, class_labels=torch.tensor([1, 2])).sample
 
 
-@pytest.mark.parametrize(("kind", "ema"), [*((kind, False) for kind in RECIPES), ("sd", True), ("lora", True)])
+# Of DreamBooth, which saves as the first one does, test_dreambooth_sd.py looks at a run of its own.
+LEFT = [pytest.param(k, False, marks=pytest.mark.slow if k == "dreambooth" else ()) for k in RECIPES]
+
+
+@pytest.mark.parametrize(("kind", "ema"), [*LEFT, ("sd", True), ("lora", True)])
 def test_a_run_leaves_what_it_trained(
     new_run: NewRun, models: dict[str, Path], script: Script, tmp_path: Path, kind: str, ema: bool
 ) -> None:

@@ -89,9 +89,10 @@ def test_the_default_model_brings_its_flags_and_any_flag_wins() -> None:
 
     default = resolved()
     assert (default.train.learning_rate, default.train.max_train_steps) == (5e-4, 640)
-    assert default.train.use_ema is True
-    assert resolved("--learning_rate", "1e-5", "--no-use_ema").train.learning_rate == 1e-5
-    assert resolved("--no-use_ema").train.use_ema is False
+    assert (default.train.lr_scheduler, default.train.average) == ("constant_with_warmup", "auto")
+    assert default.train.lr_warmup_steps == 50
+    assert resolved("--learning_rate", "1e-5", "--use_ema").train.learning_rate == 1e-5
+    assert resolved("--lr_scheduler", "cosine").train.lr_scheduler == "cosine"
     for named in (["--pretrained_model_name_or_path", "x"], ["--pretrained-model-name-or-path=x"]):
         assert resolved(*named).train == Arguments().train
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from autoprog_diffusion.search.objective import Candidate
 from autoprog_diffusion.search.probe import leaving_no_trace, score_units
 from autoprog_diffusion.search.zico import mean_gradients, parameter_scores, unit_gain, unit_zico
 
+from ..contracts.common import in_turn
 from ..settings import BY_ID, Family
 from .families import SEARCHED, model_and_calls
 from .reference import literal_condition_number, literal_gram, literal_zico
@@ -23,12 +25,17 @@ from .reference import literal_condition_number, literal_gram, literal_zico
 families = pytest.mark.parametrize("family", SEARCHED, ids=lambda family: family.id)
 
 
+def also(first: object, second: object) -> list[Any]:
+    """Every family with the first value, and in every run of the suite some with the second one, too."""
+    values = [in_turn(family, first, name=f"{family.id}-{first}", default=True) for family in SEARCHED]
+    return values + [in_turn(family, second, name=f"{family.id}-{second}") for family in SEARCHED]
+
+
 def weights_of(units: Iterable[Unit]) -> list[str]:
     return [name for unit in units for name in unit.parameters if "weight" in name]
 
 
-@families
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize(("family", "checkpointing"), also(False, True))
 def test_one_probe_scores_every_subset(family: Family, checkpointing: bool) -> None:
     model, layout, calls = model_and_calls(family)
     if checkpointing:
@@ -69,8 +76,7 @@ def test_float32_agrees_within_1e_4(family: Family) -> None:
     assert condition_number(ours) == pytest.approx(literal_condition_number(literal), rel=1e-4)  # type: ignore[arg-type]
 
 
-@families
-@pytest.mark.parametrize("count", [2, 3], ids=["two-batches", "three-batches"])
+@pytest.mark.parametrize(("family", "count"), also(2, 3))
 def test_zico_of_every_unit(family: Family, count: int) -> None:
     model, layout, calls = model_and_calls(family, batch=2, count=count)
     layers = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}

@@ -75,7 +75,8 @@ OTHER_PROCESSES = {
 @pytest.mark.parametrize("name", OTHER_PROCESSES)
 def test_another_process_is_refused_before_training(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
     own, settings, message = OTHER_PROCESSES[name]
-    for kind in ("sd", "sdxl", "dit"):
+    # All loaders ask one function; that every one of them does is seen by two of its answers.
+    for kind in ("sd", "sdxl", "dit") if name in ("EDM Euler", "flow") else ("sd",):
         folder = with_scheduler(folders[kind], tmp_path / kind, scheduler_class(own)(**settings))
         with pytest.raises(GrowthError, match=message):
             LOADERS[kind](str(folder))

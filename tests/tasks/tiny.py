@@ -24,6 +24,7 @@ from autoprog_diffusion.growth import GrowthConfig, GrowthPlan
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.training.arguments import growth_config
 from autoprog_diffusion.training.build import make_accelerator
+from autoprog_diffusion.training.flag_checks import explicit_wins
 from autoprog_diffusion.training.recipe_arguments import Arguments
 
 
@@ -113,7 +114,8 @@ def write_images(folder: Path, count: int = COUNT) -> Path:
 
 def parse(*flags: object) -> Arguments:
     """The recipe's arguments for a command line."""
-    return tyro.cli(Arguments, args=[str(flag) for flag in flags])
+    words = [str(flag) for flag in flags]
+    return explicit_wins(tyro.cli(Arguments, args=words), words)
 
 
 def accelerator_of(args: Arguments) -> Accelerator:

@@ -35,8 +35,16 @@ def resumed(parts: Parts, settings: ViTGrowthConfig, steps: int) -> Parts:
     return other
 
 
-@pytest.mark.parametrize("search", ["fixed", "random", "one_shot", "zero_shot"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+def in_turn(searches: tuple[str, ...], steps: tuple[int, ...]) -> list[Any]:
+    """Searches and numbers of steps; in every run of the suite every second pair, in the slow ones the others."""
+    return [
+        pytest.param(search, count, marks=pytest.mark.slow if (turn + number) % 2 else ())
+        for turn, search in enumerate(searches)
+        for number, count in enumerate(steps)
+    ]
+
+
+@pytest.mark.parametrize(("search", "steps"), in_turn(("fixed", "random", "one_shot", "zero_shot"), (1, 2, 3, 5)))
 def test_a_short_run_trains_and_ends_with_the_whole_model(
     search: str, steps: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -54,8 +62,7 @@ def test_stages_that_train_the_same_are_merged() -> None:
     assert [stage.start for stage in started(settings, 12)[1].plan.stages] == [0]
 
 
-@pytest.mark.parametrize("search", ["fixed", "one_shot"])
-@pytest.mark.parametrize("done", [2, 5, 9, 12])
+@pytest.mark.parametrize(("search", "done"), in_turn(("one_shot", "fixed"), (9, 2, 5, 12)))
 def test_a_longer_run_goes_on(search: str, done: int) -> None:
     """Steps 4 to 6 of the searched run are a supernet's, and 5 lies in it: the phase keeps its length."""
     settings = config(search)

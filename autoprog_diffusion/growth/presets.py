@@ -1,0 +1,55 @@
+"""Schedules of freezing by family of models, as they were measured (docs/method.md, "Sooner")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+STAGES = 8
+LAST_STAGE = 1 / 8  # of the run: the stage in which an eighth of the blocks trains
+FIRST_FREEZE = 0.4  # of the run, for models of no family that is known to want another one
+FIRST_FREEZE_JOINT = 0.6
+# Layers that only attention has in which text tokens ask as well as answer; added keys alone are cross-attention.
+JOINT = ("add_q_proj", "to_added_qkv", "add_qkv_proj")
+
+
+def freezing_from(start: float, stages: int = STAGES) -> dict[str, Any]:
+    """Fields of `GrowthConfig` for stages that freeze the model from the input on.
+
+    Args:
+        start: The first freeze, as a fraction of the run, below 7/8. The last stage takes an eighth of the run.
+        stages: Number of stages, at least 3.
+
+    Example:
+        >>> [round(bound, 2) for bound in freezing_from(0.275)["boundaries"]]
+        [0.28, 0.38, 0.48, 0.57, 0.68, 0.78, 0.88]
+    """
+    width = (1 - LAST_STAGE - start) / (stages - 2)
+    return {
+        "num_stages": stages,
+        "min_trainable": 1 / stages,
+        "order": "suffix",
+        "direction": "freeze",
+        "boundaries": tuple(start + width * k for k in range(stages - 1)),
+    }
+
+
+def has_joint_attention(model: nn.Module) -> bool:
+    """Whether text and image attend to each other with weights of their own, as in SD3, Flux and Qwen-Image."""
+    return any(name.rpartition(".")[2] in JOINT for name, _ in model.named_modules())
+
+
+def schedule_of(model: nn.Module) -> dict[str, Any]:
+    """Fields of `GrowthConfig` that measured best for models of this kind.
+
+    Args:
+        model: Bare denoiser.
+
+    Example:
+        >>> GrowthConfig(**schedule_of(unet))  # doctest: +SKIP
+    """
+    return freezing_from(FIRST_FREEZE_JOINT if has_joint_attention(model) else FIRST_FREEZE)
