@@ -48,6 +48,7 @@ EMBEDDERS: dict[str, Names] = {
 
 # A child is an output if its name contains one of OUTPUT_WORDS; OUTPUTS lists the exceptions by class.
 OUTPUT_WORDS = {"out", "final", "head", "heads", "postprocess", "readout"}
+CONTROLS = {"controlnet_blocks", "controlnet_single_blocks"}  # of ControlNets, one layer behind each of their blocks
 OUTPUTS: dict[str, Names] = {
     "Cosmos3OmniTransformer": ("norm", "norm_moe_gen"),
     "PriorTransformer": ("proj_to_clip_embeddings", "clip_mean", "clip_std"),
@@ -125,7 +126,7 @@ def _is_output(model: nn.Module, name: str) -> bool:
     if name.endswith("scale_shift_table") or not OUTPUT_WORDS.isdisjoint(name.split("_")):
         return True
     exceptions = by_class(model, OUTPUTS) or ()
-    return name in exceptions
+    return name in exceptions or name in CONTROLS
 
 
 register_adapter(

@@ -15,6 +15,7 @@ from .stage_embedding import build_stage_embedding
 
 
 OUTPUTS = ("conv_norm_out", "conv_act", "conv_act_out", "conv_out", "out_block", "clf")
+CONTROLS = ("controlnet_down_blocks", "controlnet_mid_block")
 # Lists of a stage with one entry per resnet, in the order in which their entries run.
 RESNET_LISTS = ("resnets", "temp_convs", "attentions", "temp_attentions", "motion_modules")
 CLASSES = (
@@ -25,6 +26,9 @@ CLASSES = (
     "UNetSpatioTemporalConditionModel",
     "I2VGenXLUNet",
     "DreamLiteUNetModel",
+    # The encoder of a UNet, with a convolution behind every stage for the UNet that it controls.
+    "ControlNetModel",
+    "ControlNetUnionModel",
 )
 # These classes order the parts of a stage in their own ways: a stage is one unit.
 WHOLE_STAGES = ("UNet1DModel", "Kandinsky3UNet", "StableCascadeUNet")
@@ -33,7 +37,7 @@ STAGE_LISTS = {
     "down_blocks": ("down_downscalers", "down_repeat_mappers"),
     "up_blocks": ("up_upscalers", "up_repeat_mappers"),
 }
-NO_INPUTS = {"mid_block", *OUTPUTS, *STAGE_LISTS, *chain(*STAGE_LISTS.values())}
+NO_INPUTS = {"mid_block", *OUTPUTS, *CONTROLS, *STAGE_LISTS, *chain(*STAGE_LISTS.values())}
 
 
 def unet_layout(model: nn.Module) -> Layout:
@@ -58,7 +62,7 @@ def _blocks(model: nn.Module, stages: str) -> list[list[str]]:
     whole = any(name in WHOLE_STAGES for name in class_names(model))
     lists = [stages, *STAGE_LISTS[stages]]
     blocks = []
-    for index, stage in enumerate(getattr(model, stages)):
+    for index, stage in enumerate(getattr(model, stages, ())):
         if whole or getattr(stage, "resnets", None) is None:
             blocks.append([f"{kind}.{index}" for kind in lists if hasattr(model, kind)])
         else:

@@ -6,25 +6,27 @@ import ast
 
 import libcst as cst
 
+from .averages import find_averages
 from .denoiser import find_denoiser
 from .ending import SAVES, place_fold, result_saves, state_saves, statements_that_save, why_no_embedding
 from .loop import find_loop
 from .parts import Average, Denoiser, Loop, Prepared, Training
 from .places import (
     body_of,
-    check_left_alone,
-    find_averages,
     find_prepared,
     find_steps,
     find_synced,
     place_prepare,
     place_step,
 )
-from .source import Source, dotted
+from .source import Source, called, dotted
+from .tampering import check_left_alone
 from .variables import Variables
 
 
 PACKAGE = "autoprog_diffusion"
+# Methods of pipelines that add an adapter to a model.
+LOADERS = ("load_lora_into_unet", "load_lora_into_transformer")
 # Names that the added lines bring into the script.
 ADDED = ("growth", "GrowthConfig", "GrowthScheduler")
 
@@ -53,7 +55,7 @@ def analyse(source: Source, *, model: str | None = None, steps: str | None = Non
     reason = why_no_embedding(source, loop, denoiser, prepared)
     names = {denoiser.name, prepared.name}
     in_loop = result_saves(source, variables, loop.outermost, names=names, methods=SAVES)
-    saves = state_saves(source, synced.body)
+    saves = state_saves(source, loop.outermost)
     return Training(
         source=source,
         loop=loop,
@@ -64,12 +66,19 @@ def analyse(source: Source, *, model: str | None = None, steps: str | None = Non
         import_after=place_import(source, loop),
         construct_before=place_construct(source, loop, denoiser, prepared),
         prepare_after=place_prepare(source, variables, loop, prepared=prepared, steps=steps),
-        step_after=place_step(source, synced, counted, averages=averages, saves=saves),
+        step_after=place_step(
+            source,
+            loop,
+            synced=synced,
+            counted=counted,
+            averages=averages,
+            saves=saves,
+        ),
         synced=synced,
         fold_after=place_fold(source, variables, loop, names=names, averages=averages, embedded=not reason),
         saves_in_loop=() if reason else tuple(statements_that_save(source, in_loop)),
         no_embedding=reason,
-        notes=notes(averages),
+        notes=notes(source, averages),
     )
 
 
@@ -81,17 +90,26 @@ def place_construct(source: Source, loop: Loop, denoiser: Denoiser, prepared: Pr
     """
     statement = source.statement(denoiser.first, body_of(loop))
     if statement is None or source.place(statement) > source.place(prepared.call):
-        source.refuse(denoiser.first, f"{loop.optimizer} is built after {loop.accelerator}.prepare.")
+        source.refuse(
+            denoiser.first,
+            f"{loop.optimizer} is built after {loop.accelerator}.prepare.",
+        )
     return statement
 
 
-def notes(averages: list[Average]) -> tuple[str, ...]:
-    """What a user may want to change beside the added lines."""
+def notes(source: Source, averages: list[Average]) -> tuple[str, ...]:
+    """What a user may want to know or change beside the added lines."""
     found = []
     for name in dict.fromkeys(one.name for one in averages):
         found.append(
-            f"with this average write GrowthConfig(ema_decay={name}.decay), and its stage embedding is folded"
+            f"with this average write GrowthConfig(ema_decay={name}.decay), and its stage embedding is folded."
         )
+    for call in source.calls(source.module, inner=True):
+        if called(call) in LOADERS and "hook" in getattr(getattr(source.scope(call), "name", None), "value", ""):
+            found.append(
+                f"line {source.line(call)} adds an adapter when a checkpoint is loaded: if the script has one of its "
+                "own already, growth refuses to resume a model that has changed."
+            )
     return tuple(found)
 
 
@@ -103,7 +121,10 @@ def check_unpatched(source: Source) -> None:
     """
     for node in source.walk(source.module):
         if isinstance(node, cst.Import | cst.ImportFrom) and PACKAGE in source.code(node):
-            source.refuse(node, f"it imports {PACKAGE}: it is patched already.")
+            source.refuse(
+                node,
+                f"it imports {PACKAGE}: it is patched already.",
+            )
     for node in source.walk(source.module):
         if isinstance(node, cst.Name) and node.value in ADDED:
             parent = source.parent(node)
@@ -111,7 +132,10 @@ def check_unpatched(source: Source) -> None:
                 continue
             if isinstance(parent, cst.Arg) and parent.keyword is node:
                 continue
-            source.refuse(node, f"the name {node.value} is used already: growth's lines would hide it; rename it.")
+            source.refuse(
+                node,
+                f"the name {node.value} is used already: growth's lines would hide it; rename it.",
+            )
 
 
 def check_expression(source: Source, steps: str) -> str:
@@ -142,7 +166,10 @@ def place_import(source: Source, loop: Loop) -> cst.BaseStatement:
     start = loop.scope if isinstance(loop.scope, cst.FunctionDef) else source.statement(loop.outermost, body)
     early = [one for one in found if start is not None and source.place(one) < source.place(start)]
     if not early:
-        source.refuse(None, "it imports nothing at its top: from accelerate import Accelerator was expected.")
+        source.refuse(
+            None,
+            "it imports nothing at its top: from accelerate import Accelerator was expected.",
+        )
     return early[-1]
 
 

@@ -42,9 +42,15 @@ def find_denoiser(source: Source, variables: Variables, loop: Loop, wanted: str 
     check_bare(source, variables, name)
     for call in taken:
         if receiver(source, call).startswith(f"{name}."):
-            source.refuse(call, f"the optimizer gets a part of {name}: growth needs all of it, {name}.parameters().")
+            source.refuse(
+                call,
+                f"the optimizer gets a part of {name}: growth needs all of it, {name}.parameters().",
+            )
     if len({called(call) for call in own}) > 1:
-        source.refuse(own[0], f"{name} is given to the optimizer both by parameters() and by named_parameters().")
+        source.refuse(
+            own[0],
+            f"{name} is given to the optimizer both by parameters() and by named_parameters().",
+        )
     named = called(own[0]) == "named_parameters"
     # Growth leaves `named_parameters()` as it is, and what comes before the optimizer may choose what trains.
     first = variables.of(loop.optimizer)[0].node if named else min(own, key=source.place)
@@ -124,11 +130,17 @@ def choose(source: Source, variables: Variables, loop: Loop, *, receivers: list[
     known = ", ".join(receivers)
     if wanted is not None:
         if wanted not in receivers:
-            source.refuse(place, f"{loop.optimizer} does not train {wanted!r}: it is built from {known}.")
+            source.refuse(
+                place,
+                f"{loop.optimizer} does not train {wanted!r}: it is built from {known}.",
+            )
         return wanted
     chosen = [name for name in receivers if is_denoiser(source, variables, name)]
     if len(chosen) > 1:
-        source.refuse(place, f"{loop.optimizer} trains several denoisers, {', '.join(chosen)}: {MODEL_FLAG}.")
+        source.refuse(
+            place,
+            f"{loop.optimizer} trains several denoisers, {', '.join(chosen)}: {MODEL_FLAG}.",
+        )
     if chosen:
         return chosen[0]
     classes = {found for name in receivers for found in classes_of(source, variables, name)}

@@ -63,7 +63,10 @@ def statements_that_save(source: Source, saves: list[cst.Call]) -> list[cst.Base
     for call in saves:
         statement = next(above for above in source.ancestors(call) if isinstance(above, cst.BaseStatement))
         if not isinstance(statement, cst.SimpleStatementLine):
-            source.refuse(call, "the model is saved in the line of an `if` or of a loop: put it below.")
+            source.refuse(
+                call,
+                "the model is saved in the line of an `if` or of a loop: put it below.",
+            )
         found[statement] = None
     return list(found)
 
@@ -105,10 +108,16 @@ def place_fold(
                 )
     for call in exports:
         if source.line(call) <= source.end(place) and source.place(call) > source.place(place):
-            source.refuse(call, "the model is saved before the state of training.")
+            source.refuse(
+                call,
+                "the model is saved before the state of training.",
+            )
     first = min(exports, key=source.place)
     if source.place(first) < source.place(place):
-        source.refuse(first, "the model is saved before training has ended and its state is saved.")
+        source.refuse(
+            first,
+            "the model is saved before training has ended and its state is saved.",
+        )
     return place
 
 

@@ -9,21 +9,6 @@ from .source import Source, called, dotted
 from .variables import Variables
 
 
-# Methods that change which of a model's parameters require gradient, or which parameters it has.
-TAMPERING = (
-    "requires_grad_",
-    "add_adapter",
-    "set_adapter",
-    "set_adapters",
-    "enable_adapters",
-    "disable_adapters",
-    "delete_adapters",
-    "enable_lora",
-    "disable_lora",
-    "fuse_lora",
-    "unfuse_lora",
-    "unload_lora",
-)
 STEPS_FLAG = "say how many by --steps EXPRESSION"
 
 
@@ -42,7 +27,10 @@ def find_prepared(source: Source, variables: Variables, loop: Loop, denoiser: De
         )
     names = {prepared_name(source, call, denoiser.name) for call in found}
     if len(names) > 1:
-        source.refuse(found[-1], f"the prepared model is called {' or '.join(sorted(names))}: use one name.")
+        source.refuse(
+            found[-1],
+            f"the prepared model is called {' or '.join(sorted(names))}: use one name.",
+        )
     always = any(source.statement(call, body_of(loop)) is simple(source, call) for call in found)
     for call in everything:
         if loop.optimizer in names_given(call) and call not in found and not always:
@@ -115,18 +103,42 @@ def find_synced(source: Source, loop: Loop) -> tuple[cst.If, cst.BaseStatement |
             f"no `if {condition}:` follows {loop.optimizer}.step(): there growth counts optimizer steps, so that "
             "accumulated gradients count once.",
         )
+    for block in found:
+        check_unconditional(source, loop, block)
     counted = [(block, *one) for block in found for one in counters(source, block)]
     if len(counted) > 1:
-        source.refuse(counted[1][1], f"a second counter beside {counted[0][2]}: which one counts optimizer steps?")
+        source.refuse(
+            counted[1][1],
+            f"a second counter beside {counted[0][2]}: which one counts optimizer steps?",
+        )
     if not counted:
         return found[0], None, None
     return counted[0]
 
 
+def check_unconditional(source: Source, loop: Loop, block: cst.If) -> None:
+    """Refuse an `if accelerator.sync_gradients:` that not every process reaches at every step.
+
+    Raises:
+        PatchError: It stands inside of another `if`.
+    """
+    for above in source.ancestors(block):
+        if above is loop.outermost:
+            return
+        if isinstance(above, cst.If | cst.Try):
+            source.refuse(
+                block,
+                f"it stands inside of the block of line {source.line(above)}: put it outside.",
+            )
+
+
 def counters(source: Source, block: cst.If) -> list[tuple[cst.BaseStatement, str]]:
     """The statements of a block that count one up, with what they count; not those inside of its statements."""
     if not isinstance(block.body, cst.IndentedBlock):
-        source.refuse(block, "the body of this `if` is in the same line: put it below.")
+        source.refuse(
+            block,
+            "the body of this `if` is in the same line: put it below.",
+        )
     found = []
     for statement in block.body.body:
         for node in source.children(statement):
@@ -138,9 +150,10 @@ def counters(source: Source, block: cst.If) -> list[tuple[cst.BaseStatement, str
 
 def place_step(
     source: Source,
+    loop: Loop,
+    *,
     synced: cst.If,
     counted: cst.BaseStatement | None,
-    *,
     averages: list[Average],
     saves: list[cst.Call],
 ) -> cst.BaseStatement | None:
@@ -153,11 +166,20 @@ def place_step(
     inside = [source.statement(one.argument, synced.body) for one in averages]
     for one, statement in zip(averages, inside):
         if statement is None:
-            source.refuse(one.argument, f"{one.name} is stepped outside of `if {source.code(synced.test)}:`.")
+            source.refuse(
+                one.argument,
+                f"{one.name} is stepped outside of `if {source.code(synced.test)}:`.",
+            )
     earliest = [body.index(statement) for statement in inside if isinstance(statement, cst.BaseStatement)]
     if counted is not None:
         earliest.append(body.index(counted))
     saving = [source.statement(call, synced.body) for call in saves]
+    for call in saves:
+        if source.place(loop.stepped) < source.place(call) < source.place(synced):
+            source.refuse(
+                call,
+                f"the state is saved before `if {source.code(synced.test)}:` counts the step.",
+            )
     latest = min((body.index(one) for one in saving if one is not None), default=len(body))
     place = max(earliest, default=-1)
     if place >= latest:
@@ -168,38 +190,6 @@ def place_step(
             saves[0], "the state is saved before the average is stepped: growth.step() has no place between them."
         )
     return body[place] if place >= 0 else None
-
-
-def find_averages(source: Source, variables: Variables, loop: Loop, denoiser: Denoiser) -> list[Average]:
-    """The steps of EMAModels of the model that grows.
-
-    Raises:
-        PatchError: One is stepped with other parameters than it was built from.
-    """
-    built = {one.target: one.value for one in variables.assignments if is_average(one.value)}
-    found = []
-    for call in source.calls(loop.outermost):
-        name = dotted(call.func) or ""
-        average = name.removesuffix(".step")
-        if average == name or average not in built or not call.args:
-            continue
-        argument = source.code(call.args[0].value)
-        if argument == f"{denoiser.name}.parameters()":
-            found.append(Average(average, call.args[0], whole=True))
-        elif argument.endswith(".parameters()"):
-            continue  # of another model
-        else:
-            constructed = built[average]
-            first = constructed.args[0].value if isinstance(constructed, cst.Call) and constructed.args else None
-            if first is None or source.code(first) != argument:
-                source.refuse(call, f"{average} is stepped with {argument}, and built from something else.")
-            found.append(Average(average, call.args[0], whole=False))
-    return found
-
-
-def is_average(value: cst.BaseExpression) -> bool:
-    """Whether a value is a new `EMAModel`."""
-    return isinstance(value, cst.Call) and called(value) == "EMAModel"
 
 
 def find_steps(source: Source, variables: Variables, loop: Loop, counter: str | None) -> str:
@@ -217,9 +207,15 @@ def find_steps(source: Source, variables: Variables, loop: Loop, counter: str | 
     if not texts:
         texts = [one.target for one in variables.assignments if one.target.endswith("max_train_steps")]
     if not texts:
-        source.refuse(loop.outermost, f"the number of optimizer steps was not found: {STEPS_FLAG}.")
+        source.refuse(
+            loop.outermost,
+            f"the number of optimizer steps was not found: {STEPS_FLAG}.",
+        )
     if len(set(texts)) > 1:
-        source.refuse(limits[-1] if limits else None, f"the steps end at {' and at '.join(texts)}: {STEPS_FLAG}.")
+        source.refuse(
+            limits[-1] if limits else None,
+            f"the steps end at {' and at '.join(texts)}: {STEPS_FLAG}.",
+        )
     return texts[0]
 
 
@@ -247,7 +243,10 @@ def place_prepare(
     for one in variables.of(steps):
         statement = source.statement(one.node, body)
         if statement is not None and statements.index(statement) >= end:
-            source.refuse(one.node, f"{steps} changes in the training loop or after it.")
+            source.refuse(
+                one.node,
+                f"{steps} changes in the training loop or after it.",
+            )
         if statement is not None:
             place = max(place, statements.index(statement))
     # The number of epochs, computed from the steps.
@@ -255,66 +254,21 @@ def place_prepare(
     if is_assignment(following) and steps in source.code(following) and "epochs" in source.code(following):
         place += 1
     if place >= end:
-        source.refuse(prepared.call, f"{loop.accelerator}.prepare and the loop are in one statement.")
+        source.refuse(
+            prepared.call,
+            f"{loop.accelerator}.prepare and the loop are in one statement.",
+        )
     for call in calls_of(variables):
         if called(call) == "load_state" and dotted(call.func) == f"{loop.accelerator}.load_state":
             statement = source.statement(call, body)
             if statement is not None and statements.index(statement) <= place:
-                source.refuse(call, f"a checkpoint is loaded before the model is prepared, or {steps} known.")
+                source.refuse(
+                    call,
+                    f"a checkpoint is loaded before the model is prepared, or {steps} known.",
+                )
     return statements[place]
 
 
 def is_assignment(statement: cst.BaseStatement) -> bool:
     """Whether a statement is one assignment."""
     return isinstance(statement, cst.SimpleStatementLine) and isinstance(statement.body[0], cst.Assign)
-
-
-def check_left_alone(
-    source: Source, variables: Variables, loop: Loop, *, denoiser: Denoiser, prepared: Prepared
-) -> None:
-    """Refuse a script that changes the model, or what trains of it, after growth has begun.
-
-    Raises:
-        PatchError: It does.
-    """
-    start = source.place(denoiser.first)
-    end = source.end(loop.outermost)
-    names = {denoiser.name, prepared.name}
-    reason = (
-        f"it changes which parameters of {denoiser.name} require gradient, and growth rules over that from the "
-        f"{loop.optimizer} on."
-    )
-    for node in variables.nodes:
-        if isinstance(node, cst.For) and not source.names(node.iter).isdisjoint(names) and node is not loop.outermost:
-            if source.end(node) > start[0] and source.line(node) <= end and opens(source, node):
-                source.refuse(opens(source, node), reason)
-    for call in calls_of(variables):
-        late = source.place(call) > start and source.line(call) <= end
-        if late and called(call) in TAMPERING and isinstance(call.func, cst.Attribute):
-            if not source.names(call.func.value).isdisjoint(names):
-                source.refuse(call, f"{called(call)}(): {reason}")
-    for one in variables.assignments:
-        late = start < source.place(one.node) and source.line(one.node) <= end
-        if not late:
-            continue
-        allowed = (f"{loop.accelerator}.prepare", "torch.compile")
-        inside = isinstance(one.value, cst.Call) and dotted(one.value.func) in allowed
-        if one.target in names and not inside:
-            source.refuse(one.node, f"{one.target} becomes something else after the optimizer is built from it.")
-        if is_average(one.value) and f"{denoiser.name}.parameters()" in source.code(one.value):
-            source.refuse(one.node, f"the average is built after {loop.optimizer}: build it before.")
-
-
-def opens(source: Source, loop: cst.For) -> cst.CSTNode | None:
-    """Where a loop over parameters or modules sets `requires_grad`, or None."""
-    if not isinstance(loop.target, cst.BaseExpression):
-        return None
-    own = source.names(loop.target)
-    for node in source.walk(loop.body, inner=False):
-        if isinstance(node, cst.AssignTarget) and (dotted(node.target) or "").endswith(".requires_grad"):
-            if not source.names(node.target).isdisjoint(own):
-                return node
-        if isinstance(node, cst.Call) and called(node) == "requires_grad_" and isinstance(node.func, cst.Attribute):
-            if not source.names(node.func.value).isdisjoint(own):
-                return node
-    return None

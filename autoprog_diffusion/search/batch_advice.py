@@ -138,7 +138,7 @@ class BatchAdvice:
         if self.batch > WASTE * self.noise.high:
             return (
                 f"{self.batch:g} images a step are more than are worth having: use about {_count(self.recommended)}, "
-                "for more steps."
+                "for more steps, or as few as take your devices no more time an image."
             )
         if self.batch >= WASTE * self.noise.low:
             return f"{self.batch:g} images a step are a good choice, as far as the measurement goes."

@@ -87,6 +87,20 @@ REFUSED = {
         "sync_gradients",
     ),
     "two counters": (COUNT, COUNT + "            seen += 1\n", "seen += 1", "second counter"),
+    "counted on one process": (
+        SYNCED,
+        "        if accelerator.is_main_process:\n"
+        "            if accelerator.sync_gradients:\n"
+        "                global_step += 1\n",
+        "  if accelerator.sync_gradients:",
+        "stands inside",
+    ),
+    "saved early": (
+        "            optimizer.zero_grad()\n",
+        "            optimizer.zero_grad()\n        accelerator.save_state(early)\n",
+        "save_state(early)",
+        "saved before `if accelerator.sync_gradients:`",
+    ),
     "saved first": (
         "            ema_unet.step(unet",
         "            accelerator.save_state(path)\n            ema_unet.step(unet",

@@ -10,8 +10,23 @@ import sys
 from pathlib import Path
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler
+from autoprog_diffusion.patching.analyse import analyse
+from autoprog_diffusion.patching.source import read_source
+from autoprog_diffusion.patching.transform import patch
 
-from .scripts import BY_NAME, CONFIG, DIFFS, ROOT, Line, Script, every_script, needs_checkout, parse_diff, patched
+from .scripts import (
+    BY_NAME,
+    CHECKOUT,
+    CONFIG,
+    DIFFS,
+    ROOT,
+    Line,
+    Script,
+    every_script,
+    needs_checkout,
+    parse_diff,
+    patched,
+)
 
 
 IMPORT = "from autoprog_diffusion import GrowthConfig, GrowthScheduler"
@@ -19,8 +34,8 @@ IMPORT = "from autoprog_diffusion import GrowthConfig, GrowthScheduler"
 ABOVE = {
     "growth.prepare": ("args.num_train_epochs = math.ceil(", "max_train_steps = args.num_epochs"),
     "growth.step": ("global_step += 1",),
-    "growth.fold": ("ema_unet.copy_to(", "accelerator.wait_for_everyone()", "if epoch == args.num_epochs - 1:"),
-    "if epoch": ("ema_model.copy_to(",),
+    "growth.fold": ("ema_unet.copy_to(", "accelerator.wait_for_everyone()"),
+    "with growth.folded": ("",),
 }
 
 
@@ -54,6 +69,13 @@ def test_the_documents_quote_the_diffs() -> None:
         ("+", 'batch["pixel_values"] = growth.resize(batch["pixel_values"])'),
         ("-", "accelerator.clip_grad_norm_(unet.parameters(), args.max_grad_norm)"),
         ("+", "growth.step_in_backward(optimizer, max_norm=args.max_grad_norm)"),
+        (
+            "+",
+            "held_out = HeldOut(held_out_loss, held_out_batches, accelerator=accelerator, average=average, "
+            "growth=growth)",
+        ),
+        ("+", "if global_step % 50 == 0:"),
+        ("+", 'accelerator.log({"held_out": held_out.evaluate(unet).loss}, step=global_step)'),
     }
     assert {(sign, line) for sign in "+-" for line in changed(fragments, sign)} - known == optional
     readme = blocks("README.md")[0]
@@ -69,12 +91,15 @@ def test_a_diff_is_of_one_file_at_the_stated_commit(script: Script) -> None:
 
 @every_script
 def test_the_lines_are_the_same_in_every_script_and_in_order(script: Script) -> None:
-    old, *average = (line.text.strip() for line in signed(script, "-"))
+    old, *others = (line.text.strip() for line in signed(script, "-"))
+    average = [line for line in others if ".step(" in line]
     new = old.replace(f"{script.model}.parameters()", "growth.parameters()")
     assert new != old
     model, last, steps = script.model, [f"growth.fold({script.model})"], "args.max_train_steps"
     if script.name == "train_unconditional":
-        last, steps = ["if epoch == args.num_epochs - 1:", "growth.fold(unet)"], "max_train_steps"
+        # It saves in the loop.
+        (save,) = (line for line in others if line not in average)
+        last, steps = [f"with growth.folded({model}):", save], "max_train_steps"
     assert [line.endswith(f".step({model}.parameters())") for line in average] == [True] * bool(script.ema_flags)
     assert [line.text.strip() for line in signed(script, "+")] == [
         IMPORT,
@@ -114,7 +139,8 @@ def test_a_line_stands_below_the_right_one(script: Script) -> None:
                 assert above.number == line.number - 1
                 assert above.text.strip().startswith(allowed)
                 seen.append(start)
-    assert {"growth.prepare", "growth.step", "growth.fold"} <= set(seen)
+    end = "with growth.folded" if script.name == "train_unconditional" else "growth.fold"
+    assert {"growth.prepare", "growth.step", end} <= set(seen)
 
 
 def places(text: str, *starts: str) -> list[int]:
@@ -132,7 +158,7 @@ def test_the_patched_script_keeps_the_order(script: Script, tmp_path: Path) -> N
     (built,) = places(text, "GrowthScheduler(")
     (prepared,) = places(text, "growth.prepare(")
     (stepped,) = places(text, "growth.step(")
-    (folded,) = places(text, "growth.fold(")
+    (folded,) = places(text, "growth.fold(", "with growth.folded(")
     shaped = places(text, "EMAModel(", f"{script.model}.add_adapter(", "cast_training_params(")
     assert shaped or script.name == "train_dreambooth"
     assert all(n < built for n in shaped)
@@ -143,6 +169,13 @@ def test_the_patched_script_keeps_the_order(script: Script, tmp_path: Path) -> N
     assert all(n < folded for n in places(text, "ema_unet.copy_to(", "ema_model.copy_to("))
     saved = places(text, "pipeline.save_pretrained(args.output_dir", "get_peft_model_state_dict(transformer)")
     assert folded < saved[-1]
+
+
+@needs_checkout
+@every_script
+def test_the_command_writes_the_same_lines(script: Script, tmp_path: Path) -> None:
+    expected = patched(script, tmp_path / "by hand").read_bytes()
+    assert patch(analyse(read_source(Path(CHECKOUT or "") / script.path)), comments=False) == expected
 
 
 @needs_checkout

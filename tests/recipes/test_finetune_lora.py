@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from autoprog_diffusion.growth import GrowthError
+from autoprog_diffusion.training.batch_probe import batch_advice
 from autoprog_diffusion.training.run import run
 from autoprog_diffusion.training.samples import sample_images
 
@@ -87,6 +88,9 @@ def test_a_resumed_run_ends_bit_identical(
     assert (tmp_path / "out" / "before_after.png").stat().st_size > 100
     assert same(trained(resumed.bare), ends)
     assert resumed.metrics.rows["loss"] == whole.metrics.rows["loss"]
+    resumed.epoch_batches = 2
+    with pytest.raises(GrowthError, match="--probe_batch compares the gradients of at least 3 batches of an epoch"):
+        batch_advice(resumed, accumulation=2)
 
 
 def test_a_checkpoint_of_other_targets_is_refused(new_run: NewRun, script: Script) -> None:

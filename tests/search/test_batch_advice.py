@@ -38,7 +38,7 @@ def test_the_critical_batch_takes_twice_the_fewest_images_and_steps() -> None:
 @pytest.mark.parametrize(
     ("batch", "words"),
     [
-        (64, "64 images a step are more than are worth having: use about 25, for more steps."),
+        (64, "64 images a step are more than are worth having: use about 25, for more steps, or as few as take"),
         (30, "30 images a step are a good choice, as far as the measurement goes."),
         (4, "up to 18 images a step cost hardly more images"),
     ],
