@@ -92,6 +92,8 @@ class HeldOut:
         """
         start = time.perf_counter()
         bare = unwrap(model)
+        # A picture may have left parameters gathered, in which an average would be lost.
+        reshard(bare)
         device = _device_of(bare)
         with ExitStack() as stack:
             stack.enter_context(randomness_kept(device))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from .errors import OrderError
+from .backends.fsdp2 import gathered, is_sharded_tensor, local_part, part_of, reshard
+from .backends.ranks import rank
+from .errors import OrderError, StateError
 from .stage import TABLE
 from .units import trainable_names
 
@@ -24,7 +26,7 @@ class Value:
 
     Attributes:
         name: Of the parameter.
-        tensor: Its exact value.
+        tensor: Its exact value, or of a sharded parameter this process's part.
         is_copy: Whether it takes memory of its own.
     """
 
@@ -38,6 +40,9 @@ class AveragedWeights:
 
     The stage embedding counts as what it adds to the biases: the row of the stage that trains, whichever it is, and
     the null row. With them the average of the model with the embedding folded in is that of the models that trained.
+
+    Of parameters that FSDP2 has cut, each process averages what it holds. Tensors of a state are then cut as well
+    (DTensors).
 
     Args:
         model: Bare.
@@ -63,16 +68,16 @@ class AveragedWeights:
             )
 
     def zeros(self, dtype: torch.dtype, device: torch.device | None) -> dict[str, Tensor]:
-        """Name -> zeros of the shape of every averaged tensor.
+        """Name -> zeros of the shape of every averaged tensor, or of what this process holds of it.
 
         Args:
             dtype: Of the zeros.
             device: Of the zeros; None for that of the parameter.
         """
-        parameters = dict(self._model.named_parameters())
+        parameters = self._parameters()
         found = {}
         for name in self._names:
-            parameter = parameters[name]
+            parameter = local_part(parameters[name])
             found[name] = torch.zeros(parameter.shape, dtype=dtype, device=device or parameter.device)
         rows = self._rows()
         if rows is not None:
@@ -80,10 +85,14 @@ class AveragedWeights:
         return found
 
     def values(self) -> Iterator[Value]:
-        """Every averaged tensor as it is now, one after the other."""
-        parameters = dict(self._model.named_parameters())
+        """Every averaged tensor as it is now, one after the other; without gradient."""
+        parameters = self._parameters()
         for name in self._names:
             parameter = parameters[name]
+            if is_sharded_tensor(parameter):
+                # Growth holds none of these small.
+                yield Value(name, local_part(parameter), is_copy=False)
+                continue
             exact = parameter.detach() if self._growth is None else self._growth.exact(parameter)
             yield Value(name, exact, exact.data_ptr() != parameter.data_ptr())
         rows = self._rows()
@@ -105,12 +114,12 @@ class AveragedWeights:
         """Copy averages over parameters of the model.
 
         Args:
-            averages: Name -> tensor.
+            averages: Name -> tensor, or what this process holds of it.
             names: Of those that are written.
         """
-        parameters = dict(self._model.named_parameters())
+        parameters = self._parameters()
         for name in names:
-            parameters[name].copy_(averages[name])
+            local_part(parameters[name]).copy_(averages[name])
 
     @torch.no_grad()
     def write_rows(self, averages: Mapping[str, Tensor]) -> None:
@@ -131,7 +140,9 @@ class AveragedWeights:
         """
         if parameters is None:
             return self._names
+        # After a forward pass FSDP2 shows some parameters whole, as other objects.
         known = {parameter: name for name, parameter in self._model.named_parameters()}
+        known |= {parameter: name for name, parameter in self._parameters().items()}
         given = list(parameters)
         strangers = [parameter for parameter in given if parameter not in known]
         if strangers:
@@ -145,8 +156,8 @@ class AveragedWeights:
 
     def store(self, names: Iterable[str]) -> None:
         """Keep weights and the stage embedding in CPU memory."""
-        parameters = dict(self._model.named_parameters())
-        self._stored = {name: parameters[name].detach().cpu().clone() for name in names}
+        parameters = self._parameters()
+        self._stored = {name: local_part(parameters[name].detach()).cpu().clone() for name in names}
         if self._table is not None:
             self._stored[TABLE] = self._table.detach().cpu().clone()
 
@@ -164,6 +175,84 @@ class AveragedWeights:
         if self._table is not None:
             self._table.copy_(self._stored[TABLE])
         self._stored = {}
+
+    @property
+    def are_cut(self) -> bool:
+        """Whether processes hold parts of the parameters."""
+        return any(is_sharded_tensor(parameter) for parameter in self._parameters().values())
+
+    def check_parts(self, averages: Mapping[str, Tensor]) -> None:
+        """Refuse averages of weights that were cut after these were built.
+
+        Raises:
+            OrderError: They were.
+        """
+        parameters = self._parameters()
+        for name in self._names:
+            parameter = parameters[name]
+            if is_sharded_tensor(parameter) and local_part(parameter).shape != averages[name].shape:
+                raise OrderError(
+                    f"{name} was sharded after its average was built: build the average after accelerator.prepare (or "
+                    "fully_shard), from the model that it returned."
+                )
+
+    def room(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Name -> empty tensor in CPU memory for every averaged one, cut as its parameter is.
+
+        Args:
+            dtype: Of the tensors.
+        """
+        parameters = self._parameters()
+        found = {}
+        for name in self._names:
+            like = parameters[name].detach()
+            found[name] = torch.empty_like(like, dtype=dtype, device="cpu", memory_format=torch.contiguous_format)
+        rows = self._rows()
+        if rows is not None:
+            found[TABLE] = torch.empty(rows.shape, dtype=dtype)
+        return found
+
+    def parts(self, averages: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Name and what this process holds, for every tensor of a state, one after the other.
+
+        Args:
+            averages: Name -> tensor, whole or cut as the parameter is.
+
+        Raises:
+            StateError: One is cut in another way.
+        """
+        parameters = self._parameters()
+        for name, tensor in averages.items():
+            parameter: Any = parameters.get(name)  # none of the stage embedding
+            if not is_sharded_tensor(tensor):
+                yield name, part_of(tensor, parameter)
+                continue
+            cut: Any = tensor
+            if not is_sharded_tensor(parameter) or cut.placements != parameter.placements:
+                raise StateError(
+                    f"the average of {name} is cut between processes in another way than this model: read it into "
+                    "average.state_dict() by torch.distributed.checkpoint, or load a file that average.save wrote."
+                )
+            yield name, local_part(tensor)
+
+    def whole(self, averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Averages gathered in the CPU memory of the first process, others get none; all must call it.
+
+        Args:
+            averages: Name -> tensor, or what this process holds of it.
+        """
+        parameters = self._parameters()
+        found = {}
+        for name, average in averages.items():
+            tensor = average if name == TABLE else gathered(parameters[name], average)
+            if rank() == 0:
+                found[name] = tensor.cpu()
+        return found
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """The model's parameters by name, those that are sharded as shards."""
+        reshard(self._model)
+        return dict(self._model.named_parameters())
 
     @property
     def _table(self) -> nn.Parameter | None:

@@ -7,11 +7,10 @@ down to that step would have reached. With a rate that decays it adds little.
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,33 +18,33 @@ from torch import Tensor, nn
 
 from .averaged_weights import AveragedWeights
 from .backends import accelerate as host
-from .backends.ranks import unwrap
-from .errors import ConfigError, GrowthWarning, OrderError, StateError
+from .backends.ranks import gather_object, unwrap
+from .errors import ConfigError, GrowthWarning, OrderError
 from .power_checks import check_host, check_settings
 from .power_function import check_widths, decay, exponent_of, relative_width
-from .power_snapshots import FILE, VERSION, check_fits, check_kind, read_state, reconstruct, snapshots_in, write_state
+from .power_state import PowerState
 
 
 if TYPE_CHECKING:
     from .scheduler import GrowthScheduler
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_WIDTH = relative_width(3.0)
 DECAYED = 0.5  # of its highest value: a learning rate below it belongs to a schedule that decays
 
 
-class PowerAverage:
+class PowerAverage(PowerState):
     """Tracks one or several power-function averages of all weights that train in some stage.
 
     `step` moves them, after every optimizer step and before `growth.step()`. Like Diffusers' `EMAModel` it has
     `store`, `copy_to` and `restore`, so that `HeldOut(average=...)` takes it. Frozen weights go on being averaged,
-    with the value that they have. Nothing is communicated: ranks with equal weights have equal averages.
+    with the value that they have. Nothing is communicated: ranks with equal weights have equal averages, and of
+    weights that FSDP2 has cut each rank averages its part.
 
     Args:
-        model: Bare, or as `accelerator.prepare` returned it.
+        model: Bare, or as `accelerator.prepare` returned it; where FSDP2 cuts it, afterwards.
         growth: Its scheduler, after `growth.prepare`, if there is one. Its stage embedding is averaged as well.
-        accelerator: Its checkpoints then hold the averages, in `power_average.pt`. Before `accelerator.load_state`.
+        accelerator: Its checkpoints then hold the averages, in `power_average.pt`, or in the folder `power_average`
+            beside it where they are cut. Before `accelerator.load_state`.
         widths: Relative widths sigma_rel: standard deviation of the weighting, over the length of the run. The first
             one is in use. The default is that of weights ~ t^3.
         num_training_steps: Optimizer steps of the run, to check the widths; `growth` knows them.
@@ -62,7 +61,8 @@ class PowerAverage:
     Raises:
         ConfigError: A width does not fit the run, the averages would be in half precision, the stage embedding has an
             average of its own (`ema_decay`), or blocks cannot be frozen at their averages.
-        OrderError: Nothing trains, `growth.prepare` has not been called, or parameters are sharded.
+        OrderError: Nothing trains, `growth.prepare` has not been called, or the accelerator runs FSDP before
+            `accelerator.prepare`, FSDP version 1, or DeepSpeed.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -115,7 +115,10 @@ class PowerAverage:
 
     @property
     def averages(self) -> dict[str, Tensor]:
-        """Name -> average of the width in use; a stage embedding's is that of its row in use, then of its null row."""
+        """Name -> average of the width in use, or what this process holds of it.
+
+        A stage embedding's is that of its row in use, then of its null row.
+        """
         return self._averages[self.width]
 
     @property
@@ -167,6 +170,8 @@ class PowerAverage:
     def choose(self, loss: Callable[[], float]) -> dict[float, float]:
         """Use the width with the lowest loss from now on.
 
+        Where parameters are sharded all processes must call it, and the mean of their losses counts.
+
         Args:
             loss: The loss with the width in use, such as `lambda: held_out.evaluate(unet).loss` with this average in
                 `held_out`.
@@ -178,31 +183,12 @@ class PowerAverage:
         for width in self._averages:
             self.width = width
             losses[width] = loss()
+        if self._weights.are_cut:
+            # Parts of different widths make no model.
+            seen = gather_object(losses)
+            losses = {width: fmean(each[width] for each in seen) for width in losses}
         self.width = min(losses, key=lambda each: losses[each])
         return losses
-
-    def reconstruct(self, width: float, paths: Iterable[str | Path] = ()) -> None:
-        """Put together the average of another width, after the last step, and use it; checkpoints do not hold it.
-
-        Args:
-            width: Relative width.
-            paths: Files that `save` wrote in this run, and `power_average.pt` of its checkpoints.
-
-        Raises:
-            ConfigError: The snapshots do not suffice for it.
-            StateError: A file holds something else, or averages of other parameters.
-        """
-        known = snapshots_in(self.state_dict())
-        for path in paths:
-            known += snapshots_in(read_state(path))
-        found = reconstruct(known, width, self.steps)
-        old = self.averages
-        self._averages[width] = {name: value.to(old[name].device, self._dtype) for name, value in found.items()}
-        self.width = width
-
-    def save(self, path: str | Path) -> None:
-        """Write a snapshot: all averages. Every process has the same ones, so let one write."""
-        write_state(path, self.state_dict())
 
     def copy_to(self, parameters: Iterable[nn.Parameter] | None = None) -> None:
         """Write the averages into the model, and into the row of its stage embedding; before `growth.fold`.
@@ -239,34 +225,6 @@ class PowerAverage:
             finally:
                 self.restore()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Number of steps, widths that are tracked and their averages, copied to the CPU."""
-        averages = []
-        for width in self._tracked:
-            averages.append({name: value.cpu().clone() for name, value in self._averages[width].items()})
-        return {
-            "version": VERSION,
-            "step": self.steps,
-            "growth_step": self._expected,
-            "widths": list(self._tracked),
-            "averages": averages,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken, bit for bit.
-
-        Raises:
-            StateError: It is no state of averages, or one of other widths, parameters or types.
-        """
-        check_kind(state_dict, "the state")
-        tracked = {width: self._averages[width] for width in self._tracked}
-        check_fits(state_dict, tracked)
-        for mine, loaded in zip(tracked.values(), state_dict["averages"]):
-            for name, value in loaded.items():
-                mine[name].copy_(value)
-        self.steps = state_dict["step"]
-        self._expected = state_dict["growth_step"]
-
     def _take(self, names: Sequence[str], values: Sequence[Tensor]) -> None:
         """Move the averages of all widths towards values on their devices (equation 2)."""
         if not names:
@@ -285,6 +243,7 @@ class PowerAverage:
         """Refuse, with `OrderError`, a step at another place of the loop."""
         if self.steps == 0:
             check_host(self._model, self._accelerator)
+            self._weights.check_parts(self.averages)
         if host.accumulates_now(self._accelerator):
             raise OrderError(
                 "average.step() was called between two micro-batches: call it after optimizer.step(), inside "
@@ -317,24 +276,3 @@ class PowerAverage:
             )
         else:
             self._highest_rate = max(self._highest_rate, rate)
-
-    def _save_in_checkpoint(self, models: list[Any], weights: list[Any], folder: str) -> None:
-        """Write the averages into a checkpoint; an `accelerator.register_save_state_pre_hook` hook."""
-        everywhere = self._accelerator.project_configuration.save_on_each_node
-        if self._accelerator.is_local_main_process if everywhere else self._accelerator.is_main_process:
-            self.save(Path(folder) / FILE)
-
-    def _load_from_checkpoint(self, models: list[Any], folder: str) -> None:
-        """Read them from one; an `accelerator.register_load_state_pre_hook` hook."""
-        path = Path(folder) / FILE
-        if path.exists():
-            self.load_state_dict(read_state(path))
-            return
-        if not self._begin_anew:
-            raise StateError(
-                f"{folder} holds no average of the weights ({FILE}), since its run tracked none: resume it with "
-                "begin_anew=True, which begins an average at its step, or without an average."
-            )
-        self.steps = 0
-        self._expected = None
-        logger.warning(f"{folder} holds no average of the weights: one begins at its step, and knows none before it.")

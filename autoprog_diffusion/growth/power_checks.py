@@ -52,16 +52,28 @@ def check_settings(growth: GrowthScheduler | None, dtype: torch.dtype, *, freeze
 
 
 def check_host(model: nn.Module, accelerator: Any) -> None:
-    """Refuse parameters that are, or will be, spread over processes.
+    """Refuse parameters that are, or will be, spread over processes in a way that averages do not follow.
 
     Raises:
         OrderError: They are.
     """
     kind = host.backend(accelerator)
-    if kind in host.SUPPORTED and not is_sharded(model):
+    if kind in host.SUPPORTED:
         return
-    name = "FSDP" if kind in host.SUPPORTED else kind
-    raise OrderError(
-        f"distributed_type={name} spreads the parameters over the processes, which a power-function average does not "
-        "follow: use one process or DistributedDataParallel, or the EMAModel of Diffusers (--use_ema) on the shards."
-    )
+    instead = "use one process, DistributedDataParallel, or FSDP with fsdp_version: 2."
+    if kind != "FSDP":
+        raise OrderError(
+            f"distributed_type={kind} spreads the parameters over the processes, which a power-function average does "
+            f"not follow: {instead}"
+        )
+    version = getattr(getattr(accelerator.state, "fsdp_plugin", None), "fsdp_version", 1)
+    if version != 2:
+        raise OrderError(
+            f"fsdp_version={version} flattens parameters into one, which a power-function average does not follow: "
+            f"{instead}"
+        )
+    if not is_sharded(model):
+        raise OrderError(
+            "FSDP has not cut the model's parameters yet, and would leave the average without them: build it after "
+            "accelerator.prepare, and after growth.prepare."
+        )

@@ -14,7 +14,6 @@ from autoprog_diffusion.growth.power_average import DEFAULT_WIDTH, PowerAverage
 from autoprog_diffusion.growth.power_snapshots import FILE
 
 from .optimizers import optimizer_name
-from .sharded import is_sharding
 
 
 if TYPE_CHECKING:
@@ -27,8 +26,8 @@ def averages(train: TrainArguments, accelerator: Accelerator, steps: int, checkp
     """Whether a run tracks power-function averages; what is left out or adds little is said.
 
     With `--average auto` it does where they replace a decay of the learning rate: the rate is constant after warm-up,
-    `--use_ema` does not ask for another average, no process holds only a part of the model, and the run is long enough
-    for the widths. A resumed run then goes on as it began, with or without.
+    `--use_ema` does not ask for another average, and the run is long enough for the widths. A resumed run then goes on
+    as it began, with or without.
 
     Args:
         train: Flags of the run.
@@ -56,11 +55,6 @@ def averages(train: TrainArguments, accelerator: Accelerator, steps: int, checkp
     if checkpoint is not None:
         return (checkpoint / FILE).exists()
     wanted = train.lr_scheduler == "constant_with_warmup" and not train.use_ema
-    if wanted and is_sharding(accelerator):
-        accelerator.print(
-            "The weights are not averaged: FSDP spreads them over the processes. --use_ema averages its shards."
-        )
-        return False
     if wanted and min(train.average_widths) == DEFAULT_WIDTH and DEFAULT_WIDTH * steps < 1:
         accelerator.print(f"The weights are not averaged: a run of {steps} steps is too short for it.")
         return False
@@ -79,7 +73,7 @@ def make_average(
 
     Raises:
         ConfigError: Its widths do not fit the run.
-        OrderError: The model is spread over processes.
+        OrderError: DeepSpeed or FSDP version 1 spreads the model over processes.
     """
     reason = "--offload_ema" if train.offload_ema else saves_memory(train, growth)
     on_cpu = reason is not None and accelerator.device.type != "cpu"

@@ -19,6 +19,7 @@ from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
 from autoprog_diffusion.growth.backends.fsdp2 import reshard
 from autoprog_diffusion.growth.bare import bare
 from autoprog_diffusion.growth.errors import GrowthWarning
+from autoprog_diffusion.growth.power_average import PowerAverage
 from autoprog_diffusion.growth.resize import stage_size
 
 from .average import averages, check_checkpoint, make_average
@@ -131,11 +132,8 @@ class DiffusionTrainer(Trainer):
         checkpoint = find_checkpoint(self.root, args.output.resume_from_checkpoint)
         plan = plan_for(plan, self.max_steps, checkpoint)
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
-        self.power = None
-        if averages(train, accelerator, self.max_steps, checkpoint):
-            self.power = make_average(self.model, growth, accelerator, train)
-        if train.step_in_backward:
-            self._step_in_backward(train.max_grad_norm)
+        self.power = self._make_power(checkpoint)
+        self._step_in_backward()
         self._check_resolutions()
         self._register(trained)
 
@@ -268,7 +266,11 @@ class DiffusionTrainer(Trainer):
             return steps
         return 0 if self._train.lr_scheduler == "constant" else min(steps, self.max_steps // 10)
 
-    def _step_in_backward(self, norm: float) -> None:
+    def _step_in_backward(self) -> None:
+        """Let blocks step inside the backward pass, if the flags ask for it."""
+        norm = self._train.max_grad_norm
+        if not self._train.step_in_backward:
+            return
         self.backward_step = self.growth.step_in_backward(self.optimizer, max_norm=norm)
         self.accelerator.print(
             f"Blocks step inside the backward pass: the gradient of each is clipped to norm {norm}."
@@ -309,6 +311,11 @@ class DiffusionTrainer(Trainer):
 
     def _ema_device(self) -> torch.device:
         return torch.device("cpu") if self._train.offload_ema else self.accelerator.device
+
+    def _make_power(self, checkpoint: Path | None) -> PowerAverage | None:
+        if not averages(self._train, self.accelerator, self.max_steps, checkpoint):
+            return None
+        return make_average(self.model, self.growth, self.accelerator, self._train)
 
     def _make_ema(self) -> EMAModel | None:
         if not self._train.use_ema:

@@ -58,7 +58,8 @@ class SavedWeights:
             # A frozen base that is not saved stays small.
             stack.enter_context(self._growth.exact_weights(None if self._complete else trained))
             if self._average is not None:
-                stack.enter_context(averaged(self._average, local_parameters(trained)))
+                own = trained if isinstance(self._average, PowerAverage) else local_parameters(trained)
+                stack.enter_context(averaged(self._average, own))
             stack.enter_context(self._growth.folded(self._wrapped))
             yield
             reshard(self._model)

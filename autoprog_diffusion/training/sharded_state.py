@@ -1,7 +1,4 @@
-"""Sharded checkpoints: every process writes its shards, and as many or other processes read them again.
-
-The format is torch's distributed checkpoint in safetensors files: they hold tensors alone, and nothing is unpickled.
-"""
+"""Sharded checkpoints: every process writes its shards, and as many or other processes read them again."""
 
 from __future__ import annotations
 
@@ -13,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from autoprog_diffusion.growth.backends.fsdp2 import is_sharded_tensor, local_part, reshard
+from autoprog_diffusion.growth.backends.fsdp2 import is_sharded_tensor, like, local_part, reshard
+from autoprog_diffusion.growth.backends.shard_files import read_shards, stored_shards, write_shards
 from autoprog_diffusion.growth.errors import StateError
 
 from .sharded import is_sharding
@@ -62,14 +60,7 @@ class ShardedState:
         Raises:
             StateError: The optimizer keeps something that cannot be cut as its parameters are.
         """
-        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-        from torch.distributed.checkpoint.state_dict_saver import save
-
-        path = folder / FOLDER
-        path.mkdir(exist_ok=True)
-        tensors = self._weights() | self._moments()
-        with _plain_errors():
-            save(tensors, storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
+        write_shards(folder / FOLDER, self._weights() | self._moments())
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, on any number of processes; all must call it.
@@ -77,11 +68,8 @@ class ShardedState:
         Raises:
             StateError: It holds other tensors than this run has.
         """
-        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-        from torch.distributed.checkpoint.state_dict_loader import load
-
-        path = str(folder / FOLDER)
-        stored = HuggingFaceStorageReader(path).read_metadata().state_dict_metadata
+        path = folder / FOLDER
+        stored = stored_shards(path)
         weights = self._weights()
         differing = weights.keys() ^ {key for key in stored if not key.startswith(OPTIMIZER)}
         if differing:
@@ -91,8 +79,7 @@ class ShardedState:
             )
         moments = self._room_for_moments(stored)
         tensors = weights | {f"{OPTIMIZER}{name}/{key}": value for (name, key), value in moments.items()}
-        with _plain_errors():
-            load(tensors, storage_reader=HuggingFaceStorageReader(path))
+        read_shards(path, tensors)
         self._take_averages(weights)
         self._take_moments(moments)
 
@@ -124,7 +111,7 @@ class ShardedState:
                 tensors[f"{OPTIMIZER}{name}/{key}"] = value
         return tensors
 
-    def _room_for_moments(self, stored: dict[str, Any]) -> dict[tuple[str, str], Tensor]:
+    def _room_for_moments(self, stored: dict[str, Tensor]) -> dict[tuple[str, str], Tensor]:
         """Empty tensors for the optimizer's state that a checkpoint holds, by parameter and key."""
         parameters = self._parameters()
         room = {}
@@ -135,10 +122,8 @@ class ShardedState:
             parameter = parameters.get(name)
             if parameter is None:
                 raise StateError(f"the checkpoint holds the optimizer's state of {name}, which this model lacks.")
-            whole = torch.Size(kind.size) == parameter.shape
-            dtype = kind.properties.dtype
-            zeros = torch.zeros_like(parameter.detach(), dtype=dtype) if whole else torch.zeros((), dtype=dtype)
-            room[name, key] = zeros
+            whole = kind.shape == parameter.shape
+            room[name, key] = torch.zeros_like(parameter.detach() if whole else torch.empty(()), dtype=kind.dtype)
         return room
 
     def _take_averages(self, weights: dict[str, Tensor]) -> None:
@@ -196,22 +181,6 @@ def parameters_now(model: nn.Module, names: Iterable[str] | None = None) -> dict
     return parameters if names is None else {name: parameters[name] for name in names}
 
 
-def like(parameter: Any, local: Tensor) -> Tensor:
-    """A tensor that is cut as a parameter is, of which this process holds `local`."""
-    if not is_sharded_tensor(parameter):
-        return local
-    from torch.distributed.tensor import DTensor
-
-    return DTensor.from_local(
-        local,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
-
-
 def holds_shards(checkpoint: Path) -> bool:
     """Whether a checkpoint was written by a sharded run."""
     return (checkpoint / FOLDER).is_dir()
@@ -227,15 +196,3 @@ def models_apart(accelerator: Any) -> Iterator[None]:
         yield
     finally:
         accelerator._models, accelerator._optimizers = kept
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn torch's collected errors, which are no `Exception`, into the first of them."""
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    try:
-        yield
-    except CheckpointException as error:
-        first = next(iter(error.failures.values()))[0]
-        raise StateError(f"{type(first).__name__}: {first}") from error

@@ -24,6 +24,44 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded_tensor(tensor) else tensor  # type: ignore[operator]
 
 
+def like(parameter: Any, local: Tensor) -> Tensor:
+    """A tensor that is cut as a parameter is, of which this process holds `local`."""
+    if not is_sharded_tensor(parameter):
+        return local
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        local,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def part_of(whole: Tensor, parameter: Any) -> Tensor:
+    """This rank's part of a tensor that all ranks hold whole, cut as a parameter is; nothing is communicated."""
+    if not is_sharded_tensor(parameter):
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    # No source rank: every rank cuts its own.
+    cut = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return local_part(cut)
+
+
+def gathered(parameter: Any, local: Tensor) -> Tensor:
+    """The whole of a tensor that is cut as a parameter is; all ranks must call it.
+
+    Args:
+        parameter: Of the model.
+        local: What this rank holds of the tensor, on any device.
+    """
+    tensor: Any = like(parameter, local)
+    return tensor.full_tensor() if is_sharded_tensor(tensor) else tensor
+
+
 def shards_with_replicas(named: Iterable[tuple[str, Any]]) -> dict[str, Tensor]:
     """This rank's parts of those tensors that other ranks hold as well (HSDP: shards in a node, replicas across)."""
     return {
