@@ -246,6 +246,7 @@ def test_growth_that_cannot_be_planned_is_refused(setting: dict[str, Any], messa
         (["sdxl", "--gpu", "4900"], "--gpu 4900 is not known. Did you mean 4090"),
         (["sdxl", "--memory_gb", "-1"], "--memory_gb -1.0 is impossible"),
         (["sdxl", "--memory_gb", "nan"], "--memory_gb nan is impossible"),
+        (["sdxl", "--memory_gb", "inf"], "--memory_gb inf is impossible"),
         (["sdxl", "--tflops", "0"], "--tflops 0.0 is impossible"),
         (["sdxl", "--batch", "0"], "batch=0 is not allowed"),
         (["sdxl", "--steps", "0"], "steps=0 is not allowed"),
