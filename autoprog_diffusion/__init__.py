@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .evaluation.errors import EvaluationError
     from .files import DiskError
     from .planner.errors import PlannerError
+    from .planner.planning import plan
     from .reporting.errors import ReportError
     from .tasks.dit_labels import LabelError
     from .training.checkpoints import TrainingError
@@ -67,10 +68,11 @@ __all__ = [
     "UnitError",
     "__version__",
     "adapters",
+    "plan",
     "search",
 ]
 
-# Errors of the parts that import more than torch: they are imported when they are asked for.
+# What needs more than torch: errors of other parts, and the planner. They are imported when they are asked for.
 _LAZY = {
     "BudgetError": "vit.asvit.scaling",
     "DataError": "data.errors",
@@ -84,11 +86,12 @@ _LAZY = {
     "ReportError": "reporting.errors",
     "RetokenError": "vit.retokenize",
     "TrainingError": "training.checkpoints",
+    "plan": "planner.planning",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """An error class of a part that was not imported yet."""
+    """A name of a part that was not imported yet."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f".{_LAZY[name]}", __name__)

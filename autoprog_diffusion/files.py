@@ -14,6 +14,8 @@ RUN_FILE = "run.json"  # every run leaves one in its output folder
 # A run that has ended leaves these beside it; every checkpoint holds those of its step.
 GROWTH_FILE = "growth.json"
 METRICS_FILE = "metrics.json"
+# What was predicted of the stages: by the run in its first steps, or what `autoprog-diffusion plan --json` said.
+PLANNED_FILE = "planned.json"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 UNABLE = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 

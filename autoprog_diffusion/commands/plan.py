@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,10 @@ from autoprog_diffusion.growth import GrowthConfig
 NOTHING_FITS = 3
 GB = 1e9
 TERA = 1e12
+LOSES = (
+    "Loses: held-out loss above that of full fine-tuning, lowest and highest of the small models that were measured; "
+    "of a shorter run, between measured lengths."
+)
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,13 @@ def run(argv: Sequence[str]) -> int:
         argv: Words after `plan`.
     """
     args = tyro.cli(Arguments, args=list(argv), prog="autoprog-diffusion plan")
+    # Of the libraries' own imports, in this process that does nothing else.
+    logging.getLogger().addHandler(logging.NullHandler())
+    for name in ("torch", "torchao", "diffusers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # Only now: it takes seconds.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries' own imports
+        warnings.simplefilter("ignore")
         from autoprog_diffusion.planner.planning import plan
 
         planned = plan(
@@ -68,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
             memory_gb=args.memory_gb,
             tflops=args.tflops,
             calibration=args.calibration,
-            parallel=True,
+            in_process=True,
         )
     if args.json:
         print(json.dumps(planned.to_dict(), indent=1))
@@ -95,7 +104,8 @@ def show(planned: Any) -> None:
     console.print(stage_table(planned))
     console.print(memory_table(planned))
     console.print(compared_table(planned))
-    console.print(planned.verdict)
+    console.print(LOSES, style="dim")
+    console.print(f"[bold]{planned.verdict}[/bold]", highlight=False)
     if planned.machine is not None:
         show_best(planned, console)
 
@@ -142,48 +152,49 @@ def compared_table(planned: Any) -> Any:
     """The plan beside full fine-tuning, LoRA and a shorter run."""
     from rich.table import Table
 
-    full, *_ = planned.others
+    whole = planned.others[0].cost.flops * planned.steps
     table = Table(title="The whole run")
     for name in ("Run", "PFLOPs", "Of full", "Peak, GB", "Time", "Loses"):
         table.add_column(
             name,
             justify="left" if name in ("Run", "Loses") else "right",
         )
-
-    def add(name: str, flops: float, peak: int, *, seconds: float | None, loses: str) -> None:
-        share = flops / (full.cost.flops * planned.steps)
+    for row in compared_rows(planned):
         table.add_row(
-            name,
-            f"{flops / 1e15:.4g}",
-            f"{share:.0%}",
-            f"{peak / GB:.2f}",
-            in_time(seconds),
-            loses,
+            row["name"],
+            f"{row['flops'] / 1e15:.4g}",
+            f"{row['flops'] / whole:.0%}",
+            f"{row['peak'] / GB:.2f}",
+            in_time(row["seconds"]),
+            str(row["loses"]),
         )
-
-    peak = max(stage.peak for stage in planned.stages)
-    add(
-        "this plan",
-        planned.flops,
-        peak,
-        seconds=planned.seconds,
-        loses="see below",
-    )
-    for one in planned.others:
-        seconds = None if one.cost.seconds is None else one.cost.seconds * planned.steps
-        add(
-            one.trained,
-            one.cost.flops * planned.steps,
-            one.peak,
-            seconds=seconds,
-            loses=str(one.quality),
-        )
-    shorter = round(planned.share * planned.steps)
-    seconds = None if full.cost.seconds is None else full.cost.seconds * shorter
-    add(
-        f"full, {shorter} steps", full.cost.flops * shorter, full.peak, seconds=seconds, loses="as the plan, see below"
-    )
     return table
+
+
+def compared_rows(planned: Any) -> Iterator[dict[str, Any]]:
+    """Name, FLOPs, peak, seconds and loss of the plan and of what it is compared with."""
+    from autoprog_diffusion.planner.quality import shorter_quality
+
+    yield {
+        "name": "this plan",
+        "flops": planned.flops,
+        "peak": max(stage.peak for stage in planned.stages),
+        "seconds": planned.seconds,
+        "loses": planned.quality,
+    }
+    full = planned.others[0]
+    shorter = round(planned.share * planned.steps)
+    runs = [(one, one.trained, planned.steps, one.quality) for one in planned.others]
+    if shorter < planned.steps:
+        runs.append((full, f"full, {shorter} steps", shorter, shorter_quality(planned.share)))
+    for one, name, steps, quality in runs:
+        yield {
+            "name": name,
+            "flops": one.cost.flops * steps,
+            "peak": one.peak,
+            "seconds": None if one.cost.seconds is None else one.cost.seconds * steps,
+            "loses": quality,
+        }
 
 
 def show_best(planned: Any, console: Any) -> None:

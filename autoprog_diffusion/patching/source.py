@@ -150,8 +150,8 @@ def read_source(path: Path) -> Source:
 
 
 def first_line(text: str) -> str:
-    """The first line of a message."""
-    return text.strip().partition("\n")[0]
+    """The first line of a message, without the list of all that could have been there instead."""
+    return text.strip().partition("\n")[0].partition(": expected")[0]
 
 
 def dotted(node: cst.CSTNode) -> str | None:

@@ -24,6 +24,8 @@ def write_bytes_atomically(path: Path, old: bytes, new: bytes) -> None:
         PatchError: It has changed since it was read, or cannot be written; it is then as it was.
     """
     real = path.resolve()
+    if not os.access(real, os.W_OK):
+        raise PatchError(path, None, "it is read-only: nothing was written.")
     try:
         if real.read_bytes() != old:
             raise PatchError(path, None, "it has changed since it was read: run the command again.")

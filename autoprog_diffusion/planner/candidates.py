@@ -25,7 +25,8 @@ STEPS = 1000  # of a run whose length is not given
 WINDOWS = (2, 4, 8, 16)
 BATCHES = (16, 8, 4, 2, 1)
 ONE_STAGE = {"num_stages": 1, "stage_embedding": False}
-OPTIMIZERS = ("adamw", "adafactor", "adamw8bit", "adamw4bit")
+# Of those that lose and cost the same, the first one that fits is proposed.
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "adamw4bit")
 SAVES: dict[str, tuple[FrozenDtype | None, ...]] = {
     "full": (None,),
     "freeze": (None, "bfloat16"),
@@ -283,6 +284,24 @@ def search(profile: Profile, estimator: Estimator, limit: float, batches: Sequen
             ):
                 too_large.add(id(plan))
     return [candidate for _, candidate in sorted(best, key=lambda one: one[0])]
+
+
+def in_backward(profile: Profile, estimator: Estimator, limit: float, batches: Sequence[int]) -> Candidate | None:
+    """Full fine-tuning by 8-bit Adam inside the backward pass, at the largest batch that fits; None where none does.
+
+    Args:
+        profile: Of the model.
+        estimator: Computes them.
+        limit: Bytes that a step may take.
+        batches: Images of a forward pass that are allowed, from the largest on.
+    """
+    recomputed = ({}, {"checkpointing": "all"}) if profile.can_recompute else ({},)
+    for batch in batches:
+        for again in recomputed:
+            plan = Plan("", {**ONE_STAGE, **again}, "adamw8bit", step_in_backward=True)
+            if estimator.fits("full", plan, batch, limit):
+                return estimator.candidate("full", plan, batch)
+    return None
 
 
 def smallest(profile: Profile, estimator: Estimator) -> Candidate:

@@ -147,7 +147,7 @@ def memory_machine(gigabytes: float) -> Machine:
     Raises:
         PlannerError: It is not above 0.
     """
-    if not gigabytes > 0:
+    if not 0 < gigabytes < float("inf"):
         raise PlannerError(f"--memory_gb {gigabytes} is impossible: give a number above 0, in 10^9 bytes.")
     return Machine("", gigabytes * 1e9)
 

@@ -88,7 +88,8 @@ class StageMeter:
         self._forward()
         self._backward()
         self._step()
-        return {kind: round(bytes) for kind, bytes in self._meter.highest.items()}
+        # A part that frees what a copy took may free more than this plan had copied.
+        return {kind: max(0, round(bytes)) for kind, bytes in self._meter.highest.items()}
 
     def host(self) -> int:
         """Bytes of exact weights that wait in CPU memory while frozen ones are held small."""

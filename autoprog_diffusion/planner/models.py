@@ -91,6 +91,26 @@ def find_model(model: str) -> ModelSource:
     raise PlannerError(f"{model!r} is no file or folder, and no model that is known by name. {near_models(model)}")
 
 
+def model_source(model: nn.Module) -> ModelSource:
+    """The source of a model that is there: its class and its configuration.
+
+    Args:
+        model: A denoiser of Diffusers, bare or wrapped.
+
+    Raises:
+        PlannerError: It is no denoiser of Diffusers.
+    """
+    bare: Any = model
+    while not hasattr(bare, "config") and isinstance(getattr(bare, "module", None), nn.Module):
+        bare = bare.module  # DistributedDataParallel
+    name = type(bare).__name__
+    config = getattr(bare, "config", None)
+    if config is None or not hasattr(config, "items"):
+        raise PlannerError(f"{name} has no configuration of Diffusers (model.config), from which it could be planned.")
+    diffusers_class(name, "the model")
+    return ModelSource(name, name, dict(config), hub=str(config.get("_name_or_path") or ""))
+
+
 def near_models(name: str) -> str:
     """A sentence with the published names nearest to a name."""
     names = {source.name: next(key for key, one in published_models().items() if one is source)

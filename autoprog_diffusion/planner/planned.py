@@ -8,6 +8,7 @@ from typing import Any
 from .candidates import Candidate
 from .machine import Calibration, Machine
 from .models import ModelSource
+from .quality import Quality
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Planned:
         best: The best ways to train that fit, and their command lines.
         least: What takes least memory, where nothing fits.
         verdict: Whether growth is worth it, in words.
+        trained: Name of the stages in the table of qualities.
+        quality: What they lose.
     """
 
     source: ModelSource
@@ -72,6 +75,8 @@ class Planned:
     best: tuple[tuple[Candidate, str], ...]
     least: Candidate | None
     verdict: str = ""
+    trained: str = "freeze"
+    quality: Quality = Quality(None, None)
 
     @property
     def flops(self) -> int:
@@ -108,6 +113,8 @@ class Planned:
             "flops": self.flops,
             "seconds": self.seconds,
             "share_of_full_flops": self.share,
+            "trained": self.trained,
+            "quality": {**asdict(self.quality), "words": str(self.quality)},
             "compared": [as_row(one) for one in self.others],
             "best": [{**as_row(one), "command": command} for one, command in self.best],
             "smallest": None if self.least is None else as_row(self.least),

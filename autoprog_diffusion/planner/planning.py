@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+from torch import nn
 
 from autoprog_diffusion.growth import GrowthConfig
 
-from .candidates import BATCHES, ONE_STAGE, Candidate, Estimator, search, smallest
+from .candidates import BATCHES, ONE_STAGE, Candidate, Estimator, in_backward, search, smallest
 from .command_lines import command_line
 from .errors import PlannerError
 from .machine import DEFAULT_FILE, Calibration, Machine, find_gpu, memory_machine, steady
 from .memory import stage_memory
-from .models import ModelSource, find_model
+from .models import ModelSource, find_model, model_source
 from .planned import Planned, StagePlan
 from .profile import RANK, Profile, StageRequest, latent_side, make_profile
-from .quality import measured
 from .settings import Plan
 from .shapes import Shape, default_side
+from .verdict import judged
+from .worker import profile_elsewhere
 
 
 BEST = 3
 VAE_FACTOR = 8
-TRACED_STAGES = 4  # of a plan of more stages FLOPs are added up from those of its blocks
-WORTH = 1.05  # a plan that saves less is not worth it
 
 
 def plan(
-    model: str,
+    model: str | nn.Module,
     *,
     growth: GrowthConfig | None = None,
     pixels: int | None = None,
@@ -37,12 +39,13 @@ def plan(
     memory_gb: float | None = None,
     tflops: float | None = None,
     calibration: str | Path | None = None,
-    parallel: bool = False,
+    in_process: bool = False,
 ) -> Planned:
     """Plan the training of a model that need not be there: its configuration is enough.
 
     Args:
-        model: A published name (`sdxl`), a config.json, its folder, or a pipeline's folder.
+        model: A published name (`sdxl`), a config.json, its folder, a pipeline's folder, or a Diffusers denoiser, of
+            which only the class and the configuration are read.
         growth: Stages to plan; the default is what the recipes do.
         pixels: Side of the images [the model's own].
         batch: Images of a forward pass; a search tries smaller ones, and larger ones if this is 1.
@@ -51,25 +54,29 @@ def plan(
         memory_gb: Memory in 10^9 bytes that a step may take, to search what fits.
         tflops: Speed that training reaches, in 10^12 FLOP/s, in place of a calibration.
         calibration: File that `autoprog-diffusion calibrate` wrote.
-        parallel: Use two processes; for a process that has trained nothing yet.
+        in_process: Follow the model in this process rather than in a new one. That is faster, and only for a process
+            that has run no backward pass, and does nothing else afterwards.
 
     Raises:
-        PlannerError: The model or GPU is unknown, the configuration is no denoiser's, or a number is impossible.
+        PlannerError: The model or GPU is unknown, the configuration is no denoiser's, a number is impossible, or the
+            growth is none that can be planned.
         UnitError: The model's blocks cannot be named.
     """
     check_positive({"pixels": pixels, "batch": batch, "steps": steps})
     machine = find_machine(gpu, memory_gb)
     speed = find_speed(machine, tflops, calibration)
-    source = find_model(model)
-    size = pixels or own_pixels(source)
     config = growth or GrowthConfig()
-    request = traced_stages(config, steps, batch)
+    check_growth(config)
+    source = find_model(model) if isinstance(model, str) else model_source(model)
+    size = pixels or own_pixels(source)
+    request = exact_stages(config, steps, batch)
     shape = Shape(side=latent_side(source, size))
-    profile = make_profile(source, shape, stages=request, parallel=parallel)
+    follow = partial(make_profile, parallel=True) if in_process else profile_elsewhere
+    profile = follow(source, shape, stages=request)
     estimator = Estimator(profile, speed, steps)
     stages = plan_stages(profile, estimator, config, steps=steps, batch=batch)
     planned = assemble(profile, estimator, stages, pixels=size, batch=batch, machine=machine)
-    return replace(planned, verdict=verdict(planned))
+    return judged(planned, config)
 
 
 def assemble(
@@ -93,16 +100,7 @@ def assemble(
     """
     steps = estimator.steps
     source = profile.source
-    found = (
-        []
-        if machine is None
-        else search(
-            profile,
-            estimator,
-            machine.bytes,
-            tried_batches(batch),
-        )[:BEST]
-    )
+    found = [] if machine is None else fitting(profile, estimator, machine, batch)
     return Planned(
         source=source,
         parameters=profile.parameters,
@@ -119,14 +117,31 @@ def assemble(
     )
 
 
+def fitting(profile: Profile, estimator: Estimator, machine: Machine, batch: int) -> list[Candidate]:
+    """The best ways to train that fit a machine, and full fine-tuning with the step in the backward pass if it does.
+
+    Args:
+        profile: Of the model.
+        estimator: Of the same.
+        machine: What is planned for.
+        batch: Images of a forward pass.
+    """
+    batches = tried_batches(batch)
+    found = search(profile, estimator, machine.bytes, batches)[:BEST]
+    stepping = in_backward(profile, estimator, machine.bytes, batches)
+    if stepping is not None and all(one.plan != stepping.plan for one in found):
+        found.append(stepping)
+    return found
+
+
 def own_pixels(source: ModelSource) -> int:
     """Side of the images that a model was made for."""
     return source.pixels or default_side(source.cls, source.config) * VAE_FACTOR
 
 
-def traced_stages(config: GrowthConfig, steps: int, batch: int) -> StageRequest | None:
-    """The stages to trace, if they are few."""
-    return StageRequest(config, steps, batch) if config.num_stages <= TRACED_STAGES else None
+def exact_stages(config: GrowthConfig, steps: int, batch: int) -> StageRequest | None:
+    """The stages whose FLOPs can be counted: those in which nothing is computed again."""
+    return StageRequest(config, steps, batch) if config.checkpointing in (None, "none") else None
 
 
 def tried_batches(batch: int) -> tuple[int, ...]:
@@ -171,8 +186,8 @@ def plan_stages(
     stages = estimator.stages_of(config)
     ends = [*(stage.start for stage in stages[1:]), steps]
     for index, (stage, end) in enumerate(zip(stages, ends)):
-        exact = index < len(profile.works)
-        work = profile.works[index] if exact else estimator.work(settings, stage.blocks, batch)
+        exact = index < len(profile.stage_flops)
+        work = estimator.work(settings, stage.blocks, batch)
         memory = stage_memory(profile, settings, stage.blocks, batch)
         trained = estimator.trained(settings, stage.blocks)
         speed = estimator.calibration
@@ -183,7 +198,7 @@ def plan_stages(
                 steps=end - stage.start,
                 blocks=len(stage.blocks),
                 trained=trained,
-                flops=work.flops,
+                flops=profile.stage_flops[index] if exact else work.flops,
                 exact=exact,
                 peak=memory["peak"],
                 split=memory["split"],
@@ -191,32 +206,6 @@ def plan_stages(
             )
         )
     return tuple(found)
-
-
-def verdict(planned: Planned) -> str:
-    """Whether growth is worth it, in words."""
-    saved = 1 - planned.share
-    against = measured("trained", "freeze", "against_shorter") or []
-    text = (
-        f"The plan takes {saved:.0%} fewer FLOPs than as many steps of full fine-tuning. By our measurements a "
-        f"shortened full run needs {min(against):.2f} to {max(against):.2f} times the FLOPs of freezing for the same "
-        "loss: "
-    )
-    if min(against) < 1 < WORTH < max(against):
-        text += "growth is not worth it for speed alone, a shorter full run is as good."
-    elif min(against) >= WORTH:
-        text += "growth is worth it."
-    else:
-        text += "growth is not worth it for speed, train in full for fewer steps."
-    if planned.machine is None:
-        return text
-    fitting = [candidate.family for candidate, _ in planned.best]
-    if not fitting:
-        return f"{text} Nothing fits this memory."
-    if "full" not in fitting:
-        others = " or ".join(sorted({*fitting}))
-        return f"{text} Full fine-tuning does not fit this memory; {others} does, which is what it is good for here."
-    return text
 
 
 def find_machine(gpu: str | None, memory_gb: float | None) -> Machine | None:
@@ -246,6 +235,29 @@ def find_speed(machine: Machine | None, tflops: float | None, path: str | Path |
         return machine.calibration
     default = DEFAULT_FILE.expanduser()
     return Calibration.load(default) if default.is_file() else None
+
+
+def check_growth(config: GrowthConfig) -> None:
+    """Refuse what has no cost before a run begins, or that is not followed here.
+
+    Raises:
+        PlannerError: The message names the setting.
+    """
+    default = GrowthConfig()
+    reasons = {
+        "search": "a search decides while the run trains: leave it out to plan the fixed schedule",
+        "resolutions": "one size of images is planned: leave it out, and plan every size with pixels=",
+        "embedders_always": "memory is planned for embedders that train with the first block: leave it out",
+    }
+    for name, reason in reasons.items():
+        value = getattr(config, name)
+        if value != getattr(default, name):
+            raise PlannerError(f"{name}={value!r} cannot be planned: {reason}.")
+    if config.checkpointing == "auto":
+        raise PlannerError(
+            "checkpointing='auto' cannot be planned, since it measures the first step: plan with 'all' or None, or "
+            "search with memory_gb=."
+        )
 
 
 def check_positive(values: dict[str, int | None]) -> None:

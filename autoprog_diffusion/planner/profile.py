@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoprog_diffusion.growth import GrowthConfig
 from autoprog_diffusion.growth.adapter import find_adapter
 from autoprog_diffusion.growth.errors import GrowthError
 from autoprog_diffusion.growth.fixed import fixed_plan
-from autoprog_diffusion.growth.frozen_front import FrozenFront
-from autoprog_diffusion.growth.units import Layout, block_sizes, set_trainable, trainable_names
+from autoprog_diffusion.growth.tape import Tape
+from autoprog_diffusion.growth.units import Layout, block_sizes, set_trainable
 
 from .device import without_memory
 from .forked import Forked
@@ -24,7 +24,6 @@ from .inputs import make_inputs
 from .models import ModelSource
 from .shapes import Shape, default_side
 from .sizes import ParameterSize, buffer_bytes, parameter_sizes
-from .step_tracker import Work
 from .trace import Trace, Traced
 
 
@@ -48,7 +47,7 @@ class Profile:
         live: A step of one image whose blocks are frozen, and carry the gradient through.
         lora: A step of one image that trains adapters, and their parameters; None where the class takes none.
         can_recompute: Whether blocks can be computed again.
-        works: What a step of every stage costs that was asked for.
+        stage_flops: FLOPs of a step of every stage that was asked for.
     """
 
     source: ModelSource
@@ -62,7 +61,7 @@ class Profile:
     live: Trace
     lora: tuple[Trace, list[ParameterSize]] | None
     can_recompute: bool
-    works: tuple[Work, ...] = ()
+    stage_flops: tuple[int, ...] = ()
     _sums: dict[Any, float] = field(default_factory=dict, repr=False, compare=False)
 
     def unit_sum(self, unit: int, key: Any, number: Callable[[ParameterSize], float]) -> float:
@@ -116,11 +115,26 @@ class Builder:
             autocast=autocast,
         )
         self._adapter = adapter
+        self._embedding: tuple[Tensor, ...] = ()
 
-    def full(self, batch: int = 1) -> Trace:
-        """A step that trains everything."""
+    def full(self, tape: Tape | None = None) -> Trace:
+        """A step of one image that trains everything.
+
+        Args:
+            tape: Keeps the operations of its forward pass.
+        """
         set_trainable(self.model, self.layout.names)
-        return self._traced.step(self.inputs(batch))
+        return self._traced.step(self.inputs(1), tape, self._embedding)
+
+    def record(self, tape: Tape, batch: int) -> None:
+        """A forward pass.
+
+        Args:
+            tape: Keeps its operations.
+            batch: Images.
+        """
+        set_trainable(self.model, self.layout.names)
+        self._traced.record(self.inputs(batch), tape, self._embedding)
 
     def live(self) -> Trace:
         """A step whose blocks are frozen, and carry the gradient through."""
@@ -138,28 +152,11 @@ class Builder:
         """
         if config.stage_embedding is not False:
             with self._device:
-                embedding = self._adapter.stage_embedding(self.model, config)
+                embedding: Any = self._adapter.stage_embedding(self.model, config)
                 if embedding is not None:
                     embedding.attach(self.model)
                     embedding.enter(0)
-
-    def stage(self, blocks: Sequence[int], batch: int = 1) -> Trace:
-        """A step of a stage, whose frozen front runs without gradient.
-
-        Args:
-            blocks: Indices of the blocks that train.
-            batch: Images.
-        """
-        set_trainable(
-            self.model,
-            trainable_names(self.layout, blocks),
-        )
-        front = FrozenFront()
-        front.set(self.model, self.layout, blocks)
-        try:
-            return self._traced.step(self.inputs(batch))
-        finally:
-            front.clear()
+                    self._embedding = tuple(embedding.parameters())
 
     def lora(self, rank: int) -> tuple[Trace, list[ParameterSize]] | None:
         """A step that trains adapters, and their parameters; it changes the model, so it comes last."""
@@ -202,7 +199,7 @@ def make_profile(
         shape: Of one image.
         rank: Of LoRA adapters.
         autocast: Whether the forward pass runs under bfloat16 autocast.
-        stages: Stages whose work is to be counted exactly.
+        stages: Stages whose FLOPs are to be counted exactly.
         parallel: Trace that of LoRA in another process meanwhile. It cannot where autograd has run in this one.
 
     Raises:
@@ -216,9 +213,12 @@ def make_profile(
         model = builder.model
         layout = builder.layout
         sizes = parameter_sizes(model, layout)
-        full = builder.full()
+        tape = Tape()
+        if stages is not None:
+            builder.embed_stages(stages.config)
+        full = builder.full(tape)
         live = builder.live()
-        works = () if stages is None else stages.works(builder)
+        stage_flops = () if stages is None else stages.flops(builder, tape)
     return Profile(
         source=source,
         shape=shape,
@@ -231,7 +231,7 @@ def make_profile(
         live=live,
         lora=lora.result(),
         can_recompute=builder.route is not None,
-        works=works,
+        stage_flops=stage_flops,
     )
 
 
@@ -265,7 +265,7 @@ def _lora(source: ModelSource, shape: Shape, rank: int, *, autocast: bool) -> tu
 
 @dataclass(frozen=True)
 class StageRequest:
-    """Stages whose work is to be counted exactly.
+    """Stages whose FLOPs are to be counted exactly.
 
     Attributes:
         config: Of the run.
@@ -277,17 +277,27 @@ class StageRequest:
     steps: int
     batch: int
 
-    def works(self, builder: Builder) -> tuple[Work, ...]:
-        """What a step of every stage costs."""
-        sizes = block_sizes(builder.model, builder.layout)
+    def flops(self, builder: Builder, tape: Tape) -> tuple[int, ...]:
+        """FLOPs of a step of every stage; none where an operation is not known.
+
+        Args:
+            builder: Of the model.
+            tape: Of a forward pass of one image.
+        """
+        layout = builder.layout
+        if self.batch != 1:
+            tape = Tape()
+            builder.record(tape, self.batch)
+        if not tape.exact:
+            return ()
+        sizes = block_sizes(builder.model, layout)
         plan = fixed_plan(
             self.config,
             len(sizes),
             self.steps,
             sizes,
         )
-        builder.embed_stages(self.config)
-        return tuple(builder.stage(stage.blocks, self.batch).work for stage in plan.stages)
+        return tuple(tape.stage_flops(layout, stage.blocks) for stage in plan.stages)
 
 
 def import_class(source: ModelSource) -> None:

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from autoprog_diffusion.growth.flops import flop_counter
+from autoprog_diffusion.growth.tape import Call, Tape
+from autoprog_diffusion.growth.tape_recorder import FORMULAS
 
-from .tracker import KINDS, Held, Kind, MemoryTracker, parts
+from .tracker import DEVICE, KINDS, Held, Kind, MemoryTracker, parts
 
 
-# Operation -> its FLOPs.
-FORMULAS = flop_counter().flop_registry
 CONVOLUTIONS = ("convolution", "convolution_backward", "_convolution")
 
 
@@ -80,10 +79,13 @@ class StepTracker(MemoryTracker):
         self.high = 0
         self.highest: dict[Kind, int] = dict(self.held)  # what was held then
         self.work = Work()
+        self.tape: Tape | None = None  # what follows the forward pass
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        if result is not NotImplemented and isinstance(func, torch._ops.OpOverload):
+        # Where a tensor lies is no operation of the device, though fake tensors ask for it as if it were one.
+        counts = func is not DEVICE and isinstance(func, torch._ops.OpOverload)
+        if counts and result is not NotImplemented:
             self._count(
                 func,
                 args,
@@ -100,6 +102,12 @@ class StepTracker(MemoryTracker):
                     self.held[held.kind] -= held.bytes
                     self.held[kind] += held.bytes
                 held.kind = kind
+
+    def storage(self, tensor: Tensor) -> int:
+        """A number for the storage of a tensor that no other one has had; those of unknown ones are negative."""
+        key = tensor.untyped_storage()._cdata
+        held = self._alive.get(key)
+        return -key if held is None else held.born
 
     def reset_high(self) -> None:
         """Look for the peak from now on."""
@@ -131,13 +139,24 @@ class StepTracker(MemoryTracker):
             return
         packet = func._overloadpacket
         formula = FORMULAS.get(packet)
+        flops = 0 if formula is None else formula(*args, **kwargs, out_val=result)
+        name = packet.__name__
+        if self.tape is not None:
+            self.tape.note(
+                Call(
+                    name=name,
+                    args=args,
+                    kwargs=kwargs,
+                    result=result,
+                    flops=flops,
+                    key=self.storage,
+                )
+            )
         self.work.calls += 1
         if formula is None:
             tensors = [value for value in tree_leaves((args, kwargs, result)) if isinstance(value, Tensor)]
             self.work.moved += sum(value.numel() * value.element_size() for value in tensors)
             return
-        flops = formula(*args, **kwargs, out_val=result)
-        name = packet.__name__
         if name in CONVOLUTIONS:
             self.work.convolutions += flops
         elif "attention" in name:

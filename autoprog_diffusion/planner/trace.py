@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autoprog_diffusion.growth.frozen_front import called_modules
 from autoprog_diffusion.growth.memory import tensor_bytes
 from autoprog_diffusion.growth.recomputation import called_module
+from autoprog_diffusion.growth.tape import Tape
 from autoprog_diffusion.growth.units import Layout, unit_of_modules
 from autoprog_diffusion.search.recorded_calls import output_tensor, tensors_in
 
@@ -187,11 +188,13 @@ class Traced:
     device: str
     autocast: bool = True
 
-    def step(self, inputs: dict[str, Any]) -> Trace:
+    def step(self, inputs: dict[str, Any], tape: Tape | None = None, beside: Sequence[Tensor] = ()) -> Trace:
         """Follow one forward and backward pass of what requires gradient now.
 
         Args:
             inputs: Keyword arguments of the forward pass.
+            tape: Keeps the operations of the forward pass.
+            beside: Parameters outside of the model that always train.
         """
         model = self.model
         last = len(self.layout.units) - 1
@@ -207,7 +210,7 @@ class Traced:
             hooks = [each.register_hook(lambda gradient: tracker.label("gradients", [gradient])) for each in trained]
             with self._parts_called_by(tracer.run):
                 tracer.begin()
-                with tracker.during("activations"):
+                with tracker.during("activations"), self._taped(tape, tracker, beside):
                     loss = self._loss(inputs)
                 tracer.turn()
                 loss.backward()
@@ -220,6 +223,28 @@ class Traced:
                 hook.remove()
             model.zero_grad(set_to_none=True)
         return Trace(tracer.forward, tracer.backward, start)
+
+    def record(self, inputs: dict[str, Any], tape: Tape, beside: Sequence[Tensor] = ()) -> None:
+        """Follow a forward pass alone; arguments as `step`."""
+        with StepTracker(self.device) as tracker:
+            tracker.label("weights", [*self.model.parameters(), *self.model.buffers()])
+            with self._taped(tape, tracker, beside):
+                self._loss(inputs)
+
+    @contextmanager
+    def _taped(self, tape: Tape | None, tracker: StepTracker, beside: Sequence[Tensor]) -> Iterator[None]:
+        """Inside a `with` block, a tape keeps the operations; at its end, what the loss was computed from."""
+        if tape is None:
+            yield
+            return
+        tracker.label("weights", beside)
+        tape.parameters = {name: tracker.storage(each) for name, each in self.model.named_parameters()}
+        tape.always = {tracker.storage(each) for each in beside}
+        tracker.tape = tape
+        with tape.following(self.model, self.layout):
+            yield
+        tracker.tape = None
+        tape.end()
 
     def _loss(self, inputs: dict[str, Any]) -> Tensor:
         """The mean square of the model's output, ()."""

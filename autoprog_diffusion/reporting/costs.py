@@ -27,8 +27,8 @@ NOTE = (
     "the time. Memory: allocated on the GPU, or resident on a CPU."
 )
 HINT = (
-    "Predictions are there with --checkpointing auto (memory), or where the folder holds planned.json, the output of "
-    "autoprog-diffusion plan --json."
+    "Predictions are there once a run has done three steps (time), with --checkpointing auto (memory), or where the "
+    "folder holds planned.json, the output of autoprog-diffusion plan --json."
 )
 
 
@@ -71,7 +71,9 @@ def _row(run: Run, stage: StageCost, full: StageCost | None) -> list[str]:
     planned = _prediction(run, stage)
     # With --checkpointing auto the run itself has predicted, in its first step.
     known = {record.stage: record.memory for record in run.entered}
-    memory = known.get(stage.stage) if planned is None else planned.memory
+    memory = known.get(stage.stage)
+    if planned is not None and planned.memory is not None:
+        memory = planned.memory
     full_seconds = None if full is None else full.step_seconds
     full_flops = None if full is None else full.flops
     return [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoprog_diffusion.files import GROWTH_FILE, METRICS_FILE, RUN_FILE
+from autoprog_diffusion.files import GROWTH_FILE, METRICS_FILE, PLANNED_FILE, RUN_FILE
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.values import JSON
 
@@ -18,7 +18,6 @@ from .starts import DataSource, Start, read_source, read_starts
 
 
 PLAN_FILE = "growth_plan.json"
-PLANNED_FILE = "planned.json"  # what `autoprog-diffusion plan --json` printed
 MOST_BLOCKS = 10_000
 # Columns of metrics.json that the report draws.
 COLUMNS = ("loss", "seconds", "cpu_seconds", "trainable", "resolution", "memory")

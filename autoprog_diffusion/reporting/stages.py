@@ -72,26 +72,27 @@ class Entered:
 
 @dataclass(frozen=True)
 class Planned:
-    """What was predicted of a stage before the run, by `autoprog-diffusion plan --json`.
+    """What was predicted of a stage: by the run in its first steps, or before it by `autoprog-diffusion plan --json`.
 
     Attributes:
         blocks: Number of blocks that train.
         step_seconds: Of an optimizer step; None where no speed was known.
-        memory: Most bytes of a step.
+        memory: Most bytes of a step; None where it was not predicted.
     """
 
     blocks: int
     step_seconds: float | None
-    memory: int
+    memory: int | None
 
     @classmethod
     def read(cls, row: JSON) -> Planned:
         """The entry of planned.json; raises `KeyError`, `TypeError` or `ValueError` where it is damaged."""
         seconds = row["seconds"]
+        peak = row["peak"]
         return cls(
             blocks=int(row["blocks"]),
             step_seconds=None if seconds is None else float(seconds),
-            memory=int(row["peak"]),
+            memory=None if peak is None else int(peak),
         )
 
 

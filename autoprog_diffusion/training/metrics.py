@@ -21,12 +21,16 @@ class Metrics:
         rows: Column name -> one value per optimizer step.
         flops: Name of a network -> FLOPs of one optimizer step of it, counted once.
         validations: Results of every validation, each with its step.
+        costs: What trains in a stage -> FLOPs of an optimizer step of it, also of stages to come.
+        predictions: Seconds left that were told when a stage had begun, each with its step.
     """
 
     def __init__(self) -> None:
         self.rows: dict[str, list[float]] = {name: [] for name in COLUMNS}
         self.flops: dict[str, int] = {}
         self.validations: list[dict[str, float]] = []
+        self.costs: dict[str, float] = {}
+        self.predictions: list[dict[str, float]] = []
 
     def add(self, **row: float) -> None:
         """Append the row of one optimizer step: a value for each of `COLUMNS`."""

@@ -19,6 +19,7 @@ from autoprog_diffusion.stage_summary import StageSummary
 
 from .metrics import Metrics, full_stage, saving
 from .saved_metrics import write_growth_json, write_metrics_json
+from .time_left import prediction_sentence
 
 
 # Numbers that searches give their candidates: what a candidate costs, its scores, and their sum, lowest first.
@@ -70,6 +71,9 @@ def print_summary(metrics: Metrics, num_blocks: int, seconds: dict[str, float]) 
         print(f"validation accuracy {result['accuracy']:.1%}, of the average {result['ema_accuracy']:.1%}.")
     times = [f"{name} {value:.1f} s" for name, value in seconds.items()]
     print(f"wall time: {', '.join(times)}")
+    sentence = prediction_sentence(metrics)
+    if sentence is not None:
+        print(sentence)
 
 
 def recomputation_sentences(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -34,8 +34,21 @@ LOGGED = {
 }
 
 
-def show_step(bar: tqdm, row: Mapping[str, float], stages: int) -> None:
-    """Move the progress bar by one step, with the step's metrics beside it."""
+# In place of tqdm's own time left, which knows nothing of stages.
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<LEFT, {rate_fmt}{postfix}]"
+
+
+def show_step(bar: tqdm, row: Mapping[str, float], stages: int, left: float | None = None) -> None:
+    """Move the progress bar by one step, with the step's metrics beside it.
+
+    Args:
+        bar: The progress bar.
+        row: Metrics of the step.
+        stages: How many stages there are.
+        left: Seconds of the steps to come; None leaves them to the bar.
+    """
+    if left is not None:
+        bar.bar_format = BAR.replace("LEFT", tqdm.format_interval(left))
     search = " search" if row["searching"] else ""
     bar.set_postfix(
         loss=f"{row['loss']:.4f}",

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from autoprog_diffusion.data.report import DataReport
+from autoprog_diffusion.files import PLANNED_FILE
 from autoprog_diffusion.growth.backward_step import BackwardStep
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.protocol import Growth
@@ -30,10 +31,11 @@ from .checkpoints import (
 )
 from .ends import Ends, Stopped, mean_and_signal
 from .flag_checks import check_warmup, short_epoch
-from .measure import counted_flops, peak_memory, synchronize
+from .measure import peak_memory, synchronize
 from .metrics import Metrics
 from .optimizer_step import accumulated_step, clip_gradient
 from .rates import Rates
+from .time_left import TimeLeft
 from .tracking import log_decision, log_step, show_step
 
 
@@ -105,6 +107,8 @@ class Trainer(ABC):
         self._output = output
         self._resolution = resolution
         self._accumulation = accumulation
+        file = self.root.with_name(PLANNED_FILE) if accelerator.is_main_process else None
+        self._time_left = TimeLeft(self.metrics, growth, accumulation, file)
         self._max_norm = max_norm
         self._batches: Iterator[Any] = iter(())
 
@@ -314,7 +318,7 @@ class Trainer(ABC):
             batch = next(self._batches)
             self._batches = itertools.chain([batch], self._batches)  # it trains in the step that follows
             with self.backward_step.paused():
-                passes = counted_flops(lambda: self.loss(self.bare, batch).backward())
+                passes = self._time_left.counted(self.bare, lambda: self.loss(self.bare, batch))
             known[self.network] = passes * self._accumulation
             for parameter in self.growth.parameters():
                 parameter.grad = None
@@ -339,6 +343,6 @@ class Trainer(ABC):
     def _report(self, row: dict[str, float], bar: tqdm) -> None:
         """Give the metrics of one step to the checkpoints, the progress bar and the trackers."""
         self.metrics.add(**row)
-        show_step(bar, row, len(self.growth.plan.stages))
+        show_step(bar, row, len(self.growth.plan.stages), self._time_left.tell())
         if self.step % self._output.log_interval == 0:
             log_step(self.accelerator, row, float(self.lr_scheduler.get_last_lr()[0]), self.step)

@@ -14,12 +14,14 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 SUMMARY = HERE / "summary.json"
+RUNS = HERE / "runs.jsonl"
 TABLE = HERE.parents[1] / "autoprog_diffusion" / "planner" / "quality.json"
 CASES = ("sd_openmoji", "dit_classes", "flow_openmoji", "sd_noto")
 NOTE = (
     "loss_percent: final held-out loss above full fine-tuning's, in percent, per case; of a choice: above that of the "
-    "same run without it. against_shorter: FLOPs that a shortened full run needs for the same loss over the method's. "
-    "null: not measured. frozen_dtype bfloat16 and checkpointing change nothing, bit for bit, under bfloat16 autocast."
+    "same runs without it, over the seeds that both have. against_shorter: FLOPs that a shortened full run needs for "
+    "the same loss over the method's. null: not measured. frozen_dtype bfloat16 and checkpointing change nothing, bit "
+    "for bit, under bfloat16 autocast."
 )
 
 
@@ -45,6 +47,7 @@ ENTRIES = (
     Entry("trained", "half the steps", "full_short"),
     Entry("trained", "a quarter of the steps", "full_quarter"),
     Entry("trained", "freeze", "freeze"),
+    Entry("trained", "unfreeze", "unfreeze"),
     Entry("trained", "LoRA", "lora"),
     Entry("trained", "window 2", "window_2"),
     Entry("trained", "window 4", "window_4"),
@@ -83,13 +86,31 @@ def row_of(entry: Entry, summary: dict[str, Any]) -> dict[str, Any]:
         return {**row, "loss_percent": None, "against_shorter": None}
     found = losses(summary, entry.method)
     if entry.without is not None:
-        base = losses(summary, entry.without)
-        # Means over other seeds are no pair.
-        seeds = _column(summary, entry.method, "seeds"), _column(summary, entry.without, "seeds")
-        paired = [case for case in found if case in base and seeds[0][case] == seeds[1][case]]
-        found = {case: round(found[case] - base[case], 5) for case in paired}
-        return {**row, "loss_percent": found or None, "against_shorter": None}
+        return {**row, "loss_percent": paired(summary, entry.method, entry.without) or None, "against_shorter": None}
     return {**row, "loss_percent": found, "against_shorter": _column(summary, entry.method, "schedules_ratio")}
+
+
+def paired(summary: dict[str, Any], method: str, without: str) -> dict[str, float]:
+    """Case -> final loss of a method above that of another one, in percent, over the seeds that both have.
+
+    Args:
+        summary: Of the benchmark; each method counts at the rate that it has there.
+        method: The method.
+        without: The other one.
+    """
+    runs = [json.loads(line) for line in RUNS.read_text(encoding="utf-8").splitlines()]
+    found = {}
+    for case in CASES:
+        finals = []
+        for name in (method, without):
+            rate = _column(summary, name, "rate").get(case)
+            own = (row for row in runs if (row["case"], row["method"], row["rate"]) == (case, name, rate))
+            finals.append({row["seed"]: row["curve"][-1]["held_out_loss"] for row in own})
+        seeds = set(finals[0]) & set(finals[1])
+        if seeds:
+            mean = sum(finals[0][seed] / finals[1][seed] for seed in seeds) / len(seeds)
+            found[case] = round(100 * (mean - 1), 5)
+    return found
 
 
 def table(summary: dict[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from . import pipelines
 def inpaint() -> Any:
     """Stable Diffusion whose UNet also gets a mask and the masked picture."""
     pipeline = pipelines.stable_diffusion()
-    parts = {name: getattr(pipeline, name) for name in ("vae", "text_encoder", "tokenizer", "scheduler")}
+    parts = {name: getattr(pipeline, name) for name in ("text_encoder", "tokenizer", "scheduler")}
     return diffusers.StableDiffusionInpaintPipeline(
         **parts,
+        vae=_vae_of_eighths(),
         unet=pipelines._unet(cross_attention_dim=16, in_channels=9),
         safety_checker=None,
         feature_extractor=None,

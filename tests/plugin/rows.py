@@ -83,7 +83,7 @@ ROWS = [
         (*UNCONDITIONAL, "--pretrained_model_name_or_path", "{pipeline}", "--max_train_steps", "4", "--use_ema",
          "--discretization_s_1", "20")),
     Row("research_projects/dreambooth_inpaint/train_dreambooth_inpaint.py", more.inpaint,
-        tuple(flag for flag in INSTANCES)),
+        (*INSTANCES, "--resolution", "64")),
     Row(f"{HUBER}/text_to_image/train_text_to_image.py", pipelines.stable_diffusion, (*IMAGES, "--use_ema")),
     Row(f"{HUBER}/text_to_image/train_text_to_image_lora.py", pipelines.stable_diffusion, IMAGES),
     Row(f"{HUBER}/text_to_image/train_text_to_image_sdxl.py", pipelines.sdxl, (*IMAGES, "--caption_column", "text")),

@@ -214,7 +214,7 @@ def test_a_run_of_an_older_version_is_told_as_far_as_its_files_go(tmp_path: Path
 
 def test_what_was_planned_stands_beside_what_was_measured(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", Made(stages=2))
-    assert "Predictions are there with" in parsed(folder).words
+    assert "Predictions are there once" in parsed(folder).words
     stages = [{"blocks": 6, "seconds": 0.5, "peak": 3 * 2**30}, {"blocks": 2, "seconds": None, "peak": 2**30}]
     (folder / "planned.json").write_text(json.dumps({"stages": stages}))
     words = parsed(folder).words
