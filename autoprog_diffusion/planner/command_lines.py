@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from autoprog_diffusion.growth import GrowthConfig
+
 from .candidates import Candidate
 from .models import ModelSource
 
@@ -54,6 +56,8 @@ def flags(source: ModelSource, candidate: Candidate, *, pixels: int, steps: int 
         "resolution": pixels,
         "train_batch_size": candidate.batch,
         "mixed_precision": "bf16",
+        # What the losses were measured with; and it has no average of the weights, which would take memory.
+        "lr_scheduler": "cosine",
     }
     if steps is not None:
         values["max_train_steps"] = steps
@@ -66,6 +70,9 @@ def flags(source: ModelSource, candidate: Candidate, *, pixels: int, steps: int 
 def growth_flags(candidate: Candidate) -> list[str]:
     """Flags that say what trains, and how it is held."""
     growth = dict(candidate.plan.growth)
+    if candidate.family == "freeze":
+        # Without a flag of the schedule a recipe would take another one.
+        growth.setdefault("num_stages", GrowthConfig().num_stages)
     words = []
     if growth.pop("stage_embedding", None) is False:
         # One stage: plain training, which takes no other flag of growth but those of recomputation.
