@@ -56,7 +56,7 @@ CASES = {
     "sd_overtrained": Case(SD, LONG),
     "sd_overtrained_full": Case(SD, (*LONG, "--growth", "off")),
     "sd_default": Case(SD),
-    "dit_default": Case(("finetune_dit", "FinetuneDiT"), ("--validation_prompts", "bird")),
+    "dit_default": Case(("finetune_dit", "FinetuneDiT"), ("--validation_prompts", "bird", "--held_out_share", "0.2")),
     "flow_default": Case(("finetune_flow", "FinetuneFlow")),
     "lora_default": Case(("finetune_lora", "FinetuneLora")),
 }
