@@ -26,7 +26,10 @@ from .growth.errors import (
 if TYPE_CHECKING:
     from .data.errors import DataError
     from .evaluation.errors import EvaluationError
+    from .evaluation.held_out import HeldOut
     from .files import DiskError
+    from .growth.power_average import PowerAverage
+    from .patching.errors import PatchError
     from .planner.errors import PlannerError
     from .planner.planning import plan
     from .reporting.errors import ReportError
@@ -52,12 +55,15 @@ __all__ = [
     "GrowthPlan",
     "GrowthScheduler",
     "GrowthWarning",
+    "HeldOut",
     "LabelError",
     "ModelError",
     "OrderError",
     "OutputError",
+    "PatchError",
     "PlanError",
     "PlannerError",
+    "PowerAverage",
     "ReportError",
     "RetokenError",
     "SearchError",
@@ -72,17 +78,20 @@ __all__ = [
     "search",
 ]
 
-# What needs more than torch: errors of other parts, and the planner. They are imported when they are asked for.
+# What needs more than torch: errors of other parts, the planner, averages and evaluations. They are imported when they are asked for.
 _LAZY = {
     "BudgetError": "vit.asvit.scaling",
     "DataError": "data.errors",
     "DiskError": "files",
     "EvaluationError": "evaluation.errors",
     "GenotypeError": "vit.asvit.genotype",
+    "HeldOut": "evaluation.held_out",
     "LabelError": "tasks.dit_labels",
     "ModelError": "vit.models",
     "OutputError": "training.output",
+    "PatchError": "patching.errors",
     "PlannerError": "planner.errors",
+    "PowerAverage": "growth.power_average",
     "ReportError": "reporting.errors",
     "RetokenError": "vit.retokenize",
     "TrainingError": "training.checkpoints",

@@ -25,8 +25,8 @@ def freezing_from(start: float, stages: int = STAGES) -> dict[str, Any]:
         stages: Number of stages, at least 3.
 
     Example:
-        >>> [round(bound, 2) for bound in freezing_from(0.275)["boundaries"]]
-        [0.28, 0.38, 0.48, 0.57, 0.68, 0.78, 0.88]
+        >>> [round(100 * bound) for bound in freezing_from(0.4)["boundaries"]]
+        [40, 48, 56, 64, 72, 80, 88]
     """
     width = (1 - LAST_STAGE - start) / (stages - 2)
     return {

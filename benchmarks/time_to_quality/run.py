@@ -32,8 +32,9 @@ from cases import CASES, Case, CaseError
 from common import Runs, facts, save
 from loop import Loop
 from methods import METHODS, Method
+from plot import draw
 from quality import Judge
-from table import FIRST, TUNING_SEED, best_rate, draw, print_table, summary
+from table import FIRST, TUNING_SEED, best_rate, print_table, summary
 
 
 COMMITTED = Path(__file__).parent

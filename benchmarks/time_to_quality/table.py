@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import linear_regression, mean
 from typing import Any
 
@@ -65,6 +64,7 @@ STACK = (
     "lora_average",
     "lora_late_average",
 )
+LATER = frozenset(name for name in STACK if "average" in name or name == "full_double")
 Row = dict[str, Any]
 
 
@@ -107,6 +107,30 @@ def steady_cpu(row: Row) -> float:
     return sum(stage["steps"] * stage["cpu_per_step"] for stage in row["stages"]) + row["search_cpu"]
 
 
+def same_pace(results: Sequence[Row]) -> list[Row]:
+    """All runs in the seconds of the first ones: the machine was a quarter faster when the averages were measured.
+
+    What they took is scaled, case by case, so that a FLOP of `full_average` takes what one of `full` took. The cost of
+    the average itself, 1 % of a step, goes with it.
+    """
+    factors = {}
+    for case in CASES:
+        paces = {name: _pace(chosen(results, case, name)) for name in ("full", "full_average")}
+        factors[case] = paces["full"] / paces["full_average"] if all(paces.values()) else 1.0
+    return [_scaled(row, factors[row["case"]]) if row["method"] in LATER else row for row in results]
+
+
+def _pace(runs: Sequence[Row]) -> float:
+    """CPU seconds per FLOP; 0 without runs."""
+    return sum(map(steady_cpu, runs)) / sum(row["curve"][-1]["flops"] for row in runs) if runs else 0.0
+
+
+def _scaled(row: Row, factor: float) -> Row:
+    curve = [{**point, "cpu": factor * point["cpu"]} for point in row["curve"]]
+    stages = [{**stage, "cpu_per_step": factor * stage["cpu_per_step"]} for stage in row["stages"]]
+    return {**row, "curve": curve, "stages": stages, "search_cpu": factor * row["search_cpu"]}
+
+
 def chosen(results: Sequence[Row], case: str, method: str) -> list[Row]:
     """Runs of a case at the tuned rate, by seed."""
     runs = [row for row in results if (row["case"], row["method"]) == (case, method)]
@@ -118,6 +142,7 @@ def chosen(results: Sequence[Row], case: str, method: str) -> list[Row]:
 
 def summarise(results: Sequence[Row]) -> list[Row]:
     """One flat row per case and method: ratios against full fine-tuning of the same seed, final loss, pictures."""
+    results = same_pace(results)
     table = []
     for case in CASES:
         full = {row["seed"]: row for row in chosen(results, case, "full")}
@@ -305,31 +330,3 @@ def print_table(results: Sequence[Row]) -> None:
     for case in dict.fromkeys(row["case"] for row in table):
         rows = [{head: row[key] for key, head in heads.items()} for row in table if row["case"] == case]
         print_rows(CASES[case].title, rows)
-
-
-def draw(results: Sequence[Row], path: Path) -> None:
-    """Held-out loss against CPU time, FLOPs and bytes, one row of panels per case, mean over seeds."""
-    from matplotlib.figure import Figure
-
-    cases = [case for case in CASES if chosen(results, case, "full")]
-    axes_of = {"cpu": "CPU time (s)", "flops": "TFLOP", "bytes": "GB all-reduced"}
-    figure = Figure(figsize=(13, 3.4 * len(cases)), dpi=100)
-    panels = figure.subplots(len(cases), len(axes_of), squeeze=False)
-    for line, case in zip(panels, cases):
-        for panel, (axis, label) in zip(line, axes_of.items()):
-            for number, method in enumerate(PLOTTED):
-                _curve(panel, chosen(results, case, method), axis, METHODS[method].title, f"C{number % 10}")
-            panel.set(xlabel=label, yscale="log", title=CASES[case].title, ylabel="held-out loss")
-    lines, names = panels[0][0].get_legend_handles_labels()
-    figure.legend(lines, names, loc="lower center", ncols=4, fontsize=8)
-    figure.tight_layout(rect=(0, 0.06 / max(1, len(cases) / 4), 1, 1))
-    figure.savefig(path)
-
-
-def _curve(panel: Any, runs: Sequence[Row], axis: str, label: str, colour: str) -> None:
-    if not runs:
-        return
-    unit = {"cpu": 1.0, "flops": 1e12, "bytes": 1e9}[axis]
-    points = list(zip(*(run["curve"] for run in runs)))[1:]
-    xs = [mean(point[axis] for point in seeds) / unit for seeds in points]
-    panel.plot(xs, [mean(point["held_out_loss"] for point in seeds) for seeds in points], label=label, color=colour)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -149,3 +150,46 @@ def test_the_planner_knows_what_was_measured(benchmark_folder: Callable[[str], P
     losses = {row["name"]: row["loss"] for row in summary["sd_openmoji"]}
     ratio = losses["freeze_8_nf4"] / losses["freeze_8"]
     assert rows["frozen_dtype", "nf4"]["sd_openmoji"] == pytest.approx(100 * (ratio - 1), abs=1e-3)
+
+
+def test_later_runs_are_scaled_to_the_pace_of_the_first_ones(benchmark_folder: Callable[[str], Path]) -> None:
+    from common import Runs
+    from table import same_pace
+
+    rows = Runs(benchmark_folder("time_to_quality") / "runs.jsonl").rows
+    rows = [row for row in rows if row["case"] == "dit_classes"]
+    scaled = same_pace(rows)
+
+    def pace(some: list[dict[str, Any]], method: str, rate: float) -> float:
+        runs = [row for row in some if (row["method"], row["rate"]) == (method, rate)]
+        seconds = sum(stage["steps"] * stage["cpu_per_step"] for row in runs for stage in row["stages"])
+        return seconds / sum(row["curve"][-1]["flops"] for row in runs)
+
+    assert pace(scaled, "full_average", 5e-4) == pytest.approx(pace(rows, "full", 5e-4))
+    factor = pace(scaled, "full_average", 5e-4) / pace(rows, "full_average", 5e-4)
+    assert pace(scaled, "late_average", 5e-4) == pytest.approx(factor * pace(rows, "late_average", 5e-4))
+    assert [row for row in scaled if row["method"] == "freeze_8"] == [
+        row for row in rows if row["method"] == "freeze_8"
+    ]
+
+
+def test_the_stack_is_of_seeds_that_no_rate_was_tuned_on(benchmark_folder: Callable[[str], Path]) -> None:
+    benchmark_folder("time_to_quality")
+    from table import needed_by_full, stack
+
+    def run(method: str, seed: int, flops: float, loss: float) -> dict[str, Any]:
+        point = {"step": 1, "flops": flops, "cpu": flops, "held_out_loss": loss}
+        stages = [{"steps": 1, "cpu_per_step": flops}]
+        key = {"case": "sd_openmoji", "method": method, "seed": seed, "rate": 1.0}
+        return {**key, "curve": [point], "stages": stages, "search_cpu": 0.0}
+
+    lengths = [(4.0, 1.0), (2.0, 1.2), (1.0, 1.4)]
+    rows = []
+    for seed in (0, 1):
+        for name, (flops, loss) in zip(("full", "full_short", "full_quarter"), lengths):
+            rows.append(run(name, seed, flops, loss))
+        rows.append(run("full_average", seed, 4.0, 0.9 + 10 * (seed == 0)))
+    (row,) = [row for row in stack(rows) if row["name"] == "full_average"]
+    assert row["sd_openmoji_each"] == [needed_by_full(lengths, 0.9) / 4.0]
+    assert row["sd_openmoji_excess"] == "-10.0 %"
+    assert row["dit_classes_flops"] == "-"
