@@ -78,7 +78,7 @@ __all__ = [
     "search",
 ]
 
-# What needs more than torch: errors of other parts, the planner, averages and evaluations. They are imported when they are asked for.
+# What needs more than torch, or is seldom needed: imported when it is asked for.
 _LAZY = {
     "BudgetError": "vit.asvit.scaling",
     "DataError": "data.errors",
