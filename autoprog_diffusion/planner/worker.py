@@ -55,7 +55,9 @@ def profile_elsewhere(source: ModelSource, shape: Shape, *, stages: StageRequest
 
 def environment() -> dict[str, str]:
     """Environment of the process: what can be imported here can be there, and GPUs are left alone."""
-    paths = [str(Path(path).absolute()) for path in sys.path]
+    # What a parent set for its children comes first: it need not be on this process's own path.
+    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    paths = [*given, *(str(Path(path).absolute()) for path in sys.path)]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "CUDA_VISIBLE_DEVICES": ""}
 
 
