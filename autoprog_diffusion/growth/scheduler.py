@@ -188,8 +188,7 @@ class GrowthScheduler(Progress):
             if self.config.search != "none":
                 # It looks at the gradients of all blocks.
                 self._storage.restore()
-            # A search replays backward passes, which must not train.
-            with self._backward_step.paused():
+            with self.replaying():
                 self._plan = self._search.decide(plan, stage)
             self._enter(stage)
         self._follow()

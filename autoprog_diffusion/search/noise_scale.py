@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -139,7 +139,8 @@ def measure_calls(
     units = _unit_names(names, growth)
     embedding: Any = None if growth is None else growth.stage_embedding
     others = [] if embedding is None else [embedding]
-    with _replaying(growth), leaving_no_trace(model, *others, names=names):
+    replaying = nullcontext() if growth is None else growth.replaying()
+    with replaying, leaving_no_trace(model, *others, names=names):
         for other in others:
             # Its gradient is not measured, and must not be averaged over ranks here.
             other.requires_grad_(requires_grad=False)
@@ -166,13 +167,6 @@ def _unit_names(names: Iterable[str], growth: GrowthScheduler | None) -> dict[st
         for unit in growth.layout.units:
             units.update({name: unit.name for name in unit.parameters if name in units})
     return units
-
-
-@contextmanager
-def _replaying(growth: GrowthScheduler | None) -> Iterator[None]:
-    """Inside, no backward pass trains, whatever the scheduler does in one."""
-    with nullcontext() if growth is None else growth.replaying():
-        yield
 
 
 def _checked(call: RecordedCall) -> RecordedCall:
