@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -13,6 +12,7 @@ from autoprog_diffusion.growth import ConfigError, GrowthScheduler, StateError
 from autoprog_diffusion.growth.power_average import DEFAULT_WIDTH, PowerAverage
 from autoprog_diffusion.growth.power_snapshots import FILE
 
+from .flag_checks import replaces_decay
 from .optimizers import optimizer_name
 
 
@@ -54,7 +54,7 @@ def averages(train: TrainArguments, accelerator: Accelerator, steps: int, checkp
         return True
     if checkpoint is not None:
         return (checkpoint / FILE).exists()
-    wanted = train.lr_scheduler == "constant_with_warmup" and not train.use_ema
+    wanted = replaces_decay(train.lr_scheduler, use_ema=train.use_ema)
     if wanted and min(train.average_widths) == DEFAULT_WIDTH and DEFAULT_WIDTH * steps < 1:
         accelerator.print(f"The weights are not averaged: a run of {steps} steps is too short for it.")
         return False
@@ -121,24 +121,3 @@ def check_checkpoint(average: PowerAverage | None, checkpoint: Path) -> None:
             f"{checkpoint} holds an average of the weights ({FILE}), which this run would drop: resume it with "
             "--average on, and without --use_ema."
         )
-
-
-def use_best_width(average: PowerAverage, loss: Callable[[], Any]) -> dict[float, Any]:
-    """Use the width whose average has the lowest held-out loss, the earlier one of two.
-
-    Args:
-        average: Of the run.
-        loss: Evaluates with the width in use.
-
-    Returns:
-        Width -> evaluation.
-    """
-    found = {}
-
-    def evaluated() -> float:
-        evaluation = loss()
-        found[average.width] = evaluation
-        return evaluation.loss
-
-    average.choose(evaluated)
-    return found

@@ -127,9 +127,19 @@ def idle_flags(given: Set[str], values: Mapping[str, Any], growth: Set[str]) -> 
     return found
 
 
+def replaces_decay(lr_scheduler: str, *, use_ema: bool) -> bool:
+    """Whether `--average auto` averages: in place of a decay of the learning rate, and of no other average.
+
+    Args:
+        lr_scheduler: Name of the schedule.
+        use_ema: Whether the flags ask for Diffusers' average.
+    """
+    return lr_scheduler == "constant_with_warmup" and not use_ema
+
+
 def _averages(values: Mapping[str, Any]) -> bool:
     """Whether the flags ask for power-function averages."""
-    auto = values["lr_scheduler"] == "constant_with_warmup" and not values["use_ema"]
+    auto = replaces_decay(values["lr_scheduler"], use_ema=values["use_ema"])
     return values["average"] == "on" or (values["average"] == "auto" and auto)
 
 

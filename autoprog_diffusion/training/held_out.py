@@ -19,11 +19,10 @@ from autoprog_diffusion.evaluation.draws import Draw
 from autoprog_diffusion.evaluation.held_out import HeldOut
 from autoprog_diffusion.evaluation.pace import Pace, choose_pace, cost_between, mean_cost
 from autoprog_diffusion.evaluation.record import EvaluationRecord
-from autoprog_diffusion.evaluation.result import Evaluation, difference
+from autoprog_diffusion.evaluation.result import difference
 from autoprog_diffusion.evaluation.stopping import DECAYING, Outlook, Point, reason_to_stop
 from autoprog_diffusion.growth import GrowthConfig
 
-from .average import use_best_width
 from .recipe_arguments import Arguments
 
 
@@ -237,19 +236,26 @@ class HeldOutRun:
         if power is None or len(power.widths) < 2:
             return
 
-        def evaluate() -> Evaluation:
-            with trainer.saved_weights().in_place():
-                return held_out.evaluate(trainer.bare)
+        saved = trainer.saved_weights()
+        before = power.width
+        # The width in use was evaluated a moment ago.
+        found = {before: self.record.points[-1].evaluation}
 
-        found = use_best_width(power, evaluate)
+        def loss() -> float:
+            if power.width not in found:
+                with saved.in_place():
+                    found[power.width] = held_out.evaluate(trainer.bare)
+            return found[power.width].loss
+
+        power.choose(loss)
         losses = {width: evaluation.loss for width, evaluation in found.items()}
         self.record.widths = losses
-        point = Point(trainer.step, found[power.width])
-        self.record.points[-1] = point
-        if self.record.best is point:
-            saved = trainer.saved_weights()
-            with saved.in_place():
-                self._keep(trainer, saved.taken(), trainer.step)
+        if power.width != before:
+            point = Point(trainer.step, found[power.width])
+            self.record.points[-1] = point
+            if self.record.best is point:
+                with saved.in_place():
+                    self._keep(trainer, saved.taken(), trainer.step)
         shown = ", ".join(f"{loss:.4f} of width {width:.4g}" for width, loss in losses.items())
         logger.info(f"step {trainer.step}: held-out loss by width of the average: {shown}")
 
