@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from autoprog_diffusion.growth.resize import resize_images, stage_size
 
 from .cache import ArrayCache, CacheType, build_cache, module_fingerprint, text_fingerprint
+from .codecs import codec_of
 from .decode import read_image, undecoded
 from .errors import DataError
 from .images import ImageSettings, to_pixels
@@ -37,7 +37,7 @@ class Latents:
     """Latents of training batches at the stage's resolution, drawn anew from the VAE's posterior at every step.
 
     Attributes:
-        vae: A frozen `AutoencoderKL`; it is on the device while it encodes, and stays there if nothing is cached.
+        vae: A frozen VAE; it is on the device while it encodes, and stays there if nothing is cached.
         data: Column `image`.
         accelerator: Of the run.
         resolution: Side of the training images in pixels.
@@ -90,10 +90,7 @@ class Latents:
         else:
             assert self._cache is not None
             moments = self._cache[self._cached_rows(batch["index"].cpu())].to(device)
-        posterior = DiagonalGaussianDistribution(moments)
-        # Its own `sample()` draws in another memory format, so other numbers.
-        sample = posterior.mean + posterior.std * noise(posterior.mean)
-        return normalize(sample, self.vae.config)
+        return codec_of(self.vae).draw(self.vae, moments, noise)
 
     def _build_cache(self) -> ArrayCache:
         """The moments of all images at the stage's resolution, (items, 2C, h, w)."""
@@ -137,23 +134,7 @@ class Latents:
         dtype = self.vae.dtype
         with torch.no_grad():
             pixels = pixels.to(device=self.accelerator.device, dtype=dtype)
-            moments = self.vae.encode(pixels).latent_dist.parameters
+            moments = codec_of(self.vae).encode(self.vae, pixels)
         if dtype != torch.float32 and not moments.isfinite().all():
             raise DataError(f"the VAE overflows in {dtype}: use --vae_dtype float32.")
         return moments.float()
-
-
-def normalize(latents: Tensor, config: Any) -> Tensor:
-    """Latents (N, C, h, w) of a VAE, centred and scaled as pipelines do: by channel, or by one number for all.
-
-    Args:
-        latents: As the VAE gives them.
-        config: Of the VAE.
-    """
-    mean = getattr(config, "latents_mean", None)
-    std = getattr(config, "latents_std", None)
-    if mean is not None and std is not None:
-        centred = latents - latents.new_tensor(mean).view(1, -1, 1, 1)
-        return centred * config.scaling_factor / latents.new_tensor(std).view(1, -1, 1, 1)
-    shift = getattr(config, "shift_factor", None) or 0.0
-    return (latents - shift) * config.scaling_factor
