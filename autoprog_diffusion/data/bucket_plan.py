@@ -173,7 +173,7 @@ def merge_small(plan: BucketPlan, sizes: Tensor, least: int) -> tuple[BucketPlan
 def _fills(lengths: np.ndarray, buckets: Sequence[Bucket], chosen: np.ndarray) -> np.ndarray:
     """(N,) bool: whether an image covers its bucket without being enlarged."""
     wanted = np.array([(bucket.height, bucket.width) for bucket in buckets])[chosen]
-    return (lengths >= wanted).all(axis=1)
+    return np.all(lengths >= wanted, axis=1)
 
 
 def _longest(buckets: Sequence[Bucket]) -> float:

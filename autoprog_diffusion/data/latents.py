@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from autoprog_diffusion.growth.resize import stage_size
 
 from .bucket_plan import BucketPlan, one_size
 from .cache import ArrayCache, CacheType, build_cache, module_fingerprint, text_fingerprint
+from .codecs import codec_of
 from .decode import read_image, undecoded
 from .errors import DataError
 from .images import ImageSettings, cut_window, fit_images
@@ -39,7 +39,7 @@ class Latents:
     """Latents of training batches at the stage's resolution, drawn anew from the VAE's posterior at every step.
 
     Attributes:
-        vae: A frozen `AutoencoderKL`; it is on the device while it encodes, and stays there if nothing is cached.
+        vae: A frozen VAE; it is on the device while it encodes, and stays there if nothing is cached.
         data: Column `image`.
         accelerator: Of the run.
         resolution: Side of the training images in pixels, or of the square that has their area.
@@ -74,6 +74,7 @@ class Latents:
             keep_on_device(self.vae, self.accelerator.device)
         self._files = undecoded(self.data)
         self._plan = self.plan or one_size(len(self.data), self.resolution)
+        self._counts = torch.tensor(self._plan.counts())
         # Where every item is among those of its bucket.
         self._positions = torch.zeros_like(self._plan.places)
         for place in range(len(self._plan.buckets)):
@@ -107,10 +108,7 @@ class Latents:
             items = self._items(batch)
             cache = self._caches[self.place_of(batch)]
             moments = cache[self._cached_rows(items)].to(device)
-        posterior = DiagonalGaussianDistribution(moments)
-        # Its own `sample()` draws in another memory format, so other numbers.
-        sample = posterior.mean + posterior.std * noise(posterior.mean)
-        return normalize(sample, self.vae.config)
+        return codec_of(self.vae).draw(self.vae, moments, noise)
 
     def place_of(self, batch: Batch) -> int:
         """The bucket of a batch."""
@@ -169,8 +167,8 @@ class Latents:
         rows = self._positions[items]
         if not self.images.random_flip:
             return rows
-        count = int((self._plan.places == self._plan.places[items[0]]).sum())
-        return rows + count * torch.randint(2, rows.shape)
+        counts = self._counts[self._plan.places[items]]
+        return rows + counts * torch.randint(2, rows.shape)
 
     def _encode(self, rows: Tensor, height: int, width: int, wanted: Sequence[int]) -> Tensor:
         """Rows of a bucket's cache -> (len, 2C, h, w) moments of the posterior.
@@ -198,23 +196,7 @@ class Latents:
         dtype = self.vae.dtype
         with torch.no_grad():
             pixels = pixels.to(device=self.accelerator.device, dtype=dtype)
-            moments = self.vae.encode(pixels).latent_dist.parameters
+            moments = codec_of(self.vae).encode(self.vae, pixels)
         if dtype != torch.float32 and not moments.isfinite().all():
             raise DataError(f"the VAE overflows in {dtype}: use --vae_dtype float32.")
         return moments.float()
-
-
-def normalize(latents: Tensor, config: Any) -> Tensor:
-    """Latents (N, C, h, w) of a VAE, centred and scaled as pipelines do: by channel, or by one number for all.
-
-    Args:
-        latents: As the VAE gives them.
-        config: Of the VAE.
-    """
-    mean = getattr(config, "latents_mean", None)
-    std = getattr(config, "latents_std", None)
-    if mean is not None and std is not None:
-        centred = latents - latents.new_tensor(mean).view(1, -1, 1, 1)
-        return centred * config.scaling_factor / latents.new_tensor(std).view(1, -1, 1, 1)
-    shift = getattr(config, "shift_factor", None) or 0.0
-    return (latents - shift) * config.scaling_factor

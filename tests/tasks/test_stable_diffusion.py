@@ -92,11 +92,15 @@ def test_every_stage_resolution_has_its_own_latents(new_task: Callable, tmp_path
     task, growth = new_task("--resolutions", 0.5, 1)
     task.enter_stage(growth)
     assert task.latents._caches[0][torch.tensor([3])].shape == (1, 8, 8, 8)
-    torch.testing.assert_close(task.latents._caches[0][torch.tensor([3])][0], encode(task, 3, 32), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        task.latents._caches[0][torch.tensor([3])][0], encode(task, 3, 32), rtol=1e-4, atol=1e-5
+    )
     for _ in range(4):
         growth.step()
     task.enter_stage(growth)
-    torch.testing.assert_close(task.latents._caches[0][torch.tensor([3])][0], encode(task, 3, 64), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        task.latents._caches[0][torch.tensor([3])][0], encode(task, 3, 64), rtol=1e-4, atol=1e-5
+    )
     names = sorted(path.name for path in (tmp_path / "out" / "cache").glob("*.npy"))
     assert names == ["latents-32.npy", "latents-64.npy", "text.npy"]
 
