@@ -31,6 +31,11 @@ class BucketPlan:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def longest(self) -> Bucket:
+        """The widest bucket; one is as high, since sizes come in pairs."""
+        return max(self.buckets, key=lambda bucket: bucket.aspect)
+
     def items_of(self, place: int) -> Tensor:
         """(n,) sorted items of a bucket."""
         return torch.nonzero(self.places == place).flatten()
@@ -130,7 +135,7 @@ def place_images(sizes: Tensor, steps: dict[int, int], max_aspect: float) -> Pla
     return Placing(
         plan,
         enlarged=enlarged,
-        beyond=int((np.maximum(aspects, 1 / aspects) > _longest(buckets)).sum()),
+        beyond=int((np.maximum(aspects, 1 / aspects) > plan.longest.aspect).sum()),
         cropped=_cropped(plan, aspects),
     )
 
@@ -174,11 +179,6 @@ def _fills(lengths: np.ndarray, buckets: Sequence[Bucket], chosen: np.ndarray) -
     """(N,) bool: whether an image covers its bucket without being enlarged."""
     wanted = np.array([(bucket.height, bucket.width) for bucket in buckets])[chosen]
     return np.all(lengths >= wanted, axis=1)
-
-
-def _longest(buckets: Sequence[Bucket]) -> float:
-    """Longer side over the shorter one of the longest bucket."""
-    return max(max(bucket.aspect, 1 / bucket.aspect) for bucket in buckets)
 
 
 def _cropped(plan: BucketPlan, aspects: np.ndarray) -> float:

@@ -157,8 +157,8 @@ def _placed(placing: Placing, settings: BucketSettings) -> list[str]:
         notes.append(f"{placing.enlarged} images have too few pixels for {smallest}x{smallest}, and are enlarged")
     if placing.beyond:
         notes.append(
-            f"{placing.beyond} images are longer than the longest bucket (--max_aspect {settings.max_aspect:g}), and "
-            "lose more of their pixels"
+            f"{placing.beyond} images are longer than the longest bucket, {plan.longest.name} (--max_aspect "
+            f"{settings.max_aspect:g}), and lose more of their pixels"
         )
     return notes
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from autoprog_diffusion.data.bucket_batches import BucketBatches
 from autoprog_diffusion.evaluation.draws import Draw
 from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
 from autoprog_diffusion.growth.backends.fsdp2 import reshard
@@ -111,6 +112,10 @@ class DiffusionTrainer(Trainer):
         self._train = train
         self._given = args.given
         self._rows: Any = loader.dataset
+        batches = loader.batch_sampler
+        self._buckets = batches if isinstance(batches, BucketBatches) else None
+        if self._buckets is not None:
+            self._time_left.work = self._work
         # Taken now: growth freezes parameters, but what does not train from the start never will.
         trained = [name for name, value in denoiser.named_parameters() if value.requires_grad]
         self._names = trained
@@ -156,6 +161,13 @@ class DiffusionTrainer(Trainer):
             yield from self.accelerator.skip_first_batches(self._loader, done) if done else self._loader
             epoch += 1
             done = 0
+
+    def _work(self, step: int, passes: int | None) -> float:
+        """Pixels of the first passes of a step, or of all, over those of as many mean ones; with buckets alone."""
+        assert self._buckets is not None
+        epoch, steps = divmod(step, self.epoch_steps)
+        done = steps * self._accumulation
+        return self._buckets.work(epoch, done, passes or min(self._accumulation, self.epoch_batches - done))
 
     def train(self, on_step: Callable[[int], object] | None = None) -> None:
         if self._train.probe_batch and not self.over:
