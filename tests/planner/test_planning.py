@@ -33,7 +33,7 @@ from autoprog_diffusion.planner.machine import Calibration, find_gpu, memory_mac
 from autoprog_diffusion.planner.models import ModelSource, find_model
 from autoprog_diffusion.planner.planning import Planned, plan
 from autoprog_diffusion.planner.profile import Profile
-from autoprog_diffusion.planner.quality import Quality, shorter_quality
+from autoprog_diffusion.planner.quality import Quality, measured, shorter_quality
 from autoprog_diffusion.planner.settings import Plan
 from autoprog_diffusion.planner.shapes import Shape
 from autoprog_diffusion.planner.verdict import judgement
@@ -264,6 +264,17 @@ def test_what_cannot_be_planned_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_the_default_is_what_the_recipes_do(capsys: pytest.CaptureFixture[str]) -> None:
+    planned = plan("dit-xl")
+    assert planned.trained == "freeze from 40%"
+    assert [stage.steps for stage in planned.stages] == [400, 79, 79, 79, 79, 79, 80, 125]
+    assert planned.averaged
+    assert planned.quality.highest == max(measured("trained", "freeze from 40%") or [])
+    assert "freeze from 40% with an average of the weights" in planned.verdict
+    show(planned)
+    assert "It averages the weights" in capsys.readouterr().out
 
 
 def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
