@@ -112,23 +112,18 @@ class DiffusionTrainer(Trainer):
         self._train = train
         self._given = args.given
         self._rows: Any = loader.dataset
-        batches = loader.batch_sampler
-        self._buckets = batches if isinstance(batches, BucketBatches) else None
-        if self._buckets is not None:
-            self._time_left.work = self._work
+        self._buckets = loader.batch_sampler
         # Taken now: growth freezes parameters, but what does not train from the start never will.
         trained = [name for name, value in denoiser.named_parameters() if value.requires_grad]
         self._names = trained
         self._complete = len(trained) == len(list(denoiser.parameters()))
         self.together = is_sharding(accelerator)
         self._whole = Whole(denoiser) if self.together else None
-        if self.together:
-            name_blocks(accelerator, denoiser)
-        elif not self._complete:
-            keep_only(accelerator, denoiser, trained)
+        self._tell_accelerator(denoiser)
         self.epoch_batches = max(1, len(loader) // accelerator.num_processes)
         self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
         self.check_lengths("lr_warmup_steps", self.warmup_steps, args.given)
+        self._time_left.work = self._work
         optimizer = self._make_optimizer()
         prepared = accelerator.prepare(denoiser, optimizer, loader, self._make_schedule(optimizer))
         self.model, self.optimizer, self._loader, self.lr_scheduler = prepared
@@ -163,8 +158,9 @@ class DiffusionTrainer(Trainer):
             done = 0
 
     def _work(self, step: int, passes: int | None) -> float:
-        """Pixels of the first passes of a step, or of all, over those of as many mean ones; with buckets alone."""
-        assert self._buckets is not None
+        """Pixels of the first passes of a step, or of all, over those of as many mean ones."""
+        if not isinstance(self._buckets, BucketBatches):
+            return 1.0
         epoch, steps = divmod(step, self.epoch_steps)
         done = steps * self._accumulation
         return self._buckets.work(epoch, done, passes or min(self._accumulation, self.epoch_batches - done))
@@ -294,6 +290,13 @@ class DiffusionTrainer(Trainer):
         planned = [stage.resolution for stage in self.growth.plan.stages]
         for resolution in (*planned, *(self.growth.config.resolutions or ())):
             stage_size((side, side), resolution, self.growth.config.resolution_multiple)
+
+    def _tell_accelerator(self, denoiser: nn.Module) -> None:
+        """What is sharded, or what checkpoints hold where not all parameters train."""
+        if self.together:
+            name_blocks(self.accelerator, denoiser)
+        elif not self._complete:
+            keep_only(self.accelerator, denoiser, self._names)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         train = self._train

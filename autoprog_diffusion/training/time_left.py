@@ -128,7 +128,7 @@ class TimeLeft:
         return False
 
     def counted(self, model: nn.Module, loss: Callable[[], Tensor]) -> int:
-        """FLOPs of a mean pass and its backward pass, by PyTorch's counter; those of stages to come are kept on the way.
+        """FLOPs of a mean pass and its backward pass, by PyTorch's counter; those of stages to come are kept as well.
 
         Args:
             model: The bare model.
