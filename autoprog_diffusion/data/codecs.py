@@ -19,7 +19,7 @@ class Codec:
     """What a VAE's class decides.
 
     Attributes:
-        encode: VAE and pixels in [-1, 1], (N, 3, H, W), or with frames (N, 3, F, H, W) -> what a cache keeps.
+        encode: VAE and (N, 3, H, W) pixels in [-1, 1], or (N, 3, F, H, W) of frames -> what a cache keeps, (N, ...).
         draw: VAE, what was kept, and a source of noise -> latents as the pipeline's denoiser expects them.
     """
 

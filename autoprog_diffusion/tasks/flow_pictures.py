@@ -37,7 +37,7 @@ def draw_flow(
     scale = family.guidance_scale if guidance is None else guidance
     with sampling(pipeline):
         output = pipeline(
-            list(prompts),
+            prompt=list(prompts),
             height=size,
             width=size,
             num_inference_steps=steps,

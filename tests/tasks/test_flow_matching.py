@@ -122,7 +122,7 @@ def test_latents_are_what_the_pipeline_decodes(new_task: NewTask, kind: str) -> 
     task.enter_stage(growth)
     torch.manual_seed(2)
     latents = task.latents.draw(batch(3))
-    moments = task.latents._cache[torch.tensor([3])]  # type: ignore[index]
+    moments = task.latents._caches[0][torch.tensor([3])]  # type: ignore[index]
     torch.manual_seed(2)
     drawn = moments[:, :4] + (0.5 * moments[:, 4:]).exp() * torch.randn(1, 4, 8, 8)
     torch.testing.assert_close(latents / 1.5 + 0.1, drawn)  # both pipelines decode this
