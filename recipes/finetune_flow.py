@@ -32,12 +32,11 @@ from autoprog_diffusion.tasks.flow_matching import (
     FlowSettings,
     flow_family,
     load_flow,
-    text_length,
 )
+from autoprog_diffusion.tasks.flow_pictures import draw_flow
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
 from autoprog_diffusion.training.recipe_arguments import TrainArguments
 from autoprog_diffusion.training.run import main
-from autoprog_diffusion.training.samples import draw_prompts
 
 
 if TYPE_CHECKING:
@@ -71,20 +70,20 @@ class FinetuneFlow(TextToImageRecipe[FlowMatchingArguments]):
         return flow_family(pipeline).resolution()
 
     def multiple(self, pipeline: Any) -> int:
-        return pipeline.vae_scale_factor * flow_family(pipeline).patch
+        return flow_family(pipeline).token_side
 
     def task(self, pipeline: Any, latents: Latents, args: FlowMatchingArguments) -> FlowMatching:
         return FlowMatching(pipeline, latents, args.flow, noise_settings(args))
 
     def draw(self, pipeline: Any, args: FlowMatchingArguments, titles: Sequence[str], size: int) -> list[Image.Image]:
-        return draw_prompts(
+        return draw_flow(
             pipeline,
             titles,
             size=size,
             steps=args.output.num_inference_steps,
             guidance=guidance_scale(args, flow_family(pipeline).guidance_scale),
             seed=args.train.seed,
-            max_sequence_length=text_length(pipeline, args.flow.max_sequence_length),
+            max_sequence_length=args.flow.max_sequence_length,
         )
 
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError, UnitError
 
-from .flow_matching import FAMILY_OF, FlowSettings, load_flow
+from .families import FAMILY_OF
+from .flow_matching import FlowSettings, load_flow
 from .loading import pipeline_class
 from .sdxl import load_sdxl
 from .stable_diffusion import load_pipeline

@@ -32,6 +32,7 @@ from autoprog_diffusion.growth.backward_step import check_backward_step
 from .arguments import autoprog_zero, growth_config, take_flag, with_preset
 from .bucketing import given_resolution, held_out_plan, training_plan
 from .build import make_accelerator, make_latents, make_loader
+from .default_embedding import default_embedding
 from .diffusion import DiffusionTrainer, Task
 from .flag_checks import explicit_wins
 from .held_out import HeldOutRun, HeldOutTask
@@ -202,7 +203,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         ema_decay = train.ema_decay if train.use_ema else None
         growth = with_preset(args.growth, args.given, denoiser)
         config, plan = growth_config(growth, multiple=multiple, ema_decay=ema_decay, seed=train.seed)
-        config = sharded_growth(config, args.given, accelerator)
+        config = default_embedding(sharded_growth(config, args.given, accelerator), args.given, denoiser)
         self.data_report = DataReport()
         data = self.data(args, pipeline, resolution, accelerator)
         data, damaged = usable_images(data, args.data.corrupt, accelerator)

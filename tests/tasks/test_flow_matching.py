@@ -210,7 +210,9 @@ def test_other_pipelines_and_values_are_refused(
     new_task: NewTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(GrowthError, match=r"is a DiTPipeline: only \[.*3Pipeline., .FluxPipeline.\] are trained by"):
+    with pytest.raises(
+        GrowthError, match=r"only \[.*3Pipeline., .FluxPipeline.*\] are .* use recipes/finetune_dit.py"
+    ):
         load_flow(str(save(tmp_path / "dit", build_dit)))
     with pytest.raises(GrowthError, match="holds no Diffusers pipeline"):
         load_flow(str(tmp_path / "nothing"))
