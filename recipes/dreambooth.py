@@ -1,11 +1,11 @@
 """Teach a Stable-Diffusion-class pipeline one subject from a few pictures (DreamBooth), progressively.
 
-    accelerate launch recipes/dreambooth_sd.py --output_dir out
+    accelerate launch recipes/dreambooth.py --output_dir out
 
 teaches the small emoji pipeline beside this file a blue cat from six of its faces, while its other cats stay as they
 are: under 5 minutes on 2 CPU cores. Your own model and subject:
 
-    accelerate launch recipes/dreambooth_sd.py --output_dir out \
+    accelerate launch recipes/dreambooth.py --output_dir out \
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --resolution 512 \
         --instance_data_dir my_dog --instance_prompt "a photo of sks dog" \
         --with_prior_preservation --class_prompt "a photo of dog" --num_class_images 200 \
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from autoprog_diffusion.data.latents import Latents
 
 
-class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
+class FinetuneSubject(TextToImageRecipe[DreamboothArguments]):
     """Full fine-tuning of the UNet on one subject."""
 
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
@@ -159,4 +159,4 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
 
 
 if __name__ == "__main__":
-    main(DreamboothSD(), sys.argv[1:], __doc__)
+    main(FinetuneSubject(), sys.argv[1:], __doc__)
