@@ -22,6 +22,7 @@ from autoprog_diffusion.data.report import Reading
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.training.samples import sampling, seeds
 
+from .flow_pictures import draw_with
 from .stable_diffusion import TextToImage
 
 
@@ -138,6 +139,7 @@ def draw_class_images(
     steps: int,
     guidance: float,
     seed: int,
+    max_sequence_length: int | None = None,
     reading: Reading | None = None,
 ) -> list[Path]:
     """The files of the class, after the pipeline has drawn those that are missing; processes share the work.
@@ -153,6 +155,7 @@ def draw_class_images(
         steps: Denoising steps.
         guidance: Scale of classifier-free guidance.
         seed: Of the first picture.
+        max_sequence_length: Tokens of text that a transformer takes; None for its pipeline's own number.
         reading: Counts what is left out.
 
     Raises:
@@ -166,14 +169,15 @@ def draw_class_images(
         numbers = mine[start:][: subject.sample_batch_size]
         modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
         with sampling(pipeline), on_device(modules, accelerator.device, dtype=torch.float32):
-            images = pipeline(
-                [subject.class_prompt] * len(numbers),
-                height=size,
-                width=size,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=[seeds(seed + number, 1)[0] for number in numbers],
-            ).images
+            images = draw_with(
+                pipeline,
+                [subject.class_prompt or ""] * len(numbers),
+                [seeds(seed + number, 1)[0] for number in numbers],
+                size=size,
+                steps=steps,
+                guidance=guidance,
+                max_sequence_length=max_sequence_length,
+            )
         for number, image in zip(numbers, images):
             _save(image, folder / _drawn_name(number))
     accelerator.wait_for_everyone()
@@ -223,6 +227,11 @@ def pair_up(instances: int, classes: int) -> list[tuple[int, ...]]:
     return [(item % instances, instances + item % classes) for item in range(max(instances, classes))]
 
 
+def in_one_row(batch: Batch) -> Batch:
+    """A batch of pairs (N, 2, ...) as one of all subjects and then all pictures of the class, (2N, ...)."""
+    return {name: value.transpose(0, 1).flatten(0, 1) for name, value in batch.items()}
+
+
 @dataclass(eq=False)
 class Dreambooth(TextToImage):
     """The loss on the subject, and the weighted one on the class where rows come in pairs.
@@ -243,8 +252,6 @@ class Dreambooth(TextToImage):
         """
         if batch["index"].dim() == 1:
             return super().loss(denoiser, batch)
-        # One pass over all subjects, then all pictures of the class.
-        flat = {name: value.transpose(0, 1).flatten(0, 1) for name, value in batch.items()}
-        parts = [value.chunk(2) for value in self.denoise(denoiser, flat)]
+        parts = [value.chunk(2) for value in self.denoise(denoiser, in_one_row(batch))]
         subject, prior = (self.weighted(*half) for half in zip(*parts))
         return subject + self.prior_loss_weight * prior

@@ -53,7 +53,7 @@ ROWS = [
     Row("dreambooth/train_dreambooth.py", pipelines.stable_diffusion, INSTANCES),
     Row("dreambooth/train_dreambooth_lora.py", pipelines.stable_diffusion, (*INSTANCES, "--train_text_encoder")),
     Row("dreambooth/train_dreambooth_lora_sdxl.py", pipelines.sdxl, (*INSTANCES, "--train_text_encoder")),
-    Row("dreambooth/train_dreambooth3.py", pipelines.sd3, SHORT),
+    Row("dreambooth/train_dreambooth_sd3.py", pipelines.sd3, SHORT),
     Row("dreambooth/train_dreambooth_lora_sd3.py", pipelines.sd3, SHORT),
     Row("dreambooth/train_dreambooth_flux.py", pipelines.flux, SHORT),
     Row("dreambooth/train_dreambooth_lora_flux.py", pipelines.flux, SHORT),
