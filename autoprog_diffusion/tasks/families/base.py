@@ -149,7 +149,7 @@ class Family(ABC):
     def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
         """The predicted noise less latents, shaped as `noisy`; `sigmas` (N,) in [0, 1], 1 being noise."""
 
-    def shift(self, tokens: int, full_tokens: int) -> float:
+    def shift(self, tokens: int, full_tokens: float) -> float:
         """Shift of time for images of so many tokens; arguments as `stage_shift` takes them."""
         return stage_shift(self.pipeline.scheduler.config, tokens, full_tokens)
 
