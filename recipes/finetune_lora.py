@@ -30,9 +30,10 @@ from PIL import Image
 from torch import nn
 
 from autoprog_diffusion.tasks.arguments import LoraArguments, hub_options, noise_settings
+from autoprog_diffusion.tasks.flow_flags import check_flow_flags
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, flow_family, is_flow
 from autoprog_diffusion.tasks.flow_pictures import draw_flow
-from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, check_flow_flags, load_any
+from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, load_any
 from autoprog_diffusion.tasks.lora_file import check_lora_saves, save_lora
 from autoprog_diffusion.tasks.noise_schedule import refuse_prediction
 from autoprog_diffusion.tasks.sdxl import TextToImageXL

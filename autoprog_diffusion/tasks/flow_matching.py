@@ -1,9 +1,8 @@
-"""Flow-matching pipelines: loading, cached text embeddings, and the training loss; `families` has a row for each."""
+"""Text-to-image transformers: loading, and the loss of flow matching; `families` has a row for each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +12,6 @@ import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from torch import Tensor, nn
 
-from autoprog_diffusion.data.caption_text import Caption
 from autoprog_diffusion.data.captions import Captions, Embeddings
 from autoprog_diffusion.data.latents import Batch, Latents
 from autoprog_diffusion.evaluation.draws import Draw
@@ -21,10 +19,10 @@ from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 
 from .families import FAMILY_OF, Family
 from .families.shift import shift_time
+from .families.text import check_length, fit_length
 from .loading import load_as, pipeline_class, pipeline_config, recipe_for
 from .objective import NoiseSettings, sample_times
 from .source import is_single_file
-from .text_length import cut_texts, different, longest
 
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ class FlowSettings:
 
 
 def load_flow(name: str, **hub: str | None) -> Any:
-    """A flow-matching pipeline in float32, by its folder or Hub name and options of `from_pretrained`.
+    """A pipeline of one of the families in float32, by its folder or Hub name and options of `from_pretrained`.
 
     Raises:
         GrowthError: It cannot be loaded, or is another kind of pipeline.
@@ -101,7 +99,7 @@ def text_length(pipeline: Any, max_sequence_length: int | None) -> int:
 
 
 def _allowed(kind: str) -> str:
-    return f"only {list(FAMILY_OF)} are trained by flow matching here. {recipe_for(kind)}"
+    return f"only {list(FAMILY_OF)} are trained here. {recipe_for(kind)}"
 
 
 @dataclass(eq=False)
@@ -132,7 +130,7 @@ class FlowMatching:
         self._length = text_length(self.pipeline, flow.max_sequence_length)
         self._check()
         texts = latents.data["text"][:]
-        self._fit_length(texts)
+        self._length = fit_length(self.family, self._length, texts, latents.accelerator.print)
         self.captions = Captions(
             texts,
             self._encode,
@@ -158,12 +156,16 @@ class FlowMatching:
             denoiser: The prepared transformer.
             batch: As `Latents.draw` takes it.
         """
+        return self.errors(denoiser, batch).mean()
+
+    def errors(self, denoiser: Any, batch: Batch) -> Tensor:
+        """Weighted squared errors of the velocity, (N, C, ...) float32; arguments as `loss` takes them."""
         self._follow(batch)
         latents = self.latents.draw(batch)
         text = self.captions.draw(batch["index"], batch.get("draw"))
         noise = torch.randn_like(latents)
         sigmas = self._draw_times(len(latents)).to(latents.device)
-        return self._errors(denoiser, latents, noise, sigmas=sigmas, text=text).mean()
+        return self._errors(denoiser, latents, noise, sigmas=sigmas, text=text)
 
     def held_out_losses(self, denoiser: Any, batch: Batch, draw: Draw) -> Tensor:
         """The loss of every sample with the noise and the times of a draw, (N,) float32; no caption is dropped.
@@ -185,7 +187,7 @@ class FlowMatching:
         tokens, pooled = text
         mix = sigmas.view(-1, *[1] * (latents.dim() - 1))
         noisy = (1 - mix) * latents + mix * noise
-        velocity = self.family.velocity(denoiser, noisy, sigmas, tokens=tokens, pooled=pooled)
+        velocity = self.family.predict(denoiser, noisy, sigmas, tokens=tokens, pooled=pooled)
         error = (velocity.float() - (noise - latents).float()).square()
         weights = compute_loss_weighting_for_sd3(self.flow.weighting_scheme, sigmas=mix)
         return weights * error
@@ -234,15 +236,6 @@ class FlowMatching:
         least = 1 / self.pipeline.scheduler.config.num_train_timesteps
         return shift_time((1 - density).clamp(least, 1.0), self.shift)
 
-    def _fit_length(self, texts: Sequence[Caption]) -> None:
-        """Say which captions are cut, and keep no padding that has no effect."""
-        captions = different(texts)
-        readers = self.family.readers(self._length)
-        for sentence in cut_texts(readers, captions):
-            self.latents.accelerator.print(sentence)
-        if self.family.trims:
-            self._length = min(self._length, longest(readers, [*captions, ""]))
-
     def _encode(self, captions: list[str]) -> Embeddings:
         return self.family.encode(captions, self._length)
 
@@ -251,10 +244,7 @@ class FlowMatching:
         for name in ("snr_gamma", "prediction_type", "noise_offset", "input_perturbation"):
             if value := getattr(self.noise, name):
                 raise ConfigError(f"--{name} {value} belongs to noise prediction; flow matching has no such setting.")
-        least = 1 if self.family.trims else 0
-        most = self.family.limit
-        if not least <= self._length <= most:
-            raise ConfigError(f"--max_sequence_length {self._length} is not allowed: use {least} to {most}.")
+        check_length(self.family, self._length)
         largest = self.family.largest()
         if largest is not None and self.resolution > largest:
             raise ConfigError(
