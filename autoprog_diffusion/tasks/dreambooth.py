@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,23 +167,27 @@ def draw_class_images(
     missing = _missing_pictures(folder, subject.num_class_images)
     accelerator.wait_for_everyone()  # all have looked before one draws
     mine = missing[accelerator.process_index :: accelerator.num_processes]
+    draw = partial(
+        draw_with, pipeline, size=size, steps=steps, guidance=guidance, max_sequence_length=max_sequence_length
+    )
     for start in range(0, len(mine), subject.sample_batch_size):
         numbers = mine[start:][: subject.sample_batch_size]
-        modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-        with sampling(pipeline), on_device(modules, accelerator.device, dtype=torch.float32):
-            images = draw_with(
-                pipeline,
-                [subject.class_prompt or ""] * len(numbers),
-                [seeds(seed + number, 1)[0] for number in numbers],
-                size=size,
-                steps=steps,
-                guidance=guidance,
-                max_sequence_length=max_sequence_length,
-            )
+        prompts = [subject.class_prompt or ""] * len(numbers)
+        generators = [seeds(seed + number, 1)[0] for number in numbers]
+        with drawing_on(pipeline, accelerator.device):
+            images = draw(prompts, generators)
         for number, image in zip(numbers, images):
             _save(image, folder / _drawn_name(number))
     accelerator.wait_for_everyone()
     return list_images(folder, "class_data_dir", reading, subject.num_class_images)
+
+
+@contextmanager
+def drawing_on(pipeline: Any, device: torch.device) -> Iterator[None]:
+    """Inside a `with` block a pipeline draws, with all of its parts on a device in float32."""
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    with sampling(pipeline), on_device(modules, device, dtype=torch.float32):
+        yield
 
 
 def _make_folder(folder: Path) -> None:
