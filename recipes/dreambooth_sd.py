@@ -128,8 +128,13 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
         classes = len(data) - instances
         if not instances or (args.subject.with_prior_preservation and not classes):
             raise DataError("no picture of the subject, or none of its class, can be decoded.")
+        if self.plan is not None and classes:
+            raise ConfigError(
+                "--buckets is not possible with --with_prior_preservation: a picture of the subject and one of its "
+                "class train in one batch, and have one size. Remove one of the flags."
+            )
         pairs = pair_up(instances, classes) if classes else None
-        return make_loader(data, args, resolution, pairs)
+        return make_loader(data, args, resolution, pairs, plan=self.plan, processes=self.processes)
 
     def task(self, pipeline: Any, latents: Latents, args: DreamboothArguments) -> Dreambooth:
         self._data = latents.data

@@ -63,6 +63,7 @@ class FinetuneDiT(Recipe[ClassConditionalArguments]):
     """Full fine-tuning of a DiT to the classes of the data."""
 
     default_model = ASSETS / "tiny_dit"
+    squares_only = "a DiT draws squares of one size alone"
     defaults = ClassConditionalArguments()
     model_defaults = ClassConditionalArguments(
         train=TrainArguments(

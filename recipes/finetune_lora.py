@@ -30,8 +30,10 @@ from PIL import Image
 from torch import nn
 
 from autoprog_diffusion.tasks.arguments import LoraArguments, hub_options, noise_settings
-from autoprog_diffusion.tasks.flow_matching import FlowMatching, flow_family, text_length
-from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, check_flow_flags, load_any
+from autoprog_diffusion.tasks.flow_flags import check_flow_flags
+from autoprog_diffusion.tasks.flow_matching import FlowMatching, flow_family, is_flow
+from autoprog_diffusion.tasks.flow_pictures import draw_flow
+from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, load_any
 from autoprog_diffusion.tasks.lora_file import check_lora_saves, save_lora
 from autoprog_diffusion.tasks.noise_schedule import refuse_prediction
 from autoprog_diffusion.tasks.sdxl import TextToImageXL
@@ -41,7 +43,6 @@ from autoprog_diffusion.training.arguments import GrowthArguments
 from autoprog_diffusion.training.diffusion import Task
 from autoprog_diffusion.training.recipe_arguments import TrainArguments
 from autoprog_diffusion.training.run import main
-from autoprog_diffusion.training.samples import draw_prompts
 
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class FinetuneLora(TextToImageRecipe[LoraArguments]):
 
     def multiple(self, pipeline: Any) -> int:
         if is_flow(pipeline):
-            return pipeline.vae_scale_factor * flow_family(pipeline).patch
+            return flow_family(pipeline).token_side
         return super().multiple(pipeline)
 
     def task(self, pipeline: Any, latents: Latents, args: LoraArguments) -> Task:
@@ -96,23 +97,18 @@ class FinetuneLora(TextToImageRecipe[LoraArguments]):
     def draw(self, pipeline: Any, args: LoraArguments, titles: Sequence[str], size: int) -> list[Image.Image]:
         if not is_flow(pipeline):
             return super().draw(pipeline, args, titles, size)
-        return draw_prompts(
+        return draw_flow(
             pipeline,
             titles,
             size=size,
             steps=args.output.num_inference_steps,
             guidance=guidance_scale(args, flow_family(pipeline).guidance_scale),
             seed=args.train.seed,
-            max_sequence_length=text_length(pipeline, args.flow.max_sequence_length),
+            max_sequence_length=args.flow.max_sequence_length,
         )
 
     def save_pipeline(self, pipeline: Any, output: Path) -> None:
         save_lora(pipeline, self.denoiser(pipeline), output)
-
-
-def is_flow(pipeline: Any) -> bool:
-    """Whether the pipeline is trained by flow matching."""
-    return hasattr(pipeline, "transformer")
 
 
 if __name__ == "__main__":

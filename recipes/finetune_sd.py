@@ -21,10 +21,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoprog_diffusion.tasks.arguments import hub_options, noise_settings
+from autoprog_diffusion.tasks.arguments import TextToImageArguments, hub_options, noise_settings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe
-from autoprog_diffusion.training.recipe_arguments import Arguments, TrainArguments
+from autoprog_diffusion.training.recipe_arguments import TrainArguments
 from autoprog_diffusion.training.run import main
 
 
@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from autoprog_diffusion.data.latents import Latents
 
 
-class FinetuneSD(TextToImageRecipe[Arguments]):
+class FinetuneSD(TextToImageRecipe[TextToImageArguments]):
     """Full fine-tuning of the UNet."""
 
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
-    model_defaults = Arguments(
+    defaults = TextToImageArguments()
+    model_defaults = TextToImageArguments(
         train=TrainArguments(
             learning_rate=5e-4,
             lr_warmup_steps=50,
@@ -44,11 +45,11 @@ class FinetuneSD(TextToImageRecipe[Arguments]):
         )
     )
 
-    def load(self, args: Arguments) -> Any:
+    def load(self, args: TextToImageArguments) -> Any:
         return load_pipeline(self.model_name(args), **hub_options(args))
 
-    def task(self, pipeline: Any, latents: Latents, args: Arguments) -> TextToImage:
-        return TextToImage(pipeline, latents, noise_settings(args))
+    def task(self, pipeline: Any, latents: Latents, args: TextToImageArguments) -> TextToImage:
+        return TextToImage(pipeline, latents, noise_settings(args), empty=args.captions.proportion_empty_prompts)
 
 
 if __name__ == "__main__":

@@ -49,9 +49,10 @@ def run(argv: Sequence[str]) -> int:
     found = calibrate(device, getattr(torch, dtype))
     path = Path(args.output) if args.output else DEFAULT_FILE.expanduser()
     found.save(path)
+    attention = ", ".join(f"{speed / 1e9:.4g} (heads of {head})" for head, speed in found.attention.items())
     print(
         f"{found.device}, {found.dtype}: {found.products / 1e9:.4g} GFLOP/s in matrix products, "
-        f"{found.convolutions / 1e9:.4g} in convolutions, {found.attention / 1e9:.4g} in attention; "
+        f"{found.convolutions / 1e9:.4g} in convolutions, {attention} in attention; "
         f"{found.bandwidth / 1e9:.4g} GB/s; {found.call * 1e6:.3g} us a call; "
         f"{found.optimizer * 1e9:.3g} ns a parameter of AdamW. Written to {path}."
     )

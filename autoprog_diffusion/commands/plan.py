@@ -16,6 +16,7 @@ from autoprog_diffusion.growth import GrowthConfig
 
 NOTHING_FITS = 3
 GB = 1e9
+AVERAGE_BYTES = 4  # of a parameter
 TERA = 1e12
 LOSES = (
     "Loses: held-out loss above that of full fine-tuning, lowest and highest of the small models that were measured; "
@@ -39,10 +40,10 @@ class Arguments:
     """Side of the images [the model's own]."""
     steps: int = 1000
     """Optimizer steps of the run."""
-    direction: Literal["freeze", "unfreeze", "window"] = "freeze"
-    """Direction of the stages that are planned."""
-    num_stages: int = 4
-    """Number of those stages."""
+    direction: Literal["freeze", "unfreeze", "window"] | None = None
+    """Direction of even stages to plan [what the recipes do for the model: freezing, late in the run]."""
+    num_stages: int | None = None
+    """Number of even stages to plan [that of the recipes]."""
     calibration: str | None = None
     """File that `autoprog-diffusion calibrate` wrote [that of this machine, unless a GPU is named]."""
     tflops: float | None = None
@@ -69,7 +70,7 @@ def run(argv: Sequence[str]) -> int:
 
         planned = plan(
             args.model,
-            growth=GrowthConfig(direction=args.direction, num_stages=args.num_stages),
+            growth=stages_of(args),
             pixels=args.pixels,
             batch=args.batch,
             steps=args.steps,
@@ -84,6 +85,16 @@ def run(argv: Sequence[str]) -> int:
     else:
         show(planned)
     return NOTHING_FITS if planned.least is not None else 0
+
+
+def stages_of(args: Arguments) -> GrowthConfig | None:
+    """The stages that are asked for; None for the recipes' own."""
+    if args.direction is None and args.num_stages is None:
+        return None
+    return GrowthConfig(
+        direction=args.direction or "freeze",
+        num_stages=GrowthConfig().num_stages if args.num_stages is None else args.num_stages,
+    )
 
 
 def show(planned: Any) -> None:
@@ -105,6 +116,13 @@ def show(planned: Any) -> None:
     console.print(memory_table(planned))
     console.print(compared_table(planned))
     console.print(LOSES, style="dim")
+    if planned.averaged:
+        average = AVERAGE_BYTES * planned.parameters / GB
+        console.print(
+            f"It averages the weights, as recipes do at a constant rate: {average:.2f} GB more than shown, in CPU "
+            "memory where a flag saves the card's.",
+            highlight=False,
+        )
     console.print(f"[bold]{planned.verdict}[/bold]", highlight=False)
     if planned.machine is not None:
         show_best(planned, console)

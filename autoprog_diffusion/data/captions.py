@@ -24,6 +24,7 @@ from .placement import on_device
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+HALF = 31  # bits of a row's random number that say whether its caption is dropped
 Embeddings = tuple[Tensor, Tensor]  # (N, L, D) tokens and (N, P) pooled, P perhaps 0
 Encode = Callable[[list[str]], Embeddings]
 
@@ -104,7 +105,8 @@ class Captions:
 
         Args:
             rows: (N,) row numbers of the data.
-            draws: (N,) random numbers of 0 or more, which choose among several captions of a row.
+            draws: (N,) random numbers from 0 to below 2^62, which choose among several captions of a row, and which
+                rows get none; without them the global generator chooses which.
 
         Raises:
             DataError: A row has several captions, and nothing chooses.
@@ -112,8 +114,7 @@ class Captions:
         assert self._cache is not None
         places = self._places[self._starts[rows.cpu()] + self._choices(rows.cpu(), draws)]
         if self.empty:
-            dropped = torch.rand(len(places)) < self.empty
-            places = torch.where(dropped, 0, places)
+            places = torch.where(self._dropped(len(places), draws), 0, places)
         row = self._cache[places].to(self.accelerator.device)
         # The pooled text lies behind the tokens.
         end = math.prod(self._tokens)
@@ -129,6 +130,13 @@ class Captions:
             yield
         finally:
             self.empty = before
+
+    def _dropped(self, count: int, draws: Tensor | None) -> Tensor:
+        """(N,) bool: which rows get no caption."""
+        if draws is None:
+            return torch.rand(count) < self.empty
+        # The lower bits choose among captions.
+        return (draws.cpu() >> HALF).double() / 2**HALF < self.empty
 
     def _choices(self, rows: Tensor, draws: Tensor | None) -> Tensor:
         """(N,) which caption of each row."""

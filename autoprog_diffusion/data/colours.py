@@ -21,6 +21,13 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Those after which the height is the width.
+_EXCHANGES = {
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+}
 # Modes with alpha, and the mode without premultiplication that Pillow converts them from.
 _TRANSPARENT = {"RGBA": "RGBA", "LA": "LA", "PA": "PA", "RGBa": "RGBA", "La": "LA"}
 # Steps of 255 by which a profile may move a colour and still be sRGB under another name.
@@ -44,6 +51,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     # Nothing may be applied twice.
     rgb.info = {}
     return rgb
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether height and width of a file change places when its image is made upright."""
+    return _TURNS.get(_orientation(image)) in _EXCHANGES
 
 
 def _orientation(image: Image.Image) -> int:

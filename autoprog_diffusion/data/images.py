@@ -1,4 +1,4 @@
-"""Pixels: cut a square from an image, and turn that into a tensor; `decode` reads the image."""
+"""Pixels: cut a part from an image, and turn that into a tensor; `decode` reads the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .colours import to_rgb
 
 Bounds = tuple[float, float]
 Number = TypeVar("Number", float, Tensor)
-# Of an image that is so many times as long as wide, only the square is resized: the whole would fill the memory.
+# Of an image that is so many times as long as the part, only the part is resized: the whole would fill the memory.
 LONG = 64
 
 
@@ -36,6 +36,85 @@ class ImageSettings:
     random_flip: bool = False
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A part of an image.
+
+    Attributes:
+        pixels: (3, height, width) float32 in [-1, 1].
+        corner: Top and left of the part in the resized and perhaps mirrored image, in pixels.
+    """
+
+    pixels: Tensor
+    corner: tuple[int, int]
+
+
+def cut_window(
+    image: Image.Image,
+    height: int,
+    width: int,
+    settings: ImageSettings,
+    generator: torch.Generator | None = None,
+) -> Cut:
+    """Cut a part of a fixed size from an image of any mode, resized so that it is covered, and no more.
+
+    Args:
+        image: The image; its transparent parts become white.
+        height: Of the part in pixels.
+        width: Of the part in pixels.
+        settings: Filter, crop and flip.
+        generator: Draws crop and flip; None crops the centre and does not flip.
+    """
+    image = to_rgb(image)
+    scale = max(height / image.height, width / image.width)
+    # Rounding must not make a side too short.
+    whole_width = max(width, round(image.width * scale))
+    whole_height = max(height, round(image.height * scale))
+    place = None if settings.center_crop else generator
+    # Drawn in this order since the first release: a resumed run must see the same crops.
+    left = _offset(whole_width - width, place)
+    top = _offset(whole_height - height, place)
+    mirrored = False
+    if generator is not None and settings.random_flip:
+        mirrored = bool(torch.rand((), generator=generator) < 0.5)
+    resampling = Image.Resampling[settings.interpolation.upper()]
+    if whole_width > LONG * width or whole_height > LONG * height:
+        # Rounding must not reach beyond the image.
+        right = min((left + width) / scale, image.width)
+        bottom = min((top + height) / scale, image.height)
+        part = (
+            left / scale,
+            top / scale,
+            right,
+            bottom,
+        )
+        window = image.resize((width, height), resampling, part)
+    else:
+        if image.size != (whole_width, whole_height):
+            image = image.resize((whole_width, whole_height), resampling)
+        window = image.crop((left, top, left + width, top + height))
+    pixels = _tensor(window).float()
+    if mirrored:
+        pixels = pixels.flip(2)
+        left = whole_width - width - left
+    return Cut(pixels / 127.5 - 1.0, (top, left))
+
+
+def centre_corners(sizes: Tensor, height: int, width: int) -> Tensor:
+    """(N, 2) top and left that `cut_window` takes without a generator, in pixels of the resized images.
+
+    Args:
+        sizes: (N, 2) heights and widths of the images in pixels.
+        height: Of the part in pixels.
+        width: Of the part in pixels.
+    """
+    wanted = torch.tensor([height, width], dtype=torch.float64)
+    lengths = sizes.double()
+    scales = (wanted / lengths).amax(dim=1, keepdim=True)
+    whole = torch.maximum((lengths * scales).round(), wanted)
+    return (whole - wanted) // 2
+
+
 def cut_square(
     image: Image.Image, size: int, settings: ImageSettings, generator: torch.Generator | None = None
 ) -> tuple[Tensor, tuple[int, int]]:
@@ -50,39 +129,8 @@ def cut_square(
     Returns:
         (3, size, size) float32 in [-1, 1], and top and left of the square in the resized and perhaps mirrored image.
     """
-    image = to_rgb(image)
-    scale = size / min(image.size)
-    # Rounding must not make the shorter side too short.
-    width = max(size, round(image.width * scale))
-    height = max(size, round(image.height * scale))
-    place = None if settings.center_crop else generator
-    # Drawn in this order since the first release: a resumed run must see the same crops.
-    left = _offset(width - size, place)
-    top = _offset(height - size, place)
-    mirrored = False
-    if generator is not None and settings.random_flip:
-        mirrored = bool(torch.rand((), generator=generator) < 0.5)
-    resampling = Image.Resampling[settings.interpolation.upper()]
-    if max(width, height) > LONG * size:
-        # Rounding must not reach beyond the image.
-        right = min((left + size) / scale, image.width)
-        bottom = min((top + size) / scale, image.height)
-        part = (
-            left / scale,
-            top / scale,
-            right,
-            bottom,
-        )
-        square = image.resize((size, size), resampling, part)
-    else:
-        if image.size != (width, height):
-            image = image.resize((width, height), resampling)
-        square = image.crop((left, top, left + size, top + size))
-    pixels = _tensor(square).float()
-    if mirrored:
-        pixels = pixels.flip(2)
-        left = width - size - left
-    return pixels / 127.5 - 1.0, (top, left)
+    cut = cut_window(image, size, size, settings, generator)
+    return cut.pixels, cut.corner
 
 
 def to_pixels(
@@ -162,6 +210,31 @@ def shrink(images: Tensor, size: int) -> Tensor:
     """(N, 3, S, S) uint8 images -> (N, 3, size, size) uint8, by area averaging."""
     averages = F.interpolate(images.float(), size=(size, size), mode="area")
     return averages.round().to(torch.uint8)
+
+
+def fit_images(images: Tensor, height: int, width: int) -> Tensor:
+    """(N, 3, H, W) float images -> (N, 3, height, width), by area averaging of `fitted_window`."""
+    full = (images.shape[2], images.shape[3])
+    if full == (height, width):
+        return images
+    top, left, tall, wide = fitted_window(full[0], full[1], height, width)
+    part = images[:, :, top : top + tall, left : left + wide]
+    return F.interpolate(part, size=(height, width), mode="area")
+
+
+def fitted_window(full_height: int, full_width: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the largest centred part that has the shape of a smaller size, in whole pixels.
+
+    Args:
+        full_height: Of the image in pixels.
+        full_width: Of the image in pixels.
+        height: Of the smaller size in pixels.
+        width: Of the smaller size in pixels.
+    """
+    scale = max(height / full_height, width / full_width)
+    tall = min(full_height, round(height / scale))
+    wide = min(full_width, round(width / scale))
+    return (full_height - tall) // 2, (full_width - wide) // 2, tall, wide
 
 
 def between(low: float, high: float, share: Number) -> Number:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from autoprog_diffusion.growth.resize import resize_images, stage_size
+from autoprog_diffusion.growth.resize import stage_size
 
+from .bucket_plan import BucketPlan, one_size
 from .cache import ArrayCache, CacheType, build_cache, module_fingerprint, text_fingerprint
+from .codecs import codec_of
 from .decode import read_image, undecoded
 from .errors import DataError
-from .images import ImageSettings, to_pixels
+from .images import ImageSettings, cut_window, fit_images
 from .placement import keep_on_device, on_device
 
 
@@ -37,16 +39,18 @@ class Latents:
     """Latents of training batches at the stage's resolution, drawn anew from the VAE's posterior at every step.
 
     Attributes:
-        vae: A frozen `AutoencoderKL`; it is on the device while it encodes, and stays there if nothing is cached.
+        vae: A frozen VAE; it is on the device while it encodes, and stays there if nothing is cached.
         data: Column `image`.
         accelerator: Of the run.
-        resolution: Side of the training images in pixels.
+        resolution: Side of the training images in pixels, or of the square that has their area.
         folder: Where caches are kept.
-        images: How an image becomes a square.
+        images: How an image becomes a square or a bucket's size.
+        plan: Sizes of the images; None for squares.
         cached: Encode every image once per stage resolution, before training in it.
         dtype: Of the numbers in the cache.
-        side: Of the stage's images in pixels, once a stage is entered.
-        multiple: The stage's side is a multiple of this.
+        side: Of the stage's images in pixels, or of the square that has their area, once a stage is entered.
+        sizes: Heights and widths in pixels of the stage's images, by bucket.
+        multiple: The sides of the stage's images are multiples of this.
     """
 
     vae: Any
@@ -56,75 +60,130 @@ class Latents:
     resolution: int
     folder: Path
     images: ImageSettings
+    plan: BucketPlan | None = None
     cached: bool = True
     dtype: CacheType = "float32"
     side: int = 0
+    sizes: tuple[tuple[int, int], ...] = ()
     multiple: int = 1
-    _cache: ArrayCache | None = None
+    _caches: dict[int, ArrayCache] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.vae.requires_grad_(False).eval()
         if not self.cached:
             keep_on_device(self.vae, self.accelerator.device)
         self._files = undecoded(self.data)
+        self._plan = self.plan or one_size(len(self.data), self.resolution)
+        self._counts = torch.tensor(self._plan.counts())
+        # Where every item is among those of its bucket.
+        self._positions = torch.zeros_like(self._plan.places)
+        for place in range(len(self._plan.buckets)):
+            own = self._plan.items_of(place)
+            self._positions[own] = torch.arange(len(own))
 
     def enter_stage(self, growth: GrowthScheduler) -> None:
-        """Get the cache of the stage's resolution ready."""
+        """Get the caches of the stage's resolution ready."""
         before = self.side
         self.multiple = growth.config.resolution_multiple
         self.side, _ = stage_size((self.resolution, self.resolution), growth.resolution, self.multiple)
+        scale = self.side / self.resolution
+        self.sizes = tuple(bucket.at(scale, self.multiple) for bucket in self._plan.buckets)
         if self.side != before and self.cached:
             with on_device([self.vae], self.accelerator.device):
-                self._cache = self._build_cache()
+                self._build_caches()
 
     def draw(self, batch: Batch, noise: Callable[[Tensor], Tensor] = torch.randn_like) -> Tensor:
         """(N, C, h, w) latents, centred and scaled as the pipeline's denoiser expects them.
 
         Args:
-            batch: `index` (N,) row numbers; `pixel_values` (N, 3, H, W) in [-1, 1] where latents are not cached.
+            batch: `index` (N,) row numbers, and with a plan `item` (N,) items of one of its buckets; `pixel_values`
+                (N, 3, H, W) in [-1, 1] where latents are not cached.
             noise: Draws standard normal noise like a tensor.
         """
         device = self.accelerator.device
         if "pixel_values" in batch:
-            moments = self._moments(resize_images(batch["pixel_values"].to(device), self.side, self.multiple))
+            height, width = self.size_of(batch)
+            moments = self._moments(fit_images(batch["pixel_values"].to(device), height, width))
         else:
-            assert self._cache is not None
-            moments = self._cache[self._cached_rows(batch["index"].cpu())].to(device)
-        posterior = DiagonalGaussianDistribution(moments)
-        # Its own `sample()` draws in another memory format, so other numbers.
-        sample = posterior.mean + posterior.std * noise(posterior.mean)
-        return normalize(sample, self.vae.config)
+            items = self._items(batch)
+            cache = self._caches[self.place_of(batch)]
+            moments = cache[self._cached_rows(items)].to(device)
+        return codec_of(self.vae).draw(self.vae, moments, noise)
 
-    def _build_cache(self) -> ArrayCache:
-        """The moments of all images at the stage's resolution, (items, 2C, h, w)."""
-        name = f"latents-{self.side}"
-        # With random flips all images are followed by their mirror images.
-        count = len(self.data) * (1 + self.images.random_flip)
+    def place_of(self, batch: Batch) -> int:
+        """The bucket of a batch."""
+        if self.plan is None:
+            return 0
+        return int(self._plan.places[self._items(batch)[0]])
+
+    def size_of(self, batch: Batch) -> tuple[int, int]:
+        """Height and width in pixels of the images of a batch, in the stage."""
+        return self.sizes[self.place_of(batch)]
+
+    def side_of(self, batch: Batch) -> int:
+        """Side in pixels of the square whose area a batch has, in the stage."""
+        bucket = self._plan.buckets[self.place_of(batch)]
+        return round(bucket.resolution * self.side / self.resolution)
+
+    def _items(self, batch: Batch) -> Tensor:
+        """(N,) items of the plan; without one they are the rows of the data."""
+        return batch.get("item", batch["index"]).cpu()
+
+    def _build_caches(self) -> None:
+        """The moments of all images at the stage's resolution, (items, 2C, h, w) in every bucket."""
+        self._caches = {}
         weights = module_fingerprint(self.vae)
-        mark = text_fingerprint(name, weights, self.images.interpolation, self.data._fingerprint, count)
+        for place, count in enumerate(self._plan.counts()):
+            if count:
+                self._caches[place] = self._build_cache(place, weights)
+
+    def _build_cache(self, place: int, weights: str) -> ArrayCache:
+        """The moments of the images of a bucket."""
+        items = self._plan.items_of(place)
+        rows = self._plan.rows[items]
+        height, width = self.sizes[place]
+        name = f"latents-{self.side}"
+        members: tuple[object, ...] = ()
+        if self.plan is not None:
+            bucket = self._plan.buckets[place]
+            name = f"latents-{bucket.name}-at-{width}x{height}"
+            members = tuple(rows.tolist())
+        # With random flips all images are followed by their mirror images.
+        count = len(items) * (1 + self.images.random_flip)
+        mark = text_fingerprint(name, weights, self.images.interpolation, self.data._fingerprint, count, *members)
         return build_cache(
             self.folder / f"{name}.npy",
             count,
-            self._encode,
+            partial(self._encode, rows, height, width),
             fingerprint=mark,
             accelerator=self.accelerator,
-            batch_size=max(1, min(32, PIXELS // self.side**2)),
+            batch_size=max(1, min(32, PIXELS // (height * width))),
             title=f"encoding {name}",
             dtype=self.dtype,
         )
 
-    def _cached_rows(self, rows: Tensor) -> Tensor:
-        """Rows of the cache for (N,) rows of the data: the image, or its mirror image by chance."""
+    def _cached_rows(self, items: Tensor) -> Tensor:
+        """Rows of their bucket's cache for (N,) items: the image, or its mirror image by chance."""
+        rows = self._positions[items]
         if not self.images.random_flip:
             return rows
-        return rows + len(self.data) * torch.randint(2, rows.shape)
+        counts = self._counts[self._plan.places[items]]
+        return rows + counts * torch.randint(2, rows.shape)
 
-    def _encode(self, rows: Sequence[int]) -> Tensor:
-        """Rows of the cache -> (len, 2C, h, w) moments of the posterior."""
+    def _encode(self, rows: Tensor, height: int, width: int, wanted: Sequence[int]) -> Tensor:
+        """Rows of a bucket's cache -> (len, 2C, h, w) moments of the posterior.
+
+        Args:
+            rows: (n,) rows of the data of the bucket's images.
+            height: Of the bucket in the stage, in pixels.
+            width: Of the bucket in the stage, in pixels.
+            wanted: Rows of the cache.
+        """
         images = []
-        for row in rows:
-            mirrored, index = divmod(row, len(self.data))
-            pixels = to_pixels(read_image(self._files, index), self.side, self.images)
+        for row in wanted:
+            mirrored, position = divmod(row, len(rows))
+            image = read_image(self._files, int(rows[position]))
+            pixels = cut_window(image, height, width, self.images).pixels
             images.append(pixels.flip(-1) if mirrored else pixels)
         return self._moments(torch.stack(images))
 
@@ -137,23 +196,7 @@ class Latents:
         dtype = self.vae.dtype
         with torch.no_grad():
             pixels = pixels.to(device=self.accelerator.device, dtype=dtype)
-            moments = self.vae.encode(pixels).latent_dist.parameters
+            moments = codec_of(self.vae).encode(self.vae, pixels)
         if dtype != torch.float32 and not moments.isfinite().all():
             raise DataError(f"the VAE overflows in {dtype}: use --vae_dtype float32.")
         return moments.float()
-
-
-def normalize(latents: Tensor, config: Any) -> Tensor:
-    """Latents (N, C, h, w) of a VAE, centred and scaled as pipelines do: by channel, or by one number for all.
-
-    Args:
-        latents: As the VAE gives them.
-        config: Of the VAE.
-    """
-    mean = getattr(config, "latents_mean", None)
-    std = getattr(config, "latents_std", None)
-    if mean is not None and std is not None:
-        centred = latents - latents.new_tensor(mean).view(1, -1, 1, 1)
-        return centred * config.scaling_factor / latents.new_tensor(std).view(1, -1, 1, 1)
-    shift = getattr(config, "shift_factor", None) or 0.0
-    return (latents - shift) * config.scaling_factor

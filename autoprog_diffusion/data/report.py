@@ -116,9 +116,15 @@ class Reading:
 
 @dataclass
 class DataReport:
-    """Readings of all sources of a run: training, validation, pictures of a class."""
+    """Readings of all sources of a run: training, validation, pictures of a class.
+
+    Attributes:
+        readings: In the order of the rows.
+        buckets: Sides, resolution and number of images of every bucket; none where images are squares.
+    """
 
     readings: list[Reading] = field(default_factory=list)
+    buckets: list[dict[str, int]] = field(default_factory=list)
 
     def add(self, verb: str, source: str) -> Reading:
         """Begin the reading of one source; arguments as those of `Reading`."""
@@ -151,4 +157,7 @@ class DataReport:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"sources": [reading.to_dict() for reading in self.readings]}
+        values: dict[str, Any] = {"sources": [reading.to_dict() for reading in self.readings]}
+        if self.buckets:
+            values["buckets"] = self.buckets
+        return values

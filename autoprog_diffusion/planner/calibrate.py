@@ -18,6 +18,7 @@ LEAST = 3  # runs of every measurement
 ELEMENTS = 2**22  # of the tensors that bandwidth is measured with
 SMALL = 64  # values of a tensor whose operations are as short as a call
 PARAMETERS = 2**22
+HEADS = (8, 16, 64, 128)  # numbers in a head
 FLOAT = 4
 
 
@@ -80,11 +81,14 @@ def calibrate(device: torch.device, dtype: torch.dtype) -> Calibration:
             device,
             _convolution(device, dtype, 64 if large else 16),
         ),
-        attention=_speed(
-            clock,
-            device,
-            _attention(device, dtype, 4096 if large else 512),
-        ),
+        attention={
+            head: _speed(
+                clock,
+                device,
+                _attention(device, dtype, 4096 if large else 512, head),
+            )
+            for head in HEADS
+        },
         bandwidth=bandwidth,
         call=_call(clock, device),
         optimizer=_optimizer(clock, device),
@@ -136,12 +140,12 @@ def _convolution(device: torch.device, dtype: torch.dtype, side: int) -> Callabl
     return lambda: layer(x).sum()
 
 
-def _attention(device: torch.device, dtype: torch.dtype, tokens: int) -> Callable[[], Tensor]:
+def _attention(device: torch.device, dtype: torch.dtype, tokens: int, head: int) -> Callable[[], Tensor]:
     x = torch.randn(
         1,
         8,
         tokens,
-        64,
+        head,
         device=device,
         dtype=dtype,
         requires_grad=True,

@@ -18,7 +18,7 @@ from .profile import RANK, Profile
 from .quality import Quality, quality_of
 from .settings import Plan
 from .sizes import LOW_BIT, is_installed
-from .step_tracker import Work
+from .work import Work
 
 
 STEPS = 1000  # of a run whose length is not given
@@ -175,10 +175,7 @@ class Estimator:
         key = (plan.lora, again, tuple(blocks))
         if key not in self._works:
             self._works[key] = self._work(plan, blocks, again=again)
-        one = self._works[key]
-        scaled = Work(*(value * batch for value in vars(one).values()))
-        scaled.calls = one.calls
-        return scaled
+        return self._works[key].of_batch(batch)
 
     def _work(self, plan: Plan, blocks: Sequence[int], *, again: bool) -> Work:
         """The same of one image."""

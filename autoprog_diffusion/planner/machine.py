@@ -9,10 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autoprog_diffusion.files import write_text_atomically
 
 from .errors import PlannerError
-from .step_tracker import Work
+from .work import Work
 
 
 GPUS = Path(__file__).with_name("gpus.json")
@@ -21,6 +23,7 @@ CONTEXT = 0.6e9  # bytes of a card that the CUDA context takes
 RESERVE = 0.03  # share of a card that fragments are left with
 # A guess at what training reaches of a data sheet's numbers.
 REACHED = {"products": 0.5, "convolutions": 0.35, "attention": 0.35, "bandwidth": 0.7}
+HEAD = 1  # size of a head from which on a guessed speed of attention holds
 CALL_SECONDS = 5e-6  # of a kernel's launch
 STEP_PASSES = 10  # times that AdamW's step reads or writes four bytes a parameter
 DEFAULT_FILE = Path("~/.cache/autoprog_diffusion/calibration.json")
@@ -35,7 +38,7 @@ class Calibration:
         dtype: Type that matrix products run in.
         products: FLOP/s of matrix products.
         convolutions: FLOP/s of convolutions.
-        attention: FLOP/s of fused attention.
+        attention: Numbers in a head -> FLOP/s of fused attention with such heads.
         bandwidth: Bytes/s that other operations read and write.
         call: Seconds that any operation takes at least.
         optimizer: Seconds a parameter of AdamW's step.
@@ -46,7 +49,7 @@ class Calibration:
     dtype: str
     products: float
     convolutions: float
-    attention: float
+    attention: dict[int, float]
     bandwidth: float
     call: float
     optimizer: float
@@ -56,8 +59,24 @@ class Calibration:
         """Time of some operations, and of the optimizer's step of `trained` parameters."""
         compute = work.products / self.products
         compute += work.convolutions / self.convolutions
-        compute += work.attention / self.attention
+        compute += sum(self._attention_seconds(head) * flops for head, flops in work.attention.items())
         return compute + work.moved / self.bandwidth + work.calls * self.call + trained * self.optimizer
+
+    def _attention_seconds(self, head: int) -> float:
+        """Seconds a FLOP of attention, from the sizes of a head that were measured.
+
+        A score of a query and a key costs 4 FLOPs a number in a head. Its seconds are straight lines between the sizes
+        measured, as they are of a fixed part and one for each number. Below the smallest they stay, since a head
+        fills no register there; above the largest it is the speed that stays.
+
+        Args:
+            head: Numbers in a head.
+        """
+        if head >= max(self.attention):
+            return 1 / self.attention[max(self.attention)]
+        sizes = sorted(self.attention)
+        score = np.interp(head, sizes, [4 * size / self.attention[size] for size in sizes])
+        return float(score) / (4 * head)
 
     def save(self, path: Path) -> None:
         """Write the numbers as JSON."""
@@ -75,8 +94,10 @@ class Calibration:
             PlannerError: The file is missing, or no calibration.
         """
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            speeds = {int(head): speed for head, speed in values.pop("attention").items()}
+            return cls(**values, attention=speeds)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlannerError(
                 f"{path} is no calibration ({error}): `autoprog-diffusion calibrate` writes one."
             ) from error
@@ -167,7 +188,7 @@ def guess(name: str, tflops: float, gbps: float) -> Calibration:
         dtype="bfloat16",
         products=peak * REACHED["products"],
         convolutions=peak * REACHED["convolutions"],
-        attention=peak * REACHED["attention"],
+        attention={HEAD: peak * REACHED["attention"]},
         bandwidth=bandwidth,
         call=CALL_SECONDS,
         optimizer=STEP_PASSES * 4 / bandwidth,
@@ -192,7 +213,7 @@ def steady(tflops: float) -> Calibration:
         dtype="bfloat16",
         products=speed,
         convolutions=speed,
-        attention=speed,
+        attention={HEAD: speed},
         bandwidth=float("inf"),
         call=0.0,
         optimizer=0.0,

@@ -8,7 +8,7 @@ from typing import Any
 from .candidates import Candidate
 from .machine import Calibration, Machine
 from .models import ModelSource
-from .quality import Quality
+from .quality import AVERAGED, Quality
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ class Planned:
         return sum((stage.seconds or 0.0) * stage.steps for stage in self.stages)
 
     @property
+    def averaged(self) -> bool:
+        """Whether the quality is that of an average of the weights, as the recipes' defaults keep one."""
+        return self.trained.startswith(AVERAGED)
+
+    @property
     def share(self) -> float:
         """FLOPs of the run over those of as many steps of full fine-tuning."""
         return self.flops / (self.others[0].cost.flops * self.steps)
@@ -114,6 +119,7 @@ class Planned:
             "seconds": self.seconds,
             "share_of_full_flops": self.share,
             "trained": self.trained,
+            "averaged": self.averaged,
             "quality": {**asdict(self.quality), "words": str(self.quality)},
             "compared": [as_row(one) for one in self.others],
             "best": [{**as_row(one), "command": command} for one, command in self.best],

@@ -46,7 +46,7 @@ def plan(
     Args:
         model: A published name (`sdxl`), a config.json, its folder, a pipeline's folder, or a Diffusers denoiser, of
             which only the class and the configuration are read.
-        growth: Stages to plan; the default is what the recipes do.
+        growth: Stages to plan; the default is what the recipes do, `GrowthConfig.for_model`.
         pixels: Side of the images [the model's own].
         batch: Images of a forward pass; a search tries smaller ones, and larger ones if this is 1.
         steps: Optimizer steps of the run.
@@ -65,15 +65,16 @@ def plan(
     check_positive({"pixels": pixels, "batch": batch, "steps": steps})
     machine = find_machine(gpu, memory_gb)
     speed = find_speed(machine, tflops, calibration)
-    config = growth or GrowthConfig()
-    check_growth(config)
+    if growth is not None:
+        check_growth(growth)
     source = find_model(model) if isinstance(model, str) else model_source(model)
     size = pixels or own_pixels(source)
-    request = exact_stages(config, steps, batch)
+    request = exact_stages(growth, steps, batch)
     shape = Shape(side=latent_side(source, size))
     follow = partial(make_profile, parallel=True) if in_process else profile_elsewhere
     profile = follow(source, shape, stages=request)
     estimator = Estimator(profile, speed, steps)
+    config = growth or profile.preset
     stages = plan_stages(profile, estimator, config, steps=steps, batch=batch)
     planned = assemble(profile, estimator, stages, pixels=size, batch=batch, machine=machine)
     return judged(planned, config)
@@ -139,9 +140,11 @@ def own_pixels(source: ModelSource) -> int:
     return source.pixels or default_side(source.cls, source.config) * VAE_FACTOR
 
 
-def exact_stages(config: GrowthConfig, steps: int, batch: int) -> StageRequest | None:
+def exact_stages(config: GrowthConfig | None, steps: int, batch: int) -> StageRequest | None:
     """The stages whose FLOPs can be counted: those in which nothing is computed again."""
-    return StageRequest(config, steps, batch) if config.checkpointing in (None, "none") else None
+    if config is not None and config.checkpointing not in (None, "none"):
+        return None
+    return StageRequest(config, steps, batch)
 
 
 def tried_batches(batch: int) -> tuple[int, ...]:

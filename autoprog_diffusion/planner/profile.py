@@ -47,6 +47,7 @@ class Profile:
         live: A step of one image whose blocks are frozen, and carry the gradient through.
         lora: A step of one image that trains adapters, and their parameters; None where the class takes none.
         can_recompute: Whether blocks can be computed again.
+        preset: Stages that the recipes give the model by default.
         stage_flops: FLOPs of a step of every stage that was asked for.
     """
 
@@ -61,6 +62,7 @@ class Profile:
     live: Trace
     lora: tuple[Trace, list[ParameterSize]] | None
     can_recompute: bool
+    preset: GrowthConfig
     stage_flops: tuple[int, ...] = ()
     _sums: dict[Any, float] = field(default_factory=dict, repr=False, compare=False)
 
@@ -210,27 +212,27 @@ def make_profile(
     lora = LoraTrace(source, shape, rank, autocast=autocast, parallel=parallel)
     with without_memory() as device:
         builder = Builder(source, shape, device, autocast=autocast)
-        model = builder.model
         layout = builder.layout
-        sizes = parameter_sizes(model, layout)
         tape = Tape()
+        preset = GrowthConfig.for_model(builder.model)
         if stages is not None:
-            builder.embed_stages(stages.config)
+            builder.embed_stages(stages.config or preset)
         full = builder.full(tape)
         live = builder.live()
-        stage_flops = () if stages is None else stages.flops(builder, tape)
+        stage_flops = () if stages is None else stages.flops(builder, tape, stages.config or preset)
     return Profile(
         source=source,
         shape=shape,
         names=tuple(unit.name for unit in layout.blocks),
-        block_sizes=tuple(block_sizes(model, layout)),
-        sizes=sizes,
-        buffers=buffer_bytes(model),
+        block_sizes=tuple(block_sizes(builder.model, layout)),
+        sizes=parameter_sizes(builder.model, layout),
+        buffers=buffer_bytes(builder.model),
         inputs=full.start["activations"],
         full=full,
         live=live,
         lora=lora.result(),
         can_recompute=builder.route is not None,
+        preset=preset,
         stage_flops=stage_flops,
     )
 
@@ -268,21 +270,22 @@ class StageRequest:
     """Stages whose FLOPs are to be counted exactly.
 
     Attributes:
-        config: Of the run.
+        config: Of the run; None for the recipes' default for the model.
         steps: Optimizer steps of the run.
         batch: Images of a forward pass.
     """
 
-    config: GrowthConfig
+    config: GrowthConfig | None
     steps: int
     batch: int
 
-    def flops(self, builder: Builder, tape: Tape) -> tuple[int, ...]:
+    def flops(self, builder: Builder, tape: Tape, config: GrowthConfig) -> tuple[int, ...]:
         """FLOPs of a step of every stage; none where an operation is not known.
 
         Args:
             builder: Of the model.
             tape: Of a forward pass of one image.
+            config: Of the run.
         """
         layout = builder.layout
         if self.batch != 1:
@@ -292,7 +295,7 @@ class StageRequest:
             return ()
         sizes = block_sizes(builder.model, layout)
         plan = fixed_plan(
-            self.config,
+            config,
             len(sizes),
             self.steps,
             sizes,

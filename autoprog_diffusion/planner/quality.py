@@ -13,6 +13,7 @@ from .settings import Plan
 
 
 TABLE = Path(__file__).with_name("quality.json")
+AVERAGED = "freeze from"  # begins the names of stages that were measured with an average of the weights
 EXACT = {"frozen_dtype": "bfloat16", "optimizer": "adamw", "trained_dtype": "float32"}
 
 

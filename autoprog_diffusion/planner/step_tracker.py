@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,55 +12,10 @@ from autoprog_diffusion.growth.tape import Call, Tape
 from autoprog_diffusion.growth.tape_recorder import FORMULAS
 
 from .tracker import DEVICE, KINDS, Held, Kind, MemoryTracker, parts
+from .work import Work
 
 
 CONVOLUTIONS = ("convolution", "convolution_backward", "_convolution")
-
-
-@dataclass
-class Work:
-    """What some operations cost.
-
-    Attributes:
-        products: FLOPs of matrix products.
-        convolutions: FLOPs of convolutions.
-        attention: FLOPs of fused attention.
-        moved: Bytes that all other operations read and write.
-        calls: Number of operations.
-    """
-
-    products: int = 0
-    convolutions: int = 0
-    attention: int = 0
-    moved: int = 0
-    calls: int = 0
-
-    @property
-    def flops(self) -> int:
-        """All FLOPs, as PyTorch's counter counts them."""
-        return self.products + self.convolutions + self.attention
-
-    def __add__(self, other: Work) -> Work:
-        return Work(
-            *(
-                mine + theirs
-                for mine, theirs in zip(
-                    vars(self).values(),
-                    vars(other).values(),
-                )
-            )
-        )
-
-    def __sub__(self, other: Work) -> Work:
-        return Work(
-            *(
-                mine - theirs
-                for mine, theirs in zip(
-                    vars(self).values(),
-                    vars(other).values(),
-                )
-            )
-        )
 
 
 class StepTracker(MemoryTracker):
@@ -160,6 +114,6 @@ class StepTracker(MemoryTracker):
         if name in CONVOLUTIONS:
             self.work.convolutions += flops
         elif "attention" in name:
-            self.work.attention += flops
+            self.work.attend(args[0].shape[-1], flops)
         else:
             self.work.products += flops

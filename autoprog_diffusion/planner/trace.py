@@ -18,8 +18,9 @@ from autoprog_diffusion.growth.tape import Tape
 from autoprog_diffusion.growth.units import Layout, unit_of_modules
 from autoprog_diffusion.search.recorded_calls import output_tensor, tensors_in
 
-from .step_tracker import StepTracker, Work
+from .step_tracker import StepTracker
 from .tracker import KINDS, Kind
+from .work import Work
 
 
 @dataclass
@@ -159,7 +160,7 @@ class Tracer:
         tracker = self.tracker
         tracker.reset_high()
         self._before = dict(tracker.held)
-        self._work = Work(**vars(tracker.work))
+        self._work = tracker.work.copy()
 
     def _close(self, segment: Segment) -> None:
         """Note what has changed since the last mark."""

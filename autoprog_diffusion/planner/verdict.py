@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autoprog_diffusion.growth import GrowthConfig
+from autoprog_diffusion.growth.presets import FIRST_FREEZE, FIRST_FREEZE_JOINT, freezing_from
 
 from .planned import Planned
-from .quality import measured, quality_of
+from .quality import AVERAGED, measured, quality_of
 from .settings import Plan
 
 
@@ -38,6 +39,9 @@ def name_of(config: GrowthConfig) -> str:
     """
     if config.num_stages == 1:
         return "full"
+    for start in (FIRST_FREEZE, FIRST_FREEZE_JOINT):
+        if config.freezes and config.boundaries == freezing_from(start)["boundaries"]:
+            return f"freeze from {start:.0%}"
     if config.direction == "window":
         return f"window {config.num_stages // config.sweeps}"
     direction = "freeze" if config.freezes else "unfreeze"
@@ -81,10 +85,11 @@ def judgement(trained: str) -> str:
     against = measured("trained", trained, "against_shorter")
     if against is None:
         return f"Whether growth is worth it here is not known: {trained} was not measured."
+    subject = f"{trained} with an average of the weights" if trained.startswith(AVERAGED) else trained
     lowest = min(against)
     highest = max(against)
     reason = (
-        f"by our measurements a shorter full run needs {lowest:.2f} to {highest:.2f} times the FLOPs of {trained} for "
+        f"by our measurements a shorter full run needs {lowest:.2f} to {highest:.2f} times the FLOPs of {subject} for "
         "the same loss."
     )
     if lowest >= WORTH:

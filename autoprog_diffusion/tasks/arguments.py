@@ -13,6 +13,7 @@ from .flow_matching import FlowSettings
 from .lora import LoraSettings
 from .objective import NoiseSettings
 from .sdxl import SDXLSettings
+from .stable_diffusion import CaptionSettings
 
 
 @flat_flags
@@ -53,6 +54,14 @@ class SDXLArguments(Arguments):
     """All groups of arguments, and Stable Diffusion XL's."""
 
     xl: SDXLSettings = SDXLSettings()
+
+
+@flat_flags
+@dataclass(frozen=True)
+class TextToImageArguments(Arguments):
+    """All groups of arguments, and captions."""
+
+    captions: CaptionSettings = CaptionSettings()
 
 
 def hub_options(args: Arguments) -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""Flow-matching pipelines, SD3 and Flux: loading, cached text embeddings, pictures, and the training loss."""
+"""Text-to-image transformers: loading, and the loss of flow matching; `families` has a row for each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import diffusers
 import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from torch import Tensor, nn
@@ -16,21 +17,16 @@ from autoprog_diffusion.data.latents import Batch, Latents
 from autoprog_diffusion.evaluation.draws import Draw
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 
-from .flow_families import FAMILIES, SD3, Flux, shift_time, stage_shift
-from .loading import load_as, pipeline_class, pipeline_config
-from .noise_schedule import check_flow
+from .families import FAMILY_OF, Family
+from .families.shift import shift_time
+from .families.text import check_length, fit_length
+from .loading import load_as, pipeline_class, pipeline_config, recipe_for
 from .objective import NoiseSettings, sample_times
-from .parts import check_vae
 from .source import is_single_file
 
 
 if TYPE_CHECKING:
     from autoprog_diffusion.growth import GrowthScheduler
-
-MOST_TEXT = 512  # tokens that a T5 encoder of these pipelines takes
-# Family by the name of its pipeline's class.
-FAMILY_OF = {family.pipeline_class.__name__: family for family in FAMILIES}
-_ALLOWED = f"only {list(FAMILY_OF)} are trained by flow matching here."
 
 
 @dataclass(frozen=True)
@@ -46,58 +42,69 @@ class FlowSettings:
     mode_scale: float = 1.29
     """Scale of the mode scheme."""
     guidance: float = 1.0
-    """Value of the guidance embedding in training, for Flux.1 dev."""
+    """Value of the guidance embedding in training, for models that have one, such as Flux.1 dev."""
     max_sequence_length: int | None = None
-    """Tokens of the T5 encoder [the pipeline's own: 256 for SD3, 512 for Flux]."""
+    """Tokens of text [the pipeline's own: 256 for SD3, 512 for Flux, and so on]."""
     proportion_empty_prompts: float = 0.0
     """Probability of training an image without its caption, for classifier-free guidance."""
 
 
 def load_flow(name: str, **hub: str | None) -> Any:
-    """An SD3 or Flux pipeline in float32, by its folder or Hub name and options of `from_pretrained`.
+    """A pipeline of one of the families in float32, by its folder or Hub name and options of `from_pretrained`.
 
     Raises:
         GrowthError: It cannot be loaded, or is another kind of pipeline.
     """
     kind = pipeline_class(name, **hub)
     if kind not in FAMILY_OF:
-        raise GrowthError(f"{name} is a {kind}: {_ALLOWED}")
+        raise GrowthError(f"{name} is a {kind}: {_allowed(kind)}")
+    family = FAMILY_OF[kind]
+    found: Any = getattr(diffusers, kind, None)
+    if found is None:
+        raise GrowthError(f"{name} is a {kind}, which Diffusers {diffusers.__version__} does not have: update it.")
     words = f"a {kind} (a Diffusers folder with transformer, vae, text encoders, tokenizers and scheduler)"
     left_out: dict[str, None] = {}
-    if FAMILY_OF[kind] is SD3:
-        # SD3 works without its third text encoder; Diffusers loads what was saved that way only if told so.
+    if family.optional:
+        # Diffusers loads what was saved without such a part only if told so.
         index = {} if is_single_file(name) else pipeline_config(name, **hub)
-        parts = ("text_encoder_3", "tokenizer_3")
-        left_out = {part: None for part in parts if index.get(part, (None,))[0] is None}
-    pipeline = load_as(FAMILY_OF[kind].pipeline_class, words, name, **hub, **left_out)
-    check_vae(name, pipeline.vae, ("shift_factor",))
-    check_flow(name, pipeline.scheduler)
+        left_out = {part: None for part in family.optional if index.get(part, (None,))[0] is None}
+    pipeline = load_as(found, words, name, **hub, **left_out)
     flow_family(pipeline).check(name)
     return pipeline
 
 
-def flow_family(pipeline: Any, guidance: float = 1.0) -> SD3 | Flux:
+def flow_family(pipeline: Any, guidance: float = 1.0) -> Family:
     """The family of the pipeline.
 
     Raises:
-        GrowthError: It is neither SD3 nor Flux.
+        GrowthError: It is of no family.
     """
-    for family in FAMILIES:
-        if isinstance(pipeline, family.pipeline_class):
-            return family(pipeline, guidance)
-    raise GrowthError(f"a {type(pipeline).__name__} was given: {_ALLOWED}")
+    for kind in type(pipeline).__mro__:
+        if kind.__name__ in FAMILY_OF:
+            return FAMILY_OF[kind.__name__](pipeline, guidance)
+    kind = type(pipeline).__name__
+    raise GrowthError(f"a {kind} was given: {_allowed(kind)}")
+
+
+def is_flow(pipeline: Any) -> bool:
+    """Whether the pipeline is one of the families."""
+    return any(kind.__name__ in FAMILY_OF for kind in type(pipeline).__mro__)
 
 
 def text_length(pipeline: Any, max_sequence_length: int | None) -> int:
-    """Tokens of the T5 encoder; None takes the pipeline's own number."""
+    """Tokens of text; None takes the pipeline's own number."""
     if max_sequence_length is not None:
         return max_sequence_length
     return flow_family(pipeline).most_text
 
 
+def _allowed(kind: str) -> str:
+    return f"only {list(FAMILY_OF)} are trained here. {recipe_for(kind)}"
+
+
 @dataclass(eq=False)
 class FlowMatching:
-    """Training task of an SD3 or Flux pipeline: batches to losses.
+    """Training task of a flow-matching pipeline: batches to losses.
 
     Attributes:
         pipeline: Its text encoders are frozen and moved to the device.
@@ -122,8 +129,10 @@ class FlowMatching:
         self.family = flow_family(self.pipeline, flow.guidance)
         self._length = text_length(self.pipeline, flow.max_sequence_length)
         self._check()
+        texts = latents.data["text"][:]
+        self._length = fit_length(self.family, self._length, texts, latents.accelerator.print)
         self.captions = Captions(
-            latents.data["text"][:],
+            texts,
             self._encode,
             text_encoders(self.pipeline),
             latents.accelerator,
@@ -138,7 +147,7 @@ class FlowMatching:
         self.latents.enter_stage(growth)
         tokens = self._image_tokens(self.latents.side)
         full_tokens = self._image_tokens(self.resolution)
-        self.shift = stage_shift(self.pipeline.scheduler.config, tokens, full_tokens)
+        self.shift = self.family.shift(tokens, full_tokens)
 
     def loss(self, denoiser: Any, batch: Batch) -> Tensor:
         """Flow-matching loss of one batch, () float32.
@@ -147,11 +156,15 @@ class FlowMatching:
             denoiser: The prepared transformer.
             batch: As `Latents.draw` takes it.
         """
+        return self.errors(denoiser, batch).mean()
+
+    def errors(self, denoiser: Any, batch: Batch) -> Tensor:
+        """Weighted squared errors of the velocity, (N, C, ...) float32; arguments as `loss` takes them."""
         latents = self.latents.draw(batch)
         text = self.captions.draw(batch["index"], batch.get("draw"))
         noise = torch.randn_like(latents)
         sigmas = self._draw_times(len(latents)).to(latents.device)
-        return self._errors(denoiser, latents, noise, sigmas=sigmas, text=text).mean()
+        return self._errors(denoiser, latents, noise, sigmas=sigmas, text=text)
 
     def held_out_losses(self, denoiser: Any, batch: Batch, draw: Draw) -> Tensor:
         """The loss of every sample with the noise and the times of a draw, (N,) float32; no caption is dropped.
@@ -165,22 +178,21 @@ class FlowMatching:
         with self.captions.all_kept():
             text = self.captions.draw(batch["index"], batch.get("draw"))
         sigmas = self._times_at(draw.times).to(latents)
-        return self._errors(denoiser, latents, draw.noise(latents), sigmas=sigmas, text=text).mean(dim=(1, 2, 3))
+        return self._errors(denoiser, latents, draw.noise(latents), sigmas=sigmas, text=text).flatten(1).mean(dim=1)
 
     def _errors(self, denoiser: Any, latents: Tensor, noise: Tensor, *, sigmas: Tensor, text: Embeddings) -> Tensor:
-        """Weighted squared errors of the velocity, (N, C, h, w) float32, at (N,) times."""
+        """Weighted squared errors of the velocity, (N, C, ...) float32, at (N,) times."""
         tokens, pooled = text
-        mix = sigmas.view(-1, 1, 1, 1)
+        mix = sigmas.view(-1, *[1] * (latents.dim() - 1))
         noisy = (1 - mix) * latents + mix * noise
-        velocity = self.family.velocity(denoiser, noisy, sigmas, tokens=tokens, pooled=pooled)
+        velocity = self.family.predict(denoiser, noisy, sigmas, tokens=tokens, pooled=pooled)
         error = (velocity.float() - (noise - latents).float()).square()
         weights = compute_loss_weighting_for_sd3(self.flow.weighting_scheme, sigmas=mix)
         return weights * error
 
     def _image_tokens(self, side: int) -> int:
         """Tokens of an image with a side of so many pixels."""
-        pixels = self.pipeline.vae_scale_factor * self.family.patch  # per token and side
-        return (side // pixels) ** 2
+        return (side // self.family.token_side) ** 2
 
     def _draw_times(self, count: int) -> Tensor:
         """(N,) times in (0, 1), 1 being noise: the density of Diffusers' script, shifted for the resolution."""
@@ -219,8 +231,7 @@ class FlowMatching:
         for name in ("snr_gamma", "prediction_type", "noise_offset", "input_perturbation"):
             if value := getattr(self.noise, name):
                 raise ConfigError(f"--{name} {value} belongs to noise prediction; flow matching has no such setting.")
-        if not 0 <= self._length <= MOST_TEXT:
-            raise ConfigError(f"--max_sequence_length {self._length} is not allowed: use 0 to {MOST_TEXT}.")
+        check_length(self.family, self._length)
         largest = self.family.largest()
         if largest is not None and self.resolution > largest:
             raise ConfigError(

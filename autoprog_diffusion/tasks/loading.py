@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
+from difflib import get_close_matches
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,13 @@ RECIPES = {
     "StableDiffusionXLPipeline": "finetune_sdxl.py",
     "StableDiffusion3Pipeline": "finetune_flow.py",
     "FluxPipeline": "finetune_flow.py",
+    "Flux2KleinPipeline": "finetune_flow.py",
+    "QwenImagePipeline": "finetune_flow.py",
+    "ZImagePipeline": "finetune_flow.py",
+    "SanaPipeline": "finetune_flow.py",
+    "Lumina2Pipeline": "finetune_flow.py",
+    "WanPipeline": "finetune_flow.py",
+    "PixArtSigmaPipeline": "finetune_flow.py",
     "DiTPipeline": "finetune_dit.py",
 }
 DENOISERS = ("unet", "transformer")  # names of the parts that train
@@ -94,7 +102,7 @@ def _load_folder(kind: Any, words: str, name: str, options: dict[str, Any]) -> A
         config = pipeline_config(name, **options)
         found = str(config.get("_class_name"))
         if found != kind.__name__:
-            raise ValueError(f"its model_index.json says {found}. {_recipe_for(found)}")
+            raise ValueError(f"its model_index.json says {found}. {recipe_for(found)}")
         _check_parts(kind, config, left_out.keys() | options.keys())
         pipeline = kind.from_pretrained(name, **{**options, **left_out, "variant": variant})
     except LOAD_ERRORS as error:
@@ -108,7 +116,7 @@ def _load_single_file(kind: Any, words: str, name: str, cache_dir: str | None) -
     """A pipeline from a checkpoint of one file; Diffusers takes configuration and tokenizer from the Hub's cache."""
     found = single_file_class(name)
     if found not in (None, kind.__name__):
-        raise GrowthError(f"{name} cannot be loaded as {words}: it holds a {found}. {_recipe_for(found)}")
+        raise GrowthError(f"{name} cannot be loaded as {words}: it holds a {found}. {recipe_for(found)}")
     try:
         return kind.from_single_file(name, cache_dir=cache_dir)
     except LOAD_ERRORS as error:
@@ -149,12 +157,21 @@ def _absent(name: str) -> list[str]:
     return []
 
 
-def _recipe_for(kind: str | None) -> str:
-    """Advice on a pipeline of another class."""
+def recipe_for(kind: str | None) -> str:
+    """Advice on a pipeline of a class: its recipe, or those with near names."""
     recipe = RECIPES.get(kind or "")
-    if recipe is None:
-        return f"No recipe trains one: use a pipeline of {sorted(RECIPES)}."
-    return f"For it use recipes/{recipe}."
+    if recipe is not None:
+        return f"For it use recipes/{recipe}."
+    near = near_names(kind or "", RECIPES)
+    nearest = f" The nearest to {kind}: {' and '.join(near)}." if near else ""
+    return f"No recipe trains one: use a pipeline of {sorted(RECIPES)}.{nearest}"
+
+
+def near_names(kind: str, known: Iterable[str]) -> list[str]:
+    """The two known pipelines whose names are nearest, if any is near; all are called pipelines."""
+    by_stem = {name.removesuffix("Pipeline"): name for name in known}
+    stem = kind.removesuffix("Pipeline")
+    return [by_stem[near] for near in get_close_matches(stem, list(by_stem), n=2, cutoff=0.5)]
 
 
 def _hint(name: str, variant: str | None, error: Exception) -> str:

@@ -12,7 +12,8 @@ from torch import nn
 
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError, UnitError
 
-from .flow_matching import FAMILY_OF, FlowSettings, load_flow
+from .families import FAMILY_OF
+from .flow_matching import load_flow
 from .loading import pipeline_class
 from .sdxl import load_sdxl
 from .stable_diffusion import load_pipeline
@@ -37,7 +38,7 @@ class LoraSettings:
 
 
 def load_any(name: str, **hub: str | None) -> Any:
-    """A Stable Diffusion, SDXL, SD3 or Flux pipeline in float32, by its name and options of `from_pretrained`.
+    """A text-to-image pipeline in float32, by its name and options of `from_pretrained`.
 
     Raises:
         GrowthError: It cannot be loaded, or is another kind of pipeline.
@@ -51,18 +52,6 @@ def load_any(name: str, **hub: str | None) -> Any:
     if kind not in loaders:
         raise GrowthError(f"{name} is a {kind}, which this recipe does not train: use one of {sorted(loaders)}.")
     return loaders[kind](name, **hub)
-
-
-def check_flow_flags(flow: FlowSettings) -> None:
-    """Refuse flags of flow matching for a pipeline that is trained by denoising.
-
-    Raises:
-        ConfigError: The message names the flag.
-    """
-    plain = FlowSettings()
-    for name in ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "guidance", "max_sequence_length"):
-        if getattr(flow, name) != getattr(plain, name):
-            raise ConfigError(f"--{name} is for SD3 and Flux, this pipeline is Stable Diffusion's: remove the flag.")
 
 
 def add_lora(model: nn.Module, lora: LoraSettings, seed: int) -> None:

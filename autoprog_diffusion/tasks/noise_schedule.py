@@ -36,13 +36,15 @@ DENOISING = (
     "SASolverScheduler",
 )
 FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+# Settings that turn one of the samplers above into one of flow matching.
+FLOW_SETTINGS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # Settings that turn one of those samplers into one of another process: name -> the value that does not.
 PLAIN_SETTINGS = {"use_flow_sigmas": False, "timestep_type": "discrete"}
 # Why a class is not among them, by a part of its name.
 REASONS = {
     "EDM": "is for models with EDM's preconditioning, which no recipe trains",
-    "Flow": "is for flow matching: use recipes/finetune_flow.py for SD3 and Flux",
+    "Flow": "is for flow matching: use recipes/finetune_flow.py",
     "LCM": "samples a model that was distilled to a few steps, which training by denoising would undo",
     "TCD": "samples a model that was distilled to a few steps, which training by denoising would undo",
     "CM": "is for consistency models, which no recipe trains",
@@ -103,26 +105,42 @@ def _check_betas(name: str, scheduler: Any) -> None:
         )
 
 
-def check_flow(name: str, scheduler: Any) -> None:
+def check_flow(name: str, scheduler: Any, allowed: tuple[str, ...] = FLOW) -> None:
     """Refuse a flow-matching pipeline whose scheduler does not sample by flow matching.
+
+    Args:
+        name: Of the pipeline, for the message.
+        scheduler: The pipeline's.
+        allowed: Names of the classes that its family is sampled with.
 
     Raises:
         GrowthError: The message names the class or the setting, what is allowed, and the fix.
     """
-    if _known_class(scheduler, FLOW) is None:
+    kind = _known_class(scheduler, allowed)
+    if kind is None:
         raise GrowthError(
-            f"the scheduler of {name} is {type(scheduler).__name__}, and flow matching needs one of {list(FLOW)}: "
+            f"the scheduler of {name} is {type(scheduler).__name__}, and flow matching needs one of {list(allowed)}: "
             "save the pipeline with the scheduler that its model was trained with."
         )
-    if scheduler.config.get("invert_sigmas"):
+    config = scheduler.config
+    if kind not in FLOW:
+        for setting, wanted in FLOW_SETTINGS.items():
+            value = config.get(setting)
+            if value != wanted:
+                raise GrowthError(
+                    f"the scheduler of {name} is {kind} with {setting}={value!r}, which is no flow matching: only "
+                    f"{wanted!r} is allowed. Correct scheduler/scheduler_config.json."
+                )
+    if config.get("invert_sigmas"):
         raise GrowthError(
             f"the scheduler of {name} has invert_sigmas=True, so its time runs from noise at 0: only False is trained."
         )
-    shift = scheduler.config.shift
+    setting = "shift" if kind in FLOW else "flow_shift"
+    shift = config[setting]
     if not shift > 0:
         raise GrowthError(
-            f"the scheduler of {name} has shift={shift!r}, which leaves no noise at any time: only numbers above 0 "
-            "are allowed. Correct scheduler/scheduler_config.json."
+            f"the scheduler of {name} has {setting}={shift!r}, which leaves no noise at any time: only numbers above "
+            "0 are allowed. Correct scheduler/scheduler_config.json."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +9,10 @@ import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from autoprog_diffusion.data.cache import ArrayCache, build_cache, text_fingerprint
+from autoprog_diffusion.data.cache import ArrayCache
 from autoprog_diffusion.data.captions import Embeddings
-from autoprog_diffusion.data.decode import read_image, undecoded
+from autoprog_diffusion.data.image_sizes import measure_images
+from autoprog_diffusion.data.images import centre_corners, fitted_window
 from autoprog_diffusion.data.latents import Batch
 
 from .loading import load_as
@@ -54,7 +54,7 @@ def load_sdxl(name: str, **hub: str | None) -> StableDiffusionXLPipeline:
 class TextToImageXL(TextToImage):
     """Training task of a Stable Diffusion XL pipeline; arguments as those of `TextToImage`.
 
-    The UNet is told every image's own size, where its square was cut, and the stage's resolution as the target size.
+    The UNet is told every image's own size, where its part was cut, and the size of that part as the target size.
     """
 
     _sizes: ArrayCache | None = None
@@ -64,16 +64,7 @@ class TextToImageXL(TextToImage):
         super().enter_stage(growth)
         if self._sizes is not None or not self.latents.cached:
             return
-        data = self.latents.data
-        self._sizes = build_cache(
-            self.latents.folder / "sizes.npy",
-            len(data),
-            self._measure,
-            fingerprint=text_fingerprint("sizes", data._fingerprint, len(data)),
-            accelerator=self.latents.accelerator,
-            batch_size=64,
-            title="measuring images",
-        )
+        self._sizes = measure_images(self.latents.data, self.latents.folder, self.latents.accelerator)
 
     def conditions(self, batch: Batch) -> dict[str, Any]:
         """Both encoders' tokens (N, L, D), pooled text (N, P), and the six sizes (N, 6) in pixels."""
@@ -83,19 +74,30 @@ class TextToImageXL(TextToImage):
 
     def sizes(self, batch: Batch) -> Tensor:
         """(N, 6): height and width of the image, top and left of the crop, height and width of the target."""
-        side = self.latents.side
+        height, width = self.latents.size_of(batch)
         if "window" in batch:
             original, crop = batch["window"].float().cpu().split(2, dim=1)
-            # The square was cut at the full resolution, and then reduced to the stage's.
-            crop = crop * side / self.latents.resolution
+            crop = self._reduced(crop, batch["pixel_values"].shape, height, width)
         else:
             assert self._sizes is not None
             original = self._sizes[batch["index"]]
-            scale = side / original.amin(dim=1, keepdim=True)
-            scaled = (original * scale).round().clamp(min=side)
             # Cached latents are of the centre.
-            crop = (scaled - side) // 2
-        return torch.cat([original, crop, torch.full_like(crop, side)], dim=1)
+            crop = centre_corners(original, height, width).float()
+        target = torch.tensor([height, width]).expand_as(crop)
+        return torch.cat([original, crop, target], dim=1)
+
+    def _reduced(self, crop: Tensor, shape: torch.Size, height: int, width: int) -> Tensor:
+        """(N, 2) top and left of parts that were cut at the full resolution, and then reduced to the stage's.
+
+        Args:
+            crop: (N, 2) in pixels of the full resolution.
+            shape: Of the parts, (N, 3, H, W).
+            height: Of the stage's images in pixels.
+            width: Of the stage's images in pixels.
+        """
+        top, left, tall, wide = fitted_window(shape[2], shape[3], height, width)
+        corner = crop + torch.tensor([top, left])
+        return corner * torch.tensor([height / tall, width / wide])
 
     def encoders(self) -> list[nn.Module]:
         """The pipeline's text encoders, of which a checkpoint may lack the first."""
@@ -111,10 +113,3 @@ class TextToImageXL(TextToImage):
             tokens = tokens * given.view(-1, 1, 1)
             pooled = pooled * given.view(-1, 1)
         return tokens, pooled
-
-    def _measure(self, rows: Sequence[int]) -> Tensor:
-        """Row numbers -> (len, 2) height and width in pixels."""
-        data = undecoded(self.latents.data)
-        images = [read_image(data, row) for row in rows]
-        sizes = [(image.height, image.width) for image in images]
-        return torch.tensor(sizes)

@@ -217,10 +217,15 @@ def _missing(module: nn.Module, names: set[str]) -> list[str]:
     known = {_today(name) for name in names}
     endings = {name.partition(".")[2] for name in known}
     state = module.state_dict()
-    held = {name for name in state if name in known or name in endings or name.partition(".")[2] in known}
+    held = {name for name in state if name in endings or not known.isdisjoint(_names_in_files(name))}
     # Tied weights are stored once.
     places = {state[name].data_ptr() for name in held}
     return [name for name, value in state.items() if name not in held and value.data_ptr() not in places]
+
+
+def _names_in_files(name: str) -> tuple[str, ...]:
+    """What a file may call a tensor: the same, without a prefix, or as before models were told from their parts."""
+    return name, name.partition(".")[2], name.replace(".language_model.", ".")
 
 
 def _today(name: str) -> str:

@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from autoprog_diffusion.growth import GrowthScheduler
 
 
+@dataclass(frozen=True)
+class CaptionSettings:
+    """Captions."""
+
+    proportion_empty_prompts: float = 0.0
+    """Probability of training an image without its caption, for classifier-free guidance."""
+
+
 def load_pipeline(name: str, **hub: str | None) -> StableDiffusionPipeline:
     """A Stable Diffusion pipeline in float32; arguments as `from_pretrained` takes them.
 

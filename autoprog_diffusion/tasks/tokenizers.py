@@ -34,8 +34,13 @@ def check_tokenizers(name: str, pipeline: Any) -> None:
 
 
 def _check_length(name: str, part: str, tokenizer: Any, encoder: Any) -> None:
-    """Refuse a tokenizer that pads to more tokens than the encoder has positions; T5 has no such end."""
+    """Refuse a tokenizer that pads to more tokens than the encoder has positions.
+
+    T5 has no such end. Language models turn their positions, and their pipelines say how many tokens they take.
+    """
     positions = getattr(encoder.config, "max_position_embeddings", None)
+    if getattr(encoder.config, "rope_parameters", None) is not None:
+        positions = None
     length = tokenizer.model_max_length
     if not isinstance(length, int | float):
         raise GrowthError(

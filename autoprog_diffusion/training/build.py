@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,16 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from autoprog_diffusion.data.bucket_batches import BucketBatches
+from autoprog_diffusion.data.bucket_plan import BucketPlan
+from autoprog_diffusion.data.buckets import Bucket, square
 from autoprog_diffusion.data.caption_text import has_lists
 from autoprog_diffusion.data.decode import read_image, undecoded
-from autoprog_diffusion.data.images import ImageSettings, cut_square, seeded
+from autoprog_diffusion.data.images import ImageSettings, cut_window, seeded
 from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.growth import ConfigError
 
-from .arguments import OutputArguments
+from .arguments import OutputArguments, flat
 from .ends import keeping_workers_alive
 from .recipe_arguments import Arguments, DataArguments
 from .sharded import shard_on_cpu
@@ -78,14 +81,16 @@ class RowDataset(Dataset):
     """Row numbers, and for uncached training the decoded images.
 
     An item is `index` and, uncached, `pixel_values` (3, H, W) in [-1, 1] and `window` (4,): height and width of the
-    image, top and left of the crop in the resized image, in pixels. Where rows have several captions, it is also
-    `draw`, a random number that chooses one. With groups each has a first axis of one row each.
+    image, top and left of the crop in the resized image, in pixels. Where rows have several captions, or captions are
+    dropped, it is also `draw`, a random number that decides. With groups each has a first axis of one row each. With a
+    plan it is also `item`, its number in the plan.
 
     Args:
         data: Column `image`, and perhaps `text`.
         args: The recipe's arguments.
         resolution: Side of the images in pixels, or None for row numbers only.
         groups: Rows that are trained together, an item each; None for one row each.
+        plan: Sizes of the images; None for squares.
     """
 
     def __init__(
@@ -94,36 +99,50 @@ class RowDataset(Dataset):
         args: Arguments,
         resolution: int | None,
         groups: Sequence[tuple[int, ...]] | None = None,
+        plan: BucketPlan | None = None,
     ) -> None:
         self._data = undecoded(data)
         self._images = image_settings(args.data)
         self._seed = args.train.seed
         self._resolution = resolution
         self._groups = groups
-        self._has_lists = has_lists(data)
+        self._plan = plan
+        self._draws = has_lists(data) or drops_captions(args)
         self.epoch = 0
 
     def __len__(self) -> int:
+        if self._plan is not None:
+            return len(self._plan)
         return len(self._data if self._groups is None else self._groups)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         # Crop and flip depend on seed, epoch and item alone: the same in any worker, and after a resume.
         generator = seeded(self._seed, self.epoch, index)
+        if self._plan is not None:
+            row = int(self._plan.rows[index])
+            bucket = self._plan.buckets[int(self._plan.places[index])]
+            return {**self._item(row, generator, bucket), "item": index}
         if self._groups is None:
             return self._item(index, generator)
         return default_collate([self._item(row, generator) for row in self._groups[index]])
 
-    def _item(self, row: int, generator: torch.Generator) -> dict[str, Any]:
+    def _item(self, row: int, generator: torch.Generator, bucket: Bucket | None = None) -> dict[str, Any]:
         item: dict[str, Any] = {"index": row}
-        if self._has_lists:
+        if self._draws:
             # A generator of its own: crops are the same with one caption and with several.
             item["draw"] = torch.randint(2**62, (), generator=seeded(self._seed, self.epoch, row, 1))
         if self._resolution is None:
             return item
         image = read_image(self._data, row)
-        pixels, corner = cut_square(image, self._resolution, self._images, generator)
-        window = torch.tensor([image.height, image.width, *corner])
-        return {**item, "pixel_values": pixels, "window": window}
+        size = bucket or square(self._resolution)
+        cut = cut_window(image, size.height, size.width, self._images, generator)
+        window = torch.tensor([image.height, image.width, *cut.corner])
+        return {**item, "pixel_values": cut.pixels, "window": window}
+
+
+def drops_captions(args: Arguments) -> bool:
+    """Whether some images train without their captions."""
+    return bool(flat(asdict(args)).get("proportion_empty_prompts"))
 
 
 def image_settings(data: DataArguments) -> ImageSettings:
@@ -143,6 +162,7 @@ def make_latents(
     *,
     resolution: int,
     held_out: bool = False,
+    plan: BucketPlan | None = None,
 ) -> Latents:
     """Latents of the data, cached in the output folder.
 
@@ -157,23 +177,49 @@ def make_latents(
         resolution=resolution,
         folder=folder / "held_out" if held_out else folder,
         images=replace(images, center_crop=True, random_flip=False) if held_out else images,
+        plan=plan,
         cached=held_out or args.data.cache_latents,
         dtype=args.data.cache_dtype,
     )
 
 
 def make_loader(
-    data: datasets.Dataset, args: Arguments, resolution: int, groups: Sequence[tuple[int, ...]] | None = None
+    data: datasets.Dataset,
+    args: Arguments,
+    resolution: int,
+    groups: Sequence[tuple[int, ...]] | None = None,
+    *,
+    plan: BucketPlan | None = None,
+    processes: int = 1,
 ) -> DataLoader:
-    """Shuffled batches of `RowDataset`, the last incomplete one dropped."""
-    rows = RowDataset(data, args, None if args.data.cache_latents else resolution, groups)
+    """Shuffled batches of `RowDataset`, the last incomplete one dropped; with a plan, batches of one bucket each.
+
+    Args:
+        data: Column `image`, and perhaps `text`.
+        args: The recipe's arguments.
+        resolution: Side of the images in pixels.
+        groups: As `RowDataset` takes them.
+        plan: Sizes of the images; None for squares.
+        processes: Of the run; with a plan they get their batches together.
+    """
+    train = args.train
+    rows = RowDataset(data, args, None if args.data.cache_latents else resolution, groups, plan)
+    order: dict[str, Any] = {"batch_size": train.train_batch_size, "shuffle": True, "drop_last": True}
+    if plan is not None:
+        batches = BucketBatches(
+            plan,
+            rows,
+            batch_size=train.train_batch_size,
+            processes=processes,
+            seed=train.seed,
+            incomplete=args.data.incomplete_batches,
+        )
+        order = {"batch_sampler": batches}
     return DataLoader(
         rows,
-        batch_size=args.train.train_batch_size,
-        shuffle=True,
-        drop_last=True,
+        **order,
         num_workers=0 if args.data.cache_latents else args.data.dataloader_num_workers,
         # Its own generator: starting an epoch must not advance the one that draws the noise.
-        generator=torch.Generator().manual_seed(args.train.seed),
+        generator=torch.Generator().manual_seed(train.seed),
         worker_init_fn=keeping_workers_alive(),
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from autoprog_diffusion.data.bucket_batches import BucketBatches
 from autoprog_diffusion.evaluation.draws import Draw
 from autoprog_diffusion.growth import GrowthPlan, GrowthScheduler
 from autoprog_diffusion.growth.backends.fsdp2 import reshard
@@ -111,19 +112,18 @@ class DiffusionTrainer(Trainer):
         self._train = train
         self._given = args.given
         self._rows: Any = loader.dataset
+        self._buckets = loader.batch_sampler
         # Taken now: growth freezes parameters, but what does not train from the start never will.
         trained = [name for name, value in denoiser.named_parameters() if value.requires_grad]
         self._names = trained
         self._complete = len(trained) == len(list(denoiser.parameters()))
         self.together = is_sharding(accelerator)
         self._whole = Whole(denoiser) if self.together else None
-        if self.together:
-            name_blocks(accelerator, denoiser)
-        elif not self._complete:
-            keep_only(accelerator, denoiser, trained)
+        self._tell_accelerator(denoiser)
         self.epoch_batches = max(1, len(loader) // accelerator.num_processes)
         self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
         self.check_lengths("lr_warmup_steps", self.warmup_steps, args.given)
+        self._time_left.work = self._work
         self.model, self.optimizer, self._loader, self.lr_scheduler = self._prepared(denoiser, loader)
         self._trained = list(parameters_now(denoiser, trained).values())
         self.ema = self._make_ema()
@@ -154,6 +154,14 @@ class DiffusionTrainer(Trainer):
             yield from self.accelerator.skip_first_batches(self._loader, done) if done else self._loader
             epoch += 1
             done = 0
+
+    def _work(self, step: int, passes: int | None) -> float:
+        """Pixels of the first passes of a step, or of all, over those of as many mean ones."""
+        if not isinstance(self._buckets, BucketBatches):
+            return 1.0
+        epoch, steps = divmod(step, self.epoch_steps)
+        done = steps * self._accumulation
+        return self._buckets.work(epoch, done, passes or min(self._accumulation, self.epoch_batches - done))
 
     def train(self, on_step: Callable[[int], object] | None = None) -> None:
         if self._train.probe_batch and not self.over:
@@ -288,6 +296,13 @@ class DiffusionTrainer(Trainer):
         # Batches stay on the CPU: tasks look up rows with them there, and would wait for the device to get them back.
         places = [None, None, False, None]
         return self.accelerator.prepare(denoiser, optimizer, loader, schedule, device_placement=places)
+
+    def _tell_accelerator(self, denoiser: nn.Module) -> None:
+        """What is sharded, or what checkpoints hold where not all parameters train."""
+        if self.together:
+            name_blocks(self.accelerator, denoiser)
+        elif not self._complete:
+            keep_only(self.accelerator, denoiser, self._names)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         train = self._train

@@ -20,6 +20,7 @@ MUST_BE_EQUAL = frozenset(
     "train_batch_size batch_size gradient_accumulation_steps grad_accum_steps "
     "instance_data_dir instance_prompt with_prior_preservation class_data_dir class_prompt num_class_images "
     # Pixels.
+    "buckets bucket_step max_aspect bucket_resolutions merge_buckets incomplete_batches shuffle_tags keep_tags "
     "resolution center_crop random_flip image_interpolation_mode cache_latents cache_dtype crop scale ratio hflip "
     "aa reprob mixup cutmix mixup_prob mixup_switch_prob aa_scale drop_path_scale reprob_scale "
     # The loss.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from autoprog_diffusion.data.bucket_plan import BucketPlan
 from autoprog_diffusion.data.rows import spread
 from autoprog_diffusion.evaluation.best import FOLDER, BestWeights
 from autoprog_diffusion.evaluation.draws import Draw
@@ -63,14 +64,14 @@ class HeldOutRun:
 
     Args:
         task: Of the held-out images.
-        images: How many there are.
+        plan: Their sizes.
         args: Of the recipe.
     """
 
-    def __init__(self, task: HeldOutTask, images: int, args: Arguments) -> None:
+    def __init__(self, task: HeldOutTask, plan: BucketPlan, args: Arguments) -> None:
         self.record = EvaluationRecord()
         self._task = task
-        self._images = images
+        self._plan = plan
         self._flags = args.evaluation
         self._train = args.train
         self._folder = Path(args.output.output_dir)
@@ -199,7 +200,7 @@ class HeldOutRun:
         else:
             batch = self._train.train_batch_size * self._train.gradient_accumulation_steps
             pace = choose_pace(
-                images=self._images,
+                images=self._plan.images,
                 steps=trainer.max_steps,
                 batch=batch * trainer.accelerator.num_processes,
                 cost=mean_cost(trainer.growth.plan),
@@ -217,11 +218,11 @@ class HeldOutRun:
         full: Any = FullSize(trainer.growth.config)
         with torch.random.fork_rng():
             self._task.enter_stage(full)
-        rows = torch.tensor(spread(self._images, pace.images))
+        rows = torch.tensor(spread(self._plan.images, pace.images))
         batches = []
-        for part in rows.split(self._train.train_batch_size):
+        for items in self._plan.groups(self._plan.largest_of(rows), self._train.train_batch_size):
             # Of several captions the first one.
-            batches.append({"index": part, "draw": torch.zeros_like(part)})
+            batches.append({"index": self._plan.rows[items], "item": items, "draw": torch.zeros_like(items)})
         self._held_out = HeldOut(
             self._task.held_out_losses,
             batches,

@@ -15,6 +15,9 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
+from autoprog_diffusion.data.bucket_batches import BucketBatches
+from autoprog_diffusion.data.bucket_plan import BucketPlan, one_size
+from autoprog_diffusion.data.bucket_settings import tell_left
 from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.damaged import usable_images
 from autoprog_diffusion.data.identity import data_identity
@@ -22,11 +25,14 @@ from autoprog_diffusion.data.latents import Latents
 from autoprog_diffusion.data.placement import hold_as_stored, on_device
 from autoprog_diffusion.data.report import DAMAGED, DataReport
 from autoprog_diffusion.data.sources import check_batch
+from autoprog_diffusion.data.tags import TagSettings, with_tag_orders
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 from autoprog_diffusion.growth.backward_step import check_backward_step
 
 from .arguments import autoprog_zero, growth_config, take_flag, with_preset
+from .bucketing import given_resolution, held_out_plan, training_plan
 from .build import make_accelerator, make_latents, make_loader
+from .default_embedding import default_embedding
 from .diffusion import DiffusionTrainer, Task
 from .flag_checks import explicit_wins
 from .held_out import HeldOutRun, HeldOutTask
@@ -60,6 +66,9 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         pipeline: The pipeline, once it is loaded.
         data_report: What the data holds and what of it is left out, once it is read.
         shares: Whether a share of the data may be held out.
+        squares_only: Why images must be squares, in words that follow a colon; None where they need not be.
+        plan: Sizes of the training images, once they are known; None for squares.
+        processes: Of the run.
     """
 
     defaults: ClassVar[Any] = Arguments()
@@ -68,6 +77,9 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
     pipeline: Any
     data_report: DataReport | None = None
     shares = True
+    squares_only: ClassVar[str | None] = None
+    plan: BucketPlan | None = None
+    processes = 1
 
     @abstractmethod
     def load(self, args: AnyArguments) -> Any:
@@ -108,7 +120,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
 
     def loader(self, data: datasets.Dataset, args: AnyArguments, resolution: int) -> DataLoader:
         """Batches of row numbers, and of images where latents are not cached."""
-        return make_loader(data, args, resolution)
+        return make_loader(data, args, resolution, plan=self.plan, processes=self.processes)
 
     @abstractmethod
     def task(self, pipeline: Any, latents: Latents, args: AnyArguments) -> Task:
@@ -184,32 +196,33 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         if train.step_in_backward:
             check_backward_step(denoiser, accelerator)
         multiple = self.multiple(pipeline)
-        resolution = args.data.resolution or self.resolution(pipeline)
+        if args.data.buckets and self.squares_only is not None:
+            raise ConfigError(f"--buckets is not possible: {self.squares_only}. Remove the flag.")
+        resolution = given_resolution(args.data) or self.resolution(pipeline)
         check_resolution(resolution, self.drawn_multiple(pipeline))
         ema_decay = train.ema_decay if train.use_ema else None
         growth = with_preset(args.growth, args.given, denoiser)
         config, plan = growth_config(growth, multiple=multiple, ema_decay=ema_decay, seed=train.seed)
-        config = sharded_growth(config, args.given, accelerator)
+        config = default_embedding(sharded_growth(config, args.given, accelerator), args.given, denoiser)
         self.data_report = DataReport()
         data = self.data(args, pipeline, resolution, accelerator)
         data, damaged = usable_images(data, args.data.corrupt, accelerator)
         self.data_report.leave_out_rows(DAMAGED, damaged)
         data, held_out = self._hold_out(data, args, pipeline, resolution, accelerator=accelerator)
-        self.data_report.log()
-        loader = self.loader(data, args, resolution)
-        rows: Any = loader.dataset
-        check_batch(len(rows), train.train_batch_size * accelerator.num_processes)
+        data = with_tag_orders(data, TagSettings(args.data.shuffle_tags, args.data.keep_tags, train.seed))
+        loader = self._placed_loader(data, args, pipeline, resolution, accelerator=accelerator)
         if train.gradient_checkpointing and config.checkpointing is None:
             config = replace(config, checkpointing="all")
         if train.trained_dtype == "bfloat16":
             store_in_bfloat16(denoiser)
         watched = self._held_out_run(held_out, args, pipeline, resolution, accelerator=accelerator)
         set_seed(train.seed, device_specific=True)
+        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution, plan=self.plan)
         trainer = DiffusionTrainer(
             denoiser,
             GrowthScheduler(denoiser, config, accelerator),
             plan=plan,
-            task=self.task(pipeline, make_latents(pipeline, data, args, accelerator, resolution=resolution), args),
+            task=self.task(pipeline, latents, args),
             loader=loader,
             args=args,
             accelerator=accelerator,
@@ -236,6 +249,30 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             show=lambda images, step: log_pictures(accelerator, "samples", images, step),
         )
 
+    def _placed_loader(
+        self, data: datasets.Dataset, args: AnyArguments, pipeline: Any, resolution: int, *, accelerator: Accelerator
+    ) -> DataLoader:
+        """Batches of the training images, whose sizes are known from now on; the report of the data is shown."""
+        assert self.data_report is not None
+        self.processes = accelerator.num_processes
+        self.plan = training_plan(
+            data,
+            args,
+            accelerator,
+            resolution=resolution,
+            multiple=self.drawn_multiple(pipeline),
+            report=self.data_report,
+        )
+        loader = self.loader(data, args, resolution)
+        batches = loader.batch_sampler
+        if isinstance(batches, BucketBatches):
+            self.data_report.readings[-1].notes += tell_left(batches, self.processes)
+        self.data_report.log()
+        if self.plan is None:
+            rows: Any = loader.dataset
+            check_batch(len(rows), args.train.train_batch_size * self.processes)
+        return loader
+
     def _hold_out(
         self, data: datasets.Dataset, args: AnyArguments, pipeline: Any, resolution: int, *, accelerator: Accelerator
     ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
@@ -261,9 +298,11 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             if args.evaluation.stop_patience is not None:
                 accelerator.print("--stop_patience has no effect: there is no held-out loss.")
             return None
-        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution, held_out=True)
+        multiple = self.drawn_multiple(pipeline)
+        plan = held_out_plan(data, args, accelerator, resolution=resolution, multiple=multiple)
+        latents = make_latents(pipeline, data, args, accelerator, resolution=resolution, held_out=True, plan=plan)
         task: HeldOutTask = self.task(pipeline, latents, args)
-        return HeldOutRun(task, len(data), args)
+        return HeldOutRun(task, plan or one_size(len(data), resolution), args)
 
     def _draw_on(
         self, device: torch.device, args: AnyArguments, titles: Sequence[str], size: int

@@ -26,7 +26,7 @@ SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant
 POSITIVE = (
     "train_batch_size", "num_train_epochs", "max_train_steps", "gradient_accumulation_steps", "learning_rate",
     "snr_gamma", "resolution", "num_inference_steps", "max_grad_norm", "adam_epsilon", "evaluation_steps",
-    "stop_patience",
+    "stop_patience", "bucket_step",
 )  # fmt: skip
 NOT_NEGATIVE = ("lr_warmup_steps", "adam_weight_decay", "dataloader_num_workers", "noise_offset", "input_perturbation")
 SHARES = ("held_out_share", "evaluation_share")
@@ -71,6 +71,22 @@ class DataArguments:
     """What to do with images that cannot be decoded: stop and name them, or leave them out and name them."""
     resolution: int | None = None
     """Side of the training images in pixels [the pipeline's own size]."""
+    buckets: bool = False
+    """Train images at their own aspect ratio, in batches of one size, instead of squares."""
+    bucket_step: int | None = None
+    """What sides of buckets are multiples of, in pixels [a sixteenth of the resolution, where the model allows it]."""
+    max_aspect: float = 2.0
+    """Longer side over the shorter one of a bucket, at most; longer images are cropped to it."""
+    bucket_resolutions: tuple[int, ...] | None = None
+    """Train every image at each of these resolutions that it has pixels for; the largest is --resolution."""
+    merge_buckets: bool = False
+    """Crop the images of buckets that fill no batch to the nearest bucket that does."""
+    incomplete_batches: Literal["drop", "fill"] = "drop"
+    """Images of a bucket that fill no batch: leave them out of the epoch, or take others of the bucket once more."""
+    shuffle_tags: int = 0
+    """Draw one of so many orders of a caption's tags, the words between commas, in every epoch [none]."""
+    keep_tags: int = 0
+    """Tags at the beginning that --shuffle_tags leaves in their places."""
     center_crop: bool = False
     """Crop the centre of non-square images instead of a random place; cached latents always crop the centre."""
     random_flip: bool = False

@@ -36,6 +36,10 @@ class TimeLeft:
         growth: The growth object of the run.
         accumulation: Forward passes per optimizer step.
         file: Where to write what is predicted of every stage, for the report; None writes nothing.
+
+    Attributes:
+        work: Step and number of its first passes (None for all) -> their work over that of as many mean ones. Times
+            and FLOPs are those of mean steps, by this number.
     """
 
     def __init__(self, metrics: Metrics, growth: Growth, accumulation: int, file: Path | None = None) -> None:
@@ -43,6 +47,7 @@ class TimeLeft:
         self._growth = growth
         self._accumulation = accumulation
         self._file = file
+        self.work: Callable[[int, int | None], float] = lambda step, passes: 1.0
         self._seen = 0  # steps that the next two know of
         self._times: dict[int, deque[float]] = {}
         self._flops: dict[int, float] = {}
@@ -102,8 +107,9 @@ class TimeLeft:
             stage = int(rows["stage"][step])
             self._flops[stage] = rows["flops"][step]
             if not rows["searching"][step]:
-                self._firsts.setdefault(stage, rows["seconds"][step])
-                self._times.setdefault(stage, deque(maxlen=LATEST)).append(rows["seconds"][step])
+                seconds = rows["seconds"][step] / self.work(step, None)
+                self._firsts.setdefault(stage, seconds)
+                self._times.setdefault(stage, deque(maxlen=LATEST)).append(seconds)
         self._seen = len(self._metrics)
 
     @property
@@ -122,14 +128,15 @@ class TimeLeft:
         return False
 
     def counted(self, model: nn.Module, loss: Callable[[], Tensor]) -> int:
-        """FLOPs of a forward and backward pass, by PyTorch's counter; those of stages to come are kept on the way.
+        """FLOPs of a mean pass and its backward pass, by PyTorch's counter; those of stages to come are kept as well.
 
         Args:
             model: The bare model.
             loss: Runs the forward pass.
         """
+        work = self.work(len(self._metrics), 1)
         if not self.wanted:
-            return counted_flops(lambda: loss().backward())
+            return round(counted_flops(lambda: loss().backward()) / work)
         tape = Tape()
         own = set(model.parameters())
         beside = [each for each in self._growth.parameters() if each not in own]
@@ -141,15 +148,16 @@ class TimeLeft:
 
         flops = counted_flops(run)
         tape.end()
-        self.note(tape, flops)
-        return flops
+        self.note(tape, flops, work)
+        return round(flops / work)
 
-    def note(self, tape: Tape, counted: int) -> None:
+    def note(self, tape: Tape, counted: int, work: float = 1.0) -> None:
         """Keep the FLOPs of every stage, if those of the one that trains now are what PyTorch's counter says.
 
         Args:
             tape: Of a forward pass.
             counted: FLOPs of that pass and its backward pass.
+            work: Of that pass, over that of a mean one.
         """
         stages = self._growth.plan.stages
         now = stages[self._growth.stage]
@@ -158,7 +166,7 @@ class TimeLeft:
         for stage in stages:
             # Another stride gives another number of tokens.
             if stage.stride == now.stride:
-                flops = tape.stage_flops(self._layout, stage.blocks) * self._accumulation
+                flops = tape.stage_flops(self._layout, stage.blocks) * self._accumulation / work
                 self._metrics.costs[key_of(stage)] = flops * area(stage, now)
 
     def of_plan(self) -> list[float]:

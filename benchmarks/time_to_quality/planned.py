@@ -47,6 +47,9 @@ ENTRIES = (
     Entry("trained", "half the steps", "full_short"),
     Entry("trained", "a quarter of the steps", "full_quarter"),
     Entry("trained", "freeze", "freeze"),
+    # The recipes' defaults: with an average of the weights, at a constant rate.
+    Entry("trained", "freeze from 40%", "late_average"),
+    Entry("trained", "freeze from 60%", "later_average"),
     Entry("trained", "unfreeze", "unfreeze"),
     Entry("trained", "LoRA", "lora"),
     Entry("trained", "window 2", "window_2"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ from autoprog_diffusion.planner.machine import Calibration, find_gpu, memory_mac
 from autoprog_diffusion.planner.models import ModelSource, find_model
 from autoprog_diffusion.planner.planning import Planned, plan
 from autoprog_diffusion.planner.profile import Profile
-from autoprog_diffusion.planner.quality import Quality, shorter_quality
+from autoprog_diffusion.planner.quality import Quality, measured, shorter_quality
 from autoprog_diffusion.planner.settings import Plan
 from autoprog_diffusion.planner.shapes import Shape
 from autoprog_diffusion.planner.verdict import judgement
+from autoprog_diffusion.planner.work import Work
 from autoprog_diffusion.training.recipe_arguments import check_arguments
 
 from ..recipes.conftest import load_recipe
@@ -264,6 +266,17 @@ def test_what_cannot_be_planned_is_refused_in_one_line(
     assert error.count("\n") == 1
 
 
+def test_the_default_is_what_the_recipes_do(capsys: pytest.CaptureFixture[str]) -> None:
+    planned = plan("dit-xl")
+    assert planned.trained == "freeze from 40%"
+    assert [stage.steps for stage in planned.stages] == [400, 79, 79, 79, 79, 79, 80, 125]
+    assert planned.averaged
+    assert planned.quality.highest == max(measured("trained", "freeze from 40%") or [])
+    assert "freeze from 40% with an average of the weights" in planned.verdict
+    show(planned)
+    assert "It averages the weights" in capsys.readouterr().out
+
+
 def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
     guessed = find_gpu("RTX 4090").calibration
     assert guessed is not None
@@ -274,6 +287,35 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
         Calibration.load(tmp_path / "other.json")
     assert memory_machine(24).bytes == 24e9
     assert steady(2.0).products == 2e12
+
+
+@pytest.mark.parametrize(
+    ("head", "nanoseconds"),
+    [
+        (4, 2.0),  # below the sizes measured: as long as the smallest
+        (8, 2.0),
+        (36, 3.0),  # half-way from 2 to 4
+        (64, 4.0),
+        (128, 8.0),  # above them: at the speed of the largest
+    ],
+)
+def test_the_time_of_a_score_is_a_line_between_the_heads_that_were_measured(head: int, nanoseconds: float) -> None:
+    # 4 FLOPs a number in a head: 32 FLOPs in 2 ns, 256 FLOPs in 4 ns.
+    machine = replace(
+        steady(1.0),
+        attention={8: 16e9, 64: 64e9},
+        bandwidth=float("inf"),
+    )
+    work = Work()
+    work.attend(head, 4 * head)
+    assert machine.seconds(work) == pytest.approx(nanoseconds * 1e-9)
+
+
+def test_an_older_calibration_is_refused(tmp_path: Path) -> None:
+    old = {**vars(steady(1.0)), "attention": 1e9}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    with pytest.raises(PlannerError, match="is no calibration.*autoprog-diffusion calibrate"):
+        Calibration.load(tmp_path / "old.json")
 
 
 def test_the_class_of_a_source_is_found_by_its_recipe() -> None:

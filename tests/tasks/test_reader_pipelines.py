@@ -15,7 +15,7 @@ from diffusers import AutoencoderTiny, StableDiffusionXLPipeline
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
-from autoprog_diffusion.data.latents import normalize
+from autoprog_diffusion.data.codecs import normalize
 from autoprog_diffusion.growth import GrowthError
 from autoprog_diffusion.tasks.lora import load_any
 from autoprog_diffusion.tasks.parts import latent_multiple, native_side

@@ -60,9 +60,8 @@ def encode(task: TextToImage, index: int, side: int, flip: bool = False) -> torc
 def test_cached_latents_are_the_vae_s(new_task: Callable) -> None:
     task, growth = new_task()
     task.enter_stage(growth)
-    assert task.latents._cache is not None
     rows = torch.tensor([5, 0, 23])
-    cached = task.latents._cache[rows]
+    cached = task.latents._caches[0][rows]
     assert cached.shape == (3, 8, 16, 16)
     for row, moments in zip(rows.tolist(), cached):
         torch.testing.assert_close(moments, encode(task, row, 64), rtol=1e-4, atol=1e-5)
@@ -92,13 +91,16 @@ def test_equal_captions_are_encoded_once(new_task: Callable, data: datasets.Data
 def test_every_stage_resolution_has_its_own_latents(new_task: Callable, tmp_path: Path) -> None:
     task, growth = new_task("--resolutions", 0.5, 1)
     task.enter_stage(growth)
-    assert task.latents._cache is not None
-    assert task.latents._cache[torch.tensor([3])].shape == (1, 8, 8, 8)
-    torch.testing.assert_close(task.latents._cache[torch.tensor([3])][0], encode(task, 3, 32), rtol=1e-4, atol=1e-5)
+    assert task.latents._caches[0][torch.tensor([3])].shape == (1, 8, 8, 8)
+    torch.testing.assert_close(
+        task.latents._caches[0][torch.tensor([3])][0], encode(task, 3, 32), rtol=1e-4, atol=1e-5
+    )
     for _ in range(4):
         growth.step()
     task.enter_stage(growth)
-    torch.testing.assert_close(task.latents._cache[torch.tensor([3])][0], encode(task, 3, 64), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        task.latents._caches[0][torch.tensor([3])][0], encode(task, 3, 64), rtol=1e-4, atol=1e-5
+    )
     names = sorted(path.name for path in (tmp_path / "out" / "cache").glob("*.npy"))
     assert names == ["latents-32.npy", "latents-64.npy", "text.npy"]
 
@@ -106,8 +108,7 @@ def test_every_stage_resolution_has_its_own_latents(new_task: Callable, tmp_path
 def test_rows_past_the_data_are_mirrored_and_both_are_drawn(new_task: Callable) -> None:
     task, growth = new_task("--random_flip")
     task.enter_stage(growth)
-    assert task.latents._cache is not None
-    plain, mirrored = task.latents._cache[torch.tensor([4, COUNT + 4])]
+    plain, mirrored = task.latents._caches[0][torch.tensor([4, COUNT + 4])]
     torch.testing.assert_close(mirrored, encode(task, 4, 64, flip=True), rtol=1e-4, atol=1e-5)
     assert (plain - mirrored).abs().max() > 0.01
     batch = {"index": torch.full((40,), 4)}
@@ -149,8 +150,7 @@ def test_a_replaced_picture_is_encoded_anew(new_task: Callable, tmp_path: Path) 
             data=load_captioned_images(train_data_dir=str(folder), resolution=64, cache_dir=str(tmp_path / "datasets"))
         )
         task.enter_stage(growth)
-        assert task.latents._cache is not None
-        seen.append(task.latents._cache[torch.tensor([2])])
+        seen.append(task.latents._caches[0][torch.tensor([2])])
     torch.testing.assert_close(seen[1][0], encode(task, 2, 64), rtol=1e-4, atol=1e-5)
     assert not torch.equal(seen[0], seen[1])
 

@@ -1,0 +1,32 @@
+"""The stage embedding that a recipe has by default, where a model has no place for one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from torch import nn
+
+from autoprog_diffusion.adapters.timestep import timestep_embedders
+from autoprog_diffusion.growth import GrowthConfig
+from autoprog_diffusion.growth.errors import UnitError
+
+
+def default_embedding(config: GrowthConfig, given: Collection[str], model: nn.Module) -> GrowthConfig:
+    """The settings without a stage embedding that nobody asked for and that the model has no place for.
+
+    Flux.2, for example, embeds the timestep without biases. It is said in the log; what the command line asks for is
+    refused by name later.
+
+    Args:
+        config: Of the run.
+        given: Flags of the command line.
+        model: Bare denoiser.
+    """
+    if not config.stage_embedding or config.stage_dropout or "stage_embedding" in given:
+        return config
+    try:
+        timestep_embedders(model)
+    except UnitError:
+        return replace(config, stage_embedding=None)
+    return config
