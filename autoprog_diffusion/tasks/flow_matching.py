@@ -120,7 +120,7 @@ class FlowMatching:
     latents: Latents
     flow: FlowSettings
     noise: NoiseSettings
-    shift = 1.0  # of time, in the stage
+    shift = 1.0  # of time, in the stage, or of the latest batch where batches differ
 
     def __post_init__(self) -> None:
         latents = self.latents
@@ -160,6 +160,7 @@ class FlowMatching:
 
     def errors(self, denoiser: Any, batch: Batch) -> Tensor:
         """Weighted squared errors of the velocity, (N, C, ...) float32; arguments as `loss` takes them."""
+        self._follow(batch)
         latents = self.latents.draw(batch)
         text = self.captions.draw(batch["index"], batch.get("draw"))
         noise = torch.randn_like(latents)
@@ -174,6 +175,7 @@ class FlowMatching:
             batch: As `Latents.draw` takes it.
             draw: Of the batch.
         """
+        self._follow(batch)
         latents = self.latents.draw(batch, partial(draw.noise, stream=1))
         with self.captions.all_kept():
             text = self.captions.draw(batch["index"], batch.get("draw"))
@@ -189,6 +191,17 @@ class FlowMatching:
         error = (velocity.float() - (noise - latents).float()).square()
         weights = compute_loss_weighting_for_sd3(self.flow.weighting_scheme, sigmas=mix)
         return weights * error
+
+    def _follow(self, batch: Batch) -> None:
+        """Take the shift of time that belongs to the size of a batch, where batches differ."""
+        if self.latents.plan is None:
+            return
+        height, width = self.latents.size_of(batch)
+        token = self.family.token_side
+        tokens = (height // token) * (width // token)
+        # As many as if the bucket were enlarged like the square of its area: aspect ratios alone shift nothing.
+        scale = self.resolution / self.latents.side_of(batch)
+        self.shift = self.family.shift(tokens, tokens * scale**2)
 
     def _image_tokens(self, side: int) -> int:
         """Tokens of an image with a side of so many pixels."""
@@ -237,6 +250,13 @@ class FlowMatching:
             raise ConfigError(
                 f"--resolution {self.resolution} is not allowed: this transformer's table of positions ends at "
                 f"{largest} pixels. Use {largest} or less."
+            )
+        buckets = self.latents.plan.buckets if self.latents.plan else ()
+        longest = max([max(bucket.height, bucket.width) for bucket in buckets], default=0)
+        if largest is not None and longest > largest:
+            raise ConfigError(
+                f"--buckets has sides of {longest} pixels, and this transformer's table of positions ends at "
+                f"{largest}: use a lower --max_aspect or --resolution."
             )
         if self.flow.logit_std <= 0:
             raise ConfigError(f"--logit_std {self.flow.logit_std} is not allowed: use a number above 0.")

@@ -170,7 +170,7 @@ class Family(ABC):
             The predicted noise less latents, shaped as `noisy`; with `denoising` the output as it is.
         """
 
-    def shift(self, tokens: int, full_tokens: int) -> float:
+    def shift(self, tokens: int, full_tokens: float) -> float:
         """Shift of time for images of so many tokens; arguments as `stage_shift` takes them."""
         return stage_shift(self.pipeline.scheduler.config, tokens, full_tokens)
 

@@ -85,7 +85,7 @@ class Flux2Klein(Family):
         )[0]
         return output.transpose(1, 2).unflatten(2, (height, width))
 
-    def shift(self, tokens: int, full_tokens: int) -> float:
+    def shift(self, tokens: int, full_tokens: float) -> float:
         """Shift of time for images of so many tokens: the pipeline's formula, where its scheduler asks for one."""
         config = self.pipeline.scheduler.config
         if not config.get("use_dynamic_shifting"):

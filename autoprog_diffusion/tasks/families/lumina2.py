@@ -69,7 +69,7 @@ class Lumina2(Family):
             return_dict=False,
         )[0]
 
-    def shift(self, tokens: int, full_tokens: int) -> float:
+    def shift(self, tokens: int, full_tokens: float) -> float:
         """Shift of time; a dynamic one follows the channels of the latents, which the pipeline takes for tokens."""
         config = self.pipeline.scheduler.config
         if not config.get("use_dynamic_shifting"):
