@@ -292,10 +292,9 @@ class DiffusionTrainer(Trainer):
     def _prepared(self, denoiser: nn.Module, loader: DataLoader) -> Any:
         """Model, optimizer, loader and schedule, as Accelerate prepares them."""
         optimizer = self._make_optimizer()
-        schedule = self._make_schedule(optimizer)
+        objects = (denoiser, optimizer, loader, self._make_schedule(optimizer))
         # Batches stay on the CPU: tasks look up rows with them there, and would wait for the device to get them back.
-        places = [None, None, False, None]
-        return self.accelerator.prepare(denoiser, optimizer, loader, schedule, device_placement=places)
+        return self.accelerator.prepare(*objects, device_placement=[None, None, False, None])
 
     def _tell_accelerator(self, denoiser: nn.Module) -> None:
         """What is sharded, or what checkpoints hold where not all parameters train."""
