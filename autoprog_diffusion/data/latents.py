@@ -157,7 +157,8 @@ class Latents:
             partial(self._encode, rows, height, width),
             fingerprint=mark,
             accelerator=self.accelerator,
-            batch_size=max(1, min(32, PIXELS // (height * width))),
+            # Every process gets some of a small bucket.
+            batch_size=max(1, min(32, PIXELS // (height * width), -(-count // self.accelerator.num_processes))),
             title=f"encoding {name}",
             dtype=self.dtype,
         )
