@@ -144,8 +144,8 @@ def _placed(placing: Placing, settings: BucketSettings) -> list[str]:
     plan = placing.plan
     filled = [f"{bucket.name}: {count}" for bucket, count in _filled(plan)]
     notes = [
-        f"images train in {len(filled)} buckets of aspect ratios (width x height: images) {', '.join(filled)}; the "
-        f"shapes of the buckets cut off {placing.cropped:.1%} of the pixels"
+        f"images train in buckets of aspect ratios (width x height: images) {', '.join(filled)}; their shapes cut off "
+        f"{placing.cropped:.1%} of the pixels"
     ]
     if len(settings.resolutions) > 1:
         notes.append(
@@ -172,8 +172,8 @@ def _check_small(plan: BucketPlan, batch_size: int) -> None:
     more = ", ..." if len(small) > _NAMED else ""
     images = sum(count for _, count in small)
     raise DataError(
-        f"{len(small)} buckets hold fewer images than a batch of {batch_size}, so their {images} images would never "
-        f"train: {', '.join(names)}{more}. Use --merge_buckets (they are cropped to the nearest larger bucket), "
+        f"buckets that hold fewer images than a batch of {batch_size} would never train their {images} images: "
+        f"{', '.join(names)}{more}. Use --merge_buckets (they are cropped to the nearest larger bucket), "
         "--incomplete_batches fill (they are repeated in a batch), a smaller --train_batch_size, a larger "
         "--bucket_step, or a lower --max_aspect."
     )
