@@ -19,14 +19,11 @@ Results: a plain pipeline in the output folder, before_after.png, timeline.png, 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-from torch import nn
-
 from assets.tiny_pipelines import load_tiny_flow
+from autoprog_diffusion.tasks.any_pipeline_recipe import AnyPipelineRecipe
 from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, hub_options, noise_settings
 from autoprog_diffusion.tasks.flow_flags import check_flow_flags
 from autoprog_diffusion.tasks.flow_matching import (
@@ -35,9 +32,7 @@ from autoprog_diffusion.tasks.flow_matching import (
     flow_family,
     load_flow,
 )
-from autoprog_diffusion.tasks.flow_pictures import draw_flow
 from autoprog_diffusion.tasks.text_denoising import TextDenoising
-from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
 from autoprog_diffusion.training.diffusion import Task
 from autoprog_diffusion.training.recipe_arguments import TrainArguments
 from autoprog_diffusion.training.run import main
@@ -49,7 +44,7 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parent / "assets"
 
 
-class FinetuneFlow(TextToImageRecipe[FlowMatchingArguments]):
+class FinetuneFlow(AnyPipelineRecipe[FlowMatchingArguments]):
     """Full fine-tuning of a transformer on captioned images."""
 
     default_model = ASSETS / "tiny_flow"
@@ -67,15 +62,6 @@ class FinetuneFlow(TextToImageRecipe[FlowMatchingArguments]):
         name = args.model.pretrained_model_name_or_path
         return load_flow(name, **hub_options(args)) if name else load_tiny_flow(ASSETS)
 
-    def denoiser(self, pipeline: Any) -> nn.Module:
-        return pipeline.transformer
-
-    def resolution(self, pipeline: Any) -> int:
-        return flow_family(pipeline).resolution()
-
-    def multiple(self, pipeline: Any) -> int:
-        return flow_family(pipeline).token_side
-
     def task(self, pipeline: Any, latents: Latents, args: FlowMatchingArguments) -> Task:
         noise = noise_settings(args)
         if flow_family(pipeline).process == "flow":
@@ -86,17 +72,6 @@ class FinetuneFlow(TextToImageRecipe[FlowMatchingArguments]):
             latents,
             noise,
             empty=args.flow.proportion_empty_prompts,
-            max_sequence_length=args.flow.max_sequence_length,
-        )
-
-    def draw(self, pipeline: Any, args: FlowMatchingArguments, titles: Sequence[str], size: int) -> list[Image.Image]:
-        return draw_flow(
-            pipeline,
-            titles,
-            size=size,
-            steps=args.output.num_inference_steps,
-            guidance=guidance_scale(args, flow_family(pipeline).guidance_scale),
-            seed=args.train.seed,
             max_sequence_length=args.flow.max_sequence_length,
         )
 

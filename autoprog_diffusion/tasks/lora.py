@@ -24,7 +24,7 @@ class LoraSettings:
     """LoRA."""
 
     rank: int = 4
-    """Rank of the update matrices."""
+    """Rank of the update matrices; dreambooth.py trains the whole denoiser without the flag."""
     lora_alpha: float | None = None
     """Scale of the updates times the rank [the rank]."""
     lora_dropout: float = 0.0
@@ -90,6 +90,20 @@ def add_lora(model: nn.Module, lora: LoraSettings, seed: int) -> None:
             model.add_adapter(config)
         except ValueError as error:
             raise GrowthError(f"PEFT refuses --target_modules {' '.join(lora.target_modules)}: {error}") from error
+
+
+def check_no_lora(lora: LoraSettings) -> None:
+    """Refuse settings of adapters where there are none, with a rank of 0.
+
+    Raises:
+        ConfigError: The message names the flag.
+    """
+    plain = LoraSettings(rank=0)
+    for name, value in vars(lora).items():
+        if value != getattr(plain, name):
+            raise ConfigError(
+                f"--{name} does nothing without --rank: give a rank, for example 16, or remove the flag."
+            )
 
 
 def _check(lora: LoraSettings) -> None:

@@ -70,12 +70,13 @@ def test_what_a_run_leaves_samples_and_a_resume_ends_with_its_bits(
     if (kind, method) == ("pixart", "lora"):
         pytest.skip("Diffusers has no LoRA of PixArt")
     flags = flags_of(method, models[kind], script.images)
-    pipeline, trainer, pictures = new_run(RECIPES[method](), *flags)
+    recipe = RECIPES[method]()
+    pipeline, trainer, pictures = new_run(recipe, *flags)
     pictures.save_before()
     trainer.train()
     trainer.finish()
     output = tmp_path / "out"
-    RECIPES[method]().save_pipeline(pipeline, output)
+    recipe.save_pipeline(pipeline, output)
     plain = loaded(kind, models[kind] if method == "lora" else output)
     untrained = picture(plain) if method == "lora" else picture(loaded(kind, models[kind]))
     if method == "lora":
@@ -86,7 +87,7 @@ def test_what_a_run_leaves_samples_and_a_resume_ends_with_its_bits(
     if method == "full":
         state = plain.transformer.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in trainer.bare.state_dict().items())
-    _, resumed, _ = new_run(RECIPES[method](), *flags, "--resume_from_checkpoint", "checkpoint-2")
+    _, resumed, _ = new_run(recipe, *flags, "--resume_from_checkpoint", "checkpoint-2")
     assert resumed.step == 2
     resumed.train()
     resumed.finish()
