@@ -20,7 +20,7 @@ from .conftest import NewRun, Script, load_recipe
 RECIPES: dict[str, Any] = {
     "sd": load_recipe("finetune_sd").FinetuneSD(),
     "dit": load_recipe("finetune_dit").FinetuneDiT(),
-    "dreambooth": load_recipe("dreambooth_sd").DreamboothSD(),
+    "dreambooth": load_recipe("dreambooth").FinetuneSubject(),
 }
 FLAGS = ("--train_batch_size", 4, "--buckets", "--num_stages", 2, "--validation_prompts", "a", "--average", "off")
 
