@@ -86,6 +86,10 @@ class Family(ABC):
         """Largest side of an image in pixels; None where positions have no end."""
         return None
 
+    def lora_targets(self) -> tuple[str, ...]:
+        """Last parts of the names of the layers that a LoRA adapts by default: attention's."""
+        return ("to_k", "to_q", "to_v", "to_out.0")
+
     def check(self, name: str) -> None:
         """Refuse parts that do not fit each other; `name` is the pipeline's.
 
