@@ -77,10 +77,12 @@ def plan_buckets(
 
     Raises:
         ConfigError: As `BucketSettings.steps`.
-        DataError: A bucket holds fewer images than a batch, and nothing says what to do with them.
+        DataError: A bucket holds fewer images than a batch, and nothing says what to do with them; or no image has
+            pixels for a resolution.
     """
     placing = place_images(sizes, settings.steps(multiple), settings.max_aspect)
     plan = placing.plan
+    _check_used(plan, settings)
     moved = 0
     if settings.merge:
         plan, moved = merge_small(plan, sizes, batch_size)
@@ -162,6 +164,17 @@ def _placed(placing: Placing, settings: BucketSettings) -> list[str]:
             f"{settings.max_aspect:g}), and lose more of their pixels"
         )
     return notes
+
+
+def _check_used(plan: BucketPlan, settings: BucketSettings) -> None:
+    """Refuse resolutions that no image trains at."""
+    used = {bucket.resolution for bucket, _ in _filled(plan)}
+    idle = sorted(set(settings.resolutions) - used)
+    if idle:
+        raise DataError(
+            f"no image has pixels for the resolutions {idle} of --bucket_resolutions: remove them, or add larger "
+            "images."
+        )
 
 
 def _check_small(plan: BucketPlan, batch_size: int) -> None:

@@ -186,6 +186,14 @@ def test_buckets_smaller_than_a_batch_are_refused_by_name() -> None:
     assert sorted(filter(None, filled.counts())) == [3, 4, 5]
 
 
+def test_a_resolution_that_no_image_has_pixels_for_is_refused() -> None:
+    with pytest.raises(DataError, match=r"no image has pixels for the resolutions \[128\] of --bucket_resolutions"):
+        plan_buckets(torch.tensor([[80, 80]] * 4), BucketSettings((64, 128)), 8, 4, [])
+    notes: list[str] = []
+    plan_buckets(torch.tensor([[30, 30]] * 4), BucketSettings((64,)), 8, 4, notes)
+    assert "4 images have too few pixels for 64x64, and are enlarged" in notes
+
+
 class Rows:
     epoch = 0
 
