@@ -14,7 +14,7 @@ from autoprog_diffusion.data.captions import Embeddings
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 
 from ..noise_schedule import FLOW, check_flow
-from ..parts import check_vae, check_widths
+from ..parts import check_statistics, check_vae, check_widths
 from ..text_length import Reader
 from .shift import stage_shift
 
@@ -101,6 +101,8 @@ class Family(ABC):
         check_named(name, part="VAE", model=self.pipeline.vae, kind=self.vae_class)
         if self.vae_class == "AutoencoderKL":
             check_vae(name, self.pipeline.vae, self.vae_follows)
+        else:
+            check_statistics(name, self.pipeline.vae)
         self.check_latents(name)
         self.check_text(name)
 
