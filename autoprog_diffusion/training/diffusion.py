@@ -26,6 +26,7 @@ from autoprog_diffusion.growth.resize import stage_size
 from .average import averages, check_checkpoint, make_average
 from .batch_probe import batch_advice
 from .checkpoints import find_checkpoint, keep_only
+from .flag_checks import check_accumulations
 from .given_plan import plan_for
 from .held_out import HeldOutRun
 from .optimizers import make_optimizer
@@ -121,6 +122,7 @@ class DiffusionTrainer(Trainer):
         self._whole = Whole(denoiser) if self.together else None
         self._tell_accelerator(denoiser)
         self.epoch_batches = max(1, len(loader) // accelerator.num_processes)
+        check_accumulations(growth.config.accumulations, train.max_train_steps)
         self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
         self.check_lengths("lr_warmup_steps", self.warmup_steps, args.given)
         self._time_left.work = self._work
@@ -161,9 +163,8 @@ class DiffusionTrainer(Trainer):
         """Pixels of the first passes of a step, or of all, over those of as many mean ones."""
         if not isinstance(self._buckets, BucketBatches):
             return 1.0
-        epoch, steps = divmod(step, self.epoch_steps)
-        done = steps * self._accumulation
-        return self._buckets.work(epoch, done, passes or min(self._accumulation, self.epoch_batches - done))
+        epoch, done = self.epochs.position(step)
+        return self._buckets.work(epoch, done, passes or self.epochs.passes_of(step))
 
     def train(self, on_step: Callable[[int], object] | None = None) -> None:
         if self._train.probe_batch and not self.over:
