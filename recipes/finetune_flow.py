@@ -1,4 +1,4 @@
-"""Fine-tune a flow-matching text-to-image pipeline, Stable Diffusion 3 or Flux, progressively.
+"""Fine-tune a text-to-image transformer progressively: SD3, Flux, Qwen-Image, Z-Image and others.
 
     accelerate launch recipes/finetune_flow.py --output_dir out
 
@@ -10,31 +10,30 @@ under 5 minutes on 2 CPU cores. Your own model and data:
         --resolution 512 --train_batch_size 4 --max_train_steps 5000 --resolutions 256 384 512 512 \
         --mixed_precision bf16 --gradient_checkpointing
 
-Data and flags are those of finetune_sd.py, and Diffusers' --weighting_scheme and its settings. The shift of time
-follows the stage's resolution. Results: a plain pipeline in the output folder, before_after.png, timeline.png,
-growth.json and one printed table.
+Families: Stable Diffusion 3 and 3.5, Flux.1, Flux.2 Klein, Qwen-Image, Z-Image, Sana, Lumina-Image 2.0, Wan (pictures)
+and PixArt-Sigma; each is trained as its own pipeline samples (docs/recipes.md). Data and flags are those of
+finetune_sd.py, and Diffusers' --weighting_scheme and its settings. The shift of time follows the stage's resolution.
+Results: a plain pipeline in the output folder, before_after.png, timeline.png, growth.json and one printed table.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-from torch import nn
-
 from assets.tiny_pipelines import load_tiny_flow
+from autoprog_diffusion.tasks.any_pipeline_recipe import AnyPipelineRecipe
 from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, hub_options, noise_settings
+from autoprog_diffusion.tasks.flow_flags import check_flow_flags
 from autoprog_diffusion.tasks.flow_matching import (
     FlowMatching,
     FlowSettings,
     flow_family,
     load_flow,
 )
-from autoprog_diffusion.tasks.flow_pictures import draw_flow
-from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
+from autoprog_diffusion.tasks.text_denoising import TextDenoising
+from autoprog_diffusion.training.diffusion import Task
 from autoprog_diffusion.training.recipe_arguments import TrainArguments
 from autoprog_diffusion.training.run import main
 
@@ -45,8 +44,8 @@ if TYPE_CHECKING:
 ASSETS = Path(__file__).parent / "assets"
 
 
-class FinetuneFlow(TextToImageRecipe[FlowMatchingArguments]):
-    """Full fine-tuning of an SD3 or Flux transformer on captioned images."""
+class FinetuneFlow(AnyPipelineRecipe[FlowMatchingArguments]):
+    """Full fine-tuning of a transformer on captioned images."""
 
     default_model = ASSETS / "tiny_flow"
     defaults = FlowMatchingArguments()
@@ -63,26 +62,16 @@ class FinetuneFlow(TextToImageRecipe[FlowMatchingArguments]):
         name = args.model.pretrained_model_name_or_path
         return load_flow(name, **hub_options(args)) if name else load_tiny_flow(ASSETS)
 
-    def denoiser(self, pipeline: Any) -> nn.Module:
-        return pipeline.transformer
-
-    def resolution(self, pipeline: Any) -> int:
-        return flow_family(pipeline).resolution()
-
-    def multiple(self, pipeline: Any) -> int:
-        return flow_family(pipeline).token_side
-
-    def task(self, pipeline: Any, latents: Latents, args: FlowMatchingArguments) -> FlowMatching:
-        return FlowMatching(pipeline, latents, args.flow, noise_settings(args))
-
-    def draw(self, pipeline: Any, args: FlowMatchingArguments, titles: Sequence[str], size: int) -> list[Image.Image]:
-        return draw_flow(
+    def task(self, pipeline: Any, latents: Latents, args: FlowMatchingArguments) -> Task:
+        noise = noise_settings(args)
+        if flow_family(pipeline).process == "flow":
+            return FlowMatching(pipeline, latents, args.flow, noise)
+        check_flow_flags(args.flow, takes_length=True)
+        return TextDenoising(
             pipeline,
-            titles,
-            size=size,
-            steps=args.output.num_inference_steps,
-            guidance=guidance_scale(args, flow_family(pipeline).guidance_scale),
-            seed=args.train.seed,
+            latents,
+            noise,
+            empty=args.flow.proportion_empty_prompts,
             max_sequence_length=args.flow.max_sequence_length,
         )
 

@@ -4,7 +4,7 @@
 
 trains a LoRA of rank 16 on the small emoji pipeline beside this file, from Twemoji to OpenMoji, a style it has never
 seen: under 5 minutes on 2 CPU cores. Its adapters freeze from the input to the output, so that late steps need no
-gradient in the front. Your own model (Stable Diffusion, SDXL, SD3 or Flux) and data:
+gradient in the front. Your own model (of any family in docs/recipes.md but PixArt-Sigma and DiT) and data:
 
     accelerate launch recipes/finetune_lora.py --output_dir out \
         --pretrained_model_name_or_path stabilityai/stable-diffusion-xl-base-1.0 --train_data_dir my_images \
@@ -20,24 +20,19 @@ file does not hold. With --stage_embedding it is saved beside, for `autoprog_dif
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-from PIL import Image
-from torch import nn
 
+from autoprog_diffusion.tasks.any_pipeline_recipe import AnyPipelineRecipe
 from autoprog_diffusion.tasks.arguments import LoraArguments, hub_options, noise_settings
-from autoprog_diffusion.tasks.flow_matching import FlowMatching, flow_family, is_flow
-from autoprog_diffusion.tasks.flow_pictures import draw_flow
-from autoprog_diffusion.tasks.lora import LoraSettings, add_lora, check_flow_flags, load_any
-from autoprog_diffusion.tasks.lora_file import check_lora_saves, save_lora
-from autoprog_diffusion.tasks.noise_schedule import refuse_prediction
+from autoprog_diffusion.tasks.flow_flags import check_flow_flags
+from autoprog_diffusion.tasks.flow_matching import FlowMatching, is_flow
+from autoprog_diffusion.tasks.lora import LoraSettings, load_any
 from autoprog_diffusion.tasks.sdxl import TextToImageXL
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage
-from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
 from autoprog_diffusion.training.arguments import GrowthArguments
 from autoprog_diffusion.training.diffusion import Task
 from autoprog_diffusion.training.recipe_arguments import TrainArguments
@@ -48,9 +43,10 @@ if TYPE_CHECKING:
     from autoprog_diffusion.data.latents import Latents
 
 
-class FinetuneLora(TextToImageRecipe[LoraArguments]):
+class FinetuneLora(AnyPipelineRecipe[LoraArguments]):
     """Adapters on the denoiser of any text-to-image pipeline that the other recipes train in full."""
 
+    adapts = True
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
     defaults = LoraArguments(growth=GrowthArguments(stage_embedding=False))
     model_defaults = replace(
@@ -68,22 +64,8 @@ class FinetuneLora(TextToImageRecipe[LoraArguments]):
 
     def load(self, args: LoraArguments) -> Any:
         pipeline = load_any(self.model_name(args), **hub_options(args))
-        if not is_flow(pipeline):
-            refuse_prediction(pipeline, args.train.prediction_type)
-        add_lora(self.denoiser(pipeline), args.lora, args.train.seed)
-        check_lora_saves(pipeline, self.denoiser(pipeline))
+        self.add_adapters(pipeline, args, args.lora)
         return pipeline
-
-    def denoiser(self, pipeline: Any) -> nn.Module:
-        return pipeline.transformer if is_flow(pipeline) else pipeline.unet
-
-    def resolution(self, pipeline: Any) -> int:
-        return flow_family(pipeline).resolution() if is_flow(pipeline) else super().resolution(pipeline)
-
-    def multiple(self, pipeline: Any) -> int:
-        if is_flow(pipeline):
-            return flow_family(pipeline).token_side
-        return super().multiple(pipeline)
 
     def task(self, pipeline: Any, latents: Latents, args: LoraArguments) -> Task:
         noise = noise_settings(args)
@@ -92,22 +74,6 @@ class FinetuneLora(TextToImageRecipe[LoraArguments]):
         check_flow_flags(args.flow)
         kind = TextToImageXL if isinstance(pipeline, StableDiffusionXLPipeline) else TextToImage
         return kind(pipeline, latents, noise, empty=args.flow.proportion_empty_prompts)
-
-    def draw(self, pipeline: Any, args: LoraArguments, titles: Sequence[str], size: int) -> list[Image.Image]:
-        if not is_flow(pipeline):
-            return super().draw(pipeline, args, titles, size)
-        return draw_flow(
-            pipeline,
-            titles,
-            size=size,
-            steps=args.output.num_inference_steps,
-            guidance=guidance_scale(args, flow_family(pipeline).guidance_scale),
-            seed=args.train.seed,
-            max_sequence_length=args.flow.max_sequence_length,
-        )
-
-    def save_pipeline(self, pipeline: Any, output: Path) -> None:
-        save_lora(pipeline, self.denoiser(pipeline), output)
 
 
 if __name__ == "__main__":

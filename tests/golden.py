@@ -39,7 +39,7 @@ RUNS: dict[str, tuple[str, list[list[str]], int]] = {
     "dit": ("recipes/finetune_dit.py", [[*STEPS[:-3], "--no-held_out"]], 1),
     "flow": ("recipes/finetune_flow.py", [STEPS], 1),
     "lora": ("recipes/finetune_lora.py", [STEPS], 1),
-    "dreambooth": ("recipes/dreambooth_sd.py", [[*DREAMBOOTH, "--num_inference_steps", "2"]], 1),
+    "dreambooth": ("recipes/dreambooth.py", [[*DREAMBOOTH, "--num_inference_steps", "2"]], 1),
     "vit_one_shot_resumed": ("vit/pretrain.py", [VIT, ["--resume_from_checkpoint", "checkpoint-14", *VIT]], 1),
     "vit_one_shot_two_ranks": ("vit/pretrain.py", [VIT], 2),
     "vit_finetune": ("vit/finetune.py", [["--max_train_steps", "9", "--batch_size", "16"]], 1),

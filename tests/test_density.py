@@ -13,7 +13,7 @@ MAX_NODES_PER_LINE = 7.0
 MAX_TUPLE_ASSIGNMENTS = 1  # per 1,000 code lines
 # In total. 17,004 before the packed code was unpacked and its docstrings completed, 18,411 after it; the rest is room
 # for what is added on purpose: a new capability raises the limit in the commit that adds it.
-MAX_LINES = 46_000
+MAX_LINES = 50_000
 MAX_FILE = 350
 MAX_FUNCTION = 50
 STARTS_WITH_WHAT = 0  # module docstrings whose first word is "What"

@@ -46,6 +46,7 @@ LAYERS = {
     "tasks": "tasks",
     "tasks.arguments": "task recipes",
     "tasks.text_to_image_recipe": "task recipes",
+    "tasks.any_pipeline_recipe": "task recipes",
     "patching": "patching",
     "planner": "planner",
     "reporting": "reporting",

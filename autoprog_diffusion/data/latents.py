@@ -199,4 +199,5 @@ class Latents:
             moments = codec_of(self.vae).encode(self.vae, pixels)
         if dtype != torch.float32 and not moments.isfinite().all():
             raise DataError(f"the VAE overflows in {dtype}: use --vae_dtype float32.")
-        return moments.float()
+        # As a cache gives them: noise is drawn in the order of the memory.
+        return moments.float().contiguous()

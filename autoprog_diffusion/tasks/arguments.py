@@ -26,18 +26,19 @@ class ClassConditionalArguments(Arguments):
 
 @flat_flags
 @dataclass(frozen=True)
-class DreamboothArguments(Arguments):
-    """All groups of arguments, and subject and class."""
-
-    subject: SubjectSettings = SubjectSettings()
-
-
-@flat_flags
-@dataclass(frozen=True)
 class FlowMatchingArguments(Arguments):
     """All groups of arguments, and flow matching."""
 
     flow: FlowSettings = FlowSettings()
+
+
+@flat_flags
+@dataclass(frozen=True)
+class DreamboothArguments(FlowMatchingArguments):
+    """All groups of arguments, subject and class, and LoRA on request."""
+
+    subject: SubjectSettings = SubjectSettings()
+    lora: LoraSettings = LoraSettings(rank=0)
 
 
 @flat_flags

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 from autoprog_diffusion.training.samples import sampling, seeds
 
 from .dit_labels import NULL_LABEL, fit_labels, keep_labels, label_texts, pad_labels, stop_label_dropout
-from .learned_variance import variational_bound
+from .learned_variance import loss_with_variance
 from .loading import load_as, pipeline_class
 from .noise_schedule import adopt_schedule, check_denoising, training_scheduler
-from .objective import NoiseSettings, NoisyBatch, add_drawn_noise, add_noise, denoising_loss, denoising_losses
+from .objective import NoiseSettings, NoisyBatch, add_drawn_noise, add_noise
 from .parts import check_channels, check_class, check_vae
 
 
@@ -174,8 +174,6 @@ class ClassConditional:
             clean,
             add_noise(clean, self.noise_scheduler, self.noise),
             labels=labels,
-            error=denoising_loss,
-            bound=variational_bound,
         )
 
     def held_out_losses(self, denoiser: Any, batch: Batch, draw: Draw) -> Tensor:
@@ -192,8 +190,7 @@ class ClassConditional:
             clean,
             add_drawn_noise(clean, self.noise_scheduler, draw),
             labels=self.labels[batch["index"].cpu()].to(clean.device),
-            error=denoising_losses,
-            bound=partial(variational_bound, each=True),
+            each=True,
         )
 
     def _objective(
@@ -203,30 +200,17 @@ class ClassConditional:
         noisy: NoisyBatch,
         *,
         labels: Tensor,
-        error: Callable[..., Tensor],
-        bound: Callable[..., Tensor],
+        each: bool = False,
     ) -> Tensor:
         """Error of the prediction, plus the variational bound where the variance is learned."""
-        scheduler = self.noise_scheduler
-        output = denoiser(noisy.latents, timestep=noisy.timesteps, class_labels=labels, return_dict=False)[0]
-        channels = clean.shape[1]
-        prediction = output[:, :channels]
-        loss = error(
-            prediction,
-            target=noisy.target,
-            timesteps=noisy.timesteps,
-            noise_scheduler=scheduler,
-            snr_gamma=self.noise.snr_gamma,
-        )
-        if not self.trains_variance:
-            return loss
-        return loss + bound(
-            prediction,
-            output[:, channels:],
+        return loss_with_variance(
+            denoiser(noisy.latents, timestep=noisy.timesteps, class_labels=labels, return_dict=False)[0],
             clean=clean,
-            noisy=noisy.latents,
-            timesteps=noisy.timesteps,
-            noise_scheduler=scheduler,
+            noisy=noisy,
+            noise_scheduler=self.noise_scheduler,
+            snr_gamma=self.noise.snr_gamma,
+            trains_variance=self.trains_variance,
+            each=each,
         )
 
     def _drawn_labels(self, rows: Tensor, device: torch.device) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from autoprog_diffusion.data.report import Reading
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.training.samples import sampling, seeds
 
+from .flow_pictures import draw_with
 from .stable_diffusion import TextToImage
 
 
@@ -138,6 +141,7 @@ def draw_class_images(
     steps: int,
     guidance: float,
     seed: int,
+    max_sequence_length: int | None = None,
     reading: Reading | None = None,
 ) -> list[Path]:
     """The files of the class, after the pipeline has drawn those that are missing; processes share the work.
@@ -153,6 +157,7 @@ def draw_class_images(
         steps: Denoising steps.
         guidance: Scale of classifier-free guidance.
         seed: Of the first picture.
+        max_sequence_length: Tokens of text that a transformer takes; None for its pipeline's own number.
         reading: Counts what is left out.
 
     Raises:
@@ -162,22 +167,27 @@ def draw_class_images(
     missing = _missing_pictures(folder, subject.num_class_images)
     accelerator.wait_for_everyone()  # all have looked before one draws
     mine = missing[accelerator.process_index :: accelerator.num_processes]
+    draw = partial(
+        draw_with, pipeline, size=size, steps=steps, guidance=guidance, max_sequence_length=max_sequence_length
+    )
     for start in range(0, len(mine), subject.sample_batch_size):
         numbers = mine[start:][: subject.sample_batch_size]
-        modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
-        with sampling(pipeline), on_device(modules, accelerator.device, dtype=torch.float32):
-            images = pipeline(
-                [subject.class_prompt] * len(numbers),
-                height=size,
-                width=size,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=[seeds(seed + number, 1)[0] for number in numbers],
-            ).images
+        prompts = [subject.class_prompt or ""] * len(numbers)
+        generators = [seeds(seed + number, 1)[0] for number in numbers]
+        with drawing_on(pipeline, accelerator.device):
+            images = draw(prompts, generators)
         for number, image in zip(numbers, images):
             _save(image, folder / _drawn_name(number))
     accelerator.wait_for_everyone()
     return list_images(folder, "class_data_dir", reading, subject.num_class_images)
+
+
+@contextmanager
+def drawing_on(pipeline: Any, device: torch.device) -> Iterator[None]:
+    """Inside a `with` block a pipeline draws, with all of its parts on a device in float32."""
+    modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    with sampling(pipeline), on_device(modules, device, dtype=torch.float32):
+        yield
 
 
 def _make_folder(folder: Path) -> None:
@@ -223,6 +233,11 @@ def pair_up(instances: int, classes: int) -> list[tuple[int, ...]]:
     return [(item % instances, instances + item % classes) for item in range(max(instances, classes))]
 
 
+def in_one_row(batch: Batch) -> Batch:
+    """A batch of pairs (N, 2, ...) as one of all subjects and then all pictures of the class, (2N, ...)."""
+    return {name: value.transpose(0, 1).flatten(0, 1) for name, value in batch.items()}
+
+
 @dataclass(eq=False)
 class Dreambooth(TextToImage):
     """The loss on the subject, and the weighted one on the class where rows come in pairs.
@@ -243,8 +258,6 @@ class Dreambooth(TextToImage):
         """
         if batch["index"].dim() == 1:
             return super().loss(denoiser, batch)
-        # One pass over all subjects, then all pictures of the class.
-        flat = {name: value.transpose(0, 1).flatten(0, 1) for name, value in batch.items()}
-        parts = [value.chunk(2) for value in self.denoise(denoiser, flat)]
+        parts = [value.chunk(2) for value in self.denoise(denoiser, in_one_row(batch))]
         subject, prior = (self.weighted(*half) for half in zip(*parts))
         return subject + self.prior_loss_weight * prior

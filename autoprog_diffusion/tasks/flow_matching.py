@@ -1,9 +1,8 @@
-"""Flow-matching pipelines: loading, cached text embeddings, and the training loss; `families` has a row for each."""
+"""Text-to-image transformers: loading, and the loss of flow matching; `families` has a row for each."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +12,6 @@ import torch
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from torch import Tensor, nn
 
-from autoprog_diffusion.data.caption_text import Caption
 from autoprog_diffusion.data.captions import Captions, Embeddings
 from autoprog_diffusion.data.latents import Batch, Latents
 from autoprog_diffusion.evaluation.draws import Draw
@@ -21,10 +19,10 @@ from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 
 from .families import FAMILY_OF, Family
 from .families.shift import shift_time
+from .families.text import check_length, fit_length
 from .loading import load_as, pipeline_class, pipeline_config, recipe_for
 from .objective import NoiseSettings, sample_times
 from .source import is_single_file
-from .text_length import cut_texts, different, longest
 
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ class FlowSettings:
 
 
 def load_flow(name: str, **hub: str | None) -> Any:
-    """A flow-matching pipeline in float32, by its folder or Hub name and options of `from_pretrained`.
+    """A pipeline of one of the families in float32, by its folder or Hub name and options of `from_pretrained`.
 
     Raises:
         GrowthError: It cannot be loaded, or is another kind of pipeline.
@@ -101,7 +99,7 @@ def text_length(pipeline: Any, max_sequence_length: int | None) -> int:
 
 
 def _allowed(kind: str) -> str:
-    return f"only {list(FAMILY_OF)} are trained by flow matching here. {recipe_for(kind)}"
+    return f"only {list(FAMILY_OF)} are trained here. {recipe_for(kind)}"
 
 
 @dataclass(eq=False)
@@ -122,7 +120,7 @@ class FlowMatching:
     latents: Latents
     flow: FlowSettings
     noise: NoiseSettings
-    shift = 1.0  # of time, in the stage
+    shift = 1.0  # of time, in the stage, or of the latest batch where batches differ
 
     def __post_init__(self) -> None:
         latents = self.latents
@@ -132,7 +130,7 @@ class FlowMatching:
         self._length = text_length(self.pipeline, flow.max_sequence_length)
         self._check()
         texts = latents.data["text"][:]
-        self._fit_length(texts)
+        self._length = fit_length(self.family, self._length, texts, latents.accelerator.print)
         self.captions = Captions(
             texts,
             self._encode,
@@ -158,11 +156,16 @@ class FlowMatching:
             denoiser: The prepared transformer.
             batch: As `Latents.draw` takes it.
         """
+        return self.errors(denoiser, batch).mean()
+
+    def errors(self, denoiser: Any, batch: Batch) -> Tensor:
+        """Weighted squared errors of the velocity, (N, C, ...) float32; arguments as `loss` takes them."""
+        self._follow(batch)
         latents = self.latents.draw(batch)
         text = self.captions.draw(batch["index"], batch.get("draw"))
         noise = torch.randn_like(latents)
         sigmas = self._draw_times(len(latents)).to(latents.device)
-        return self._errors(denoiser, latents, noise, sigmas=sigmas, text=text).mean()
+        return self._errors(denoiser, latents, noise, sigmas=sigmas, text=text)
 
     def held_out_losses(self, denoiser: Any, batch: Batch, draw: Draw) -> Tensor:
         """The loss of every sample with the noise and the times of a draw, (N,) float32; no caption is dropped.
@@ -172,6 +175,7 @@ class FlowMatching:
             batch: As `Latents.draw` takes it.
             draw: Of the batch.
         """
+        self._follow(batch)
         latents = self.latents.draw(batch, partial(draw.noise, stream=1))
         with self.captions.all_kept():
             text = self.captions.draw(batch["index"], batch.get("draw"))
@@ -183,10 +187,21 @@ class FlowMatching:
         tokens, pooled = text
         mix = sigmas.view(-1, *[1] * (latents.dim() - 1))
         noisy = (1 - mix) * latents + mix * noise
-        velocity = self.family.velocity(denoiser, noisy, sigmas, tokens=tokens, pooled=pooled)
+        velocity = self.family.predict(denoiser, noisy, sigmas, tokens=tokens, pooled=pooled)
         error = (velocity.float() - (noise - latents).float()).square()
         weights = compute_loss_weighting_for_sd3(self.flow.weighting_scheme, sigmas=mix)
         return weights * error
+
+    def _follow(self, batch: Batch) -> None:
+        """Take the shift of time that belongs to the size of a batch, where batches differ."""
+        if self.latents.plan is None:
+            return
+        height, width = self.latents.size_of(batch)
+        token = self.family.token_side
+        tokens = (height // token) * (width // token)
+        # As many as if the bucket were enlarged like the square of its area: aspect ratios alone shift nothing.
+        scale = self.resolution / self.latents.side_of(batch)
+        self.shift = self.family.shift(tokens, tokens * scale**2)
 
     def _image_tokens(self, side: int) -> int:
         """Tokens of an image with a side of so many pixels."""
@@ -221,15 +236,6 @@ class FlowMatching:
         least = 1 / self.pipeline.scheduler.config.num_train_timesteps
         return shift_time((1 - density).clamp(least, 1.0), self.shift)
 
-    def _fit_length(self, texts: Sequence[Caption]) -> None:
-        """Say which captions are cut, and keep no padding that has no effect."""
-        captions = different(texts)
-        readers = self.family.readers(self._length)
-        for sentence in cut_texts(readers, captions):
-            self.latents.accelerator.print(sentence)
-        if self.family.trims:
-            self._length = min(self._length, longest(readers, [*captions, ""]))
-
     def _encode(self, captions: list[str]) -> Embeddings:
         return self.family.encode(captions, self._length)
 
@@ -238,15 +244,19 @@ class FlowMatching:
         for name in ("snr_gamma", "prediction_type", "noise_offset", "input_perturbation"):
             if value := getattr(self.noise, name):
                 raise ConfigError(f"--{name} {value} belongs to noise prediction; flow matching has no such setting.")
-        least = 1 if self.family.trims else 0
-        most = self.family.limit
-        if not least <= self._length <= most:
-            raise ConfigError(f"--max_sequence_length {self._length} is not allowed: use {least} to {most}.")
+        check_length(self.family, self._length)
         largest = self.family.largest()
         if largest is not None and self.resolution > largest:
             raise ConfigError(
                 f"--resolution {self.resolution} is not allowed: this transformer's table of positions ends at "
                 f"{largest} pixels. Use {largest} or less."
+            )
+        buckets = self.latents.plan.buckets if self.latents.plan else ()
+        longest = max([max(bucket.height, bucket.width) for bucket in buckets], default=0)
+        if largest is not None and longest > largest:
+            raise ConfigError(
+                f"--buckets has sides of {longest} pixels, and this transformer's table of positions ends at "
+                f"{largest}: use a lower --max_aspect or --resolution."
             )
         if self.flow.logit_std <= 0:
             raise ConfigError(f"--logit_std {self.flow.logit_std} is not allowed: use a number above 0.")

@@ -1,15 +1,16 @@
-"""Pictures of a flow-matching pipeline, as its family asks for them."""
+"""Pictures by a pipeline's own call, with the arguments that its family takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 
 from autoprog_diffusion.training.samples import sampling, seeds
 
-from .flow_matching import flow_family, text_length
+from .flow_matching import flow_family, is_flow, text_length
 
 
 def draw_flow(
@@ -33,15 +34,50 @@ def draw_flow(
         seed: Of the first prompt.
         max_sequence_length: Tokens of text; None takes the pipeline's own number.
     """
-    family = flow_family(pipeline)
-    scale = family.guidance_scale if guidance is None else guidance
+    scale = flow_family(pipeline).guidance_scale if guidance is None else guidance
     with sampling(pipeline):
-        output = pipeline(
-            prompt=list(prompts),
-            height=size,
-            width=size,
-            num_inference_steps=steps,
-            generator=seeds(seed, len(prompts)),
-            **family.drawing(scale, text_length(pipeline, max_sequence_length)),
+        return draw_with(
+            pipeline,
+            prompts,
+            seeds(seed, len(prompts)),
+            size=size,
+            steps=steps,
+            guidance=scale,
+            max_sequence_length=max_sequence_length,
         )
-    return family.pictures(output)
+
+
+def draw_with(
+    pipeline: Any,
+    prompts: Sequence[str],
+    generators: list[torch.Generator],
+    *,
+    size: int,
+    steps: int,
+    guidance: float,
+    max_sequence_length: int | None = None,
+) -> list[Image.Image]:
+    """One image per prompt by the pipeline's own call, as the pipeline is.
+
+    Args:
+        pipeline: Text to image, of one of the families or not.
+        prompts: What to draw.
+        generators: One for every image.
+        size: Side of the images in pixels.
+        steps: Denoising steps.
+        guidance: Scale of classifier-free guidance.
+        max_sequence_length: Tokens of text that a family takes; None takes the pipeline's own number.
+    """
+    family = flow_family(pipeline) if is_flow(pipeline) else None
+    options: dict[str, Any] = {"guidance_scale": guidance}
+    if family is not None:
+        options = family.drawing(guidance, text_length(pipeline, max_sequence_length))
+    output = pipeline(
+        prompt=list(prompts),
+        height=size,
+        width=size,
+        num_inference_steps=steps,
+        generator=generators,
+        **options,
+    )
+    return output.images if family is None else family.pictures(output)

@@ -9,6 +9,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .objective import NoisyBatch, denoising_loss, denoising_losses
+
+
+def loss_with_variance(
+    output: Tensor,
+    *,
+    clean: Tensor,
+    noisy: NoisyBatch,
+    noise_scheduler: Any,
+    snr_gamma: float | None,
+    trains_variance: bool,
+    each: bool = False,
+) -> Tensor:
+    """Error of the prediction, plus the variational bound where the variance is learned, float32.
+
+    Args:
+        output: (N, C, H, W), or (N, 2C, H, W) with a variance behind the prediction.
+        clean: (N, C, H, W) latents.
+        noisy: The same with noise.
+        noise_scheduler: A Diffusers DDPM-like scheduler.
+        snr_gamma: Of the min-SNR weighting of the error; None for equal weights.
+        trains_variance: Whether the bound is added.
+        each: Whether every sample has its own, (N,), instead of their mean, ().
+    """
+    channels = clean.shape[1]
+    prediction = output[:, :channels]
+    error = denoising_losses if each else denoising_loss
+    loss = error(
+        prediction,
+        target=noisy.target,
+        timesteps=noisy.timesteps,
+        noise_scheduler=noise_scheduler,
+        snr_gamma=snr_gamma,
+    )
+    if not trains_variance:
+        return loss
+    return loss + variational_bound(
+        prediction,
+        output[:, channels:],
+        clean=clean,
+        noisy=noisy.latents,
+        timesteps=noisy.timesteps,
+        noise_scheduler=noise_scheduler,
+        each=each,
+    )
+
 
 def variational_bound(
     epsilon: Tensor,

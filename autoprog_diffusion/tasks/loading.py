@@ -40,6 +40,7 @@ RECIPES = {
     "SanaPipeline": "finetune_flow.py",
     "Lumina2Pipeline": "finetune_flow.py",
     "WanPipeline": "finetune_flow.py",
+    "PixArtSigmaPipeline": "finetune_flow.py",
     "DiTPipeline": "finetune_dit.py",
 }
 DENOISERS = ("unet", "transformer")  # names of the parts that train

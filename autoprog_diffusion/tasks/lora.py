@@ -13,7 +13,7 @@ from torch import nn
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError, UnitError
 
 from .families import FAMILY_OF
-from .flow_matching import FlowSettings, load_flow
+from .flow_matching import load_flow
 from .loading import pipeline_class
 from .sdxl import load_sdxl
 from .stable_diffusion import load_pipeline
@@ -24,7 +24,7 @@ class LoraSettings:
     """LoRA."""
 
     rank: int = 4
-    """Rank of the update matrices."""
+    """Rank of the update matrices; dreambooth.py trains the whole denoiser without the flag."""
     lora_alpha: float | None = None
     """Scale of the updates times the rank [the rank]."""
     lora_dropout: float = 0.0
@@ -38,7 +38,7 @@ class LoraSettings:
 
 
 def load_any(name: str, **hub: str | None) -> Any:
-    """A Stable Diffusion, SDXL, SD3 or Flux pipeline in float32, by its name and options of `from_pretrained`.
+    """A text-to-image pipeline in float32, by its name and options of `from_pretrained`.
 
     Raises:
         GrowthError: It cannot be loaded, or is another kind of pipeline.
@@ -52,18 +52,6 @@ def load_any(name: str, **hub: str | None) -> Any:
     if kind not in loaders:
         raise GrowthError(f"{name} is a {kind}, which this recipe does not train: use one of {sorted(loaders)}.")
     return loaders[kind](name, **hub)
-
-
-def check_flow_flags(flow: FlowSettings) -> None:
-    """Refuse flags of flow matching for a pipeline that is trained by denoising.
-
-    Raises:
-        ConfigError: The message names the flag.
-    """
-    plain = FlowSettings()
-    for name in ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "guidance", "max_sequence_length"):
-        if getattr(flow, name) != getattr(plain, name):
-            raise ConfigError(f"--{name} is for SD3 and Flux, this pipeline is Stable Diffusion's: remove the flag.")
 
 
 def add_lora(model: nn.Module, lora: LoraSettings, seed: int) -> None:
@@ -102,6 +90,20 @@ def add_lora(model: nn.Module, lora: LoraSettings, seed: int) -> None:
             model.add_adapter(config)
         except ValueError as error:
             raise GrowthError(f"PEFT refuses --target_modules {' '.join(lora.target_modules)}: {error}") from error
+
+
+def check_no_lora(lora: LoraSettings) -> None:
+    """Refuse settings of adapters where there are none, with a rank of 0.
+
+    Raises:
+        ConfigError: The message names the flag.
+    """
+    plain = LoraSettings(rank=0)
+    for name, value in vars(lora).items():
+        if value != getattr(plain, name):
+            raise ConfigError(
+                f"--{name} does nothing without --rank: give a rank, for example 16, or remove the flag."
+            )
 
 
 def _check(lora: LoraSettings) -> None:

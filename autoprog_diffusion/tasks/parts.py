@@ -103,7 +103,7 @@ def check_channels(name: str, words: str, config: Any, vae: Any, outputs: tuple[
     if found not in allowed:
         raise GrowthError(
             f"the {words} of {name} gives {found} channels, and only {allowed} are allowed with a VAE of {latent}: "
-            "a learned variance is trained by finetune_dit.py alone."
+            "a learned variance is trained for DiT and PixArt alone."
         )
 
 

@@ -119,14 +119,18 @@ class OutputArguments:
     """A checkpoint folder, or latest for the newest complete one."""
     validation_steps: int | None = None
     """Optimizer steps between validations, or validation pictures, during training [at the end only]."""
-    log_interval: int = 1
-    """Optimizer steps between lines of the tracker."""
+    log_interval: int | None = None
+    """Optimizer steps between lines of the tracker; losses are read as often, for which a GPU is waited [every step
+    on the CPU, every tenth elsewhere]."""
     report_to: str = "none"
     """none, tensorboard, wandb, comet_ml or all."""
     tracker_project_name: str = "autoprog-diffusion"
     """Project name for the tracker."""
     logging_dir: str = "logs"
     """Tracker files, inside the output folder."""
+    cpu_threads: str = "auto"
+    """Threads that compute on the CPU: a number, or auto for all idle cores where one process runs without a GPU and
+    OMP_NUM_THREADS is not set."""
 
 
 def take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:

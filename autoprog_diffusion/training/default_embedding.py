@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from autoprog_diffusion.adapters.timestep import timestep_embedders
+from autoprog_diffusion.adapters.timestep import linear, timestep_embedders
 from autoprog_diffusion.growth import GrowthConfig
 from autoprog_diffusion.growth.errors import UnitError
 
@@ -15,8 +15,8 @@ from autoprog_diffusion.growth.errors import UnitError
 def default_embedding(config: GrowthConfig, given: Collection[str], model: nn.Module) -> GrowthConfig:
     """The settings without a stage embedding that nobody asked for and that the model has no place for.
 
-    Flux.2, for example, embeds the timestep without biases. It is said in the log; what the command line asks for is
-    refused by name later.
+    Flux.2, for example, embeds the timestep without biases, and beside adapters the biases are frozen. It is said in
+    the log; what the command line asks for is refused by name later.
 
     Args:
         config: Of the run.
@@ -26,7 +26,8 @@ def default_embedding(config: GrowthConfig, given: Collection[str], model: nn.Mo
     if not config.stage_embedding or config.stage_dropout or "stage_embedding" in given:
         return config
     try:
-        timestep_embedders(model)
+        points = timestep_embedders(model)
     except UnitError:
         return replace(config, stage_embedding=None)
-    return config
+    biases = [linear(model, name).bias for name in points]
+    return config if all(bias.requires_grad for bias in biases) else replace(config, stage_embedding=None)

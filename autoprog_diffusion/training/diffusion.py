@@ -29,7 +29,7 @@ from .checkpoints import find_checkpoint, keep_only
 from .flag_checks import check_accumulations
 from .given_plan import plan_for
 from .held_out import HeldOutRun
-from .optimizers import make_optimizer
+from .optimizers import is_fused, make_optimizer
 from .recipe_arguments import Arguments
 from .samples import Pictures
 from .saved_weights import SavedWeights
@@ -126,9 +126,7 @@ class DiffusionTrainer(Trainer):
         self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
         self.check_lengths("lr_warmup_steps", self.warmup_steps, args.given)
         self._time_left.work = self._work
-        optimizer = self._make_optimizer()
-        prepared = accelerator.prepare(denoiser, optimizer, loader, self._make_schedule(optimizer))
-        self.model, self.optimizer, self._loader, self.lr_scheduler = prepared
+        self.model, self.optimizer, self._loader, self.lr_scheduler = self._prepared(denoiser, loader)
         self._trained = list(parameters_now(denoiser, trained).values())
         self.ema = self._make_ema()
         checkpoint = find_checkpoint(self.root, args.output.resume_from_checkpoint)
@@ -292,6 +290,13 @@ class DiffusionTrainer(Trainer):
         for resolution in (*planned, *(self.growth.config.resolutions or ())):
             stage_size((side, side), resolution, self.growth.config.resolution_multiple)
 
+    def _prepared(self, denoiser: nn.Module, loader: DataLoader) -> Any:
+        """Model, optimizer, loader and schedule, as Accelerate prepares them."""
+        optimizer = self._make_optimizer()
+        objects = (denoiser, optimizer, loader, self._make_schedule(optimizer))
+        # Batches stay on the CPU: tasks look up rows with them there, and would wait for the device to get them back.
+        return self.accelerator.prepare(*objects, device_placement=[None, None, False, None])
+
     def _tell_accelerator(self, denoiser: nn.Module) -> None:
         """What is sharded, or what checkpoints hold where not all parameters train."""
         if self.together:
@@ -304,7 +309,8 @@ class DiffusionTrainer(Trainer):
         images = train.train_batch_size * train.gradient_accumulation_steps * self.accelerator.num_processes
         grouped = self.growth.config.rewarm_steps > 0
         parameters = self.growth.parameter_groups() if grouped else self.growth.parameters()
-        return make_optimizer(parameters, train, images)
+        fused = is_fused(train, self.accelerator.device, sharded=self.together)
+        return make_optimizer(parameters, train, images, fused=fused)
 
     def _make_schedule(self, optimizer: torch.optim.Optimizer) -> LambdaLR:
         # Accelerate advances a prepared schedule once per process and step.

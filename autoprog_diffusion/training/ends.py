@@ -17,8 +17,6 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import psutil
-import torch
-from torch import Tensor
 
 from .arguments import take_flag
 
@@ -103,26 +101,6 @@ class Ends:
                 say(f"{name}: ending after this step, with a checkpoint. Another signal ends at once.")
         elif now - self._since > GRACE:
             os._exit(128 + number)
-
-
-def mean_and_signal(accelerator: Any, loss: Tensor, ends: Ends) -> tuple[float, int]:
-    """Mean loss over the ranks; in the same message they agree on whether a signal ends the run with this step.
-
-    Args:
-        accelerator: Of the run.
-        loss: Of this rank, a scalar.
-        ends: Of this rank.
-
-    Returns:
-        The mean, and number of the signal on whichever rank it was heard; 0 without one, and with one rank.
-    """
-    if accelerator.num_processes == 1:
-        return float(loss), 0
-    own = ends.asked
-    both = torch.stack([loss.float(), torch.full_like(loss, float(own > 0), dtype=torch.float32)])
-    mean, share = accelerator.reduce(both, reduction="mean").tolist()
-    # A rank that heard nothing learns from the others that it is over, not by which signal.
-    return mean, (own or signal.SIGTERM) if share > 0 else 0
 
 
 def say(text: str) -> None:

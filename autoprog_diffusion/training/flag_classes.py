@@ -29,7 +29,8 @@ MUST_BE_EQUAL = frozenset(
     "class_dropout keep_classes variance_loss "
     # What trains, in which precision, and its average.
     "rank lora_alpha lora_dropout target_modules use_dora init_lora_weights mixed_precision opt optimizer "
-    "use_8bit_adam trained_dtype step_in_backward average average_widths use_ema ema_decay model_ema_decay "
+    "use_8bit_adam fused_optimizer trained_dtype step_in_backward average average_widths use_ema ema_decay "
+    "model_ema_decay "
     # Growth.
     "growth growth_plan num_stages order min_trainable direction stage_embedding stage_embedding_init stage_dropout "
     "embedders_always rewarm_steps sweeps window_share window_state "
@@ -47,7 +48,7 @@ APPLIED = frozenset(
     "cache_dir dataloader_num_workers workers gradient_checkpointing checkpointing memory_gb frozen_dtype "
     "offload_ema offload_optimizer foreach_ema allow_tf32 "
     "evaluation_share evaluation_steps stop_patience export probe_batch "
-    "channels_last".split()
+    "channels_last cpu_threads".split()
 )
 
 # How long the run is.

@@ -190,7 +190,9 @@ def note_start(file: Path, before: Sequence[JSON], start: JSON, data_report: JSO
     write_text_atomically(file, json.dumps(values, indent=2) + "\n")
 
 
-def describe_start(args: Any, *, step: int, steps: int, num_processes: int, identity: JSON, model: JSON) -> JSON:
+def describe_start(
+    args: Any, *, step: int, steps: int, num_processes: int, identity: JSON, model: JSON, cpu_threads: int
+) -> JSON:
     """The entry of one start.
 
     Args:
@@ -200,12 +202,14 @@ def describe_start(args: Any, *, step: int, steps: int, num_processes: int, iden
         num_processes: Number of processes.
         identity: Of the data.
         model: As `describe_model`.
+        cpu_threads: Threads that torch computes with.
     """
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "step": step,
         "steps": steps,
         "num_processes": num_processes,
+        "cpu_threads": cpu_threads,
         "command": sys.argv,
         "arguments": type(args).__name__,
         "versions": versions(),

@@ -30,6 +30,7 @@ class Settings:
         eps: Of Adam.
         weight_decay: Decoupled.
         seed: Of stochastic rounding, or None without.
+        fused: Whether torch's AdamW moves a parameter in one pass over its memory.
     """
 
     lr: float
@@ -37,6 +38,7 @@ class Settings:
     eps: float = 1e-8
     weight_decay: float = 1e-2
     seed: int | None = None
+    fused: bool = False
 
     @property
     def of_adam(self) -> dict[str, Any]:
@@ -46,7 +48,8 @@ class Settings:
 
 def adamw(parameters: Any, settings: Settings) -> torch.optim.Optimizer:
     """AdamW of torch: 8 bytes a parameter."""
-    return torch.optim.AdamW(parameters, **settings.of_adam)
+    # None leaves the choice between its other ways to torch.
+    return torch.optim.AdamW(parameters, fused=settings.fused or None, **settings.of_adam)
 
 
 def adamw8bit(parameters: Any, settings: Settings) -> torch.optim.Optimizer:
@@ -122,13 +125,30 @@ def optimizer_name(args: TrainArguments) -> str:
     return "adamw8bit_bnb"
 
 
-def make_optimizer(parameters: Any, args: TrainArguments, batch: int) -> torch.optim.Optimizer:
+def is_fused(args: TrainArguments, device: torch.device, *, sharded: bool) -> bool:
+    """Whether AdamW is torch's fused one: as `--fused_optimizer` says, and `auto` where it was measured, on the CPU.
+
+    Its state is that of the ordinary one, and its numbers differ in the last bits. A checkpoint says how it was made,
+    and the run that resumes it goes on so.
+
+    Args:
+        args: The flags.
+        device: Where the run trains.
+        sharded: Whether every process holds a part of the parameters.
+    """
+    if args.fused_optimizer != "auto":
+        return args.fused_optimizer == "on"
+    return optimizer_name(args) == "adamw" and device.type == "cpu" and not sharded
+
+
+def make_optimizer(parameters: Any, args: TrainArguments, batch: int, *, fused: bool = False) -> torch.optim.Optimizer:
     """The optimizer that the flags name.
 
     Args:
         parameters: What to train.
         args: Its name, learning rate and settings.
         batch: Images per optimizer step over all processes, for `scale_lr`.
+        fused: As `is_fused`.
 
     Raises:
         ConfigError: It needs a package that is not installed.
@@ -139,6 +159,7 @@ def make_optimizer(parameters: Any, args: TrainArguments, batch: int) -> torch.o
         eps=args.adam_epsilon,
         weight_decay=args.adam_weight_decay,
         seed=args.seed if args.trained_dtype == "bfloat16" else None,
+        fused=fused,
     )
     optimizer = OPTIMIZERS[optimizer_name(args)](parameters, settings)
     if args.offload_optimizer:
@@ -165,10 +186,31 @@ def check_optimizer(args: TrainArguments, device: torch.device, precision: str) 
             "--offload_optimizer was never tried with bitsandbytes, whose kernels know their state's place: use "
             "--optimizer adamw8bit, which is torchao's, or do without --offload_optimizer."
         )
+    if args.fused_optimizer == "on":
+        _check_fused(name, device, precision)
     if args.trained_dtype == "bfloat16":
         _check_bfloat16(name, precision)
     if name != "adamw":
         _try_out(name, args, device)
+
+
+def _check_fused(name: str, device: torch.device, precision: str) -> None:
+    """Refuse a fused optimizer that torch does not have, or that skips steps where nobody sees it."""
+    if name != "adamw":
+        raise ConfigError(
+            f"--fused_optimizer on is of torch's AdamW, and --optimizer {name} is given too: remove one of them."
+        )
+    if precision == "fp16":
+        raise ConfigError(
+            "--fused_optimizer on does not go with --mixed_precision fp16: a fused optimizer skips the steps of a "
+            "gradient scaler inside of its kernel, and growth would count them. Use bf16, or --fused_optimizer off."
+        )
+    try:
+        torch.optim.AdamW([nn.Parameter(torch.zeros(1, device=device))], fused=True)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"--fused_optimizer on: torch has no fused AdamW for this {device.type} device. Use auto or off."
+        ) from error
 
 
 def _check_bfloat16(name: str, precision: str) -> None:

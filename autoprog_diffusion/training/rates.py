@@ -7,6 +7,10 @@ from typing import Any
 import torch
 
 
+# Of a group: what it holds, the rate, which follows the schedule, and the kernel that the run began with.
+KEPT = ("params", "lr", "fused")
+
+
 class Rates:
     """Settings of an optimizer and base rates of its schedule, taken before a checkpoint is loaded over them.
 
@@ -21,7 +25,7 @@ class Rates:
         self._base = list(self._scheduler.base_lrs)
         self._groups = []
         for group in optimizer.param_groups:
-            settings = {name: value for name, value in group.items() if name not in ("params", "lr")}
+            settings = {name: value for name, value in group.items() if name not in KEPT}
             self._groups.append(settings)
 
     def put_back(self, processes: int = 1, before: int = 1) -> None:

@@ -137,6 +137,8 @@ class TrainArguments:
     """What the model predicts [as the noise scheduler says]."""
     optimizer: Literal["adamw", "adamw8bit", "adamw4bit", "adamw_fp8", "adamw8bit_bnb", "adafactor"] = "adamw"
     """adamw keeps 8 bytes of state a parameter, 8bit and fp8 2, 4bit 1; from torchao, or bitsandbytes (bnb)."""
+    fused_optimizer: Literal["auto", "on", "off"] = "auto"
+    """Whether torch's AdamW moves a parameter in one pass over its memory; auto does so on the CPU."""
     use_8bit_adam: bool = False
     """The same as --optimizer adamw8bit_bnb."""
     offload_optimizer: bool = False

@@ -35,6 +35,7 @@ from .output import check_inputs, check_output_dir
 from .report import write_report
 from .saved_metrics import keep_measurements
 from .sharded_state import holds_shards
+from .threads import take_threads
 from .tracking import hyper_parameters
 from .trainer import Trainer
 
@@ -154,6 +155,7 @@ def save_results(script: Script[Args, AnyTrainer], trainer: AnyTrainer, args: Ar
         clock.append(time.perf_counter())
         seconds = [later - earlier for earlier, later in pairwise(clock)]
         write_report(output, trainer.growth, trainer.metrics, dict(zip(PHASES, seconds)))
+        print(f"trained with {trainer.threads}.")
         for sentence in trainer.closing_words():
             print(sentence)
     except Exception as error:
@@ -182,7 +184,9 @@ def ready(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
     for sentence in idle_flags_of(args):
         accelerator.print(sentence)
     open_output(args, accelerator)
+    threads = take_threads(args.output.cpu_threads, accelerator, starts_to_resume(args))
     trainer = script.get_ready(args, accelerator)
+    trainer.threads = threads
     begin(trainer, args)
     if (accelerator.is_main_process or trainer.together) and trainer.step == 0:
         script.before(trainer)
@@ -214,6 +218,13 @@ def open_output(args: HasOutput, accelerator: Accelerator) -> None:
             processes = None if holds_shards(checkpoint) else accelerator.num_processes
             check_same_run(starts_before(checkpoint), args, processes, checkpoint.parents[1])
     accelerator.wait_for_everyone()
+
+
+def starts_to_resume(args: HasOutput) -> list[JSON]:
+    """The starts that led to the checkpoint that is resumed; none where none is."""
+    output = args.output
+    checkpoint = find_checkpoint(Path(output.output_dir) / "checkpoints", output.resume_from_checkpoint)
+    return [] if checkpoint is None else starts_before(checkpoint)
 
 
 def begin(trainer: Trainer, args: HasOutput) -> None:
@@ -254,4 +265,5 @@ def start_of(trainer: Trainer, args: HasOutput) -> JSON:
         num_processes=trainer.accelerator.num_processes,
         identity=trainer.identity,
         model=describe_model(trainer.bare),
+        cpu_threads=trainer.threads.count,
     )

@@ -112,6 +112,10 @@ def _check_flags(args: Arguments) -> None:
             f"--trained_dtype {train.trained_dtype} mixes types in one block, which FSDP2 cannot cut: use float32, of "
             "which every process holds a part."
         )
+    if train.fused_optimizer == "on":
+        raise ConfigError(
+            "--fused_optimizer on was never tried on sharded parameters: use auto, which takes torch's ordinary AdamW."
+        )
     if train.offload_optimizer:
         raise ConfigError(
             "--offload_optimizer does not work on sharded parameters, of whose state every process holds its part "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,20 +21,16 @@ from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.protocol import Growth
 
 from .arguments import OutputArguments
-from .checkpoints import (
-    check_finite,
-    checkpoint_step,
-    find_checkpoint,
-    load_checkpoint,
-    write_checkpoint,
-)
-from .ends import Ends, Stopped, mean_and_signal
+from .checkpoints import checkpoint_step, find_checkpoint, load_checkpoint, write_checkpoint
+from .ends import Ends, Stopped
 from .epochs import Epochs, epochs_of
 from .flag_checks import check_warmup, short_epoch
-from .measure import peak_memory, synchronize
+from .measure import peak_memory
 from .metrics import Metrics
-from .optimizer_step import accumulated_step, clip_gradient
+from .optimizer_step import StepDone, accumulated_step, clip_gradient
 from .rates import Rates
+from .readings import Read, Readings, check_read
+from .threads import threads_now
 from .time_left import TimeLeft
 from .tracking import log_decision, log_step, show_step
 
@@ -71,6 +66,7 @@ class Trainer(ABC):
         ends: What hears the signals that end the run early; it hears none by default.
         identity: Of the data, so that a resumed run notices other data.
         backward_step: What moves blocks inside the backward pass, if anything does.
+        threads: What torch computes with on the CPU.
         together: Whether all processes must take part in every forward pass, since each holds a part of the model.
     """
 
@@ -103,8 +99,9 @@ class Trainer(ABC):
         self.ends = Ends()
         self.identity: dict[str, Any] = {}
         self.backward_step = BackwardStep()
+        self.threads = threads_now()
         self._written: int | None = None
-        self._asked = 0
+        self._readings = Readings(accelerator, output.log_interval)
         self._output = output
         self._resolution = resolution
         self._accumulation = accumulation
@@ -112,6 +109,7 @@ class Trainer(ABC):
         self._time_left = TimeLeft(self.metrics, growth, accumulation, file)
         self._max_norm = max_norm
         self._batches: Iterator[Any] = iter(())
+        self._bar = tqdm(disable=True)
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -230,14 +228,16 @@ class Trainer(ABC):
         hidden = not self.accelerator.is_main_process
         bar = tqdm(total=self.max_steps, initial=self.step, desc="training", disable=hidden)
         with bar, logging_redirect_tqdm():
+            self._bar = bar
             while not self.over:
-                self._train_step(bar)
+                self._train_step()
                 self._stop_if_asked()
                 self.look_at_held_out()
                 self._validate_and_save()
                 if on_step is not None:
                     on_step(self.step)
                 self._stop_if_asked()
+            self._read()
 
     def checkpoint(self) -> None:
         """Write a checkpoint of the step, unless this run has just written it.
@@ -245,13 +245,14 @@ class Trainer(ABC):
         Raises:
             TrainingError: It cannot be written.
         """
+        self._read()
         if self._written != self.step:
             write_checkpoint(self.accelerator, self.root, self.step, self._output.checkpoints_total_limit)
             self._written = self.step
 
     def _stop_if_asked(self) -> None:
         """Write a checkpoint and end where a signal came: to any rank by the step's reduction, or to the only one."""
-        number = self._asked if self.accelerator.num_processes > 1 else self.ends.asked
+        number = self._readings.asked if self.accelerator.num_processes > 1 else self.ends.asked
         if not number:
             return
         self.checkpoint()
@@ -262,7 +263,7 @@ class Trainer(ABC):
         )
         raise stopped
 
-    def _train_step(self, bar: tqdm) -> None:
+    def _train_step(self) -> None:
         """One optimizer step, and what follows from it: average, growth, metrics, the next stage."""
         row = {
             "stage": self.growth.stage,
@@ -272,23 +273,21 @@ class Trainer(ABC):
             "resolution": self.pixels,
             "flops": self._count_flops(),
         }
-        wall = time.perf_counter()
-        cpu = time.process_time()
-        row["loss"] = self._optimizer_step()
+        self._readings.begin()
+        done = self._optimizer_step()
         self.average()
         self.step += 1
         entered = self.growth.step()
-        synchronize(self.accelerator.device)
-        row["seconds"] = time.perf_counter() - wall
-        row["cpu_seconds"] = time.process_time() - cpu
         row["memory"] = peak_memory(self.accelerator.device)
-        self._report(row, bar)
+        self._readings.add(row, self.step, done)
+        if entered or self.over or self._readings.due:
+            self._read()
         if entered:
             self._enter_stage()
             log_decision(self.accelerator, self.growth, self.step)
 
-    def _optimizer_step(self) -> float:
-        """Accumulate gradients, clip them and step; returns the mean loss over all processes."""
+    def _optimizer_step(self) -> StepDone:
+        """Accumulate gradients, clip them and step; nothing waits for the device."""
         done = accumulated_step(
             self.accelerator,
             self.model,
@@ -298,12 +297,13 @@ class Trainer(ABC):
             clip=self._clip,
         )
         self.lr_scheduler.step()
-        mean, self._asked = mean_and_signal(self.accelerator, done.loss, self.ends)
-        self._check_finite("loss", mean)
-        # The gradient scaler of fp16 skips steps whose gradients are not finite by itself.
-        if done.norm is not None and self.accelerator.scaler is None:
-            self._check_finite("gradient's norm", float(done.norm))
-        return mean
+        return done
+
+    def _read(self) -> None:
+        """Take in the steps since the last reading; raises as `train` does."""
+        for each in self._readings.read(self.ends):
+            check_read(each, self.lr_flag, self.root, scaled=self.accelerator.scaler is not None)
+            self._report(each)
 
     def _clip(self) -> Tensor | None:
         return clip_gradient(self.accelerator, self.growth.parameters(), self._max_norm, self.backward_step)
@@ -332,17 +332,14 @@ class Trainer(ABC):
     def _validate_and_save(self) -> None:
         every = self._output.validation_steps
         if every and self.step % every == 0 and not self.growth.searching:
+            self._read()
             self.validate()
         if self.step % self._output.checkpointing_steps == 0:
             self.checkpoint()
 
-    def _check_finite(self, name: str, value: float) -> None:
-        where = f"at step {self.step}, stage {self.growth.stage + 1}"
-        check_finite(value, f"the {name} is {value} {where}: lower {self.lr_flag}", self.root)
-
-    def _report(self, row: dict[str, float], bar: tqdm) -> None:
+    def _report(self, read: Read) -> None:
         """Give the metrics of one step to the checkpoints, the progress bar and the trackers."""
-        self.metrics.add(**row)
-        show_step(bar, row, len(self.growth.plan.stages), self._time_left.tell())
-        if self.step % self._output.log_interval == 0:
-            log_step(self.accelerator, row, float(self.lr_scheduler.get_last_lr()[0]), self.step)
+        self.metrics.add(**read.row)
+        show_step(self._bar, read.row, len(self.growth.plan.stages), self._time_left.tell())
+        if read.step % (self._output.log_interval or 1) == 0:
+            log_step(self.accelerator, read.row, float(self.lr_scheduler.get_last_lr()[0]), read.step)

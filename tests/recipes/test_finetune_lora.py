@@ -112,7 +112,7 @@ BAD = {
     "rank": (("--rank", 0), "--rank 0 is not allowed"),
     "target": (("--target_modules", "to_k", "nonsense"), "'nonsense' names no linear or convolution layer"),
     "model": (("--pretrained_model_name_or_path", "{tmp}/dit"), "is a DiTPipeline, which this recipe does not train"),
-    "flow": (("--weighting_scheme", "mode"), "--weighting_scheme is for SD3 and Flux"),
+    "flow": (("--weighting_scheme", "mode"), "--weighting_scheme is for flow matching"),
     "empty": (("--proportion_empty_prompts", 1.5), "--proportion_empty_prompts 1.5 is not allowed"),
     "data": (("--train_data_dir", "{tmp}/none"), "is not a folder with files"),
 }

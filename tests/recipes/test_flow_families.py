@@ -13,7 +13,7 @@ import torch
 from autoprog_diffusion.tasks.flow_matching import flow_family
 from autoprog_diffusion.tasks.flow_pictures import draw_flow
 
-from ..tasks.tiny_families import BUILD
+from ..tasks.tiny_families import BUILD_ALL
 from ..tasks.tiny_transformers import save
 from .conftest import NewRun, Script, load_recipe
 
@@ -28,14 +28,14 @@ FLAGS = (
 # Every family is trained; those whose rows differ most are trained by default.
 QUICK = ("qwen_image", "z_image")
 kinds = pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in BUILD]
+    "kind", [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in BUILD_ALL]
 )
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("families")
-    return {kind: save(root / kind, build) for kind, build in BUILD.items()}
+    return {kind: save(root / kind, build) for kind, build in BUILD_ALL.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +67,16 @@ def picture(pipeline: Any) -> torch.Tensor:
 def test_what_a_run_leaves_samples_and_a_resume_ends_with_its_bits(
     new_run: NewRun, models: dict[str, Path], script: Script, tmp_path: Path, kind: str, method: str
 ) -> None:
+    if (kind, method) == ("pixart", "lora"):
+        pytest.skip("Diffusers has no LoRA of PixArt")
     flags = flags_of(method, models[kind], script.images)
-    pipeline, trainer, pictures = new_run(RECIPES[method](), *flags)
+    recipe = RECIPES[method]()
+    pipeline, trainer, pictures = new_run(recipe, *flags)
     pictures.save_before()
     trainer.train()
     trainer.finish()
     output = tmp_path / "out"
-    RECIPES[method]().save_pipeline(pipeline, output)
+    recipe.save_pipeline(pipeline, output)
     plain = loaded(kind, models[kind] if method == "lora" else output)
     untrained = picture(plain) if method == "lora" else picture(loaded(kind, models[kind]))
     if method == "lora":
@@ -84,7 +87,7 @@ def test_what_a_run_leaves_samples_and_a_resume_ends_with_its_bits(
     if method == "full":
         state = plain.transformer.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in trainer.bare.state_dict().items())
-    _, resumed, _ = new_run(RECIPES[method](), *flags, "--resume_from_checkpoint", "checkpoint-2")
+    _, resumed, _ = new_run(recipe, *flags, "--resume_from_checkpoint", "checkpoint-2")
     assert resumed.step == 2
     resumed.train()
     resumed.finish()

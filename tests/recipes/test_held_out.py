@@ -35,7 +35,7 @@ RECIPES: dict[str, Any] = {
     "dit": load_recipe("finetune_dit").FinetuneDiT(),
     "flow": load_recipe("finetune_flow").FinetuneFlow(),
     "sdxl": load_recipe("finetune_sdxl").FinetuneSDXL(),
-    "dreambooth": load_recipe("dreambooth_sd").DreamboothSD(),
+    "dreambooth": load_recipe("dreambooth").FinetuneSubject(),
 }
 FLAGS = ("--max_train_steps", 6, "--train_batch_size", 4, "--num_stages", 2, "--use_ema", "--ema_decay", 0.5)
 # So high a rate that the loss rises.

@@ -17,7 +17,7 @@ from ..tasks.training import same, weights
 from .conftest import NewRun, Script, load_recipe
 
 
-RECIPES = {name: load_recipe(name) for name in ("finetune_sd", "dreambooth_sd", "finetune_dit")}
+RECIPES = {name: load_recipe(name) for name in ("finetune_sd", "dreambooth", "finetune_dit")}
 FLAGS = ("--train_batch_size", 2, "--max_train_steps", 6, "--num_stages", 2, "--validation_prompts", "a")
 
 
@@ -83,7 +83,7 @@ def test_reader_skips_litter_in_the_subject_s_folder(new_run: NewRun, script: Sc
         (folder / name).write_text("x")
     (folder / "empty.png").write_bytes(b"")
     flags = ("--pretrained_model_name_or_path", script.model, "--instance_data_dir", folder, *FLAGS)
-    _, trainer, _ = new_run(RECIPES["dreambooth_sd"].DreamboothSD(), *flags, "--instance_prompt", "sks dog")
+    _, trainer, _ = new_run(RECIPES["dreambooth"].FinetuneSubject(), *flags, "--instance_prompt", "sks dog")
     assert len(trainer._rows) == 3
     report = found(tmp_path / "out")
     assert report["left_out"] == {
@@ -95,7 +95,7 @@ def test_reader_skips_litter_in_the_subject_s_folder(new_run: NewRun, script: Sc
 def test_reader_names_what_the_subject_s_folder_holds_instead(script: Script, tmp_path: Path) -> None:
     folder = write(tmp_path / "dog", ["more/3.png"])
     flags = ["--pretrained_model_name_or_path", script.model, "--instance_data_dir", folder, "--instance_prompt", "a"]
-    recipe = RECIPES["dreambooth_sd"].DreamboothSD()
+    recipe = RECIPES["dreambooth"].FinetuneSubject()
     with pytest.raises(GrowthError, match=r"holds no image file.*for example \['more/3.png'\]"):
         run(recipe, recipe.parse([str(flag) for flag in (*flags, "--output_dir", tmp_path / "out")]))
 

@@ -32,7 +32,7 @@ from .conftest import load_recipe
 
 NAMES = {
     "finetune_sd": "FinetuneSD", "finetune_sdxl": "FinetuneSDXL", "finetune_dit": "FinetuneDiT",
-    "finetune_flow": "FinetuneFlow", "finetune_lora": "FinetuneLora", "dreambooth_sd": "DreamboothSD",
+    "finetune_flow": "FinetuneFlow", "finetune_lora": "FinetuneLora", "dreambooth": "FinetuneSubject",
 }  # fmt: skip
 RECIPES: dict[str, Any] = {name: getattr(load_recipe(name), kind)() for name, kind in NAMES.items()}
 VIT: dict[str, Script[Any, Any]] = {"pretrain": Pretraining(), "finetune": Finetuning()}
@@ -61,7 +61,7 @@ REFUSED = {
 OWN_FLAGS = {
     "finetune_sd": (), "finetune_sdxl": ("--proportion_empty_prompts", "0.5"), "finetune_dit": ("--no-variance_loss",),
     "finetune_flow": ("--weighting_scheme", "none"), "finetune_lora": ("--rank", "7"),
-    "dreambooth_sd": ("--prior_loss_weight", "2"), "pretrain": ("--operator", "stacking"),
+    "dreambooth": ("--prior_loss_weight", "2"), "pretrain": ("--operator", "stacking"),
     "finetune": ("--order", "prefix"),
 }  # fmt: skip
 FREE = "--output_dir other --overwrite_output_dir --checkpointing_steps 3 --checkpoints_total_limit 1 --report_to all "

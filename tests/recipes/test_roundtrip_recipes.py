@@ -37,7 +37,7 @@ RECIPES: dict[str, Any] = {
     "sd3": load_recipe("finetune_flow").FinetuneFlow(),
     "flux": load_recipe("finetune_flow").FinetuneFlow(),
     "dit": load_recipe("finetune_dit").FinetuneDiT(),
-    "dreambooth": load_recipe("dreambooth_sd").DreamboothSD(),
+    "dreambooth": load_recipe("dreambooth").FinetuneSubject(),
     "lora": load_recipe("finetune_lora").FinetuneLora(),
 }
 # Parts that a pipeline works without, and that Diffusers wants to be told of.
@@ -84,7 +84,7 @@ def denoise(kind: str, model: Any) -> Tensor:
         return model.eval()(latents, timestep=times, class_labels=torch.tensor([1, 2])).sample
 
 
-# Of DreamBooth, which saves as the first one does, test_dreambooth_sd.py looks at a run of its own.
+# Of DreamBooth, which saves as the first one does, test_dreambooth_recipe.py looks at a run of its own.
 LEFT = [pytest.param(k, False, marks=pytest.mark.slow if k == "dreambooth" else ()) for k in RECIPES]
 
 

@@ -20,13 +20,13 @@ pytestmark = pytest.mark.smoke
 RECIPES: dict[str, Recipe] = {
     "finetune_sdxl": load_recipe("finetune_sdxl").FinetuneSDXL(),
     "finetune_lora": load_recipe("finetune_lora").FinetuneLora(),
-    "dreambooth_sd": load_recipe("dreambooth_sd").DreamboothSD(),
+    "dreambooth": load_recipe("dreambooth").FinetuneSubject(),
 }
 PRIOR = ("--instance_prompt", "sks cat", "--with_prior_preservation", "--class_prompt", "cat", "--num_class_images", 4)
 FLAGS = {
     "finetune_sdxl": ("--train_data_dir",),
     "finetune_lora": ("--use_dora", "--train_data_dir"),
-    "dreambooth_sd": (*PRIOR, "--instance_data_dir"),
+    "dreambooth": (*PRIOR, "--instance_data_dir"),
 }
 
 

@@ -112,7 +112,7 @@ def test_the_velocity_is_what_the_pipeline_gives_its_scheduler(
         for (output, timestep, sample), _ in spy.calls:
             noisy = unpacked(kind, sample, SIZE)
             sigma = torch.as_tensor([float(timestep) / 1000])
-            ours = family.velocity(pipeline.transformer, noisy, sigma, tokens=tokens[:1], pooled=pooled[:1])
+            ours = family.predict(pipeline.transformer, noisy, sigma, tokens=tokens[:1], pooled=pooled[:1])
             torch.testing.assert_close(ours, unpacked(kind, output, SIZE), rtol=1e-4, atol=1e-5)
 
 
@@ -130,7 +130,7 @@ def test_an_empty_text_is_what_the_pipeline_guides_away_from(
         noisy = unpacked(kind, sample, SIZE)
         both = torch.cat([noisy, noisy])
         sigmas = torch.full((2,), float(timestep) / 1000)
-        given, empty = family.velocity(pipeline.transformer, both, sigmas, tokens=tokens, pooled=pooled).split(1)
+        given, empty = family.predict(pipeline.transformer, both, sigmas, tokens=tokens, pooled=pooled).split(1)
     guided = empty + 3 * (given - empty)
     if kind == "z_image":  # counts its scale from the text on
         guided = given + 3 * (given - empty)
@@ -290,7 +290,7 @@ def test_padding_is_kept_to_the_longest_text_and_has_no_effect(new_task: NewTask
     noisy = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
         short, long = (
-            family.velocity(
+            family.predict(
                 task.pipeline.transformer, noisy, torch.tensor([0.4]), **dict(zip(("tokens", "pooled"), text))
             )
             for text in (family.encode(["ab"], length) for length in (task._length, LENGTH))

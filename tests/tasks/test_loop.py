@@ -41,7 +41,7 @@ def plain_diffusers_loop(
 
     set_seed(args.train.seed, device_specific=True)
     ema = EMAModel(unet.parameters(), decay=args.train.ema_decay)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.train.learning_rate, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=args.train.learning_rate, weight_decay=1e-2, fused=True)
     schedule = get_scheduler(
         "cosine", optimizer, num_warmup_steps=args.train.lr_warmup_steps, num_training_steps=STEPS
     )

@@ -155,3 +155,28 @@ def test_flags_of_adam_are_named_where_they_have_no_effect() -> None:
     values = {"optimizer": "adafactor", "lr_scheduler": "constant"}
     found = idle_flags(given, values, set())
     assert found == ["--adam_beta1 has no effect: --optimizer adafactor has no such setting."]
+
+
+def test_the_fused_optimizer_is_the_default_here_and_a_checkpoint_says_which_one(new_trainer: NewTrainer) -> None:
+    flags = ("--train_batch_size", 4, "--checkpointing_steps", 2, "--max_train_steps", 4, "--learning_rate", 1e-3)
+    ends = []
+    for choice, fused in (("auto", True), ("off", None)):
+        whole = new_trainer(*flags, "--fused_optimizer", choice)
+        assert whole.optimizer.param_groups[0]["fused"] is fused
+        whole.train()
+        resumed = new_trainer(*flags)
+        assert resumed.resume("checkpoint-2")
+        assert resumed.optimizer.param_groups[0]["fused"] is fused
+        resumed.train()
+        assert same(weights(whole), weights(resumed))
+        ends.append(weights(whole))
+    first, second = ends
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_fused_optimizer_that_cannot_be_is_refused(new_trainer: NewTrainer) -> None:
+    with pytest.raises(ConfigError, match="--fused_optimizer on is of torch's AdamW"):
+        new_trainer("--train_batch_size", 4, "--fused_optimizer", "on", "--optimizer", "adafactor")
+    with pytest.raises(ConfigError, match="skips the steps of a gradient scaler"):
+        check_optimizer(parse("--fused_optimizer", "on").train, torch.device("cpu"), "fp16")

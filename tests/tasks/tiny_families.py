@@ -17,6 +17,8 @@ from transformers import (
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
     T5Tokenizer,
     UMT5Config,
     UMT5EncoderModel,
@@ -198,6 +200,28 @@ def build_lumina2() -> Any:
     )
 
 
+def build_pixart(learned_variance: bool = True) -> Any:
+    """PixArt-Sigma with the scheduler that its published pipelines have."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    text = T5Config(vocab_size=30, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    return diffusers.PixArtSigmaPipeline(
+        transformer=diffusers.PixArtTransformer2DModel(
+            in_channels=4,
+            out_channels=8 if learned_variance else 4,
+            num_layers=4,
+            cross_attention_dim=16,
+            caption_channels=WIDTH,
+            sample_size=8,
+            patch_size=2,
+            **HEADS,
+        ),
+        scheduler=diffusers.DPMSolverMultistepScheduler(),
+        vae=build_vae(scaling_factor=1.5),
+        text_encoder=T5EncoderModel(text),
+        tokenizer=T5Tokenizer(vocab=[*pieces, *((letter, -3.0) for letter in LETTERS[64:90])], extra_ids=0),
+    )
+
+
 def build_wan(**config: Any) -> Any:
     """Wan 2.1 with the scheduler that its published pipelines have; two frames are one latent."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
@@ -266,3 +290,5 @@ BUILD: dict[str, Callable[..., Any]] = {
     "lumina2": build_lumina2,
     "wan": build_wan,
 }
+# As those above, but trained by denoising.
+BUILD_ALL = {**BUILD, "pixart": build_pixart}

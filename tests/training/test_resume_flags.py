@@ -21,7 +21,7 @@ from ..tasks.conftest import forget
 
 
 SD = load_recipe("finetune_sd").FinetuneSD()
-DREAMBOOTH = load_recipe("dreambooth_sd").DreamboothSD()
+DREAMBOOTH = load_recipe("dreambooth").FinetuneSubject()
 VIT = Pretraining()
 
 

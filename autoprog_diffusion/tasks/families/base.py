@@ -1,11 +1,11 @@
-"""`Family`: what a family of flow-matching models decides; every row of the table is one subclass in its own file."""
+"""`Family`: what a family of text-to-image transformers decides; every row is one subclass in a file of its own."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from PIL import Image
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class Family(ABC):
         optional: Parts that it works without, and that Diffusers loads it without only if told so.
         schedulers: Names of the schedulers that it is trained with.
         text_setting: Setting of the denoiser that is the width of its text.
+        process: How noise comes in: straight to it (`flow`), or as in DDPM (`denoising`).
     """
 
     pipeline: Any
@@ -53,6 +54,7 @@ class Family(ABC):
     optional: ClassVar[tuple[str, ...]] = ()
     schedulers: ClassVar[tuple[str, ...]] = FLOW
     text_setting: ClassVar[str] = "joint_attention_dim"
+    process: ClassVar[Literal["flow", "denoising"]] = "flow"
 
     @property
     def patch(self) -> int:
@@ -88,13 +90,21 @@ class Family(ABC):
         Raises:
             GrowthError: The message names the values.
         """
-        check_flow(name, self.pipeline.scheduler, self.schedulers)
+        self.check_scheduler(name)
         check_named(name, part="transformer", model=self.pipeline.transformer, kind=self.transformer_class)
         check_named(name, part="VAE", model=self.pipeline.vae, kind=self.vae_class)
         if self.vae_class == "AutoencoderKL":
             check_vae(name, self.pipeline.vae, self.vae_follows)
         self.check_latents(name)
         self.check_text(name)
+
+    def check_scheduler(self, name: str) -> None:
+        """Refuse a scheduler of another process.
+
+        Raises:
+            GrowthError: The message names the class or the setting.
+        """
+        check_flow(name, self.pipeline.scheduler, self.schedulers)
 
     def check_latents(self, name: str) -> None:
         """Refuse a transformer that does not take and give one latent image.
@@ -146,10 +156,21 @@ class Family(ABC):
         """Captions -> (len, L, D) tokens, and (len, P) pooled text or the (len, L) mask of the tokens."""
 
     @abstractmethod
-    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
-        """The predicted noise less latents, shaped as `noisy`; `sigmas` (N,) in [0, 1], 1 being noise."""
+    def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """What the denoiser is trained to give, by a call as the pipeline makes it.
 
-    def shift(self, tokens: int, full_tokens: int) -> float:
+        Args:
+            denoiser: The transformer, perhaps prepared.
+            noisy: (N, C, ...) latents with noise.
+            times: (N,) in [0, 1], 1 being noise; whole timesteps where the process is `denoising`.
+            tokens: (N, L, D) text.
+            pooled: (N, P), as `encode` gives it.
+
+        Returns:
+            The predicted noise less latents, shaped as `noisy`; with `denoising` the output as it is.
+        """
+
+    def shift(self, tokens: int, full_tokens: float) -> float:
         """Shift of time for images of so many tokens; arguments as `stage_shift` takes them."""
         return stage_shift(self.pipeline.scheduler.config, tokens, full_tokens)
 

@@ -63,8 +63,8 @@ class Flux(Family):
         tokens, pooled, _ = encoded
         return tokens, pooled
 
-    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
-        """The denoiser's output, (N, C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
+    def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """The denoiser's output, (N, C, h, w) as `noisy`; `times` (N,) in [0, 1]."""
         pipeline = self.pipeline
         count, channels, height, width = noisy.shape
         place = {"device": noisy.device, "dtype": noisy.dtype}
@@ -73,7 +73,7 @@ class Flux(Family):
             guidance = torch.full((count,), self.guidance, **place)
         output = denoiser(
             hidden_states=pipeline._pack_latents(noisy, count, channels, height, width),
-            timestep=sigmas,
+            timestep=times,
             guidance=guidance,
             encoder_hidden_states=tokens,
             pooled_projections=pooled,

@@ -66,8 +66,8 @@ class Flux2Klein(Family):
         tokens, _ = self.pipeline.encode_prompt(list(captions), device=device, max_sequence_length=length)
         return tokens, tokens.new_zeros(len(tokens), 0)
 
-    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
-        """The denoiser's output, (N, 4C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
+    def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """The denoiser's output, (N, 4C, h, w) as `noisy`; `times` (N,) in [0, 1]."""
         del pooled
         count, _, height, width = noisy.shape
         guidance = None
@@ -75,7 +75,7 @@ class Flux2Klein(Family):
             guidance = torch.full((count,), self.guidance, device=noisy.device, dtype=noisy.dtype)
         output = denoiser(
             hidden_states=noisy.flatten(2).transpose(1, 2),
-            timestep=sigmas,
+            timestep=times,
             guidance=guidance,
             encoder_hidden_states=tokens,
             # Time, row, column, and place in the text.
@@ -85,7 +85,7 @@ class Flux2Klein(Family):
         )[0]
         return output.transpose(1, 2).unflatten(2, (height, width))
 
-    def shift(self, tokens: int, full_tokens: int) -> float:
+    def shift(self, tokens: int, full_tokens: float) -> float:
         """Shift of time for images of so many tokens: the pipeline's formula, where its scheduler asks for one."""
         config = self.pipeline.scheduler.config
         if not config.get("use_dynamic_shifting"):

@@ -59,17 +59,17 @@ class Lumina2(Family):
         )
         return tokens, mask.to(tokens)
 
-    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
-        """The denoiser's output with its sign changed, (N, C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
+    def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """The denoiser's output with its sign changed, (N, C, h, w) as `noisy`; `times` (N,) in [0, 1]."""
         return -denoiser(
             hidden_states=noisy,
-            timestep=1 - sigmas,
+            timestep=1 - times,
             encoder_hidden_states=tokens,
             encoder_attention_mask=pooled.bool(),
             return_dict=False,
         )[0]
 
-    def shift(self, tokens: int, full_tokens: int) -> float:
+    def shift(self, tokens: int, full_tokens: float) -> float:
         """Shift of time; a dynamic one follows the channels of the latents, which the pipeline takes for tokens."""
         config = self.pipeline.scheduler.config
         if not config.get("use_dynamic_shifting"):

@@ -53,8 +53,8 @@ class QwenImage(Family):
         room = length - tokens.shape[1]
         return F.pad(tokens, (0, 0, 0, room)), F.pad(mask.to(tokens), (0, room))
 
-    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
-        """The denoiser's output, (N, C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
+    def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """The denoiser's output, (N, C, h, w) as `noisy`; `times` (N,) in [0, 1]."""
         count, _, height, width = noisy.shape
         guidance = None
         if self.config.guidance_embeds:
@@ -62,7 +62,7 @@ class QwenImage(Family):
         rows, columns = height // 2, width // 2
         output = denoiser(
             hidden_states=F.pixel_unshuffle(noisy, 2).flatten(2).transpose(1, 2),
-            timestep=sigmas,
+            timestep=times,
             guidance=guidance,
             encoder_hidden_states=tokens,
             encoder_hidden_states_mask=pooled.long(),

@@ -73,14 +73,14 @@ class Sana(Family):
         call = inspect.signature(type(self.pipeline).__call__)
         return call.parameters["complex_human_instruction"].default
 
-    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
-        """The denoiser's output, (N, C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
+    def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """The denoiser's output, (N, C, h, w) as `noisy`; `times` (N,) in [0, 1]."""
         steps = self.pipeline.scheduler.config.num_train_timesteps
         return denoiser(
             noisy,
             encoder_hidden_states=tokens,
             encoder_attention_mask=pooled,
-            timestep=sigmas * steps * self.config.timestep_scale,
+            timestep=times * steps * self.config.timestep_scale,
             return_dict=False,
         )[0]
 

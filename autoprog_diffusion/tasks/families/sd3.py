@@ -98,11 +98,11 @@ class SD3(Family):
         )
         return tokens, pooled
 
-    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
-        """The denoiser's output, (N, C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
+    def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """The denoiser's output, (N, C, h, w) as `noisy`; `times` (N,) in [0, 1]."""
         return denoiser(
             hidden_states=noisy,
-            timestep=sigmas * self.pipeline.scheduler.config.num_train_timesteps,
+            timestep=times * self.pipeline.scheduler.config.num_train_timesteps,
             encoder_hidden_states=tokens,
             pooled_projections=pooled,
             return_dict=False,

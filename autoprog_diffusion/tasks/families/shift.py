@@ -12,7 +12,7 @@ from torch import Tensor
 DYNAMIC = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.15}
 
 
-def stage_shift(config: Any, tokens: int, full_tokens: int) -> float:
+def stage_shift(config: Any, tokens: int, full_tokens: float) -> float:
     """Shift s of time at a stage's resolution: sigma becomes s * sigma / (1 + (s - 1) * sigma).
 
     With dynamic shifting (Flux) s follows the number of image tokens as it does in the pipeline: mu is linear in it,

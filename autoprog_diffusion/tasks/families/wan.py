@@ -80,10 +80,10 @@ class Wan(Family):
         )
         return tokens, tokens.new_zeros(len(tokens), 0)
 
-    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
-        """The denoiser's output, (N, C, f, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
+    def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """The denoiser's output, (N, C, f, h, w) as `noisy`; `times` (N,) in [0, 1]."""
         del pooled
-        times = sigmas * self.pipeline.scheduler.config.num_train_timesteps
+        times = times * self.pipeline.scheduler.config.num_train_timesteps
         if self.pipeline.config.expand_timesteps:
             # Wan 2.2 TI2V is told the time of every token.
             frames, height, width = noisy.shape[2:]

@@ -62,12 +62,12 @@ class ZImage(Family):
         tokens = pad_sequence([*texts, longest], batch_first=True)[:-1]
         return tokens, (places < lengths[:, None]).to(tokens)
 
-    def velocity(self, denoiser: Any, noisy: Tensor, sigmas: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
-        """The denoiser's output with its sign changed, (N, C, h, w) as `noisy`; `sigmas` (N,) in [0, 1]."""
+    def predict(self, denoiser: Any, noisy: Tensor, times: Tensor, *, tokens: Tensor, pooled: Tensor) -> Tensor:
+        """The denoiser's output with its sign changed, (N, C, h, w) as `noisy`; `times` (N,) in [0, 1]."""
         lengths = pooled.sum(dim=1).long().tolist()
         output = denoiser(
             list(noisy.unsqueeze(2)),
-            1 - sigmas,
+            1 - times,
             [text[:length] for text, length in zip(tokens, lengths)],
             return_dict=False,
         )[0]

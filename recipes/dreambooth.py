@@ -1,18 +1,20 @@
-"""Teach a Stable-Diffusion-class pipeline one subject from a few pictures (DreamBooth), progressively.
+"""Teach a text-to-image pipeline one subject from a few pictures (DreamBooth), progressively.
 
-    accelerate launch recipes/dreambooth_sd.py --output_dir out
+    accelerate launch recipes/dreambooth.py --output_dir out
 
 teaches the small emoji pipeline beside this file a blue cat from six of its faces, while its other cats stay as they
 are: under 5 minutes on 2 CPU cores. Your own model and subject:
 
-    accelerate launch recipes/dreambooth_sd.py --output_dir out \
+    accelerate launch recipes/dreambooth.py --output_dir out \
         --pretrained_model_name_or_path stable-diffusion-v1-5/stable-diffusion-v1-5 --resolution 512 \
         --instance_data_dir my_dog --instance_prompt "a photo of sks dog" \
         --with_prior_preservation --class_prompt "a photo of dog" --num_class_images 200 \
         --train_batch_size 1 --learning_rate 5e-6 --max_train_steps 800 --mixed_precision bf16
 
-`--help` lists every flag; they carry the names of Diffusers' train_dreambooth.py. The model draws missing pictures of
-the class before training; latents and text are cached. Results: a plain Diffusers pipeline in the output folder,
+Stable Diffusion 1.x and 2.x, SDXL, and every family of finetune_flow.py but PixArt-Sigma. `--rank 16` trains a LoRA of
+that rank instead of the whole denoiser, with --learning_rate 1e-4 or so. `--help` lists every flag; they carry the
+names of Diffusers' train_dreambooth.py. The model draws missing pictures of the class before training; latents and
+text are cached. Results: a plain Diffusers pipeline in the output folder (or pytorch_lora_weights.safetensors),
 before_after.png, timeline.png, growth.json and one printed table.
 """
 
@@ -31,6 +33,7 @@ from autoprog_diffusion.data.decode import read_image
 from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.report import DataReport
 from autoprog_diffusion.growth import ConfigError
+from autoprog_diffusion.tasks.any_pipeline_recipe import AnyPipelineRecipe
 from autoprog_diffusion.tasks.arguments import DreamboothArguments, hub_options, noise_settings
 from autoprog_diffusion.tasks.dreambooth import (
     Dreambooth,
@@ -42,8 +45,8 @@ from autoprog_diffusion.tasks.dreambooth import (
     list_images,
     pair_up,
 )
-from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
-from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe, guidance_scale
+from autoprog_diffusion.tasks.dreambooth_tasks import DreamboothFlow, dreambooth_task
+from autoprog_diffusion.tasks.lora import check_no_lora, load_any
 from autoprog_diffusion.training.build import make_loader
 from autoprog_diffusion.training.recipe_arguments import TrainArguments
 from autoprog_diffusion.training.run import main
@@ -57,8 +60,8 @@ if TYPE_CHECKING:
     from autoprog_diffusion.data.latents import Latents
 
 
-class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
-    """Full fine-tuning of the UNet on one subject."""
+class FinetuneSubject(AnyPipelineRecipe[DreamboothArguments]):
+    """Fine-tuning on one subject: of the whole denoiser, or of adapters with --rank."""
 
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
     shares = False  # pictures of a subject are few, and all have one caption
@@ -83,7 +86,13 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
         if args.data.train_data_dir or args.data.dataset_name:
             raise ConfigError("--train_data_dir and --dataset_name are for other recipes: give --instance_data_dir.")
         check_subject(args.subject)
-        return load_pipeline(self.model_name(args), **hub_options(args))
+        pipeline = load_any(self.model_name(args), **hub_options(args))
+        self.adapts = args.lora.rank != 0
+        if self.adapts:
+            self.add_adapters(pipeline, args, args.lora)
+        else:
+            check_no_lora(args.lora)
+        return pipeline
 
     def data(
         self, args: DreamboothArguments, pipeline: Any, resolution: int, accelerator: Accelerator
@@ -110,8 +119,9 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
             subject,
             size=resolution,
             steps=args.output.num_inference_steps,
-            guidance=guidance_scale(args),
+            guidance=self.guidance(pipeline, args),
             seed=args.train.seed,
+            max_sequence_length=args.flow.max_sequence_length,
             reading=report.add("trained on", str(folder)),
         )
         return concatenate_datasets([instances, images_of(files, subject.class_prompt or "", subject=False)])
@@ -136,9 +146,15 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
         pairs = pair_up(instances, classes) if classes else None
         return make_loader(data, args, resolution, pairs, plan=self.plan, processes=self.processes)
 
-    def task(self, pipeline: Any, latents: Latents, args: DreamboothArguments) -> Dreambooth:
+    def task(self, pipeline: Any, latents: Latents, args: DreamboothArguments) -> Dreambooth | DreamboothFlow:
         self._data = latents.data
-        return Dreambooth(pipeline, latents, noise_settings(args), prior_loss_weight=args.subject.prior_loss_weight)
+        return dreambooth_task(
+            pipeline,
+            latents,
+            flow=args.flow,
+            noise=noise_settings(args),
+            prior_loss_weight=args.subject.prior_loss_weight,
+        )
 
     def titles(self, args: DreamboothArguments, data: datasets.Dataset) -> tuple[str, ...]:
         """The subject, and its class that must stay as it is."""
@@ -159,4 +175,4 @@ class DreamboothSD(TextToImageRecipe[DreamboothArguments]):
 
 
 if __name__ == "__main__":
-    main(DreamboothSD(), sys.argv[1:], __doc__)
+    main(FinetuneSubject(), sys.argv[1:], __doc__)

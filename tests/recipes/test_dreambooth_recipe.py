@@ -15,7 +15,7 @@ from ..tasks.training import same, weights
 from .conftest import NewRun, Script, load_recipe
 
 
-RECIPE = load_recipe("dreambooth_sd").DreamboothSD()
+RECIPE = load_recipe("dreambooth").FinetuneSubject()
 FLAGS = (
     "--instance_prompt", "sks cat", "--max_train_steps", 8, "--train_batch_size", 2,
     "--gradient_accumulation_steps", 2,
