@@ -75,13 +75,11 @@ class Placing:
         plan: Items and buckets.
         enlarged: Images that have fewer pixels than the smallest size that they have to fill.
         beyond: Images that are longer than the longest bucket.
-        cropped: Share of the images' pixels that no item shows.
     """
 
     plan: BucketPlan
     enlarged: int
     beyond: int
-    cropped: float
 
 
 def one_size(images: int, side: int) -> BucketPlan:
@@ -136,7 +134,6 @@ def place_images(sizes: Tensor, steps: dict[int, int], max_aspect: float) -> Pla
         plan,
         enlarged=enlarged,
         beyond=int((np.maximum(aspects, 1 / aspects) > plan.longest.aspect).sum()),
-        cropped=_cropped(plan, aspects),
     )
 
 
@@ -181,9 +178,14 @@ def _fills(lengths: np.ndarray, buckets: Sequence[Bucket], chosen: np.ndarray) -
     return np.all(lengths >= wanted, axis=1)
 
 
-def _cropped(plan: BucketPlan, aspects: np.ndarray) -> float:
-    """Mean share of the pixels of an image that its bucket's shape cuts off."""
-    own = np.array([bucket.aspect for bucket in plan.buckets])[plan.places.numpy()]
-    ratio = aspects[plan.rows.numpy()] / own
-    kept = np.minimum(ratio, 1 / ratio)
-    return float(1 - kept.mean())
+def cut_off(plan: BucketPlan, sizes: Tensor) -> float:
+    """Mean share of the pixels of an image that its bucket's shape cuts off.
+
+    Args:
+        plan: Of the images.
+        sizes: As `place_images` takes them.
+    """
+    lengths = sizes.double()[plan.rows]
+    own = torch.tensor([bucket.aspect for bucket in plan.buckets], dtype=torch.float64)[plan.places]
+    ratio = lengths[:, 1] / lengths[:, 0] / own
+    return float(1 - torch.minimum(ratio, 1 / ratio).mean())

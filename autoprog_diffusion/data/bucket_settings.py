@@ -10,7 +10,7 @@ from torch import Tensor
 from autoprog_diffusion.growth.errors import ConfigError
 
 from .bucket_batches import BucketBatches, Incomplete
-from .bucket_plan import BucketPlan, Placing, merge_small, place_images
+from .bucket_plan import BucketPlan, Placing, cut_off, merge_small, place_images
 from .buckets import check_step, step_of
 from .errors import DataError
 
@@ -77,20 +77,27 @@ def plan_buckets(
 
     Raises:
         ConfigError: As `BucketSettings.steps`.
-        DataError: A bucket holds fewer images than a batch, and nothing says what to do with them.
+        DataError: A bucket holds fewer images than a batch, and nothing says what to do with them; or no image has
+            pixels for a resolution.
     """
     placing = place_images(sizes, settings.steps(multiple), settings.max_aspect)
     plan = placing.plan
-    notes += _placed(placing, settings)
+    _check_used(plan, settings)
+    moved = 0
     if settings.merge:
         plan, moved = merge_small(plan, sizes, batch_size)
-        if moved:
-            notes.append(
-                f"{moved} images of buckets smaller than a batch of {batch_size} are cropped to the nearest larger "
-                "bucket"
-            )
     if settings.incomplete == "drop":
         _check_small(plan, batch_size)
+    filled = [f"{bucket.name}: {count}" for bucket, count in _filled(plan)]
+    notes.append(
+        f"images train in buckets of aspect ratios (width x height: images) {', '.join(filled)}; their shapes cut off "
+        f"{cut_off(plan, sizes):.1%} of the pixels"
+    )
+    if moved:
+        notes.append(
+            f"{moved} images of buckets smaller than a batch of {batch_size} are cropped to the nearest larger bucket"
+        )
+    notes += _placed(placing, settings)
     return plan
 
 
@@ -142,11 +149,7 @@ def table(plan: BucketPlan) -> list[dict[str, int]]:
 def _placed(placing: Placing, settings: BucketSettings) -> list[str]:
     """What became of the images, in sentences without a full stop."""
     plan = placing.plan
-    filled = [f"{bucket.name}: {count}" for bucket, count in _filled(plan)]
-    notes = [
-        f"images train in {len(filled)} buckets of aspect ratios (width x height: images) {', '.join(filled)}; the "
-        f"shapes of the buckets cut off {placing.cropped:.1%} of the pixels"
-    ]
+    notes = []
     if len(settings.resolutions) > 1:
         notes.append(
             f"{plan.images} images train {len(plan)} times an epoch, at each of the resolutions "
@@ -163,6 +166,17 @@ def _placed(placing: Placing, settings: BucketSettings) -> list[str]:
     return notes
 
 
+def _check_used(plan: BucketPlan, settings: BucketSettings) -> None:
+    """Refuse resolutions that no image trains at."""
+    used = {bucket.resolution for bucket, _ in _filled(plan)}
+    idle = sorted(set(settings.resolutions) - used)
+    if idle:
+        raise DataError(
+            f"no image has pixels for the resolutions {idle} of --bucket_resolutions: remove them, or add larger "
+            "images."
+        )
+
+
 def _check_small(plan: BucketPlan, batch_size: int) -> None:
     """Refuse buckets that would never fill a batch."""
     small = [(bucket, count) for bucket, count in _filled(plan) if count < batch_size]
@@ -172,8 +186,8 @@ def _check_small(plan: BucketPlan, batch_size: int) -> None:
     more = ", ..." if len(small) > _NAMED else ""
     images = sum(count for _, count in small)
     raise DataError(
-        f"{len(small)} buckets hold fewer images than a batch of {batch_size}, so their {images} images would never "
-        f"train: {', '.join(names)}{more}. Use --merge_buckets (they are cropped to the nearest larger bucket), "
+        f"buckets that hold fewer images than a batch of {batch_size} would never train their {images} images: "
+        f"{', '.join(names)}{more}. Use --merge_buckets (they are cropped to the nearest larger bucket), "
         "--incomplete_batches fill (they are repeated in a batch), a smaller --train_batch_size, a larger "
         "--bucket_step, or a lower --max_aspect."
     )

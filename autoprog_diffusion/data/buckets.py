@@ -52,6 +52,8 @@ class Bucket:
             scale: Side of a square at that resolution over its side at the full one.
             multiple: Both become the nearest multiple of it, and the aspect ratio changes by so much.
         """
+        if scale == 1.0:
+            return self.height, self.width
         return _rounded(scale * self.height, multiple), _rounded(scale * self.width, multiple)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
-from .listing import NO_IMAGE, File, Listing
+from .listing import NO_IMAGE, VIDEO, VIDEO_ENDINGS, File, Listing
 from .report import Reading
 from .splits import top_folder
 
@@ -122,7 +122,9 @@ def leave_out_unused(listing: Listing, used: Iterable[File], reading: Reading, u
     paths = {file.path for file in used}
     reading.leave_out(unlisted, [file.name for file in listing.images if file.path not in paths])
     rest = [*listing.captions, *listing.others, *listing.tables]
-    reading.leave_out(NO_IMAGE, sorted(file.name for file in rest if file.path not in paths))
+    names = sorted(file.name for file in rest if file.path not in paths)
+    reading.leave_out(VIDEO, [name for name in names if name.lower().endswith(VIDEO_ENDINGS)])
+    reading.leave_out(NO_IMAGE, [name for name in names if not name.lower().endswith(VIDEO_ENDINGS)])
     for reason, skipped in listing.skipped.items():
         # A metadata file may name a hidden file.
         reading.leave_out(reason, [name for name in skipped if f"{listing.root}/{name}" not in paths])

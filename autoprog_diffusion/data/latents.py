@@ -18,6 +18,7 @@ from .cache import ArrayCache, CacheType, build_cache, module_fingerprint, text_
 from .codecs import codec_of
 from .decode import read_image, undecoded
 from .errors import DataError
+from .frames import read_frames
 from .images import ImageSettings, cut_window, fit_images
 from .placement import keep_on_device, on_device
 
@@ -47,6 +48,7 @@ class Latents:
         images: How an image becomes a square or a bucket's size.
         plan: Sizes of the images; None for squares.
         cached: Encode every image once per stage resolution, before training in it.
+        frames: Of every image, from its first one on: above 1 for short videos, which are always cached.
         dtype: Of the numbers in the cache.
         side: Of the stage's images in pixels, or of the square that has their area, once a stage is entered.
         sizes: Heights and widths in pixels of the stage's images, by bucket.
@@ -62,6 +64,7 @@ class Latents:
     images: ImageSettings
     plan: BucketPlan | None = None
     cached: bool = True
+    frames: int = 1
     dtype: CacheType = "float32"
     side: int = 0
     sizes: tuple[tuple[int, int], ...] = ()
@@ -148,6 +151,9 @@ class Latents:
             bucket = self._plan.buckets[place]
             name = f"latents-{bucket.name}-at-{width}x{height}"
             members = tuple(rows.tolist())
+        if self.frames > 1:
+            name = f"{name}-of-{self.frames}-frames"
+        processes = self.accelerator.num_processes
         # With random flips all images are followed by their mirror images.
         count = len(items) * (1 + self.images.random_flip)
         mark = text_fingerprint(name, weights, self.images.interpolation, self.data._fingerprint, count, *members)
@@ -157,7 +163,8 @@ class Latents:
             partial(self._encode, rows, height, width),
             fingerprint=mark,
             accelerator=self.accelerator,
-            batch_size=max(1, min(32, PIXELS // (height * width))),
+            # Every process gets some of a small bucket.
+            batch_size=max(1, min(32, PIXELS // (height * width * self.frames), -(-count // processes))),
             title=f"encoding {name}",
             dtype=self.dtype,
         )
@@ -182,10 +189,16 @@ class Latents:
         images = []
         for row in wanted:
             mirrored, position = divmod(row, len(rows))
-            image = read_image(self._files, int(rows[position]))
-            pixels = cut_window(image, height, width, self.images).pixels
+            pixels = self._pixels(int(rows[position]), height, width)
             images.append(pixels.flip(-1) if mirrored else pixels)
         return self._moments(torch.stack(images))
+
+    def _pixels(self, row: int, height: int, width: int) -> Tensor:
+        """The centre of an image, (3, H, W) in [-1, 1]; of a video's frames, (3, F, H, W)."""
+        if self.frames == 1:
+            return cut_window(read_image(self._files, row), height, width, self.images).pixels
+        frames = read_frames(self._files, row, self.frames)
+        return torch.stack([cut_window(frame, height, width, self.images).pixels for frame in frames], dim=1)
 
     def _moments(self, pixels: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, 2C, h, w) moments of the posterior, float32: means, then logarithms of variances.

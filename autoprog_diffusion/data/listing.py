@@ -31,6 +31,8 @@ IN_HIDDEN = "in hidden folders"
 IN_SYSTEM = "in folders of the operating system"
 IN_OUTPUT = "in the output folder of a run"
 NO_IMAGE = "not an image"
+VIDEO = "a video (pictures are read, and for Wan animated .webp, .gif and .png)"
+VIDEO_ENDINGS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 EMPTY = "empty (0 bytes)"
 BROKEN_LINK = "a broken link"
 

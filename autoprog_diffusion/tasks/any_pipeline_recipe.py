@@ -61,6 +61,7 @@ class AnyPipelineRecipe(TextToImageRecipe[FlowArguments]):
             guidance=self.guidance(pipeline, args),
             seed=args.train.seed,
             max_sequence_length=args.flow.max_sequence_length,
+            num_frames=args.flow.num_frames,
         )
 
     def guidance(self, pipeline: Any, args: FlowArguments) -> float:

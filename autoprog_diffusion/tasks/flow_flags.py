@@ -7,7 +7,7 @@ from autoprog_diffusion.growth.errors import ConfigError
 from .flow_matching import FlowSettings
 
 
-OF_FLOW = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "guidance")
+OF_FLOW = ("weighting_scheme", "logit_mean", "logit_std", "mode_scale", "guidance", "num_frames")
 
 
 def check_flow_flags(flow: FlowSettings, *, takes_length: bool = False) -> None:

@@ -45,6 +45,8 @@ class FlowSettings:
     """Value of the guidance embedding in training, for models that have one, such as Flux.1 dev."""
     max_sequence_length: int | None = None
     """Tokens of text [the pipeline's own: 256 for SD3, 512 for Flux, and so on]."""
+    num_frames: int = 1
+    """Frames of short videos, for Wan: 4 k + 1 of animated .webp, .gif or .png files [pictures]."""
     proportion_empty_prompts: float = 0.0
     """Probability of training an image without its caption, for classifier-free guidance."""
 
@@ -73,15 +75,15 @@ def load_flow(name: str, **hub: str | None) -> Any:
     return pipeline
 
 
-def flow_family(pipeline: Any, guidance: float = 1.0) -> Family:
-    """The family of the pipeline.
+def flow_family(pipeline: Any, guidance: float = 1.0, frames: int = 1) -> Family:
+    """The family of the pipeline; further arguments are its attributes.
 
     Raises:
         GrowthError: It is of no family.
     """
     for kind in type(pipeline).__mro__:
         if kind.__name__ in FAMILY_OF:
-            return FAMILY_OF[kind.__name__](pipeline, guidance)
+            return FAMILY_OF[kind.__name__](pipeline, guidance, frames)
     kind = type(pipeline).__name__
     raise GrowthError(f"a {kind} was given: {_allowed(kind)}")
 
@@ -126,7 +128,7 @@ class FlowMatching:
         latents = self.latents
         flow = self.flow
         self.resolution = latents.resolution
-        self.family = flow_family(self.pipeline, flow.guidance)
+        self.family = flow_family(self.pipeline, flow.guidance, flow.num_frames)
         self._length = text_length(self.pipeline, flow.max_sequence_length)
         self._check()
         texts = latents.data["text"][:]
@@ -245,6 +247,10 @@ class FlowMatching:
             if value := getattr(self.noise, name):
                 raise ConfigError(f"--{name} {value} belongs to noise prediction; flow matching has no such setting.")
         check_length(self.family, self._length)
+        self.family.check_frames()
+        if self.flow.num_frames > 1 and not self.latents.cached:
+            raise ConfigError("--no-cache_latents is not possible with --num_frames above 1: remove one of the flags.")
+        self.latents.frames = self.flow.num_frames
         largest = self.family.largest()
         if largest is not None and self.resolution > largest:
             raise ConfigError(

@@ -22,6 +22,7 @@ def draw_flow(
     guidance: float | None,
     seed: int,
     max_sequence_length: int | None = None,
+    num_frames: int = 1,
 ) -> list[Image.Image]:
     """One image per prompt, every prompt with a seed of its own (`seed`, `seed + 1`, ...).
 
@@ -33,6 +34,7 @@ def draw_flow(
         guidance: Scale of classifier-free guidance; None takes the family's.
         seed: Of the first prompt.
         max_sequence_length: Tokens of text; None takes the pipeline's own number.
+        num_frames: Of videos, of which the first frame is returned.
     """
     scale = flow_family(pipeline).guidance_scale if guidance is None else guidance
     with sampling(pipeline):
@@ -44,6 +46,7 @@ def draw_flow(
             steps=steps,
             guidance=scale,
             max_sequence_length=max_sequence_length,
+            num_frames=num_frames,
         )
 
 
@@ -56,6 +59,7 @@ def draw_with(
     steps: int,
     guidance: float,
     max_sequence_length: int | None = None,
+    num_frames: int = 1,
 ) -> list[Image.Image]:
     """One image per prompt by the pipeline's own call, as the pipeline is.
 
@@ -67,8 +71,9 @@ def draw_with(
         steps: Denoising steps.
         guidance: Scale of classifier-free guidance.
         max_sequence_length: Tokens of text that a family takes; None takes the pipeline's own number.
+        num_frames: Of videos, of which the first frame is returned.
     """
-    family = flow_family(pipeline) if is_flow(pipeline) else None
+    family = flow_family(pipeline, frames=num_frames) if is_flow(pipeline) else None
     options: dict[str, Any] = {"guidance_scale": guidance}
     if family is not None:
         options = family.drawing(guidance, text_length(pipeline, max_sequence_length))

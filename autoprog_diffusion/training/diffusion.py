@@ -21,13 +21,12 @@ from autoprog_diffusion.growth.backends.fsdp2 import reshard
 from autoprog_diffusion.growth.bare import bare
 from autoprog_diffusion.growth.errors import GrowthWarning
 from autoprog_diffusion.growth.power_average import PowerAverage
-from autoprog_diffusion.growth.resize import stage_size
 
 from .average import averages, check_checkpoint, make_average
 from .batch_probe import batch_advice
 from .checkpoints import find_checkpoint, keep_only
 from .flag_checks import check_accumulations
-from .given_plan import plan_for
+from .given_plan import check_sizes, plan_for
 from .held_out import HeldOutRun
 from .optimizers import is_fused, make_optimizer
 from .recipe_arguments import Arguments
@@ -134,7 +133,7 @@ class DiffusionTrainer(Trainer):
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
         self.power = self._make_power(checkpoint)
         self._step_in_backward()
-        self._check_resolutions()
+        check_sizes(growth, task.resolution)
         self._register(trained)
 
     @property
@@ -282,13 +281,6 @@ class DiffusionTrainer(Trainer):
         self.accelerator.print(
             f"Blocks step inside the backward pass: the gradient of each is clipped to norm {norm}."
         )
-
-    def _check_resolutions(self) -> None:
-        """Refuse a later stage's resolution now, before the first one trains."""
-        side = self.task.resolution
-        planned = [stage.resolution for stage in self.growth.plan.stages]
-        for resolution in (*planned, *(self.growth.config.resolutions or ())):
-            stage_size((side, side), resolution, self.growth.config.resolution_multiple)
 
     def _prepared(self, denoiser: nn.Module, loader: DataLoader) -> Any:
         """Model, optimizer, loader and schedule, as Accelerate prepares them."""

@@ -25,8 +25,8 @@ MUST_BE_EQUAL = frozenset(
     "aa reprob mixup cutmix mixup_prob mixup_switch_prob aa_scale drop_path_scale reprob_scale "
     # The loss.
     "snr_gamma timestep_sampling noise_offset input_perturbation prediction_type prior_loss_weight smoothing "
-    "weighting_scheme logit_mean logit_std mode_scale guidance max_sequence_length proportion_empty_prompts "
-    "class_dropout keep_classes variance_loss "
+    "weighting_scheme logit_mean logit_std mode_scale guidance max_sequence_length num_frames "
+    "proportion_empty_prompts class_dropout keep_classes variance_loss "
     # What trains, in which precision, and its average.
     "rank lora_alpha lora_dropout target_modules use_dora init_lora_weights mixed_precision opt optimizer "
     "use_8bit_adam fused_optimizer trained_dtype step_in_backward average average_widths use_ema ema_decay "

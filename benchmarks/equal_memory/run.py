@@ -205,7 +205,7 @@ def main() -> None:
         rows += rows_of(name)
         print_rows("Times as fast as full, all computed again", table(rows))
     rows.sort(key=lambda row: NAMES.index(row["model"]))
-    save(SUMMARY, {**facts(0), "rows": rows, "table": table(rows)})
+    save(SUMMARY, {**facts(0), "rows": rows, "table": table(rows), "best": best(table(rows))})
     draw(rows)
 
 
@@ -229,6 +229,22 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "against_full_auto": full["seconds"] / frozen["seconds"],
                 }
             )
+    return found
+
+
+def best(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Model -> how many times as fast late freezing with `auto` is over all budgets, at least and at most."""
+    found = {}
+    for name in {row["model"]: None for row in rows}:
+        own = [row for row in rows if row["model"] == name]
+        faster = [row["frozen_auto"] for row in own]
+        against = [row["against_full_auto"] for row in own]
+        found[name] = {
+            "least": min(faster),
+            "most": max(faster),
+            "least_against_auto": min(against),
+            "most_against_auto": max(against),
+        }
     return found
 
 

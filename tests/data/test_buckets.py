@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from autoprog_diffusion.data.bucket_batches import BucketBatches, Incomplete
-from autoprog_diffusion.data.bucket_plan import BucketPlan, merge_small, one_size, place_images
+from autoprog_diffusion.data.bucket_plan import BucketPlan, cut_off, merge_small, one_size, place_images
 from autoprog_diffusion.data.bucket_settings import BucketSettings, plan_buckets, tell_left
 from autoprog_diffusion.data.buckets import Bucket, bucket_sizes, check_step, nearest, square, step_of
 from autoprog_diffusion.data.errors import DataError
@@ -106,13 +106,14 @@ def test_places_are_those_of_a_loop(resolutions: tuple[int, ...]) -> None:
 
 
 def test_cropped_is_the_share_of_pixels_that_is_cut_off() -> None:
-    placing = place_images(torch.tensor([[64, 64], [64, 80], [30, 300]]), {64: 8}, 2.0)
+    lengths = torch.tensor([[64, 64], [64, 80], [30, 300]])
+    plan = place_images(lengths, {64: 8}, 2.0).plan
     expected = []
-    for (height, width), place in zip([(64, 64), (64, 80), (30, 300)], placing.plan.places.tolist()):
-        bucket = placing.plan.buckets[place]
+    for (height, width), place in zip(lengths.tolist(), plan.places.tolist()):
+        bucket = plan.buckets[place]
         scale = max(bucket.height / height, bucket.width / width)
         expected.append(1 - bucket.area / (scale * height * scale * width))
-    assert math.isclose(placing.cropped, sum(expected) / 3)
+    assert math.isclose(cut_off(plan, lengths), sum(expected) / 3)
 
 
 def test_small_buckets_are_merged_into_the_nearest_large_one() -> None:
@@ -174,7 +175,7 @@ def test_settings_out_of_range_are_refused() -> None:
 def test_buckets_smaller_than_a_batch_are_refused_by_name() -> None:
     lengths = torch.tensor(SMALL)
     with pytest.raises(
-        DataError, match=r"1 buckets hold fewer images than a batch of 4, so their 3 images.*48x80|80x48"
+        DataError, match=r"fewer images than a batch of 4 would never train their 3 images: (48x80|80x48) \(3\)"
     ):
         plan_buckets(lengths, BucketSettings((64,)), 8, 4, [])
     notes: list[str] = []
@@ -183,6 +184,14 @@ def test_buckets_smaller_than_a_batch_are_refused_by_name() -> None:
     assert any("3 images of buckets smaller than a batch of 4 are cropped" in note for note in notes)
     filled = plan_buckets(lengths, BucketSettings((64,), incomplete="fill"), 8, 4, [])
     assert sorted(filter(None, filled.counts())) == [3, 4, 5]
+
+
+def test_a_resolution_that_no_image_has_pixels_for_is_refused() -> None:
+    with pytest.raises(DataError, match=r"no image has pixels for the resolutions \[128\] of --bucket_resolutions"):
+        plan_buckets(torch.tensor([[80, 80]] * 4), BucketSettings((64, 128)), 8, 4, [])
+    notes: list[str] = []
+    plan_buckets(torch.tensor([[30, 30]] * 4), BucketSettings((64,)), 8, 4, notes)
+    assert "4 images have too few pixels for 64x64, and are enlarged" in notes
 
 
 class Rows:

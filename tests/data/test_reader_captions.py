@@ -113,7 +113,7 @@ def test_reader_skips_what_a_run_has_left_in_the_data(tmp_path: Path) -> None:
 def test_reader_says_why_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "clip.mp4").write_text("x")
     describe(tmp_path, {"clip.mp4": "x"})
-    with pytest.raises(DataError, match=r"training set is empty. .*found 1, trained on 0, left out 1: 1 not an image"):
+    with pytest.raises(DataError, match=r"training set is empty. .*found 1, trained on 0, left out 1: 1 a video"):
         load(tmp_path)
 
 

@@ -13,6 +13,7 @@ import pytest
 from autoprog_diffusion.data.decode import open_image
 from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.labelled import class_names, example_images, load_labelled_images, load_train_and_val
+from autoprog_diffusion.data.listing import VIDEO
 from autoprog_diffusion.data.report import DataReport, Reading
 
 from .folders import describe, save, write_table
@@ -75,7 +76,8 @@ def test_reader_reads_every_ending_that_pillow_opens_and_counts_the_others(tmp_p
     assert len(data) == len(endings) + 2
     assert left_out(reading) == {
         "outside of the class folders": 1,
-        "not an image": 3,
+        "not an image": 2,
+        VIDEO: 1,
         "hidden": 2,
         "of the operating system": 1,
         "empty (0 bytes)": 1,

@@ -13,6 +13,7 @@ import torch
 from autoprog_diffusion.tasks.flow_matching import flow_family
 from autoprog_diffusion.tasks.flow_pictures import draw_flow
 
+from ..tasks.test_wan_videos import write_videos
 from ..tasks.tiny_families import BUILD_ALL
 from ..tasks.tiny_transformers import save
 from .conftest import NewRun, Script, load_recipe
@@ -94,3 +95,23 @@ def test_what_a_run_leaves_samples_and_a_resume_ends_with_its_bits(
     wanted = trainer.bare.state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in resumed.bare.state_dict().items())
     assert flow_family(plain).pipeline_class == type(plain).__name__
+
+
+@pytest.mark.slow
+def test_a_run_on_short_videos_leaves_what_it_trained(
+    new_run: NewRun, models: dict[str, Path], tmp_path: Path
+) -> None:
+    videos = write_videos(tmp_path / "videos")
+    recipe = RECIPES["full"]()
+    flags = (*flags_of("full", models["wan"], videos), "--num_frames", 5, "--no-held_out")
+    pipeline, trainer, pictures = new_run(recipe, *flags)
+    pictures.save_before()
+    trainer.train()
+    trainer.finish()
+    recipe.save_pipeline(pipeline, tmp_path / "out")
+    state = loaded("wan", tmp_path / "out").transformer.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in trainer.bare.state_dict().items())
+    _, resumed, _ = new_run(recipe, *flags, "--resume_from_checkpoint", "checkpoint-2")
+    resumed.train()
+    resumed.finish()
+    assert all(torch.equal(value, state[name]) for name, value in resumed.bare.state_dict().items())

@@ -223,7 +223,7 @@ def build_pixart(learned_variance: bool = True) -> Any:
 
 
 def build_wan(**config: Any) -> Any:
-    """Wan 2.1 with the scheduler that its published pipelines have; two frames are one latent."""
+    """Wan 2.1 with the scheduler that its published pipelines have; four frames are one latent."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
     text = UMT5Config(vocab_size=30, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     return diffusers.WanPipeline(
@@ -247,11 +247,11 @@ def build_wan(**config: Any) -> Any:
             z_dim=4,
             dim_mult=[1, 1, 1],
             num_res_blocks=1,
-            temperal_downsample=[False, True],
+            temperal_downsample=[True, True],
             latents_mean=MEAN,
             latents_std=STD,
             scale_factor_spatial=4,
-            scale_factor_temporal=2,
+            scale_factor_temporal=4,
         ),
         text_encoder=UMT5EncoderModel(text),
         tokenizer=T5Tokenizer(vocab=[*pieces, *((letter, -3.0) for letter in LETTERS[64:90])], extra_ids=0),

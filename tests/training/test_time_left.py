@@ -146,3 +146,17 @@ def test_where_the_tape_and_the_counter_disagree_the_tape_is_left_aside() -> Non
     loop.metrics.add(**{**dict.fromkeys(COLUMNS, 1.0), "stage": 0, "searching": 0.0})
     assert loop.left.of_plan() == [1.0] * STAGES
     assert loop.left.tell() == pytest.approx(STEPS - 1)
+
+
+def test_steps_of_unequal_work_are_told_as_mean_ones() -> None:
+    """Small and large batches in turn, of which no median is a mean."""
+    works = (0.25, 1.9, 0.25, 1.6)
+
+    def work(step: int, passes: int | None = None) -> float:
+        return 1.0 if passes else works[step % 4]
+
+    loop = Loop("unet2d", lambda step, flops: flops * work(step))
+    loop.left.work = work
+    loop.run()
+    for step in range(8, STEPS - 20, 4):
+        assert loop.told[step - 1] == pytest.approx(loop.rest(step - 1), rel=0.05)

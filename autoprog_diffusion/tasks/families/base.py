@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from autoprog_diffusion.data.captions import Embeddings
-from autoprog_diffusion.growth.errors import GrowthError
+from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 
 from ..noise_schedule import FLOW, check_flow
 from ..parts import check_vae, check_widths
@@ -26,6 +26,7 @@ class Family(ABC):
     Attributes:
         pipeline: Of the class that the family names.
         guidance: Value of the guidance embedding of a guidance-distilled model; others have none.
+        frames: Of the videos that are trained on; 1 for pictures.
         pipeline_class: Name of the pipeline's class in Diffusers.
         transformer_class: Name of the class of its denoiser.
         vae_class: Name of the class of its VAE.
@@ -42,6 +43,7 @@ class Family(ABC):
 
     pipeline: Any
     guidance: float
+    frames: int = 1
 
     pipeline_class: ClassVar[str]
     transformer_class: ClassVar[str]
@@ -132,6 +134,18 @@ class Family(ABC):
     def output_channels(self) -> int:
         """Channels of the transformer's output."""
         return self.config.out_channels or self.config.in_channels
+
+    def check_frames(self) -> None:
+        """Refuse a number of frames that the pipeline does not make.
+
+        Raises:
+            ConfigError: The message names the number and those allowed.
+        """
+        if self.frames != 1:
+            raise ConfigError(
+                f"--num_frames {self.frames} is not allowed: a {self.pipeline_class} makes pictures, and only Wan "
+                "makes videos. Remove the flag."
+            )
 
     def check_text(self, name: str) -> None:
         """Refuse text encoders that do not fit the transformer.

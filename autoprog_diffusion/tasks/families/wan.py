@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2: pictures are videos of one frame."""
+"""Wan 2.1 and 2.2: short videos, and pictures, which are videos of one frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from autoprog_diffusion.data.captions import Embeddings
-from autoprog_diffusion.growth.errors import GrowthError
+from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 
 from ..parts import check_widths
 from .base import Family
@@ -57,6 +57,20 @@ class Wan(Family):
         """Channels of the VAE's latents."""
         return self.pipeline.vae.config.z_dim
 
+    def check_frames(self) -> None:
+        """Refuse a number of frames that the VAE does not take: one, and then whole steps of its own.
+
+        Raises:
+            ConfigError: The message names the number and the nearest one.
+        """
+        step = self.pipeline.vae_scale_factor_temporal
+        if self.frames < 1 or (self.frames - 1) % step:
+            near = max(0, round((self.frames - 1) / step)) * step + 1
+            raise ConfigError(
+                f"--num_frames {self.frames} is not allowed: this VAE takes one frame and {step} for every further "
+                f"latent. Use {near}."
+            )
+
     def check_text(self, name: str) -> None:
         """Refuse text encoders that do not fit the transformer.
 
@@ -96,8 +110,8 @@ class Wan(Family):
         )[0]
 
     def drawing(self, scale: float, length: int) -> dict[str, Any]:
-        """Arguments of the pipeline's call for pictures: videos of one frame."""
-        return {**super().drawing(scale, length), "num_frames": 1, "output_type": "pil"}
+        """Arguments of the pipeline's call; a picture is a video of one frame."""
+        return {**super().drawing(scale, length), "num_frames": self.frames, "output_type": "pil"}
 
     def pictures(self, output: Any) -> list[Image.Image]:
         """The first frame of every video."""
