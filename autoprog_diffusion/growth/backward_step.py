@@ -287,12 +287,15 @@ def only(optimizer: torch.optim.Optimizer, parts: dict[int, list[nn.Parameter]])
             group["params"] = parameters
 
 
-def check_backward_step(model: nn.Module, accelerator: Any, *, prepared: bool = True) -> None:
+def check_backward_step(
+    model: nn.Module, accelerator: Any, *, accumulation: int | None = None, prepared: bool = True
+) -> None:
     """Refuse loops in which a gradient is not complete when autograd hands it out.
 
     Args:
         model: The bare model.
         accelerator: The loop's, if there is one.
+        accumulation: Most forward passes of an optimizer step; None takes those of the accelerator.
         prepared: Whether `growth.prepare` was called.
 
     Raises:
@@ -317,9 +320,9 @@ def check_backward_step(model: nn.Module, accelerator: Any, *, prepared: bool = 
             "step_in_backward does not work with a gradient scaler (fp16), which looks at all gradients before any "
             "weight moves: use mixed_precision='bf16'."
         )
-    accumulated = getattr(accelerator, "gradient_accumulation_steps", 1)
-    if accumulated > 1:
+    passes: int = accumulation or getattr(accelerator, "gradient_accumulation_steps", 1)
+    if passes > 1:
         raise OrderError(
-            f"step_in_backward frees gradients that gradient_accumulation_steps={accumulated} keeps: use 1 and a "
+            f"step_in_backward frees gradients that gradient_accumulation_steps={passes} keeps: use 1 and a "
             "larger batch, or do without step_in_backward."
         )

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .choices import Checkpointing, Cost, Direction, EmbeddingInit, FrozenDtype, Objective, Order, Search, WindowState
-from .config_checks import check_direction, check_memory, check_ranges, check_resolutions, check_windows, check_words
+from .config_checks import (
+    check_accumulations,
+    check_direction,
+    check_memory,
+    check_ranges,
+    check_resolutions,
+    check_windows,
+    check_words,
+)
 from .errors import ConfigError
 from .presets import schedule_of
 from .values import JSON, Resolution, as_resolution, check_boundaries, check_fields, is_number, require
@@ -47,6 +55,8 @@ class GrowthConfig:
         ema_decay: Decay of the stage embedding's own moving average; set it to the EMA decay of your model so that
             `fold` writes the averaged row. `None` folds the raw row.
         resolutions: Per stage, either fractions in (0, 1] of the data's size or sizes in pixels; never decreasing.
+        accumulations: Per stage, the forward passes of an optimizer step, which make its batch; None leaves their
+            number to the loop. The fixed schedule only.
         resolution_multiple: What every image side must be a multiple of: VAE factor times the denoiser's patch size
             or down-sampling.
         boundaries: First optimizer step of stages 1, 2, ... (num_stages - 1 values), or fractions of the training in
@@ -95,6 +105,7 @@ class GrowthConfig:
     stage_dropout: float = 0.0
     ema_decay: float | None = None
     resolutions: tuple[Resolution, ...] | None = None
+    accumulations: tuple[int, ...] | None = None
     resolution_multiple: int = 8
     boundaries: tuple[float | int, ...] | None = None
     rewarm_steps: int = 0
@@ -116,7 +127,7 @@ class GrowthConfig:
     def __post_init__(self) -> None:
         # JSON gives lists; the dataclass stays hashable.
         converters = {"resolutions": as_resolution, "search_candidates": _as_candidate}
-        for name in ("resolutions", "boundaries", "search_orders", "search_candidates"):
+        for name in ("resolutions", "accumulations", "boundaries", "search_orders", "search_candidates"):
             values: Any = getattr(self, name)
             if values is not None:
                 is_list = isinstance(values, Iterable) and not isinstance(values, str)
@@ -129,6 +140,7 @@ class GrowthConfig:
         check_memory(self)
         check_windows(self)
         check_resolutions(self)
+        check_accumulations(self)
         check_boundaries(self.boundaries, self.num_stages)
 
     @classmethod

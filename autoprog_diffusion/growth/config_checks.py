@@ -133,3 +133,22 @@ def check_resolutions(config: GrowthConfig) -> None:
                 f"resolution {size} is not a multiple of {multiple} (VAE factor times patch size): "
                 f"use {max(multiple, size - size % multiple)}."
             )
+
+
+def check_accumulations(config: GrowthConfig) -> None:
+    """Check that there is one whole number of at least 1 per stage, of a schedule that is known beforehand."""
+    given = config.accumulations
+    if given is None:
+        return
+    if len(given) != config.num_stages:
+        raise ConfigError(
+            f"accumulations={given} has {len(given)} values for num_stages={config.num_stages}: give one per stage."
+        )
+    for passes in given:
+        if not is_number(passes, int) or passes < 1:
+            raise ConfigError(f"accumulations={given} is not allowed: give whole numbers of at least 1.")
+    if config.search != "none":
+        raise ConfigError(
+            f"accumulations={given} with search={config.search!r} is not allowed: a search decides what trains from "
+            'the batches of one size. Use search="none", or leave accumulations out.'
+        )

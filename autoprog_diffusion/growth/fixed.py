@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from .choices import Order
 from .config import GrowthConfig
@@ -52,7 +53,8 @@ def fixed_stages(
     resolutions = config.resolutions or (1.0,) * count
     if config.direction == "window":
         windows = window_blocks(config, num_blocks, sizes) * config.sweeps
-        return [Stage(*parts) for parts in zip(starts, windows, resolutions, strict=True)]
+        stages = [Stage(*parts) for parts in zip(starts, windows, resolutions, strict=True)]
+        return with_accumulations(stages, config)
     low = config.min_trainable
     fractions = [low + (1 - low) * k / (count - 1) for k in range(count - 1)]
     # Exactly all: a rounded fraction might leave a block out.
@@ -63,7 +65,19 @@ def fixed_stages(
     for start, fraction, resolution in zip(starts, fractions, resolutions, strict=True):
         blocks = select_blocks(config.order, num_blocks, fraction, low)
         stages.append(Stage(start, blocks, resolution))
-    return stages
+    return with_accumulations(stages, config)
+
+
+def with_accumulations(stages: list[Stage], config: GrowthConfig) -> list[Stage]:
+    """Stages with the forward passes that the configuration gives each of them.
+
+    Args:
+        stages: Without.
+        config: Of the run.
+    """
+    if config.accumulations is None:
+        return stages
+    return [replace(stage, accumulation=passes) for stage, passes in zip(stages, config.accumulations, strict=True)]
 
 
 def fixed_plan(

@@ -26,12 +26,14 @@ class Stage:
         resolution: Fraction (float, up to 1.0) of the data's size, or pixels (int).
         stride: Pixels from one token to the next in the first projection, for a host that re-tokenizes (As-ViT); None
             is the model's own, the smallest.
+        accumulation: Forward passes of an optimizer step; None leaves their number to the loop.
     """
 
     start: int
     blocks: tuple[int, ...]
     resolution: Resolution = 1.0
     stride: int | None = None
+    accumulation: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolution", as_resolution(self.resolution, PlanError))
@@ -39,13 +41,16 @@ class Stage:
             raise PlanError(
                 f"stride {self.stride} is not allowed: use a number of pixels, or None for the model's own."
             )
+        if self.accumulation is not None and _as_int(self.accumulation) < 1:
+            raise PlanError(
+                f"accumulation {self.accumulation} is not allowed: use a number of forward passes of at least 1, or "
+                "None for the loop's own."
+            )
 
     def to_dict(self) -> JSON:
-        """The stage as plain JSON types, without a stride of None: plans older than strides have none."""
+        """The stage as plain JSON types, without what is None: older plans do not have it."""
         values = {**asdict(self), "blocks": list(self.blocks)}
-        if self.stride is None:
-            del values["stride"]
-        return values
+        return {key: value for key, value in values.items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: JSON) -> Stage:
@@ -60,6 +65,7 @@ class Stage:
             blocks=tuple(map(_as_int, values["blocks"])),
             resolution=values.get("resolution", 1.0),
             stride=values.get("stride"),
+            accumulation=values.get("accumulation"),
         )
 
 
@@ -209,9 +215,9 @@ class GrowthPlan:
 
 
 def join(stage: Stage, later: Stage) -> Stage:
-    """One stage in place of two neighbours: it trains what either of them trains, at the later one's resolution."""
+    """One stage in place of two neighbours: it trains what either of them trains, in all else as the later one."""
     blocks = tuple(sorted({*stage.blocks, *later.blocks}))
-    return replace(stage, blocks=blocks, resolution=later.resolution, stride=later.stride)
+    return replace(later, start=stage.start, blocks=blocks)
 
 
 def join_stages(stages: Sequence[Stage], num_training_steps: int) -> tuple[Stage, ...]:

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 # Fields of `GrowthConfig` by what a resume does with them. The plan shows those of the first kind, which a plan of the
 # user's own replaces; stage_embedding shows in what the checkpoint holds.
 SHOWN = (
-    "num_stages", "order", "min_trainable", "direction", "resolutions", "boundaries", "sweeps", "window_share",
-    "search", "search_batches", "stage_embedding",
+    "num_stages", "order", "min_trainable", "direction", "resolutions", "accumulations", "boundaries", "sweeps",
+    "window_share", "search", "search_batches", "stage_embedding",
 )  # fmt: skip
 # These change what trains, or how, and must be the same.
 KEPT = ("embedders_always", "resolution_multiple", "rewarm_steps")

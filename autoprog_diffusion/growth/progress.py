@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from .accumulation import StageAccumulation
 from .adapter import StageEmbeddingLike
 from .backward_step import BackwardStep
 from .config import GrowthConfig
@@ -28,6 +29,7 @@ class Progress:
     _model: nn.Module
     _plan: GrowthPlan | None
     _step: int
+    _accumulation: StageAccumulation
     _embedding: StageEmbeddingLike | None
     _search: SearchSession
     _storage: FrozenStorage
@@ -58,6 +60,16 @@ class Progress:
     def resolution(self) -> Resolution:
         """Resolution of the current stage: fraction (float) or pixels (int)."""
         return self.plan.stages[self.stage].resolution
+
+    @property
+    def _averages_matter(self) -> bool:
+        """Whether an average could take something else for a frozen weight than its own average."""
+        return self.plan.freezes or self.config.frozen_dtype is not None
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes of an optimizer step of the current stage; a prepared accelerator has this number already."""
+        return self._accumulation.of(self.plan.stages[self.stage])
 
     @property
     def trainable_fraction(self) -> float:

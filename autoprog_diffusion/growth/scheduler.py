@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .accumulation import StageAccumulation
 from .adapter import StageEmbeddingLike, find_adapter
 from .backends import accelerate as host
 from .backward_step import BackwardStep, check_backward_step
@@ -85,6 +86,7 @@ class GrowthScheduler(Progress):
         sizes = block_sizes(model, self.layout)
         self._planner = Planner(config, self.layout, sizes, embedded=self._embedding is not None)
         self._watch = TrainingWatch(model, accelerator, self._applier.front)
+        self._accumulation = StageAccumulation(accelerator)
         # Set by `prepare`; `fold` takes the model away.
         self._wrapped: nn.Module | None = None
         self._plan: GrowthPlan | None = None
@@ -144,6 +146,7 @@ class GrowthScheduler(Progress):
         self._watch_optimizers(optimizer)
         plan = self._planner.prepare(plan, num_training_steps)
         self._states.check(plan, self._optimizers, self._accelerator, self._model)
+        self._accumulation.prepare(plan)
         self._watch.start(model, self._applier.growing(), self._optimizers)
         self._wrapped = model
         self._plan = plan
@@ -207,7 +210,8 @@ class GrowthScheduler(Progress):
         Raises:
             OrderError: Before `prepare`, or a loop that it cannot serve (see `growth.backward_step`).
         """
-        check_backward_step(self._model, self._accelerator, prepared=self._plan is not None)
+        passes = self._accumulation.most
+        check_backward_step(self._model, self._accelerator, accumulation=passes, prepared=self._plan is not None)
         self._backward_step.begin(optimizer, max_norm)
         self._backward_step.enter(self.parameter_groups())
         return self._backward_step
@@ -304,16 +308,12 @@ class GrowthScheduler(Progress):
         self._states.close(self.plan, stage, self._optimizers, growing)
         self._applier.enter(stage, blocks, fresh=fresh)
         self._states.open(self._optimizers, growing)
+        self._accumulation.enter(self.plan.stages[stage])
         self._recomputation.enter(blocks, watch=self._watch)
         self._watch.enter([self.layout.blocks[index] for index in blocks], fresh=fresh)
         self._backward_step.enter(self.parameter_groups())
         if fresh:
             self.history.append(record_stage(self._model, self.layout, self.plan, self._step))
-
-    @property
-    def _averages_matter(self) -> bool:
-        """Whether an average could take something else for a frozen weight than its own average."""
-        return self.plan.freezes or self.config.frozen_dtype is not None
 
     def _end_storage(self) -> None:
         """Give back exact weights, for averages to be copied over and models to be saved.

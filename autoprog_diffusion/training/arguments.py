@@ -23,7 +23,8 @@ flat_flags = tyro.conf.configure(tyro.conf.OmitArgPrefixes)
 Derived = Annotated[Value, tyro.conf.Fixed, tyro.conf.Suppress]
 # One of them on the command line, and the schedule is that of the flags.
 OF_THE_SCHEDULE = frozenset(
-    "growth_plan num_stages order min_trainable direction boundaries resolutions sweeps window_share search".split()
+    "growth_plan num_stages order min_trainable direction boundaries resolutions accumulations sweeps window_share "
+    "search".split()
 )
 
 
@@ -95,7 +96,8 @@ def growth_config(
     if not growth.growth_plan:
         return GrowthConfig(**settings), None
     plan = GrowthPlan.load(growth.growth_plan)
-    settings |= {"num_stages": len(plan.stages), "search": "none", "resolutions": None, "boundaries": None}
+    settings |= {"num_stages": len(plan.stages), "search": "none"}
+    settings |= {"resolutions": None, "accumulations": None, "boundaries": None}
     # How many stages the file has says nothing of sweeps.
     settings |= {"sweeps": 1, "window_share": None}
     return GrowthConfig(**settings), plan

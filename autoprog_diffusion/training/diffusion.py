@@ -21,12 +21,12 @@ from autoprog_diffusion.growth.backends.fsdp2 import reshard
 from autoprog_diffusion.growth.bare import bare
 from autoprog_diffusion.growth.errors import GrowthWarning
 from autoprog_diffusion.growth.power_average import PowerAverage
-from autoprog_diffusion.growth.resize import stage_size
 
 from .average import averages, check_checkpoint, make_average
 from .batch_probe import batch_advice
 from .checkpoints import find_checkpoint, keep_only
-from .given_plan import plan_for
+from .flag_checks import check_accumulations
+from .given_plan import check_sizes, plan_for
 from .held_out import HeldOutRun
 from .optimizers import is_fused, make_optimizer
 from .recipe_arguments import Arguments
@@ -121,6 +121,7 @@ class DiffusionTrainer(Trainer):
         self._whole = Whole(denoiser) if self.together else None
         self._tell_accelerator(denoiser)
         self.epoch_batches = max(1, len(loader) // accelerator.num_processes)
+        check_accumulations(growth.config.accumulations, train.max_train_steps)
         self.max_steps = train.max_train_steps or train.num_train_epochs * self.epoch_steps
         self.check_lengths("lr_warmup_steps", self.warmup_steps, args.given)
         self._time_left.work = self._work
@@ -132,7 +133,7 @@ class DiffusionTrainer(Trainer):
         growth.prepare(self.model, num_training_steps=self.max_steps, plan=plan)
         self.power = self._make_power(checkpoint)
         self._step_in_backward()
-        self._check_resolutions()
+        check_sizes(growth, task.resolution)
         self._register(trained)
 
     @property
@@ -159,9 +160,8 @@ class DiffusionTrainer(Trainer):
         """Pixels of the first passes of a step, or of all, over those of as many mean ones."""
         if not isinstance(self._buckets, BucketBatches):
             return 1.0
-        epoch, steps = divmod(step, self.epoch_steps)
-        done = steps * self._accumulation
-        return self._buckets.work(epoch, done, passes or min(self._accumulation, self.epoch_batches - done))
+        epoch, done = self.epochs.position(step)
+        return self._buckets.work(epoch, done, passes or self.epochs.passes_of(step))
 
     def train(self, on_step: Callable[[int], object] | None = None) -> None:
         if self._train.probe_batch and not self.over:
@@ -281,13 +281,6 @@ class DiffusionTrainer(Trainer):
         self.accelerator.print(
             f"Blocks step inside the backward pass: the gradient of each is clipped to norm {norm}."
         )
-
-    def _check_resolutions(self) -> None:
-        """Refuse a later stage's resolution now, before the first one trains."""
-        side = self.task.resolution
-        planned = [stage.resolution for stage in self.growth.plan.stages]
-        for resolution in (*planned, *(self.growth.config.resolutions or ())):
-            stage_size((side, side), resolution, self.growth.config.resolution_multiple)
 
     def _prepared(self, denoiser: nn.Module, loader: DataLoader) -> Any:
         """Model, optimizer, loader and schedule, as Accelerate prepares them."""

@@ -240,3 +240,20 @@ def short_epoch(batches: int, accumulation: int) -> str | None:
     return (
         f"an epoch has {batches} batches, fewer than an optimizer step asks for ({accumulation}): it takes {batches}."
     )
+
+
+def check_accumulations(accumulations: Sequence[int] | None, max_train_steps: int | None) -> None:
+    """Refuse stages of different batches in a run whose length is told in epochs.
+
+    Args:
+        accumulations: Forward passes of an optimizer step by stage, if they are given.
+        max_train_steps: Optimizer steps of the run, if they are given.
+
+    Raises:
+        ConfigError: The message names the flag that is missing.
+    """
+    if accumulations is not None and max_train_steps is None:
+        raise ConfigError(
+            f"--accumulations {' '.join(map(str, accumulations))} makes the steps of an epoch depend on the stages, "
+            "which depend on the steps of the run: say its length by --max_train_steps."
+        )

@@ -34,8 +34,8 @@ MUST_BE_EQUAL = frozenset(
     # Growth.
     "growth growth_plan num_stages order min_trainable direction stage_embedding stage_embedding_init stage_dropout "
     "embedders_always rewarm_steps sweeps window_share window_state "
-    "resolutions boundaries search search_objective search_cost search_orders search_batches min_depth min_resolution "
-    "operator optimizer_state search_steps evaluations search_samples retokenization strides".split()
+    "resolutions accumulations boundaries search search_objective search_cost search_orders search_batches min_depth "
+    "min_resolution operator optimizer_state search_steps evaluations search_samples retokenization strides".split()
 )
 
 # What an optimizer reads anew in every step; what is written and looked at; how fast it runs.

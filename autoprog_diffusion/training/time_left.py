@@ -166,7 +166,8 @@ class TimeLeft:
         for stage in stages:
             # Another stride gives another number of tokens.
             if stage.stride == now.stride:
-                flops = tape.stage_flops(self._layout, stage.blocks) * self._accumulation / work
+                passes = stage.accumulation or self._accumulation
+                flops = tape.stage_flops(self._layout, stage.blocks) * passes / work
                 self._metrics.costs[key_of(stage)] = flops * area(stage, now)
 
     def of_plan(self) -> list[float]:
@@ -191,8 +192,9 @@ class TimeLeft:
 
 
 def key_of(stage: Stage) -> str:
-    """What a stage costs depends on: which blocks train, and the size of the images."""
-    return f"{','.join(map(str, stage.blocks))} at {stage.resolution}"
+    """What a stage costs depends on: which blocks train, the size of the images, and how many passes."""
+    passes = "" if stage.accumulation is None else f", {stage.accumulation} passes"
+    return f"{','.join(map(str, stage.blocks))} at {stage.resolution}{passes}"
 
 
 def area(stage: Stage, other: Stage) -> float:

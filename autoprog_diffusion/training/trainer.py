@@ -23,6 +23,7 @@ from autoprog_diffusion.growth.protocol import Growth
 from .arguments import OutputArguments
 from .checkpoints import checkpoint_step, find_checkpoint, load_checkpoint, write_checkpoint
 from .ends import Ends, Stopped
+from .epochs import Epochs, epochs_of
 from .flag_checks import check_warmup, short_epoch
 from .measure import peak_memory
 from .metrics import Metrics
@@ -148,13 +149,17 @@ class Trainer(ABC):
 
     @property
     def epoch_steps(self) -> int:
-        """Optimizer steps of an epoch; the last one may have fewer batches, as in Diffusers' and timm's scripts."""
+        """Optimizer steps of an epoch whose stages leave their batches to the flags; the last step may have fewer."""
         return math.ceil(self.epoch_batches / self._accumulation)
 
     def position(self) -> tuple[int, int]:
         """The epoch that the run stands in, and how many of its batches are done."""
-        epoch, steps = divmod(self.step, self.epoch_steps)
-        return epoch, steps * self._accumulation
+        return self.epochs.position(self.step)
+
+    @property
+    def epochs(self) -> Epochs:
+        """Batches of every optimizer step."""
+        return epochs_of(self.growth.plan, batches=self.epoch_batches, accumulation=self._accumulation)
 
     @property
     def blocks(self) -> int:
@@ -287,7 +292,7 @@ class Trainer(ABC):
             self.accelerator,
             self.model,
             self.optimizer,
-            passes=self._passes(),
+            passes=self.epochs.passes_of(self.step),
             loss=lambda: self.loss(self.model, next(self._batches)),
             clip=self._clip,
         )
@@ -303,11 +308,6 @@ class Trainer(ABC):
     def _clip(self) -> Tensor | None:
         return clip_gradient(self.accelerator, self.growth.parameters(), self._max_norm, self.backward_step)
 
-    def _passes(self) -> int:
-        """Batches of the next optimizer step: fewer at the end of an epoch that the accumulation does not divide."""
-        _, done = self.position()
-        return min(self._accumulation, self.epoch_batches - done)
-
     def _count_flops(self) -> int:
         """FLOPs of one optimizer step on this process, counted once for each network, outside the timed step.
 
@@ -319,7 +319,7 @@ class Trainer(ABC):
             self._batches = itertools.chain([batch], self._batches)  # it trains in the step that follows
             with self.backward_step.paused():
                 passes = self._time_left.counted(self.bare, lambda: self.loss(self.bare, batch))
-            known[self.network] = passes * self._accumulation
+            known[self.network] = passes * self.epochs.passes[self.growth.stage]
             for parameter in self.growth.parameters():
                 parameter.grad = None
         return known[self.network]

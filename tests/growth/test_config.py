@@ -141,6 +141,7 @@ def test_json_round_trip(tmp_path: Path) -> None:
         stage_dropout=0.1,
         ema_decay=0.999,
         resolutions=(32, 48, 64),
+        accumulations=(1, 2, 4),
         resolution_multiple=16,
         boundaries=(10, 20),
         rewarm_steps=5,

@@ -31,7 +31,7 @@ FLAGS = (
     "--use_ema", "--ema_decay", 0.7, "--lr_scheduler", "cosine", "--lr_warmup_steps", 2, "--snr_gamma", 5.0,
     "--learning_rate", 1e-3, "--checkpointing_steps", 3, "--gradient_checkpointing", "--noise_offset", 0.05,
 )  # fmt: skip
-STAGES = ("--resolutions", 0.5, 0.5, 1, 1, "--stage_embedding_init", "normal")
+STAGES = ("--resolutions", 0.5, 0.5, 1, 1, "--stage_embedding_init", "normal", "--accumulations", 2, 1, 3, 2)
 PICTURES = ("--validation_prompts", "a", "b", "--validation_steps", 4)
 
 VANILLA = """

@@ -20,7 +20,7 @@ from autoprog_diffusion.training.arguments import (
     take_flag,
 )
 from autoprog_diffusion.training.checkpoints import find_checkpoint
-from autoprog_diffusion.training.flag_checks import explicit_wins
+from autoprog_diffusion.training.flag_checks import check_accumulations, explicit_wins
 from autoprog_diffusion.training.given_plan import plan_for
 
 from ..ema import WeightAverage
@@ -147,6 +147,7 @@ def growth_of(args: FinetuneArguments, *, multiple: int) -> tuple[GrowthConfig, 
         PlanError: The plan file cannot be used.
     """
     config, plan = growth_config(args.growth, multiple=multiple, ema_decay=None, seed=args.train.seed)
+    check_accumulations(config.accumulations, args.train.max_train_steps)
     if config.rewarm_steps:
         raise ConfigError(
             f"--rewarm_steps {config.rewarm_steps} needs an optimizer that holds every block in a group of its own; "
