@@ -71,8 +71,7 @@ def build_cache(
         batch_size: Items per call of `compute`.
         title: For the progress bar.
         dtype: Rows are rounded to it. `bfloat16` takes half the space.
-        turn: Which process has the first batch, so that many small files are not all computed by one. It changes no
-            batch: rows are the same on any number of processes.
+        turn: Which process has the first batch, so that many small files are not all computed by one; no row changes.
 
     Raises:
         DiskError: There is no space for the file, on any process of the node.
@@ -83,10 +82,7 @@ def build_cache(
     error: OSError | None = None
     if not _is_current(path, marker, fingerprint):
         if accelerator.is_local_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
             marker.unlink(missing_ok=True)
-            # An old file would stand for the new one if that cannot be created.
-            path.unlink(missing_ok=True)
             with torch.no_grad():
                 row = compute([0])[0]
             error = _create(path, (count, *row.shape), dtype)
@@ -105,6 +101,9 @@ def build_cache(
 
 def _create(path: Path, shape: tuple[int, ...], dtype: CacheType) -> OSError | None:
     """Make the file with all of its space reserved; what prevented it, and no file then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # An old file would stand for the new one if that cannot be created.
+    path.unlink(missing_ok=True)
     try:
         _, kept = KEPT_AS[dtype]
         open_memmap(path, mode="w+", dtype=kept, shape=shape).flush()
