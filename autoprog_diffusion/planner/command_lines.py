@@ -11,12 +11,23 @@ from .candidates import Candidate
 from .models import ModelSource
 
 
+# The rows of `tasks.families`, whose import would take longer than a small plan.
+FLOW = (
+    "SD3Transformer2DModel",
+    "FluxTransformer2DModel",
+    "Flux2Transformer2DModel",
+    "QwenImageTransformer2DModel",
+    "ZImageTransformer2DModel",
+    "SanaTransformer2DModel",
+    "Lumina2Transformer2DModel",
+    "WanTransformer3DModel",
+    "PixArtTransformer2DModel",
+)
 # Class of a denoiser -> the recipe that trains it in full, and whether LoRA's recipe trains it too.
 RECIPES = {
     "UNet2DConditionModel": ("finetune_sd.py", True),
     "DiTTransformer2DModel": ("finetune_dit.py", False),
-    "SD3Transformer2DModel": ("finetune_flow.py", True),
-    "FluxTransformer2DModel": ("finetune_flow.py", True),
+    **dict.fromkeys(FLOW, ("finetune_flow.py", True)),
 }
 XL = "finetune_sdxl.py"
 LORA = "finetune_lora.py"

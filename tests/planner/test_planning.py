@@ -26,7 +26,7 @@ from autoprog_diffusion.planner.candidates import (
     settings,
     smallest,
 )
-from autoprog_diffusion.planner.command_lines import command_line, flags, recipe_of
+from autoprog_diffusion.planner.command_lines import FLOW, command_line, flags, recipe_of
 from autoprog_diffusion.planner.errors import PlannerError
 from autoprog_diffusion.planner.inputs import make_inputs
 from autoprog_diffusion.planner.machine import Calibration, find_gpu, memory_machine, steady
@@ -38,6 +38,7 @@ from autoprog_diffusion.planner.settings import Plan
 from autoprog_diffusion.planner.shapes import Shape
 from autoprog_diffusion.planner.verdict import judgement
 from autoprog_diffusion.planner.work import Work
+from autoprog_diffusion.tasks.families import ROWS
 from autoprog_diffusion.training.recipe_arguments import check_arguments
 
 from ..recipes.conftest import load_recipe
@@ -75,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def planned(folder: Path) -> Planned:
-    return plan(str(folder), steps=STEPS, batch=2, memory_gb=1.0, tflops=1.0, in_process=True)
+    return plan(str(folder), growth=GrowthConfig(), steps=STEPS, batch=2, memory_gb=1.0, tflops=1.0, in_process=True)
 
 
 def test_flops_are_those_of_real_steps(planned: Planned, folder: Path) -> None:
@@ -322,4 +323,6 @@ def test_the_class_of_a_source_is_found_by_its_recipe() -> None:
     assert recipe_of(find_model("sdxl"), lora=False) == "finetune_sdxl.py"
     assert recipe_of(find_model("sd15"), lora=False) == "finetune_sd.py"
     assert recipe_of(find_model("dit-xl"), lora=True) is None
-    assert recipe_of(ModelSource("mine", "WanTransformer3DModel"), lora=False) is None
+    assert recipe_of(ModelSource("mine", "WanTransformer3DModel"), lora=False) == "finetune_flow.py"
+    assert recipe_of(ModelSource("mine", "CogVideoXTransformer3DModel"), lora=False) is None
+    assert [row.transformer_class for row in ROWS] == list(FLOW)
