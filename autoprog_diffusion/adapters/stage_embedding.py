@@ -75,6 +75,7 @@ class StageEmbedding(nn.Module):
         self.saved = False
         self.muted = False  # the forward pass adds no row: the biases hold it
         self.stage = 0
+        self._place = torch.zeros(1, dtype=torch.long)  # (1,) the stage again, for compiled code
         self._handles: list[Any] = []
         self._in_weights: Tensor | None = None  # the row (D,) that the folded weights hold
         self._dropped: Tensor | None = None  # (N,) of the current forward pass: who has the null row
@@ -92,6 +93,7 @@ class StageEmbedding(nn.Module):
         self.table.data = self.table.data.to(device)
         if self.average is not None:
             self.average = self.average.to(device)
+        self._place = self._place.to(device)
         self._handles.append(model.register_forward_pre_hook(self._begin, with_kwargs=True))
         for name in self.points:
             self._handles.append(model.get_submodule(name).register_forward_hook(self._add))
@@ -109,6 +111,7 @@ class StageEmbedding(nn.Module):
             for table in (self.table, self._final_table()):
                 table[stage] = table[stage - 1]
         self.stage = stage
+        self._place.fill_(stage)
 
     def update_average(self, step: int) -> None:
         """Move the average after optimizer step number `step` (counted from 1), with Diffusers' warmed-up decay."""
@@ -189,12 +192,19 @@ class StageEmbedding(nn.Module):
         """(N, D), (N, 1, D) or, with a timestep per frame or token, (N T, D) -> the same plus the stage's row."""
         if self.muted:
             return output
-        row = self.table[self.stage]
+        row = self._row()
         if self._dropped is not None:
             timesteps = len(output) // len(self._dropped)  # per sample
             dropped = self._dropped.repeat_interleave(timesteps)
             row = row_per_sample(dropped, null=self.table[self.num_stages], stage=row, like=output)
         return output + row.to(output.dtype)
+
+    def _row(self) -> Tensor:
+        """The stage's row, (D,)."""
+        if torch.compiler.is_compiling():
+            # A number would be a part of the graph, and every stage had graphs of its own.
+            return self.table.index_select(0, self._place).squeeze(0)
+        return self.table[self.stage]
 
 
 def build_stage_embedding(model: nn.Module, config: GrowthConfig) -> StageEmbedding | None:

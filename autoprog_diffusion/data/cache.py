@@ -58,6 +58,7 @@ def build_cache(
     batch_size: int,
     title: str,
     dtype: CacheType = "float32",
+    turn: int = 0,
 ) -> ArrayCache:
     """Compute, or find complete on disk, one row per item.
 
@@ -70,6 +71,7 @@ def build_cache(
         batch_size: Items per call of `compute`.
         title: For the progress bar.
         dtype: Rows are rounded to it. `bfloat16` takes half the space.
+        turn: Which process has the first batch, so that many small files are not all computed by one; no row changes.
 
     Raises:
         DiskError: There is no space for the file, on any process of the node.
@@ -80,10 +82,7 @@ def build_cache(
     error: OSError | None = None
     if not _is_current(path, marker, fingerprint):
         if accelerator.is_local_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
             marker.unlink(missing_ok=True)
-            # An old file would stand for the new one if that cannot be created.
-            path.unlink(missing_ok=True)
             with torch.no_grad():
                 row = compute([0])[0]
             error = _create(path, (count, *row.shape), dtype)
@@ -91,7 +90,7 @@ def build_cache(
         # The first process deletes what it could not create, so that all know of it.
         if not path.exists():
             raise DiskError(_no_space(path, error)) from error
-        _fill(path, compute, accelerator, batch_size=batch_size, title=title, dtype=dtype)
+        _fill(path, compute, accelerator, batch_size=batch_size, title=title, dtype=dtype, turn=turn)
         accelerator.wait_for_everyone()
         if accelerator.is_local_main_process:
             # The marker comes last: a file that has none is not complete.
@@ -102,6 +101,9 @@ def build_cache(
 
 def _create(path: Path, shape: tuple[int, ...], dtype: CacheType) -> OSError | None:
     """Make the file with all of its space reserved; what prevented it, and no file then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # An old file would stand for the new one if that cannot be created.
+    path.unlink(missing_ok=True)
     try:
         _, kept = KEPT_AS[dtype]
         open_memmap(path, mode="w+", dtype=kept, shape=shape).flush()
@@ -122,13 +124,21 @@ def _no_space(path: Path, error: OSError | None) -> str:
 
 
 def _fill(
-    path: Path, compute: Compute, accelerator: Accelerator, *, batch_size: int, title: str, dtype: CacheType
+    path: Path,
+    compute: Compute,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    title: str,
+    dtype: CacheType,
+    turn: int,
 ) -> None:
     """Write this process's share of the rows."""
     rounded, _ = KEPT_AS[dtype]
     array = open_memmap(path, mode="r+")
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    starts = range(accelerator.local_process_index * batch_size, len(array), local_processes * batch_size)
+    first = (accelerator.local_process_index - turn) % local_processes
+    starts = range(first * batch_size, len(array), local_processes * batch_size)
     for start in tqdm(starts, desc=title, disable=not accelerator.is_local_main_process, leave=False):
         rows = range(len(array))[start : start + batch_size]
         with torch.no_grad():

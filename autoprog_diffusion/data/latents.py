@@ -153,7 +153,6 @@ class Latents:
             members = tuple(rows.tolist())
         if self.frames > 1:
             name = f"{name}-of-{self.frames}-frames"
-        processes = self.accelerator.num_processes
         # With random flips all images are followed by their mirror images.
         count = len(items) * (1 + self.images.random_flip)
         mark = text_fingerprint(name, weights, self.images.interpolation, self.data._fingerprint, count, *members)
@@ -163,10 +162,10 @@ class Latents:
             partial(self._encode, rows, height, width),
             fingerprint=mark,
             accelerator=self.accelerator,
-            # Every process gets some of a small bucket.
-            batch_size=max(1, min(32, PIXELS // (height * width * self.frames), -(-count // processes))),
+            batch_size=max(1, min(32, PIXELS // (height * width * self.frames))),
             title=f"encoding {name}",
             dtype=self.dtype,
+            turn=place,
         )
 
     def _cached_rows(self, items: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +39,8 @@ class AnyPipelineRecipe(TextToImageRecipe[FlowArguments]):
         """
         if not is_flow(pipeline):
             refuse_prediction(pipeline, args.train.prediction_type)
+        elif "target_modules" not in args.given:
+            lora = replace(lora, target_modules=flow_family(pipeline).lora_targets())
         add_lora(self.denoiser(pipeline), lora, args.train.seed)
         check_lora_saves(pipeline, self.denoiser(pipeline))
 

@@ -30,7 +30,7 @@ class LoraSettings:
     lora_dropout: float = 0.0
     """Dropout on the updates' inputs."""
     target_modules: tuple[str, ...] = ("to_k", "to_q", "to_v", "to_out.0")
-    """Last parts of the names of the layers that get an update."""
+    """Last parts of the names of the layers that get an update; Flux.2 has those of its single blocks beside them."""
     use_dora: bool = False
     """Train the weights' magnitudes apart from their directions (arXiv 2402.09353)."""
     init_lora_weights: Literal["gaussian", "default"] = "gaussian"

@@ -124,9 +124,7 @@ def check_vae(name: str, vae: Any, follows: Iterable[str] = ()) -> None:
         model=vae,
         kinds=(AutoencoderKL,),
     )
-    scale = vae.config.scaling_factor
-    if not isinstance(scale, int | float) or scale <= 0:
-        raise GrowthError(f"the VAE of {name} has scaling_factor={scale!r}: only a number above 0 is allowed.")
+    _check_scale(name, vae.config.scaling_factor)
     for setting in ("shift_factor", "latents_mean", "latents_std"):
         value = vae.config.get(setting)
         if setting not in follows and value not in (None, 0, 0.0):
@@ -143,7 +141,23 @@ def check_vae(name: str, vae: Any, follows: Iterable[str] = ()) -> None:
     _check_mean(name, vae.config)
 
 
+def check_statistics(name: str, vae: Any) -> None:
+    """Refuse a VAE of videos, or one without chance, whose scales are none.
+
+    Raises:
+        GrowthError: The message names the setting and its value.
+    """
+    _check_scale(name, vae.config.get("scaling_factor", 1.0))
+    _check_mean(name, vae.config)
+
+
+def _check_scale(name: str, scale: Any) -> None:
+    if not isinstance(scale, int | float) or scale <= 0:
+        raise GrowthError(f"the VAE of {name} has scaling_factor={scale!r}: only a number above 0 is allowed.")
+
+
 def _check_mean(name: str, config: Any) -> None:
+    channels = config.get("latent_channels") or config.get("z_dim")
     mean = config.get("latents_mean")
     std = config.get("latents_std")
     if (mean is None) != (std is None):
@@ -152,9 +166,9 @@ def _check_mean(name: str, config: Any) -> None:
             "the pipeline ignores one alone. Complete vae/config.json."
         )
     for setting, value in (("latents_mean", mean), ("latents_std", std)):
-        if value is not None and len(value) != config.latent_channels:
+        if value is not None and len(value) != channels:
             raise GrowthError(
-                f"the VAE of {name} has {setting}={value!r}, and its latents have {config.latent_channels} channels: "
+                f"the VAE of {name} has {setting}={value!r}, and its latents have {channels} channels: "
                 "one number for each is needed."
             )
 

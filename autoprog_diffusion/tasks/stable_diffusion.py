@@ -18,6 +18,7 @@ from .loading import load_as
 from .noise_schedule import adopt_schedule, check_denoising, training_scheduler
 from .objective import NoiseSettings, add_drawn_noise, add_noise, denoising_loss, denoising_losses
 from .parts import check_class, check_unet, check_unet_text, check_vae
+from .text_length import Reader, cut_texts, different
 
 
 if TYPE_CHECKING:
@@ -77,8 +78,11 @@ class TextToImage:
         latents = self.latents
         self.resolution = latents.resolution
         self.noise_scheduler = training_scheduler(self.pipeline, self.noise.prediction_type)
+        texts = latents.data["text"][:]
+        for sentence in cut_texts(self.readers(), different(texts)):
+            latents.accelerator.print(sentence)
         self.captions = Captions(
-            latents.data["text"][:],
+            texts,
             self.encode,
             self.encoders(),
             latents.accelerator,
@@ -148,6 +152,12 @@ class TextToImage:
     def encoders(self) -> list[nn.Module]:
         """The pipeline's text encoders."""
         return [self.pipeline.text_encoder]
+
+    def readers(self) -> list[Reader]:
+        """The pipeline's tokenizers, of which a checkpoint may lack some: each reads as many tokens as it says."""
+        tokenizers = {part: getattr(self.pipeline, part, None) for part in ("tokenizer", "tokenizer_2")}
+        found = {part: tokenizer for part, tokenizer in tokenizers.items() if tokenizer is not None}
+        return [Reader(part, tokenizer, tokenizer.model_max_length) for part, tokenizer in found.items()]
 
     def encode(self, captions: list[str]) -> Embeddings:
         """Captions -> (N, tokens, width), and nothing pooled (N, 0)."""

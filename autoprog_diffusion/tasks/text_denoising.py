@@ -18,6 +18,7 @@ from .flow_matching import flow_family, text_encoders, text_length
 from .learned_variance import loss_with_variance
 from .objective import NoisyBatch, add_drawn_noise, add_noise
 from .stable_diffusion import TextToImage
+from .text_length import Reader
 
 
 @dataclass(eq=False)
@@ -75,6 +76,10 @@ class TextDenoising(TextToImage):
             text = self.captions.draw(batch["index"], batch.get("draw"))
         noisy = add_drawn_noise(clean, self.noise_scheduler, draw)
         return self._objective(denoiser, clean, noisy, text=text, each=True)
+
+    def readers(self) -> list[Reader]:
+        """None: what is cut was said when the length was chosen."""
+        return []
 
     def encoders(self) -> list[nn.Module]:
         """The pipeline's text encoders."""

@@ -12,6 +12,10 @@ from autoprog_diffusion.growth import GrowthConfig
 from autoprog_diffusion.growth.errors import UnitError
 
 
+# Flags that ask for one.
+OF_THE_EMBEDDING = frozenset({"stage_embedding", "stage_embedding_init", "stage_dropout"})
+
+
 def default_embedding(config: GrowthConfig, given: Collection[str], model: nn.Module) -> GrowthConfig:
     """The settings without a stage embedding that nobody asked for and that the model has no place for.
 
@@ -23,11 +27,16 @@ def default_embedding(config: GrowthConfig, given: Collection[str], model: nn.Mo
         given: Flags of the command line.
         model: Bare denoiser.
     """
-    if not config.stage_embedding or config.stage_dropout or "stage_embedding" in given:
+    if not config.stage_embedding or not OF_THE_EMBEDDING.isdisjoint(given):
         return config
+    return config if has_place(model) else replace(config, stage_embedding=None, stage_dropout=0.0)
+
+
+def has_place(model: nn.Module) -> bool:
+    """Whether a stage embedding can be folded into a layer of the model that trains."""
     try:
         points = timestep_embedders(model)
     except UnitError:
-        return replace(config, stage_embedding=None)
+        return False
     biases = [linear(model, name).bias for name in points]
-    return config if all(bias.requires_grad for bias in biases) else replace(config, stage_embedding=None)
+    return all(bias.requires_grad for bias in biases)

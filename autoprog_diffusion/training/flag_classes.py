@@ -29,7 +29,7 @@ MUST_BE_EQUAL = frozenset(
     "proportion_empty_prompts class_dropout keep_classes variance_loss "
     # What trains, in which precision, and its average.
     "rank lora_alpha lora_dropout target_modules use_dora init_lora_weights mixed_precision opt optimizer "
-    "use_8bit_adam fused_optimizer trained_dtype step_in_backward average average_widths use_ema ema_decay "
+    "use_8bit_adam fused_optimizer compile trained_dtype step_in_backward average average_widths use_ema ema_decay "
     "model_ema_decay "
     # Growth.
     "growth growth_plan num_stages order min_trainable direction stage_embedding stage_embedding_init stage_dropout "

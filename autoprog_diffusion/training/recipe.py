@@ -32,6 +32,7 @@ from autoprog_diffusion.growth.backward_step import check_backward_step
 from .arguments import autoprog_zero, growth_config, take_flag, with_preset
 from .bucketing import given_resolution, held_out_plan, training_plan
 from .build import make_accelerator, make_latents, make_loader
+from .compiled import CompiledBlocks, check_compile
 from .default_embedding import default_embedding
 from .diffusion import DiffusionTrainer, Task
 from .flag_checks import explicit_wins
@@ -181,6 +182,8 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             seed=train.seed,
         )
         check_sharding(accelerator, args)
+        if train.compile:
+            check_compile(args, accelerator)
         reason = asks_for_bfloat16(args)
         if reason is not None and "mixed_precision" not in args.given:
             accelerator.print(f"mixed precision bf16, as {reason} needs.")
@@ -227,6 +230,8 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             args=args,
             accelerator=accelerator,
         )
+        if train.compile:
+            trainer.compiled = CompiledBlocks(denoiser, trainer.growth.layout)
         if watched is not None:
             trainer.watch_held_out(watched)
         trainer.identity = data_identity(data)

@@ -155,6 +155,8 @@ class TrainArguments:
     """Epsilon of Adam."""
     max_grad_norm: float = 1.0
     """Clip the gradient to this norm."""
+    compile: bool = False
+    """Compile the blocks of the model, a graph for every kind of block; it takes a minute or more before it pays."""
     step_in_backward: bool = False
     """Step every block inside the backward pass and free its gradient, which is clipped by block; one process only."""
     average: Literal["auto", "on", "off"] = "auto"

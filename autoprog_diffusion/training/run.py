@@ -144,6 +144,8 @@ def save_results(script: Script[Args, AnyTrainer], trainer: AnyTrainer, args: Ar
     """
     accelerator = trainer.accelerator
     output = Path(args.output.output_dir)
+    if trainer.compiled is not None:
+        trainer.compiled.stop()
     trainer.finish()
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
@@ -156,6 +158,8 @@ def save_results(script: Script[Args, AnyTrainer], trainer: AnyTrainer, args: Ar
         seconds = [later - earlier for earlier, later in pairwise(clock)]
         write_report(output, trainer.growth, trainer.metrics, dict(zip(PHASES, seconds)))
         print(f"trained with {trainer.threads}.")
+        if trainer.compiled is not None:
+            print(f"{trainer.compiled}.")
         for sentence in trainer.closing_words():
             print(sentence)
     except Exception as error:

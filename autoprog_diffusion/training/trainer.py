@@ -6,6 +6,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ from .tracking import log_decision, log_step, show_step
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from .compiled import CompiledBlocks
+
 
 class Trainer(ABC):
     """One run: the prepared objects and the number of optimizer steps done.
@@ -67,6 +70,7 @@ class Trainer(ABC):
         identity: Of the data, so that a resumed run notices other data.
         backward_step: What moves blocks inside the backward pass, if anything does.
         threads: What torch computes with on the CPU.
+        compiled: The blocks whose training steps are compiled, if some are.
         together: Whether all processes must take part in every forward pass, since each holds a part of the model.
     """
 
@@ -77,6 +81,7 @@ class Trainer(ABC):
     max_steps: int
     epoch_batches: int
     data_report: DataReport | None = None
+    compiled: CompiledBlocks | None = None
     together = False
 
     def __init__(
@@ -225,10 +230,9 @@ class Trainer(ABC):
             self._enter_stage()
             self.look_at_held_out()
         self.ends.defer()
-        hidden = not self.accelerator.is_main_process
-        bar = tqdm(total=self.max_steps, initial=self.step, desc="training", disable=hidden)
-        with bar, logging_redirect_tqdm():
-            self._bar = bar
+        main = self.accelerator.is_main_process
+        bar = tqdm(total=self.max_steps, initial=self.step, desc="training", disable=not main)
+        with bar as self._bar, logging_redirect_tqdm():
             while not self.over:
                 self._train_step()
                 self._stop_if_asked()
@@ -288,14 +292,15 @@ class Trainer(ABC):
 
     def _optimizer_step(self) -> StepDone:
         """Accumulate gradients, clip them and step; nothing waits for the device."""
-        done = accumulated_step(
-            self.accelerator,
-            self.model,
-            self.optimizer,
-            passes=self.epochs.passes_of(self.step),
-            loss=lambda: self.loss(self.model, next(self._batches)),
-            clip=self._clip,
-        )
+        with self.compiled.training(self.growth.stage) if self.compiled else nullcontext():
+            done = accumulated_step(
+                self.accelerator,
+                self.model,
+                self.optimizer,
+                passes=self.epochs.passes_of(self.step),
+                loss=lambda: self.loss(self.model, next(self._batches)),
+                clip=self._clip,
+            )
         self.lr_scheduler.step()
         return done
 

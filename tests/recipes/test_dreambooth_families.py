@@ -10,37 +10,37 @@ import pytest
 import torch
 from PIL import Image
 
-from ..tasks.tiny_families import build_flux2, build_qwen_image, build_z_image
+from ..tasks.tiny_families import BUILD
 from ..tasks.tiny_transformers import build_flux, build_sd3, save
-from .conftest import NewRun, load_recipe
+from .conftest import NewRun, Script, load_recipe
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 FLAGS = (
     "--instance_prompt", "sks cat", "--max_train_steps", 4, "--train_batch_size", 2, "--learning_rate", 1e-2,
     "--lr_warmup_steps", 0, "--checkpointing_steps", 2, "--num_stages", 2, "--validation_prompts", "a",
     "--with_prior_preservation", "--class_prompt", "cat", "--num_class_images", 3, "--resolution", 32,
 )  # fmt: skip
-BUILD = {
-    "sd3": build_sd3,
-    "flux": build_flux,
-    "flux2": build_flux2,
-    "qwen_image": build_qwen_image,
-    "z_image": build_z_image,
+OPTIONS: dict[str, Any] = {
+    "sd3": {"text_encoder_3": None, "tokenizer_3": None},
+    "wan": {"transformer_2": None},
+    "sd": {"safety_checker": None},
 }
-OPTIONS = {"sd3": {"text_encoder_3": None, "tokenizer_3": None}}
-LENGTH = {"sdxl": (), "sd3": ("--max_sequence_length", 6), "flux": ("--max_sequence_length", 6)}
+LENGTH = {"sd": (), "sdxl": (), "sd3": ("--max_sequence_length", 6), "flux": ("--max_sequence_length", 6)}
+FAMILIES = {"sd3": build_sd3, "flux": build_flux, **BUILD}
 QUICK = (("flux", "lora"), ("sdxl", "full"))
 CASES = [
     pytest.param(kind, method, marks=() if (kind, method) in QUICK else pytest.mark.slow)
-    for kind in ("sdxl", *BUILD)
+    for kind in ("sd", "sdxl", *FAMILIES)
     for method in ("full", "lora")
 ]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, sdxl_dir: Path) -> dict[str, Path]:
+def models(tmp_path_factory: pytest.TempPathFactory, sdxl_dir: Path, script: Script) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("families")
-    return {"sdxl": sdxl_dir, **{kind: save(root / kind, build) for kind, build in BUILD.items()}}
+    unets = {"sd": script.model, "sdxl": sdxl_dir}
+    return unets | {kind: save(root / kind, build) for kind, build in FAMILIES.items()}
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,10 @@ def test_what_a_run_leaves_samples_and_a_resume_ends_with_its_bits(
     trained = picture(plain)
     assert torch.equal(trained, picture(pipeline))
     assert not torch.equal(trained, untrained)
+    if (kind, method) == ("flux2", "lora"):  # both kinds of blocks are adapted
+        adapted = [name for name, _ in trainer.bare.named_parameters() if "lora_B" in name]
+        assert {name.split(".")[0] for name in adapted} == {"transformer_blocks", "single_transformer_blocks"}
+        assert sum("single" in name for name in adapted) == 4
     if method == "full":
         state = plain.transformer.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in trainer.bare.state_dict().items())

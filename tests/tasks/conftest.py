@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -15,6 +16,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.growth import GrowthScheduler
 from autoprog_diffusion.tasks.arguments import noise_settings
+from autoprog_diffusion.tasks.flow_matching import load_flow
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.training.build import make_latents, make_loader
 from autoprog_diffusion.training.diffusion import DiffusionTrainer
@@ -23,7 +25,9 @@ from autoprog_diffusion.training.recipe_arguments import Arguments, check_argume
 from autoprog_diffusion.training.trained_dtype import store_in_bfloat16
 
 from .tiny import accelerator_of, build_pipeline, growth_of, parse, write_images
+from .tiny_families import BUILD
 from .tiny_folders import build_folders
+from .tiny_transformers import build_flux, build_sd3, save
 from .training import NewTrainer
 
 
@@ -52,6 +56,17 @@ def images_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(images_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
     cache_dir = str(tmp_path_factory.mktemp("datasets"))
     return load_captioned_images(train_data_dir=str(images_dir), resolution=64, cache_dir=cache_dir)
+
+
+@pytest.fixture(scope="session")
+def family_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Family -> its tiny pipeline, loaded once: no test trains them."""
+    root = tmp_path_factory.mktemp("families")
+    loaded = {}
+    for kind, build in {"sd3": build_sd3, "flux": build_flux, **BUILD}.items():
+        loaded[kind] = load_flow(str(save(root / kind, build)))
+        loaded[kind].transformer.eval()
+    return loaded
 
 
 @pytest.fixture

@@ -150,3 +150,21 @@ def test_stable_diffusion_and_xl_are_told_apart(sdxl_dir: Path, pipeline_dir: Pa
         load_pipeline(str(sdxl_dir))
     with pytest.raises(GrowthError, match=r"says StableDiffusionPipeline.*use recipes/finetune_sd\.py"):
         load_sdxl(str(pipeline_dir))
+
+
+def test_long_texts_are_counted_for_both_encoders(
+    new_task: NewTask, odd_sizes: datasets.Dataset, capsys: pytest.CaptureFixture
+) -> None:
+    task, _ = new_task()
+    assert "tokens that" not in capsys.readouterr().out
+    long = odd_sizes.map(lambda row: {"text": row["text"] * 3}, load_from_cache_file=False)
+    latents = task.latents
+    args = parse("--output_dir", latents.folder.parent, "--num_stages", 1)
+    TextToImageXL(
+        task.pipeline,
+        make_latents(task.pipeline, long, args, latents.accelerator, resolution=64),
+        noise_settings(args),
+    )
+    said = capsys.readouterr().out
+    for part in ("tokenizer", "tokenizer_2"):
+        assert f"5 of 5 captions have more than the 16 tokens that {part} keeps: they are cut there" in said

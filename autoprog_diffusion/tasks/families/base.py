@@ -14,7 +14,7 @@ from autoprog_diffusion.data.captions import Embeddings
 from autoprog_diffusion.growth.errors import ConfigError, GrowthError
 
 from ..noise_schedule import FLOW, check_flow
-from ..parts import check_vae, check_widths
+from ..parts import check_statistics, check_vae, check_widths
 from ..text_length import Reader
 from .shift import stage_shift
 
@@ -86,6 +86,10 @@ class Family(ABC):
         """Largest side of an image in pixels; None where positions have no end."""
         return None
 
+    def lora_targets(self) -> tuple[str, ...]:
+        """Last parts of the names of the layers that a LoRA adapts by default: attention's."""
+        return ("to_k", "to_q", "to_v", "to_out.0")
+
     def check(self, name: str) -> None:
         """Refuse parts that do not fit each other; `name` is the pipeline's.
 
@@ -97,6 +101,8 @@ class Family(ABC):
         check_named(name, part="VAE", model=self.pipeline.vae, kind=self.vae_class)
         if self.vae_class == "AutoencoderKL":
             check_vae(name, self.pipeline.vae, self.vae_follows)
+        else:
+            check_statistics(name, self.pipeline.vae)
         self.check_latents(name)
         self.check_text(name)
 

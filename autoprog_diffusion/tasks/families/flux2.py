@@ -33,6 +33,11 @@ class Flux2Klein(Family):
         """Latents in one token of the transformer's input."""
         return self.patch**2
 
+    def lora_targets(self) -> tuple[str, ...]:
+        """Attention's layers, which single blocks have in one with their feed-forward layers."""
+        single = [f"single_transformer_blocks.{index}.attn.to_out" for index in range(self.config.num_single_layers)]
+        return (*super().lora_targets(), "to_qkv_mlp_proj", *single)
+
     def check_text(self, name: str) -> None:
         """Refuse text encoders that do not fit the transformer.
 
