@@ -11,23 +11,19 @@ from .candidates import Candidate
 from .models import ModelSource
 
 
-# The rows of `tasks.families`, whose import would take longer than a small plan.
-FLOW = (
-    "SD3Transformer2DModel",
-    "FluxTransformer2DModel",
-    "Flux2Transformer2DModel",
-    "QwenImageTransformer2DModel",
-    "ZImageTransformer2DModel",
-    "SanaTransformer2DModel",
-    "Lumina2Transformer2DModel",
-    "WanTransformer3DModel",
-    "PixArtTransformer2DModel",
-)
 # Class of a denoiser -> the recipe that trains it in full, and whether LoRA's recipe trains it too.
 RECIPES = {
     "UNet2DConditionModel": ("finetune_sd.py", True),
     "DiTTransformer2DModel": ("finetune_dit.py", False),
-    **dict.fromkeys(FLOW, ("finetune_flow.py", True)),
+    "SD3Transformer2DModel": ("finetune_flow.py", True),
+    "FluxTransformer2DModel": ("finetune_flow.py", True),
+    "Flux2Transformer2DModel": ("finetune_flow.py", True),
+    "QwenImageTransformer2DModel": ("finetune_flow.py", True),
+    "ZImageTransformer2DModel": ("finetune_flow.py", True),
+    "SanaTransformer2DModel": ("finetune_flow.py", True),
+    "Lumina2Transformer2DModel": ("finetune_flow.py", True),
+    "WanTransformer3DModel": ("finetune_flow.py", True),
+    "PixArtTransformer2DModel": ("finetune_flow.py", False),
 }
 XL = "finetune_sdxl.py"
 LORA = "finetune_lora.py"

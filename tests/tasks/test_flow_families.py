@@ -282,3 +282,25 @@ def test_texts_that_fit_are_not_spoken_of(new_task: NewTask, capsys: pytest.Capt
 def test_a_length_beyond_the_encoder_is_refused(new_task: NewTask, kind: str) -> None:
     with pytest.raises(ConfigError, match="--max_sequence_length 5000 is not allowed: use . to"):
         new_task(kind, "--max_sequence_length", 5000)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux", *BUILD])
+@pytest.mark.parametrize("side", [32, 64])
+def test_every_parameter_that_trains_gets_a_gradient(family_pipelines: dict[str, Any], kind: str, side: int) -> None:
+    """As training on several processes needs; at the larger side Z-Image pads no picture."""
+    pipeline = family_pipelines[kind]
+    family = flow_family(pipeline)
+    model = copy.deepcopy(pipeline.transformer)
+    shape = (
+        (4, 1, side // 4, side // 4) if kind == "wan" else (4, side // family.vae_factor, side // family.vae_factor)
+    )
+    noisy = torch.randn(2, 16, side // 8, side // 8) if kind == "flux2" else torch.randn(2, *shape)
+    with torch.no_grad():
+        tokens, pooled = family.encode(["ab c", "a longer text"], LENGTH)
+    family.predict(model, noisy, torch.tensor([0.2, 0.7]), tokens=tokens, pooled=pooled).square().mean().backward()
+    parameters = dict(model.named_parameters())
+    without = [name for name, parameter in parameters.items() if parameter.grad is None]
+    assert all(name.startswith(family.idle()) for name in without)
+    assert without == [
+        name for name, parameter in parameters.items() if not parameter.requires_grad and "pos_" not in name
+    ]
