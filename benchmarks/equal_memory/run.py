@@ -184,14 +184,16 @@ def draw(rows: list[dict[str, Any]]) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(NAMES), figsize=(9, 3.2), sharey=True, layout="constrained")
-    for axes, name in zip(panels, NAMES, strict=True):
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    size = (1 + 2.7 * len(names), 3.4)
+    figure, (panels,) = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axes, name in zip(panels, names, strict=True):
         for way in (FROZEN_ALL, *WAYS):
             own = [row for row in rows if (row["model"], row["way"]) == (name, way.name)]
             axes.plot([row["share"] for row in own], [row["faster"] for row in own], "o-", label=way.name)
         axes.axhline(1.0, color="grey", linewidth=1)
         axes.set_title(name)
-        axes.set_xlabel("budget: all computed again (0) to none (1)")
+    figure.supxlabel("budget: 0 fits only with every block computed again, 1 with none", fontsize=9)
     panels[0].set_ylabel("times as fast as full, all again")
     panels[0].legend(fontsize=7)
     figure.savefig(HERE / "plot.png", dpi=120)
