@@ -20,7 +20,7 @@ _NEW = {
     "latents": "autoprog_diffusion.data.latents",
     "class_conditional": "autoprog_diffusion.tasks.class_conditional",
     "dreambooth": "autoprog_diffusion.tasks.dreambooth",
-    "flow_families": "autoprog_diffusion.tasks.flow_families",
+    "flow_families": "autoprog_diffusion.tasks.families",
     "flow_matching": "autoprog_diffusion.tasks.flow_matching",
     "labels": "autoprog_diffusion.tasks.dit_labels",
     "loading": "autoprog_diffusion.tasks.loading",

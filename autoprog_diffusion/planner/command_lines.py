@@ -17,6 +17,13 @@ RECIPES = {
     "DiTTransformer2DModel": ("finetune_dit.py", False),
     "SD3Transformer2DModel": ("finetune_flow.py", True),
     "FluxTransformer2DModel": ("finetune_flow.py", True),
+    "Flux2Transformer2DModel": ("finetune_flow.py", True),
+    "QwenImageTransformer2DModel": ("finetune_flow.py", True),
+    "ZImageTransformer2DModel": ("finetune_flow.py", True),
+    "SanaTransformer2DModel": ("finetune_flow.py", True),
+    "Lumina2Transformer2DModel": ("finetune_flow.py", True),
+    "WanTransformer3DModel": ("finetune_flow.py", True),
+    "PixArtTransformer2DModel": ("finetune_flow.py", False),
 }
 XL = "finetune_sdxl.py"
 LORA = "finetune_lora.py"

@@ -60,18 +60,20 @@ def load_flow(name: str, **hub: str | None) -> Any:
     kind = pipeline_class(name, **hub)
     if kind not in FAMILY_OF:
         raise GrowthError(f"{name} is a {kind}: {_allowed(kind)}")
-    family = FAMILY_OF[kind]
+    row = FAMILY_OF[kind]
     found: Any = getattr(diffusers, kind, None)
     if found is None:
         raise GrowthError(f"{name} is a {kind}, which Diffusers {diffusers.__version__} does not have: update it.")
     words = f"a {kind} (a Diffusers folder with transformer, vae, text encoders, tokenizers and scheduler)"
     left_out: dict[str, None] = {}
-    if family.optional:
+    if row.optional:
         # Diffusers loads what was saved without such a part only if told so.
         index = {} if is_single_file(name) else pipeline_config(name, **hub)
-        left_out = {part: None for part in family.optional if index.get(part, (None,))[0] is None}
+        left_out = {part: None for part in row.optional if index.get(part, (None,))[0] is None}
     pipeline = load_as(found, words, name, **hub, **left_out)
-    flow_family(pipeline).check(name)
+    family = flow_family(pipeline)
+    family.check(name)
+    family.rest_idle()
     return pipeline
 
 

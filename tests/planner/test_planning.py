@@ -322,4 +322,4 @@ def test_the_class_of_a_source_is_found_by_its_recipe() -> None:
     assert recipe_of(find_model("sdxl"), lora=False) == "finetune_sdxl.py"
     assert recipe_of(find_model("sd15"), lora=False) == "finetune_sd.py"
     assert recipe_of(find_model("dit-xl"), lora=True) is None
-    assert recipe_of(ModelSource("mine", "WanTransformer3DModel"), lora=False) is None
+    assert recipe_of(ModelSource("mine", "MochiTransformer3DModel"), lora=False) is None

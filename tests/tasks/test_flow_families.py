@@ -16,6 +16,7 @@ import tyro
 from accelerate import Accelerator
 from torch import Tensor
 
+from autoprog_diffusion.evaluation.draws import Draw
 from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, noise_settings
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, flow_family
@@ -51,7 +52,7 @@ def new_task(
         grown = copy.deepcopy(pipeline.transformer)  # the shared one stays as it is
         growth = GrowthScheduler(grown, growth_of(args, flow_family(pipeline).token_side)[0])
         growth.prepare(grown, num_training_steps=8)
-        latents = make_latents(pipeline, data, args, new_accelerator(args), resolution=SIZE)
+        latents = make_latents(pipeline, data.select(range(12)), args, new_accelerator(args), resolution=SIZE)
         task = FlowMatching(pipeline, latents, args.flow, noise_settings(args))
         task.enter_stage(growth)
         return task, growth
@@ -282,3 +283,41 @@ def test_texts_that_fit_are_not_spoken_of(new_task: NewTask, capsys: pytest.Capt
 def test_a_length_beyond_the_encoder_is_refused(new_task: NewTask, kind: str) -> None:
     with pytest.raises(ConfigError, match="--max_sequence_length 5000 is not allowed: use . to"):
         new_task(kind, "--max_sequence_length", 5000)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux", *BUILD])
+@pytest.mark.parametrize("side", [32, 64])
+def test_every_parameter_that_trains_gets_a_gradient(family_pipelines: dict[str, Any], kind: str, side: int) -> None:
+    """As training on several processes needs; at the larger side Z-Image pads no picture."""
+    pipeline = family_pipelines[kind]
+    family = flow_family(pipeline)
+    model = copy.deepcopy(pipeline.transformer)
+    shape = (
+        (4, 1, side // 4, side // 4) if kind == "wan" else (4, side // family.vae_factor, side // family.vae_factor)
+    )
+    noisy = torch.randn(2, 16, side // 8, side // 8) if kind == "flux2" else torch.randn(2, *shape)
+    with torch.no_grad():
+        tokens, pooled = family.encode(["ab c", "a longer text"], LENGTH)
+    family.predict(model, noisy, torch.tensor([0.2, 0.7]), tokens=tokens, pooled=pooled).square().mean().backward()
+    parameters = dict(model.named_parameters())
+    without = [name for name, parameter in parameters.items() if parameter.grad is None]
+    assert all(name.startswith(family.idle()) for name in without)
+    assert without == [
+        name for name, parameter in parameters.items() if not parameter.requires_grad and "pos_" not in name
+    ]
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind == "sana" else ()) for kind in BUILD]
+)
+def test_held_out_losses_are_those_of_every_sample_alone(new_task: NewTask, kind: str) -> None:
+    task, _ = new_task(kind, "--proportion_empty_prompts", 1.0)
+    draw = Draw(torch.tensor([0.2, 0.6], dtype=torch.float64), ((1,), (2,)), torch.device("cpu"))
+    model = task.pipeline.transformer
+    with torch.no_grad():
+        together = task.held_out_losses(model, {"index": torch.tensor([3, 9])}, draw)
+        alone = [
+            task.held_out_losses(model, {"index": torch.tensor([row])}, draw.sample(place))
+            for place, row in enumerate((3, 9))
+        ]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)

@@ -90,6 +90,16 @@ class Family(ABC):
         """Last parts of the names of the layers that a LoRA adapts by default: attention's."""
         return ("to_k", "to_q", "to_v", "to_out.0")
 
+    def idle(self) -> tuple[str, ...]:
+        """Beginnings of the names of parameters that nothing of the output depends on: they never train."""
+        return ()
+
+    def rest_idle(self) -> None:
+        """Let those parameters require no gradient: several processes wait for that of every other one."""
+        for name, parameter in self.pipeline.transformer.named_parameters():
+            if name.startswith(self.idle()):
+                parameter.requires_grad_(False)
+
     def check(self, name: str) -> None:
         """Refuse parts that do not fit each other; `name` is the pipeline's.
 

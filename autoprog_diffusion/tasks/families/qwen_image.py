@@ -38,6 +38,11 @@ class QwenImage(Family):
         """Channels of the transformer's output: its configuration counts those of one latent."""
         return self.config.out_channels * self.config.patch_size**2
 
+    def idle(self) -> tuple[str, ...]:
+        """Of the last block, what makes a text of which no picture is made."""
+        last = f"transformer_blocks.{self.config.num_layers - 1}"
+        return f"{last}.txt_mlp.", f"{last}.attn.to_add_out."
+
     def readers(self, length: int) -> list[Reader]:
         """One language model; the template's own tokens, but for its end, are dropped after the encoder."""
         pipeline = self.pipeline
