@@ -186,7 +186,8 @@ class GrowthConfig:
     def for_model(cls, model: nn.Module, **overrides: Any) -> GrowthConfig:
         """The schedule that measured best for models of this kind, with `overrides` in place of some settings.
 
-        It freezes the model in eight stages, late in the run (`growth.presets`). The recipes take it as their default.
+        It freezes the model in eight stages, late in the run, and adapters never (`growth.presets`): the recipes'
+        default.
 
         Args:
             model: Bare denoiser.

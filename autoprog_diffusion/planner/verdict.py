@@ -88,10 +88,8 @@ def judgement(trained: str) -> str:
     subject = f"{trained} with an average of the weights" if trained.startswith(AVERAGED) else trained
     lowest = min(against)
     highest = max(against)
-    reason = (
-        f"by our measurements a shorter full run needs {lowest:.2f} to {highest:.2f} times the FLOPs of {subject} for "
-        "the same loss."
-    )
+    times = f"{lowest:.2f}" if lowest == highest else f"{lowest:.2f} to {highest:.2f}"
+    reason = f"by our measurements a shorter full run needs {times} times the FLOPs of {subject} for the same loss."
     if lowest >= WORTH:
         return f"Growth is worth it: {reason}"
     if highest > WORTH:

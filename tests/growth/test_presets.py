@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from autoprog_diffusion.growth import GrowthConfig, fixed_plan
-from autoprog_diffusion.growth.presets import freezing_from, has_joint_attention, schedule_of
+from autoprog_diffusion.growth.presets import freezing_from, has_joint_attention, schedule_of, trains_adapters
 from autoprog_diffusion.training.arguments import GrowthArguments, autoprog_zero, with_preset
 
 from ..settings import BY_ID
+from .looping import add_adapter
 
 
 def test_the_first_freeze_and_the_last_stage_are_where_they_are_asked_for() -> None:
@@ -28,6 +31,18 @@ def test_joint_attention_freezes_later(name: str, joint: bool) -> None:
     assert first == (0.6 if joint else 0.4)
     config = GrowthConfig.for_model(model, frozen_dtype="bfloat16", num_stages=3, boundaries=(0.5, 0.75))
     assert (config.min_trainable, config.boundaries, config.frozen_dtype) == (1 / 8, (0.5, 0.75), "bfloat16")
+
+
+def test_adapters_train_for_the_whole_run() -> None:
+    model: Any = BY_ID["sd"].build()
+    assert not trains_adapters(model)
+    add_adapter(model)
+    assert trains_adapters(model)
+    assert GrowthConfig.for_model(model).num_stages == 1
+    model.requires_grad_(False)
+    assert not trains_adapters(model)
+    flags = GrowthArguments(num_stages=3)
+    assert with_preset(flags, ("num_stages",), model) == flags
 
 
 def test_a_flag_of_the_schedule_takes_its_place() -> None:

@@ -38,6 +38,7 @@ from autoprog_diffusion.planner.settings import Plan
 from autoprog_diffusion.planner.shapes import Shape
 from autoprog_diffusion.planner.verdict import judgement
 from autoprog_diffusion.planner.work import Work
+from autoprog_diffusion.tasks.families import ROWS
 from autoprog_diffusion.training.recipe_arguments import check_arguments
 
 from ..recipes.conftest import load_recipe
@@ -75,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def planned(folder: Path) -> Planned:
-    return plan(str(folder), steps=STEPS, batch=2, memory_gb=1.0, tflops=1.0, in_process=True)
+    return plan(str(folder), growth=GrowthConfig(), steps=STEPS, batch=2, memory_gb=1.0, tflops=1.0, in_process=True)
 
 
 def test_flops_are_those_of_real_steps(planned: Planned, folder: Path) -> None:
@@ -323,3 +324,5 @@ def test_the_class_of_a_source_is_found_by_its_recipe() -> None:
     assert recipe_of(find_model("sd15"), lora=False) == "finetune_sd.py"
     assert recipe_of(find_model("dit-xl"), lora=True) is None
     assert recipe_of(ModelSource("mine", "MochiTransformer3DModel"), lora=False) is None
+    for row in ROWS:
+        assert recipe_of(ModelSource("mine", row.transformer_class), lora=False) == "finetune_flow.py"

@@ -56,7 +56,9 @@ def plain_diffusers_loop(
             with accelerator.accumulate(unet):
                 with torch.no_grad():
                     posterior = vae.encode(batch["pixel_values"]).latent_dist
-                latents = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
+                # Noise is drawn in the order of the memory, which a cache would give.
+                mean = posterior.mean.contiguous()
+                latents = mean + posterior.std * torch.randn_like(mean)
                 latents = latents * vae.config.scaling_factor
                 noise = torch.randn_like(latents)
                 timesteps = torch.randint(0, 1000, (len(latents),))
