@@ -134,6 +134,7 @@ def test_a_model_without_blocks_that_repeat_is_refused() -> None:
         CompiledBlocks(model, growth.layout)
 
 
+@pytest.mark.slow
 def test_batches_of_several_sizes_take_graphs_for_any_size() -> None:
     counts = {}
     for varied in (False, True):
