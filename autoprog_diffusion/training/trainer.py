@@ -314,11 +314,11 @@ class Trainer(ABC):
         return clip_gradient(self.accelerator, self.growth.parameters(), self._max_norm, self.backward_step)
 
     def _count_flops(self) -> int:
-        """FLOPs of one optimizer step on this process, counted once for each network, outside the timed step.
-
-        The pass that is counted may not train: the counter makes torch take other kernels.
-        """
+        """FLOPs of one optimizer step on this process: once for a network, in a pass that does not train."""
         known = self.metrics.flops
+        exact = self._time_left.exact
+        if self.network not in known and exact is not None:
+            known[self.network] = exact
         if self.network not in known:
             batch = next(self._batches)
             self._batches = itertools.chain([batch], self._batches)  # it trains in the step that follows

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprog_diffusion.growth.watch.training import FIRST_STEPS
 from autoprog_diffusion.training.checkpoints import TrainingError
+from autoprog_diffusion.training.time_left import TimeLeft
 
 from .training import NewTrainer, same, weights
 
@@ -92,6 +93,23 @@ def test_a_loss_that_is_no_number_is_named_by_its_step_and_in_no_checkpoint(new_
     trainer._readings._seconds = 0.0
     with pytest.raises(TrainingError, match="is nan at step 3, stage 1.*No checkpoint is complete"):
         trainer.train(lambda step: _spoil(trainer) if step == 3 else None)
+
+
+def test_flops_of_later_stages_are_those_that_would_be_counted(
+    new_trainer: NewTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    for counts_again in (True, False):
+        with monkeypatch.context() as patch:
+            if counts_again:
+                patch.setattr(TimeLeft, "exact", None)
+            trainer = new_trainer(*FLAGS)
+            trainer.train()
+        runs.append(trainer)
+    counted, known = runs
+    assert known.metrics.rows["flops"] == counted.metrics.rows["flops"]
+    assert len(set(known.metrics.rows["flops"])) == 2
+    assert same(weights(counted), weights(known))
 
 
 def _spoil(trainer: Any) -> None:
