@@ -10,10 +10,10 @@ Twemoji to OpenMoji, a style it has never seen: under 5 minutes on 2 CPU cores. 
         --resolution 1024 --resolutions 512 768 1024 1024 --train_batch_size 1 --gradient_accumulation_steps 4 \
         --gradient_checkpointing --max_train_steps 10000 --learning_rate 1e-5 --mixed_precision bf16
 
-`--help` lists every flag; they carry the names of Diffusers' train_text_to_image_sdxl.py. Image sizes, crops and
-target size are conditions of SDXL: they follow the resolution of the growing stage. The VAE works in float32. Results:
-a plain StableDiffusionXLPipeline in the output folder, before_after.png, timeline.png, growth.json and one printed
-table.
+`--help` lists every flag; they carry the names of Diffusers' train_text_to_image_sdxl.py. `--buckets` trains images at
+their own aspect ratio. Image sizes, crops and target size are conditions of SDXL: they follow the bucket, and the
+resolution of the growing stage. The VAE works in float32. Results: a plain StableDiffusionXLPipeline in the output
+folder, before_after.png, timeline.png, growth.json and one printed table.
 """
 
 from __future__ import annotations

@@ -45,16 +45,18 @@ class CompiledBlocks:
     Args:
         model: Bare.
         layout: Its units.
+        varied: Whether batches have several sizes: the second size makes graphs that take any.
 
     Raises:
         ConfigError: The model has no blocks that repeat.
     """
 
-    def __init__(self, model: nn.Module, layout: Layout) -> None:
+    def __init__(self, model: nn.Module, layout: Layout, *, varied: bool = False) -> None:
         # Hooks inside of blocks change with the stage: a graph of an earlier stage must not go on being used.
         torch._dynamo.config.skip_nnmodule_hook_guards = False  # type: ignore[attr-defined]
         torch._dynamo.config.recompile_limit = LIMIT  # type: ignore[attr-defined]
         self._active = False
+        self._dynamic = None if varied else False
         self._modules = repeated_blocks(model, layout)
         self._begun = graphs()
         self.kinds = Counter(type(module).__name__ for module in self._modules)
@@ -91,7 +93,7 @@ class CompiledBlocks:
 
     def _either(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         """A forward pass that is compiled in training steps."""
-        compiled = torch.compile(forward, dynamic=False, backend=BACKEND)
+        compiled = torch.compile(forward, dynamic=self._dynamic, backend=BACKEND)
 
         @functools.wraps(forward)
         def run(*args: Any, **kwargs: Any) -> Any:

@@ -231,7 +231,7 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             accelerator=accelerator,
         )
         if train.compile:
-            trainer.compiled = CompiledBlocks(denoiser, trainer.growth.layout)
+            trainer.compiled = CompiledBlocks(denoiser, trainer.growth.layout, varied=self.plan is not None)
         if watched is not None:
             trainer.watch_held_out(watched)
         trainer.identity = data_identity(data)

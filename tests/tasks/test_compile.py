@@ -132,3 +132,23 @@ def test_a_model_without_blocks_that_repeat_is_refused() -> None:
     growth = GrowthScheduler(model, GrowthConfig(num_stages=2, min_trainable=0.5, stage_embedding=False), blocks=["*"])
     with pytest.raises(ConfigError, match="Sequential has none"):
         CompiledBlocks(model, growth.layout)
+
+
+@pytest.mark.slow
+def test_batches_of_several_sizes_take_graphs_for_any_size() -> None:
+    counts = {}
+    for varied in (False, True):
+        torch._dynamo.reset()
+        model = dit(2)
+        growth = GrowthScheduler(model, GrowthConfig(num_stages=1))
+        growth.prepare(model, num_training_steps=8, optimizer=torch.optim.SGD(growth.parameters(), lr=0.1))
+        blocks = CompiledBlocks(model, growth.layout, varied=varied)
+        for side in (8, 12, 16, 20, 24):  # a DiT takes squares
+            with blocks.training(0):
+                inputs = (torch.randn(2, 4, side, side), torch.tensor([3, 700]), torch.tensor([1, 2]))
+                model(*inputs).sample.square().mean().backward()
+        counts[varied] = blocks.by_stage[0]
+        blocks.stop()
+    # Two kinds of inputs, each at its first size and then at any.
+    assert counts[True] <= 4
+    assert counts[False] > 4
