@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from autoprog_diffusion.data.listing import VIDEO
 from autoprog_diffusion.training.run import run
 from autoprog_diffusion.vit.training.pretraining import Pretraining
 
@@ -39,7 +40,7 @@ def test_reader_skips_what_is_no_class_and_reads_every_ending(
     assert config["id2label"] == {"0": "a", "1": "b"}
     train, val = json.loads((tmp_path / "out" / "run.json").read_text())["data_report"]["sources"]
     assert train["left_out"].items() >= {
-        "not an image": 1, "in hidden folders": 1, "in folders of the operating system": 1,
+        VIDEO: 1, "in hidden folders": 1, "in folders of the operating system": 1,
         "held out for validation": 4,
     }.items()  # fmt: skip
     assert train["used"] + val["used"] == 23
