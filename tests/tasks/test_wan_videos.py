@@ -191,5 +191,5 @@ def test_a_video_beside_pictures_is_counted_as_one(tmp_path: Path) -> None:
     report = DataReport()
     load_captioned_images(train_data_dir=str(folder), resolution=32, cache_dir=str(tmp_path / "cache"), report=report)
     (line,) = [reading.line() for reading in report.readings]
-    assert "found 3, trained on 1, left out 2: 1 a video (pictures are read" in line
+    assert "found 3, trained on 1, left out 2: 1 a video (of animations" in line
     assert "1 not an image" in line
