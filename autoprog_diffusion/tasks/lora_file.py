@@ -79,7 +79,7 @@ def check_lora_file(pipeline: Any, denoiser: nn.Module, folder: Path) -> None:
         try:
             plain = plain_copy(denoiser)
             setattr(fresh, name, plain)
-            fresh.load_lora_weights(folder, adapter_name=READ)
+            fresh.load_lora_weights(folder, weight_name=WEIGHTS_FILE, adapter_name=READ)
         except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
             raise GrowthError(
                 f"Diffusers cannot load the LoRA of this {type(denoiser).__name__}: {error} Choose other "
