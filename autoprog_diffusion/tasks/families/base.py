@@ -35,6 +35,7 @@ class Family(ABC):
         most_text: Tokens of text that the pipeline's call takes by itself.
         limit: Tokens of text that it takes at most.
         trims: Whether padding of the text has no effect, so that texts are kept no longer than the longest.
+        packed: Whether the pipeline packs latents into tokens before the transformer.
         optional: Parts that it works without, and that Diffusers loads it without only if told so.
         schedulers: Names of the schedulers that it is trained with.
         text_setting: Setting of the denoiser that is the width of its text.
@@ -53,6 +54,7 @@ class Family(ABC):
     most_text: ClassVar[int]
     limit: ClassVar[int] = 512
     trims: ClassVar[bool] = False
+    packed: ClassVar[bool] = False
     optional: ClassVar[tuple[str, ...]] = ()
     schedulers: ClassVar[tuple[str, ...]] = FLOW
     text_setting: ClassVar[str] = "joint_attention_dim"
@@ -60,8 +62,8 @@ class Family(ABC):
 
     @property
     def patch(self) -> int:
-        """Latents per token and side; most models pack them in twos."""
-        return 2
+        """Latents per token and side; pipelines that pack them do so in twos."""
+        return 2 if self.packed else self.config.patch_size
 
     @property
     def config(self) -> Any:
@@ -145,7 +147,7 @@ class Family(ABC):
 
     def packs(self) -> int:
         """Latents in one token of the transformer's input; 1 where it packs them itself."""
-        return 1
+        return self.patch**2 if self.packed else 1
 
     def output_channels(self) -> int:
         """Channels of the transformer's output."""

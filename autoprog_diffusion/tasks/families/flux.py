@@ -22,10 +22,7 @@ class Flux(Family):
     transformer_class = "FluxTransformer2DModel"
     guidance_scale = 3.5
     most_text = 512
-
-    def packs(self) -> int:
-        """Latents in one token of the transformer's input."""
-        return self.patch**2
+    packed = True
 
     def check_text(self, name: str) -> None:
         """Refuse text encoders that do not fit the transformer.

@@ -13,6 +13,7 @@ from autoprog_diffusion.data.captions import Embeddings
 from ..parts import check_widths
 from ..text_length import Reader
 from .base import Family
+from .prompts import chat_reader
 from .shift import dynamic_shift
 
 
@@ -28,10 +29,7 @@ class Flux2Klein(Family):
     vae_class = "AutoencoderKLFlux2"
     guidance_scale = 4.0
     most_text = 512
-
-    def packs(self) -> int:
-        """Latents in one token of the transformer's input."""
-        return self.patch**2
+    packed = True
 
     def lora_targets(self) -> tuple[str, ...]:
         """Attention's layers, which single blocks have in one with their feed-forward layers."""
@@ -53,17 +51,7 @@ class Flux2Klein(Family):
 
     def readers(self, length: int) -> list[Reader]:
         """One language model, which is given a question to answer."""
-        tokenizer = self.pipeline.tokenizer
-
-        def template(caption: str) -> str:
-            return tokenizer.apply_chat_template(
-                [{"role": "user", "content": caption}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=False,
-            )
-
-        return [Reader("tokenizer", tokenizer, length, template)]
+        return [chat_reader(self.pipeline.tokenizer, length, thinking=False)]
 
     def encode(self, captions: Sequence[str], length: int) -> Embeddings:
         """Captions -> (len, L, D) tokens, padding included as in the pipeline, and nothing pooled."""

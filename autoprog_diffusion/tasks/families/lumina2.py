@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from autoprog_diffusion.data.captions import Embeddings
 
 from ..text_length import Reader
 from .base import Family
+from .prompts import where_given
 from .shift import dynamic_shift, linear_mu
 
 
@@ -24,11 +24,6 @@ class Lumina2(Family):
     most_text = 256
     trims = True
     text_setting = "cap_feat_dim"
-
-    @property
-    def patch(self) -> int:
-        """Latents per token and side."""
-        return self.config.patch_size
 
     def output_channels(self) -> int:
         """Channels of the transformer's output."""
@@ -46,9 +41,7 @@ class Lumina2(Family):
         """
         told = self._encode(list(captions), length)
         bare = self.pipeline._get_gemma_prompt_embeds([""], told[0].device, length)
-        given = torch.tensor([bool(caption) for caption in captions], device=told[0].device)
-        tokens = torch.where(given.view(-1, 1, 1), told[0], bare[0])
-        return tokens, torch.where(given.view(-1, 1), told[1], bare[1].to(tokens))
+        return where_given(captions, told, bare)
 
     def _encode(self, captions: list[str], length: int) -> Embeddings:
         tokens, mask, _, _ = self.pipeline.encode_prompt(

@@ -27,11 +27,6 @@ class PixArtSigma(Family):
     schedulers = DENOISING
     process = "denoising"
 
-    @property
-    def patch(self) -> int:
-        """Latents per token and side."""
-        return self.config.patch_size
-
     def resolution(self) -> int:
         """Side of the images the pipeline was made for, in pixels."""
         return self.config.sample_size * self.vae_factor

@@ -23,16 +23,13 @@ class QwenImage(Family):
     vae_class = "AutoencoderKLQwenImage"
     guidance_scale = 4.0
     most_text = 512
+    packed = True
     limit = 1024
     trims = True
 
     def latent_channels(self) -> int:
         """Channels of the VAE's latents."""
         return self.pipeline.vae.config.z_dim
-
-    def packs(self) -> int:
-        """Latents in one token of the transformer's input."""
-        return self.patch**2
 
     def output_channels(self) -> int:
         """Channels of the transformer's output: its configuration counts those of one latent."""

@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from autoprog_diffusion.data.captions import Embeddings
 
 from ..text_length import Reader
 from .base import Family
+from .prompts import where_given
 
 
 class Sana(Family):
@@ -25,11 +25,6 @@ class Sana(Family):
     most_text = 300
     text_setting = "caption_channels"
     schedulers = (*Family.schedulers, "DPMSolverMultistepScheduler")
-
-    @property
-    def patch(self) -> int:
-        """Latents per token and side."""
-        return self.config.patch_size
 
     def resolution(self) -> int:
         """Side of the images the pipeline was made for, in pixels."""
@@ -54,9 +49,7 @@ class Sana(Family):
         """
         told = self._encode([caption or " " for caption in captions], length, self._instruction())
         bare = self._encode([""], length, None)
-        given = torch.tensor([bool(caption) for caption in captions], device=told[0].device)
-        tokens = torch.where(given.view(-1, 1, 1), told[0], bare[0])
-        return tokens, torch.where(given.view(-1, 1), told[1], bare[1])
+        return where_given(captions, told, bare)
 
     def _encode(self, captions: list[str], length: int, instruction: list[str] | None) -> Embeddings:
         tokens, mask, _, _ = self.pipeline.encode_prompt(

@@ -23,11 +23,6 @@ class SD3(Family):
     most_text = 256  # T5 tokens
     optional = ("text_encoder_3", "tokenizer_3")
 
-    @property
-    def patch(self) -> int:
-        """Latents per token and side."""
-        return self.config.patch_size
-
     def resolution(self) -> int:
         """Side of the images the pipeline was made for, in pixels."""
         return self.config.sample_size * self.vae_factor

@@ -13,6 +13,7 @@ from autoprog_diffusion.data.captions import Embeddings
 
 from ..text_length import Reader
 from .base import Family
+from .prompts import chat_reader
 
 
 class ZImage(Family):
@@ -26,6 +27,11 @@ class ZImage(Family):
     trims = True
     text_setting = "cap_feat_dim"
 
+    @property
+    def patch(self) -> int:
+        """Latents per token and side: of the pipeline, which packs none itself and whose model has several sizes."""
+        return 2
+
     def resolution(self) -> int:
         """Side of the images the pipeline was made for, in pixels: neither it nor its parts say."""
         return 128 * self.vae_factor
@@ -36,17 +42,7 @@ class ZImage(Family):
 
     def readers(self, length: int) -> list[Reader]:
         """One language model, which is given a question to think about."""
-        tokenizer = self.pipeline.tokenizer
-
-        def template(caption: str) -> str:
-            return tokenizer.apply_chat_template(
-                [{"role": "user", "content": caption}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=True,
-            )
-
-        return [Reader("tokenizer", tokenizer, length, template)]
+        return [chat_reader(self.pipeline.tokenizer, length, thinking=True)]
 
     def encode(self, captions: Sequence[str], length: int) -> Embeddings:
         """Captions -> (len, length, D) tokens without padding, zeros behind them, and their (len, length) mask."""
