@@ -14,12 +14,13 @@ class StageAccumulation:
         accelerator: Of the loop; None for a plain loop, which reads `growth.accumulation` itself.
 
     Attributes:
+        own: Forward passes of an optimizer step of the loop, where no stage says another number.
         most: The largest number of forward passes of any stage.
     """
 
     def __init__(self, accelerator: Any) -> None:
         self._accelerator = accelerator
-        self._own = getattr(accelerator, "gradient_accumulation_steps", 1)
+        self.own = 1
         self._sets = False
         self.most = 1
 
@@ -29,17 +30,9 @@ class StageAccumulation:
         Args:
             plan: Of the run.
         """
-        self._own = getattr(self._accelerator, "gradient_accumulation_steps", 1)
+        self.own = getattr(self._accelerator, "gradient_accumulation_steps", 1)
         self._sets = self._accelerator is not None and any(stage.accumulation for stage in plan.stages)
-        self.most = max(self.of(stage) for stage in plan.stages)
-
-    def of(self, stage: Stage) -> int:
-        """Forward passes of an optimizer step of a stage.
-
-        Args:
-            stage: Of the plan.
-        """
-        return stage.accumulation or self._own
+        self.most = max(stage.passes(self.own) for stage in plan.stages)
 
     def enter(self, stage: Stage) -> None:
         """Tell the accelerator, between two optimizer steps.
@@ -48,6 +41,6 @@ class StageAccumulation:
             stage: That begins.
         """
         if self._sets:
-            self._accelerator.gradient_accumulation_steps = self.of(stage)
+            self._accelerator.gradient_accumulation_steps = stage.passes(self.own)
             # It counts passes: those of the stage before would end the first step of this one early.
             self._accelerator.step = 0

@@ -47,6 +47,14 @@ class Stage:
                 "None for the loop's own."
             )
 
+    def passes(self, own: int) -> int:
+        """Forward passes of an optimizer step.
+
+        Args:
+            own: Those of the loop.
+        """
+        return self.accumulation or own
+
     def to_dict(self) -> JSON:
         """The stage as plain JSON types, without what is None: older plans do not have it."""
         values = {**asdict(self), "blocks": list(self.blocks)}

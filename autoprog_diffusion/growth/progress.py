@@ -69,7 +69,7 @@ class Progress:
     @property
     def accumulation(self) -> int:
         """Forward passes of an optimizer step of the current stage; a prepared accelerator has this number already."""
-        return self._accumulation.of(self.plan.stages[self.stage])
+        return self.plan.stages[self.stage].passes(self._accumulation.own)
 
     @property
     def trainable_fraction(self) -> float:

@@ -73,5 +73,5 @@ def epochs_of(plan: GrowthPlan, *, batches: int, accumulation: int) -> Epochs:
     return Epochs(
         batches,
         starts=[stage.start for stage in plan.stages],
-        passes=[stage.accumulation or accumulation for stage in plan.stages],
+        passes=[stage.passes(accumulation) for stage in plan.stages],
     )

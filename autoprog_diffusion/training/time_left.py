@@ -167,7 +167,7 @@ class TimeLeft:
         for stage in stages:
             # Another stride gives another number of tokens.
             if stage.stride == now.stride:
-                passes = stage.accumulation or self._accumulation
+                passes = stage.passes(self._accumulation)
                 flops = tape.stage_flops(self._layout, stage.blocks) * passes / work
                 if stage.resolution == now.resolution:
                     self._exact[key_of(stage)] = round(flops)
