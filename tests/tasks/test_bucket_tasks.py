@@ -10,19 +10,15 @@ import datasets
 import numpy as np
 import pytest
 import torch
-import tyro
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from PIL import Image
 from torch import Tensor
 
-from autoprog_diffusion.data.bucket_plan import BucketPlan, place_images
 from autoprog_diffusion.data.images import ImageSettings, cut_window
 from autoprog_diffusion.evaluation.draws import Draw
-from autoprog_diffusion.growth import ConfigError, GrowthScheduler
-from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, noise_settings
-from autoprog_diffusion.tasks.flow_matching import FlowMatching, load_flow
+from autoprog_diffusion.growth import GrowthScheduler
+from autoprog_diffusion.tasks.arguments import noise_settings
 from autoprog_diffusion.tasks.sdxl import TextToImageXL, load_sdxl
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.training.build import make_latents, make_loader
@@ -31,34 +27,14 @@ from autoprog_diffusion.training.held_out import HeldOutRun
 from autoprog_diffusion.training.optimizer_step import accumulated_step
 from autoprog_diffusion.training.recipe_arguments import Arguments
 
+from .bucketed import SHAPES, batch_of, make_pictures, plan_of
 from .tiny import growth_of, parse
 from .training import NewTrainer, same, weights
 
 
-COUNT = 26
-# Heights and widths: enough of each shape for batches of four, and more.
-SHAPES = [(64, 64), (60, 90), (50, 100), (120, 70), (64, 80)]
-
-
 @pytest.fixture(scope="module")
 def pictures() -> datasets.Dataset:
-    random = np.random.default_rng(0)
-    images = []
-    for row in range(COUNT):
-        height, width = SHAPES[row % len(SHAPES)]
-        coarse = Image.fromarray(random.integers(0, 256, (5, 5, 3), np.uint8))
-        images.append(coarse.resize((width, height), Image.Resampling.BILINEAR))
-    texts = [f"picture {'abcde'[row % 5]}" for row in range(COUNT)]
-    return datasets.Dataset.from_dict({"image": images, "text": texts}).cast_column("image", datasets.Image())
-
-
-def plan_of(pictures: datasets.Dataset, steps: dict[int, int] | None = None) -> BucketPlan:
-    sizes = torch.tensor([[image.height, image.width] for image in pictures["image"]])
-    return place_images(sizes, steps or {64: 8}, 2.0).plan
-
-
-def batch_of(plan: BucketPlan, items: Tensor) -> dict[str, Tensor]:
-    return {"index": plan.rows[items], "item": items}
+    return make_pictures()
 
 
 @pytest.fixture
@@ -307,53 +283,3 @@ def test_held_out_images_are_weighted_equally_whatever_their_bucket(new_trainer:
         assert torch.equal(plan.largest_of(batch["index"]), batch["item"])
         assert sides <= {32, 64}
     assert evaluation.loss == pytest.approx(float(evaluation.losses.mean()))
-
-
-@pytest.fixture
-def new_flow(
-    folders: dict[str, Path],
-    pictures: datasets.Dataset,
-    tmp_path: Path,
-    new_accelerator: Callable[[Arguments], Accelerator],
-) -> Callable[..., tuple[FlowMatching, GrowthScheduler]]:
-    def make(kind: str, steps: dict[int, int], *flags: object) -> tuple[FlowMatching, GrowthScheduler]:
-        words = ["--max_sequence_length", 6, "--output_dir", tmp_path / "out", "--num_stages", 2, *flags]
-        words += ["--direction", "unfreeze"]
-        args = tyro.cli(FlowMatchingArguments, args=[str(word) for word in words])
-        pipeline = load_flow(str(folders[kind]))
-        growth = GrowthScheduler(pipeline.transformer, growth_of(args, 8)[0])
-        growth.prepare(pipeline.transformer, num_training_steps=8)
-        plan = plan_of(pictures, steps)
-        side = max(steps)
-        latents = make_latents(pipeline, pictures, args, new_accelerator(args), resolution=side, plan=plan)
-        return FlowMatching(pipeline, latents, args.flow, noise_settings(args)), growth
-
-    return make
-
-
-@pytest.mark.parametrize("kind", ["sd3", "flux"])
-def test_flow_matching_follows_the_size_of_a_bucket(new_flow: Callable, kind: str) -> None:
-    task, growth = new_flow(kind, {16: 8, 32: 8})
-    task.enter_stage(growth)
-    plan = task.latents.plan
-    config = task.pipeline.scheduler.config
-    shapes = set()
-    for items in plan.groups(torch.arange(len(plan)), 4):
-        batch = batch_of(plan, items)
-        loss = task.loss(task.pipeline.transformer, batch)
-        assert loss.isfinite()
-        bucket = plan.buckets[int(plan.places[items[0]])]
-        shapes.add((bucket.height, bucket.width))
-        if kind == "sd3":
-            # The pipeline's own at the full resolution, whatever the aspect ratio.
-            assert task.shift == pytest.approx(config.shift * bucket.resolution / 32)
-        else:
-            tokens = (bucket.height // task.family.token_side) * (bucket.width // task.family.token_side)
-            bounds = (config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
-            assert task.shift == pytest.approx(np.exp(calculate_shift(tokens, *bounds)))
-    assert len(shapes) > 2
-
-
-def test_buckets_longer_than_a_table_of_positions_are_refused(new_flow: Callable) -> None:
-    with pytest.raises(ConfigError, match=r"--buckets has sides of \d+ pixels, and this transformer's table"):
-        new_flow("sd3", {64: 8})
