@@ -15,7 +15,6 @@ from common import ASSETS
 from PIL import Image
 from torch import Tensor, nn
 
-from assets.tiny_pipelines import load_tiny_dit, load_tiny_flow
 from autoprog_diffusion.data.emoji import emoji_classes, emoji_dataset
 from autoprog_diffusion.data.labelled import class_names
 from autoprog_diffusion.data.latents import Latents
@@ -29,6 +28,7 @@ from autoprog_diffusion.tasks.arguments import (
 from autoprog_diffusion.tasks.class_conditional import ClassConditional, ClassSettings, draw_classes, set_classes
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, FlowSettings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
+from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_dit, load_tiny_flow
 from autoprog_diffusion.training.build import make_accelerator, make_latents
 from autoprog_diffusion.training.diffusion import Task
 from autoprog_diffusion.training.held_out import FullSize
