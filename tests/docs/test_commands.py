@@ -28,6 +28,7 @@ OTHERS = (
     "export ",
     "srun ",
     "patch ",
+    "accelerate launch examples/",
 )
 LAUNCHER = re.compile(r"^(?:\w+=\S+ )*(?:accelerate launch .*?(?=\S+\.py)|python )")
 
@@ -108,6 +109,8 @@ def read(block: Block, line: str) -> None:
     line = LAUNCHER.sub("python ", line, count=1).replace(
         "python -m autoprog_diffusion.commands", "autoprog-diffusion"
     )
+    if line.startswith(OTHERS):
+        return
     program, *words = shlex.split(line)
     if program == "autoprog-diffusion":
         read_own(words)

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from settings import BY_ID
 from transformers import ViTConfig, ViTForImageClassification
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler, HeldOut, PowerAverage
 from autoprog_diffusion.growth import GrowthPlan
 from autoprog_diffusion.search.noise_scale import NoiseProbe
 
+from ..settings import BY_ID
 from .pages import Block, blocks
 
 
