@@ -28,6 +28,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
+import torch
 from cases import CASES, METHODS, Case, Method
 from common import ROOT, Runs, facts, load, print_rows, save
 
@@ -92,7 +93,7 @@ def train(name: str, method_name: str, seed: int, steps: int) -> dict[str, Any]:
         case.save(folder / "model")
         words = command(case, method, folder, steps, seed)
         environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
+            **({} if torch.cuda.is_available() else {"OMP_NUM_THREADS": "1"}),
             "HF_HUB_OFFLINE": "1",
             "HF_HOME": str(folder / "hub"),
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"),
@@ -106,8 +107,9 @@ def train(name: str, method_name: str, seed: int, steps: int) -> dict[str, Any]:
             process.returncode = status
         if status != 0:
             raise SystemExit((folder / "log").read_text(encoding="utf-8", errors="replace")[-4000:])
-        clock = load(folder / "times.json")["steps"]
-        loss = evaluated(name, folder / "out", folder / "held")
+        noted = load(folder / "times.json")
+        clock = noted["steps"]
+        loss = evaluated(name, folder / "out", folder / "held") if case.trained else None
         stages = load(folder / "out" / "growth.json").get("seconds", {})
     return {
         "case": name,
@@ -123,9 +125,10 @@ def train(name: str, method_name: str, seed: int, steps: int) -> dict[str, Any]:
         "first_step_cpu_seconds": clock[0][1],
         "training_cpu_seconds": clock[-1][1] - clock[0][1],
         "memory_mib": usage.ru_maxrss * 1024 / MEBIBYTE,
+        "gpu_peak": noted["gpu_peak"],
         "phases": stages,
         **facts(seed),
-        "threads": 1,
+        "threads": noted["threads"],
         "command": f"python benchmarks/against_diffusers/run.py --row {name} {method_name} {seed} --steps {steps}",
     }
 
