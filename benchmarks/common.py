@@ -28,7 +28,6 @@ from autoprog_diffusion.files import write_text_atomically
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"  # where the files that make_*.py write are looked for
 ASSETS = ROOT / "recipes" / "assets"
-sys.path.append(str(ASSETS.parent))  # the bundled models are imported as recipes import them: `assets`
 DIGITS = 6
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

@@ -58,7 +58,7 @@ def save_sd(folder: Path) -> None:
 
 
 def save_sd3(folder: Path) -> None:
-    from assets.tiny_pipelines import load_tiny_flow
+    from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_flow
 
     load_tiny_flow(ASSETS).save_pretrained(folder)
 

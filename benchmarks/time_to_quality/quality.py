@@ -11,6 +11,7 @@ from picture_features import features, pixels, rounded
 from torch import Tensor
 
 
+FIRST_SEED = 1000  # of the first picture drawn
 REFERENCES = 400  # real pictures that KID compares with
 
 
@@ -46,15 +47,21 @@ class Judge:
         self._held, self._labels = subject.held_count, subject.labels
         self.count = len(rows)
 
-    def score(self, subject: Subject) -> dict[str, float]:
+    def score(self, subject: Subject, rounds: int = 1) -> dict[str, float]:
         """Draw with the subject as it is, and measure.
+
+        Args:
+            subject: Of the case.
+            rounds: How often every prompt is drawn, with other seeds every time.
 
         Returns:
             `kid` and `kid_rounded`, times 1000; `agreement` in [0, 1]; `drawn` and `references`, numbers of pictures.
         """
-        drawn = pixels(subject.draw())
+        pictures = [subject.draw(FIRST_SEED * (1 + number)) for number in range(rounds)]
+        drawn = pixels([picture for each in pictures for picture in each])
+        wanted = [row for _ in pictures for row in subject.wanted]
         raw, smooth = features(drawn), features(rounded(drawn))
-        agreement = self._classes(smooth, subject.wanted) if self._labels else self._retrieved(drawn, subject.wanted)
+        agreement = self._classes(smooth, wanted) if self._labels else self._retrieved(drawn, wanted)
         return {
             "kid": 1000 * kid(raw, self._real[0]),
             "kid_rounded": 1000 * kid(smooth, self._real[1]),
