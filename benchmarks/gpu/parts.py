@@ -138,7 +138,8 @@ def measure_against(key: Key, context: Context) -> dict[str, Any]:
     folder = BENCHMARKS / "against_diffusers"
     sys.path.insert(0, str(folder))
     run = load_module(folder / "run.py", "against_diffusers_run")
-    return run.train("sd15_tiny" if context.dry else "sd15", key["way"], SEED, 8 if context.dry else 60)
+    name, steps = ("sd15_tiny", 8) if context.dry else ("sd15", 60)
+    return run.train(name, key["way"], SEED, steps, all_cores=False)
 
 
 def lacks_checkout() -> str | None:
