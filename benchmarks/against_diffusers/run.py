@@ -113,7 +113,7 @@ def train(name: str, method_name: str, seed: int, steps: int, *, all_cores: bool
             raise SystemExit((folder / "log").read_text(encoding="utf-8", errors="replace")[-4000:])
         times = load(folder / "times.json")
         clock = times["steps"]
-        loss = evaluated(name, folder / "out", folder / "held")
+        loss = evaluated(name, folder / "out", folder / "held") if case.trained else None
         stages = load(folder / "out" / "growth.json").get("seconds", {})
     return {
         "case": name,
@@ -130,6 +130,7 @@ def train(name: str, method_name: str, seed: int, steps: int, *, all_cores: bool
         "first_step_cpu_seconds": clock[0][1],
         "training_cpu_seconds": clock[-1][1] - clock[0][1],
         "memory_mib": usage.ru_maxrss * 1024 / MEBIBYTE,
+        "gpu_peak": times["gpu_peak"],
         "phases": stages,
         **facts(seed),
         "threads": times["threads"],

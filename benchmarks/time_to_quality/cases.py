@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from common import ASSETS
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from autoprog_diffusion.data.emoji import emoji_classes, emoji_dataset
 from autoprog_diffusion.data.labelled import class_names
@@ -282,10 +282,3 @@ CASES = {
         Case("sd_noto", "tiny SD to Noto", 8, 160, _sd("noto")),
     )
 }
-
-
-def pixels(images: Sequence[Image.Image]) -> Tensor:
-    """(N, 3, 64, 64) float32 in 0 to 255."""
-    import numpy as np
-
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float()
