@@ -41,7 +41,7 @@ WAYS = (
         "full, bf16 weights, 8-bit Adam, step in backward, checkpointing",
         "full_8bit_bf16",
     ),
-    Way("an eighth of the blocks at a time, the others in float8", "window 1/8, frozen float8, checkpointing", "window_8"),
+    Way("an eighth of the blocks at a time, others in float8", "window 1/8, frozen float8, checkpointing", "window_8"),
     Way("LoRA; its base in nf4 for the GB", "LoRA, frozen nf4, checkpointing", "lora"),
 )
 
