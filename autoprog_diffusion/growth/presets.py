@@ -1,4 +1,4 @@
-"""Schedules of freezing by family of models, as they were measured (docs/method.md, "Sooner")."""
+"""Schedules of freezing by family of models, as they were measured (docs/measurements.md, "Sooner")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/method.md names modules and functions that exist."""
+"""docs/card.md names modules and functions that exist."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "method.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "card.md"
 NAMES = sorted(set(re.findall(r"`((?:growth|search|adapters|vit)\.[a-z_.]+)`", PAGE.read_text(encoding="utf-8"))))
 
 
