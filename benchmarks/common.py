@@ -130,14 +130,20 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return middle, middle - half, middle + half
 
 
-def load_literal(name: str) -> ModuleType:
-    """The slow, literal formulas of `tests/search/<name>.py`, which no package holds."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "search" / f"{name}.py")
+def load_module(path: Path, name: str) -> ModuleType:
+    """A module by its file, under a name of its own: folders share names such as `run`."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a dataclass looks its module up
     spec.loader.exec_module(module)
     return module
+
+
+def load_literal(name: str) -> ModuleType:
+    """The slow, literal formulas of `tests/search/<name>.py`, which no package holds."""
+    return load_module(ROOT / "tests" / "search" / f"{name}.py", name)
 
 
 def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
