@@ -13,7 +13,6 @@ Every run leaves a line in runs.jsonl. `--model`, `--images` and `--features` na
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import subprocess
@@ -33,7 +32,7 @@ sys.path.append(str(HERE.parent))  # the modules that all benchmarks share
 
 import torch
 from cases import CASES, MAIN, METHODS, Case, Method
-from common import Runs, facts, load, print_rows, save
+from common import Runs, facts, load, load_recipe, print_rows, save
 from judge import before, judge, keep
 from judge import load as load_pipeline
 from subject import Split, split, write
@@ -81,7 +80,7 @@ def train(case: Case, job: Job, place: Path) -> dict[str, Any]:
 
     method = METHODS[job.method]
     module, kind = ("finetune_lora", "FinetuneLora") if method.lora else case.recipe
-    recipe = getattr(importlib.import_module(module), kind)()
+    recipe = load_recipe(module, kind)
     trainer = run(recipe, recipe.parse(command(case, method, job, place)))
     report = load(place / "out" / "growth.json")
     saved = place / "out"
