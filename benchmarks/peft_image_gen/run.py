@@ -35,6 +35,7 @@ from cases import CASES, MAIN, METHODS, Case, Method
 from common import Runs, facts, load, load_recipe, print_rows, save
 from judge import before, judge, keep
 from judge import load as load_pipeline
+from plot import draw, draw_samples
 from subject import Split, split, write
 
 from autoprog_diffusion.planner.forked import forked
@@ -245,6 +246,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{job}: likeness {found['similarity']:.3f}, drift {found['drift']:.3f}", flush=True)
     rows = table(runs)
     save(args.results / "summary.json", {"rows": rows})
+    own = [one for one in rows if one["case"] == args.case]
+    if own:
+        draw(own, args.results / f"{args.case}.png")
+        draw_samples(own, args.strips / args.case, args.results / f"{args.case}_samples.png")
     print_rows("one subject", rows)
 
 

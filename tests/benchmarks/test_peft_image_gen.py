@@ -107,6 +107,8 @@ def klein(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.slow
+# Under autocast the weights of Flux.2's norms stay float32.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 def test_a_tiny_klein_is_taught_in_every_kind_of_way(run: Any, klein: list[str], tmp_path: Path) -> None:
     methods = ["full_stopped", "window", "lora_grown"]
     flags = [*klein, "--results", str(tmp_path), "--strips", str(tmp_path / "strips"), "--seeds", "2"]
@@ -115,8 +117,10 @@ def test_a_tiny_klein_is_taught_in_every_kind_of_way(run: Any, klein: list[str],
     tuned = ["start", "full", "window", "lora"]
     assert [row["method"] for row in rows] == [*tuned, *methods]
     trained = {row["method"]: row["trained_parameters"] for row in rows[1:]}
-    assert trained["lora"] < trained["window"] < trained["full"]
+    assert trained["window"] < trained["full"]
+    assert trained["lora_grown"] == trained["lora"]
     assert all(0 <= row["drift"] <= 1 for row in rows)
     assert rows[0]["drift"] == 0
     table = json.loads((tmp_path / "summary.json").read_text())["rows"]
     assert {row["method"] for row in table} == {*tuned, *methods}
+    assert (tmp_path / "klein_samples.png").stat().st_size > 1000
