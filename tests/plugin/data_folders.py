@@ -31,9 +31,9 @@ def write_captioned(folder: Path) -> Path:
     return pipelines.write_images(folder, captions=True)
 
 
-def write_conditioned(folder: Path) -> Path:
+def write_conditioned(folder: Path, count: int = pipelines.COUNT) -> Path:
     """Pictures with a caption, and a picture to condition on, under all the names scripts use."""
-    pipelines.write_images(folder, captions=False)
+    pipelines.write_images(folder, captions=False, count=count)
     names = sorted(path.name for path in folder.glob("*.png"))
     lines = [
         {
@@ -96,7 +96,9 @@ def _frames(index: int) -> np.ndarray:
 
 def write_shards(folder: Path) -> Path:
     """A WebDataset of pictures and captions that say to be large, with hardly a watermark."""
-    sizes = json.dumps({"original_width": 1024, "original_height": 1024, "pwatermark": 0.1}).encode()
+    # Scripts have two names for a size.
+    sides = dict.fromkeys(("original_width", "original_height", "width", "height"), 1024)
+    sizes = json.dumps({**sides, "pwatermark": 0.1}).encode()
     samples = []
     for index, data in enumerate(_encoded(folder)):
         samples += [(f"{index}.png", data), (f"{index}.txt", f"picture {index}".encode()), (f"{index}.json", sizes)]

@@ -9,6 +9,7 @@ import transformers
 
 from . import pipelines
 from .more_pipelines import _qwen3, _qwen_tokenizer
+from .pipelines import Together
 
 
 TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -172,10 +173,15 @@ def ideogram4() -> Any:
     )
 
 
-def llama() -> Any:
-    """The fourth text encoder of HiDream, which scripts load from a folder of its own."""
+def _llama() -> Any:
+    """The fourth text encoder of HiDream."""
     config = transformers.LlamaConfig(**TEXT, num_hidden_layers=2, vocab_size=300)
     return transformers.LlamaForCausalLM(config)
+
+
+def llama_with_tokenizer() -> Any:
+    """In one folder, which scripts load both from."""
+    return Together(_llama(), {"": _qwen_tokenizer().save_pretrained})
 
 
 def hidream() -> Any:
@@ -200,7 +206,7 @@ def hidream() -> Any:
         text_encoder=pipelines._clip(transformers.CLIPTextModelWithProjection),
         text_encoder_2=pipelines._clip(transformers.CLIPTextModelWithProjection),
         text_encoder_3=t5["text_encoder"],
-        text_encoder_4=llama(),
+        text_encoder_4=_llama(),
         tokenizer=pipelines._clip_tokenizer(),
         tokenizer_2=pipelines._clip_tokenizer(),
         tokenizer_3=t5["tokenizer"],

@@ -1,9 +1,10 @@
 """The table of `docs/patching.md`: every training script of Diffusers, patched by the command and run.
 
-    DIFFUSERS_CHECKOUT=<folder> python tests/plugin/patch_table.py docs/patching.json [WORD ...]
+    DIFFUSERS_CHECKOUT=<folder> python tests/plugin/patch_table.py docs/patching.json [--analyse | --tests] [WORD ...]
 
-With words, only the scripts whose path holds one of them are run; the other rows stay as they are in the file, as do
-all runs with `--analyse`. Scripts run in forks of this process, so that none imports torch and Diffusers again.
+With words, only the scripts whose path holds one of them are looked at; the other rows stay as they are in the file.
+`--analyse` runs nothing, `--tests` Diffusers' own tests of the patched scripts. Scripts run in forks of this process,
+so that none imports torch and Diffusers again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if __package__:
     from .row import Row
     from .rows import BY_PATH
     from .scripts import CHECKOUT, OFF
+    from .theirs import THEIRS, TheirTests
 else:  # as a script
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from plugin import pipelines
@@ -38,6 +40,7 @@ else:  # as a script
     from plugin.row import Row
     from plugin.rows import BY_PATH
     from plugin.scripts import CHECKOUT, OFF
+    from plugin.theirs import THEIRS, TheirTests
 
 from autoprog_diffusion.patching.analyse import analyse
 from autoprog_diffusion.patching.errors import PatchError
@@ -293,7 +296,7 @@ def be_script(command: list[str], log: Path) -> int:
 def last_error(log: Path) -> str:
     """The last line of an error message."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b|.*: error: ", line)]
     return (named or ["it ran out of time"])[-1][:300]
 
 
@@ -304,22 +307,37 @@ def main(output: Path, words: list[str]) -> None:
     known = {}
     if output.exists():
         known = {row["script"]: row for row in json.loads(output.read_text(encoding="utf-8"))["rows"]}
+    mode = words.pop(0) if words[:1] in (["--analyse"], ["--tests"]) else ""
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(os.environ.get("PATCH_TABLE_FOLDER", folder)), examples)
         import_hosts()
         for path in scripts(examples):
             name = path.relative_to(examples).as_posix()
-            if words and words != ["--analyse"] and not any(word in name for word in words):
+            if words and not any(word in name for word in words):
                 continue
+            old = known.get(name, {})
             row, found = patch_row(path, examples)
-            wanted = BY_PATH.get(name)
-            if words == ["--analyse"]:
-                row |= {"run": known[name]["run"]} if "run" in known.get(name, {}) else {}
-            elif found is not None and wanted is not None:
-                row["run"] = bench.measure(wanted, found) | described(wanted)
+            row |= {kind: old[kind] for kind in ("run", "tests") if found is not None and kind in old}
+            if found is not None and mode == "--tests":
+                row |= their_tests(bench.folder, name)
+            elif found is not None and not mode and name in BY_PATH:
+                row["run"] = bench.measure(BY_PATH[name], found) | described(BY_PATH[name])
             known[name] = row
-            print(name, row.get("run", row["patched"]), flush=True)
+            print(name, row.get("tests" if mode == "--tests" else "run", row["patched"]), flush=True)
             write(output, [known[one] for one in sorted(known)])
+
+
+def their_tests(folder: Path, name: str) -> dict[str, Any]:
+    """Results of Diffusers' own tests on a patched script, as a part of its row; nothing where there are none."""
+    environment = os.environ | {"HF_HOME": str(folder / "hf"), "CUDA_VISIBLE_DEVICES": ""}
+    passed = run = 0
+    for theirs in THEIRS:
+        if theirs.script == name:
+            place = folder / "tests" / f"{len(list(folder.glob('tests/*')))}"
+            found = TheirTests(folder, place, environment).run(theirs, grown=True)
+            passed += len(found.passed)
+            run += len(found.passed | found.failed)
+    return {"tests": {"run": run, "passed": passed}} if run else {}
 
 
 def described(row: Row) -> dict[str, Any]:

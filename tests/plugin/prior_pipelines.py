@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +12,7 @@ import transformers
 
 from . import pipelines
 from .latest_pipelines import TEXT
-
-
-@dataclass
-class Together:
-    """A pipeline, and other things that a script wants below its folder.
-
-    Attributes:
-        main: Saved in the folder itself.
-        parts: Name of a folder or file -> what saves it.
-    """
-
-    main: Any
-    parts: dict[str, Callable[[Path], Any]] = field(default_factory=dict)
-
-    def save_pretrained(self, folder: Path) -> None:
-        self.main.save_pretrained(folder)
-        for name, save in self.parts.items():
-            save(folder / name)
+from .pipelines import Together
 
 
 def _vision() -> dict[str, Any]:
