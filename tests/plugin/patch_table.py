@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec, module_from_spec, spec_from_loader
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 
@@ -101,16 +100,21 @@ class Bench:
         folder = self.folder / "pipelines" / row.build.__name__
         return folder if folder.exists() else pipelines.save_pipeline(row.build, folder)
 
-    def data(self, row: Row) -> dict[str, Path]:
-        """Name -> folder of the data that a row names, made once."""
-        named = {name for flag in row.flags for _, name, _, _ in Formatter().parse(flag) if name in FOLDERS}
-        places = {name: self.folder / name for name in named}
-        return {name: place if place.exists() else FOLDERS[name](place) for name, place in places.items()}
+    def places(self, row: Row) -> dict[str, Path]:
+        """Name -> folder of the pipeline and the data that a row names, made once."""
+        texts = [*row.flags, *(change.new for change in row.changes)]
+        named = [name for name in FOLDERS if any(f"{{{name}}}" in text for text in texts)]
+        folders = {name: self.folder / name for name in named}
+        made = {name: place if place.exists() else FOLDERS[name](place) for name, place in folders.items()}
+        return made | {"pipeline": self.pipeline(row)}
 
     def changed(self, row: Row, text: str) -> str:
         """A script, or a neighbour of it, with a row's changes."""
         for change in row.changes:
-            text = text.replace(change.old, change.new.replace("{pipeline}", str(self.pipeline(row))))
+            new = change.new
+            for name, place in self.places(row).items():
+                new = new.replace(f"{{{name}}}", str(place))
+            text = text.replace(change.old, new)
         return text
 
     def place(self, row: Row, text: str, folder: Path) -> Path:
@@ -129,7 +133,7 @@ class Bench:
 
     def run(self, row: Row, script: Path, output: Path, *extra: str) -> str:
         """Run a script to its end; returns why it failed, or nothing."""
-        places = self.data(row) | {"pipeline": self.pipeline(row)}
+        places = self.places(row)
         flags = [flag.format(**places) for flag in row.flags]
         common = ["--output_dir", str(output), "--gradient_accumulation_steps", "2"]
         if row.resumes:

@@ -44,6 +44,11 @@ BACKBONE = Change(
     new="weights=None",
     why="its neighbour downloads weights of torchvision",
 )
+YARN = Change(
+    old="Norod78/Yarn-art-style",
+    new="{embedded}/images",
+    why="the name of its data set is no flag",
+)
 GLIGEN = Change(
     old="masterful/gligen-1-4-generation-text-box",
     new="{pipeline}",
@@ -103,8 +108,8 @@ RESEARCH = [
          "--dataset_path", "{preferences}/0.tar", "--num_train_epochs", "4", "--dataloader_num_workers", "1"),
         changes=(PREFERENCES_IN_ORDER,), stand_ins=("wandb",)),
     Row("research_projects/flux_lora_quantization/train_dreambooth_lora_flux_miniature.py", prior.flux_of_embeddings,
-        (*LATENT, "--quantized_model_path", "{pipeline}", "--data_df_path", "{embedded}/flux.parquet",
-         "--dataset_name", "{embedded}/images", "--instance_prompt", "a picture")),
+        (*LATENT, "--quantized_model_path", "{pipeline}", "--data_df_path",
+         "{embedded}/flux.parquet"), changes=(YARN,)),
     Row("research_projects/sd3_lora_colab/train_dreambooth_lora_sd3_miniature.py", prior.sd3_of_embeddings,
         (*LATENT, "--data_df_path", "{embedded}/sd3.parquet", "--instance_data_dir", "{embedded}/images",
          "--instance_prompt", "a picture")),

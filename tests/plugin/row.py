@@ -12,8 +12,8 @@ class Change:
     """What is replaced in a script and its neighbours before any run, patched or not.
 
     Attributes:
-        old: Text that must be there; `{pipeline}` in the new one is the folder of the tiny pipeline.
-        new: What stands there instead.
+        old: Text that must be there.
+        new: What stands there instead; `{pipeline}` and the like are folders, as in the flags.
         why: For the table: what keeps the script from running here as it is.
     """
 
