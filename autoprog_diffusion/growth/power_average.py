@@ -89,10 +89,11 @@ class PowerAverage(PowerState):
         begin_anew: bool = False,
         warn_of_decay: bool = True,
     ) -> None:
+        steps = num_training_steps if growth is None else growth.plan.num_training_steps
         if widths is None:
             widths = (DEFAULT_WIDTH,)
         else:
-            check_widths(widths, num_training_steps if growth is None else growth.plan.num_training_steps)
+            check_widths(widths, steps)
         check_settings(growth, dtype, freezes=freeze_at_average)
         self._model = unwrap(model)
         check_host(self._model, accelerator)

@@ -131,7 +131,7 @@ def wuerstchen() -> Any:
             components = json.loads(index.read_text(encoding="utf-8"))
             for name, value in components.items():
                 if isinstance(value, list) and hasattr(wuerstchen_models, value[1]):
-                    components[name] = [wuerstchen_models.__name__, value[1]]
+                    components[name] = [getattr(wuerstchen_models, value[1]).__module__, value[1]]
             index.write_text(json.dumps(components), encoding="utf-8")
 
     parts = {"prior_pipeline": diffusers.WuerstchenPriorPipeline(**prior).save_pretrained, "effnet.pt": save_effnet}
@@ -200,6 +200,18 @@ def gligen() -> Any:
     pipeline.register_modules(
         text_encoder=transformers.CLIPTextModel(transformers.CLIPTextConfig(**config)),
         unet=pipelines._unet(cross_attention_dim=768, attention_type="gated"),
+    )
+    return pipeline
+
+
+def sdxl_of_published_widths() -> Any:
+    """The empty texts of a script have the widths of the published model."""
+    pipeline = pipelines.sdxl()
+    config = {**pipeline.text_encoder_2.config.to_dict(), "hidden_size": 2048 - 16, "projection_dim": 1280}
+    widths = {"cross_attention_dim": 2048, "projection_class_embeddings_input_dim": 1280 + 6 * 8}
+    pipeline.register_modules(
+        text_encoder_2=transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**config)),
+        unet=diffusers.UNet2DConditionModel.from_config(dict(pipeline.unet.config) | widths),
     )
     return pipeline
 

@@ -95,7 +95,7 @@ RESEARCH = [
         (*TWO_PARTS, "--resolution", "64"), changes=(MOVED, EFFNET, BACKBONE)),
     Row("consistency_distillation/train_lcm_distill_sd_wds.py", pipelines.stable_diffusion, DISTILLED,
         changes=(IN_ORDER,)),
-    Row("consistency_distillation/train_lcm_distill_sdxl_wds.py", pipelines.sdxl, DISTILLED, changes=(IN_ORDER,)),
+    Row("consistency_distillation/train_lcm_distill_sdxl_wds.py", prior.sdxl_of_published_widths, DISTILLED, changes=(IN_ORDER,)),
     Row("research_projects/controlnet/train_controlnet_webdataset.py", more.sdxl_eighths,
         (*MODEL, *SHARDS, "--eval_shards_path_or_url", "{shards}/0.tar", "--resolution", "64", "--max_train_steps",
          "4", "--seed", "0", "--train_batch_size", "2", *RATE, "--lr_warmup_steps", "0"),
