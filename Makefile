@@ -22,5 +22,7 @@ slow:  ## the tests that take longer than half a minute
 golden:  ## hashes of the final weights of short runs, to compare before and after: make golden FILE=golden.json
 	python tests/golden.py write $(FILE)
 
-docs:  ## write docs/families.md again from the installed Diffusers
+docs:  ## write docs/families.md and the pictures again, and build the site
 	python docs/make_families.py docs/families.md
+	python docs/make_pictures.py
+	mkdocs build --strict

@@ -28,7 +28,6 @@ from autoprog_diffusion.files import write_text_atomically
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"  # where the files that make_*.py write are looked for
 ASSETS = ROOT / "recipes" / "assets"
-sys.path.append(str(ASSETS.parent))  # the bundled models are imported as recipes import them: `assets`
 DIGITS = 6
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -131,14 +130,20 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return middle, middle - half, middle + half
 
 
-def load_literal(name: str) -> ModuleType:
-    """The slow, literal formulas of `tests/search/<name>.py`, which no package holds."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tests" / "search" / f"{name}.py")
+def load_module(path: Path, name: str) -> ModuleType:
+    """A module by its file, under a name of its own: folders share names such as `run`."""
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # a dataclass looks its module up
     spec.loader.exec_module(module)
     return module
+
+
+def load_literal(name: str) -> ModuleType:
+    """The slow, literal formulas of `tests/search/<name>.py`, which no package holds."""
+    return load_module(ROOT / "tests" / "search" / f"{name}.py", name)
 
 
 def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -66,7 +66,7 @@ def sd3_inputs(config: Any) -> dict[str, Any]:
 
 
 def flux_inputs(config: Any) -> dict[str, Any]:
-    tokens = 4096 if config.num_layers == 19 else 16
+    tokens = 4096 if config.num_attention_heads == 24 else 16
     return {
         "hidden_states": torch.randn(1, tokens, config.in_channels),
         "encoder_hidden_states": torch.randn(1, 512, config.joint_attention_dim),

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import nn
 
-from assets.tiny_pipelines import load_tiny_dit
 from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.labelled import class_names, example_images, load_labelled_images
 from autoprog_diffusion.growth import ConfigError
@@ -43,6 +42,7 @@ from autoprog_diffusion.tasks.class_conditional import (
     vae_factor,
 )
 from autoprog_diffusion.tasks.text_to_image_recipe import guidance_scale
+from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_dit
 from autoprog_diffusion.training.recipe import Recipe
 from autoprog_diffusion.training.recipe_arguments import TrainArguments
 from autoprog_diffusion.training.run import main

@@ -22,7 +22,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assets.tiny_pipelines import load_tiny_flow
 from autoprog_diffusion.tasks.any_pipeline_recipe import AnyPipelineRecipe
 from autoprog_diffusion.tasks.arguments import FlowMatchingArguments, hub_options, noise_settings
 from autoprog_diffusion.tasks.flow_flags import check_flow_flags
@@ -33,6 +32,7 @@ from autoprog_diffusion.tasks.flow_matching import (
     load_flow,
 )
 from autoprog_diffusion.tasks.text_denoising import TextDenoising
+from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_flow
 from autoprog_diffusion.training.diffusion import Task
 from autoprog_diffusion.training.recipe_arguments import TrainArguments
 from autoprog_diffusion.training.run import main

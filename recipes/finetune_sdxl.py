@@ -22,8 +22,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assets.sd_to_sdxl import sdxl_from_sd
 from autoprog_diffusion.tasks.arguments import SDXLArguments, hub_options, noise_settings
+from autoprog_diffusion.tasks.sd_to_sdxl import sdxl_from_sd
 from autoprog_diffusion.tasks.sdxl import TextToImageXL, load_sdxl
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.tasks.text_to_image_recipe import TextToImageRecipe

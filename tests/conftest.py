@@ -17,8 +17,6 @@ import torch
 # Recipes take all idle cores where nobody has chosen, and several tests may run at a time.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
-# Recipes import the bundled models as `assets`, from the folder that Python puts first when it runs one of them.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
 
 
 LEFT_OUT = pytest.StashKey[int]()

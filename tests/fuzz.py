@@ -29,7 +29,6 @@ from typing import Any
 
 TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS))
-sys.path.append(str(TESTS.parent / "recipes"))  # the bundled models are imported as `assets`
 
 from fuzzing import checkpoints, images, models, settings, sources  # noqa: E402
 

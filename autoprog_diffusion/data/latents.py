@@ -20,6 +20,7 @@ from .decode import read_image, undecoded
 from .errors import DataError
 from .frames import read_frames
 from .images import ImageSettings, cut_window, fit_images
+from .memory_format import in_channels_last
 from .placement import keep_on_device, on_device
 
 
@@ -206,8 +207,10 @@ class Latents:
             DataError: The VAE computes in less than float32, and overflows.
         """
         dtype = self.vae.dtype
-        with torch.no_grad():
+        with torch.no_grad(), in_channels_last(self.vae) as memory_format:
             pixels = pixels.to(device=self.accelerator.device, dtype=dtype)
+            if pixels.dim() == 4:
+                pixels = pixels.contiguous(memory_format=memory_format)
             moments = codec_of(self.vae).encode(self.vae, pixels)
         if dtype != torch.float32 and not moments.isfinite().all():
             raise DataError(f"the VAE overflows in {dtype}: use --vae_dtype float32.")

@@ -23,6 +23,7 @@ class Case:
         recipe: Ours, in `recipes/`.
         ours: Its flags.
         save: Writes the pipeline that both begin with into a folder.
+        trained: Whether its weights mean something, so that there is a loss to compare.
     """
 
     script: str
@@ -30,6 +31,7 @@ class Case:
     recipe: str
     ours: tuple[str, ...]
     save: Callable[[Path], Any]
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,69 @@ def save_sd(folder: Path) -> None:
 
 
 def save_sd3(folder: Path) -> None:
-    from assets.tiny_pipelines import load_tiny_flow
+    from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_flow
 
     load_tiny_flow(ASSETS).save_pretrained(folder)
+
+
+def save_sd15(folder: Path) -> None:
+    """Stable Diffusion 1.5 with random weights; its text is as long as the bundled tokenizer makes it."""
+    import torch
+    from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(ASSETS / "tiny_sd" / "tokenizer")
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=768,
+        intermediate_size=3072,
+        num_attention_heads=12,
+        num_hidden_layers=12,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=512,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        scheduler=DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
 
 
 COMMON = ("--resolution", "64", "--train_batch_size", "16", "--learning_rate", RATE)
 MODEL = ("--pretrained_model_name_or_path", "{model}")
 # What is drawn and evaluated beside training is as little as the scripts of Diffusers do.
+# Of a model of published size on a GPU: a few images, since its latents take long, and no loss.
+FEW = ("--max_train_samples", "256", "--mixed_precision", "bf16", "--learning_rate", "1e-5")
+LARGE = ("--resolution", "512", "--train_batch_size", "4", *FEW)
+SMALL = ("--resolution", "64", "--train_batch_size", "2", *FEW)
 QUIET = ("--num_inference_steps", "1", "--validation_prompts", "cat face", "--lr_warmup_steps", "5")
+SD_DATA = (*MODEL, "--train_data_dir", "{images}")
+
+
+def size_only(flags: tuple[str, ...], save: Callable[[Path], Any]) -> Case:
+    """Stable Diffusion by the same scripts, for times alone."""
+    ours = (*SD_DATA, *flags, *QUIET, "--no-held_out")
+    return Case(
+        "text_to_image/train_text_to_image.py", (*SD_DATA, *flags), "finetune_sd.py", ours, save, trained=False
+    )
+
+
 CASES = {
     "sd": Case(
         "text_to_image/train_text_to_image.py",
@@ -86,6 +142,8 @@ CASES = {
         ),
         save_sd3,
     ),
+    "sd15": size_only(LARGE, save_sd15),
+    "sd15_tiny": size_only(SMALL, save_sd),
 }  # fmt: skip
 COSINE = ("--lr_scheduler", "cosine")
 METHODS = {

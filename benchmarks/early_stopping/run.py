@@ -17,6 +17,7 @@ import importlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,8 @@ CASES = {
 METHODS = ("whole", "stopping")
 
 
-def train(name: str, method: str, seed: int) -> dict[str, Any]:
-    """One run in this process, as a row."""
+def train(name: str, method: str, seed: int, flags: Sequence[str] = ()) -> dict[str, Any]:
+    """One run in this process, as a row; further flags come last."""
     from autoprog_diffusion.training.run import run
 
     case = CASES[name]
@@ -72,6 +73,7 @@ def train(name: str, method: str, seed: int) -> dict[str, Any]:
     recipe = getattr(importlib.import_module(module), kind)()
     with tempfile.TemporaryDirectory() as folder:
         words = [*CHEAP, *case.flags, "--output_dir", folder, "--seed", str(seed)]
+        words += flags
         if method == "stopping":
             words += ["--stop_patience", str(case.patience)]
         trainer = run(recipe, recipe.parse(words))
@@ -79,6 +81,7 @@ def train(name: str, method: str, seed: int) -> dict[str, Any]:
     cpu = trainer.metrics.rows["cpu_seconds"]
     evaluations = record["evaluations"]
     best = record["best"]
+    wall = trainer.metrics.rows["seconds"]
     # Evaluations have no clock of CPU time: their share is one of wall times.
     return {
         "case": name,
@@ -95,6 +98,7 @@ def train(name: str, method: str, seed: int) -> dict[str, Any]:
         "evaluation_seconds": sum(row["seconds"] for row in evaluations),
         "training_seconds": trainer.metrics.total("seconds"),
         "curve": [[row["step"], row["loss"], row["noise"]] for row in evaluations],
+        "curve_seconds": [sum(wall[: row["step"]]) for row in evaluations],
         **facts(seed),
         "command": f"python benchmarks/early_stopping/run.py --row {name} {method} {seed}",
     }

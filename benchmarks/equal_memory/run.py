@@ -16,7 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,13 +29,10 @@ sys.path += [str(BENCHMARKS), str(BENCHMARKS / "memory")]  # the modules that al
 import torch
 from common import facts, load, print_rows, save
 from medium import MEDIUM
+from stage_runs import FULL, StagedRun, staged_run
 
-from autoprog_diffusion import GrowthConfig, GrowthScheduler
-from autoprog_diffusion.growth.adapter import find_adapter
+from autoprog_diffusion import GrowthConfig
 from autoprog_diffusion.growth.errors import ConfigError
-from autoprog_diffusion.growth.fixed import fixed_plan
-from autoprog_diffusion.growth.plan import GrowthPlan
-from autoprog_diffusion.growth.units import block_sizes
 
 
 NAMES = ("UNet", "DiT", "SD3")
@@ -43,8 +40,6 @@ SHARES = (0.0, 0.25, 0.5, 0.75)  # of the way from the least memory to the most
 STEPS = 3  # of a stage that are timed; the median counts
 ROOM = 1.001  # of a budget: bytes are predicted
 GB = 1e9
-RUN = 1000  # steps of the run whose stages are weighed
-FULL = {"num_stages": 1, "stage_embedding": False}
 SUMMARY = HERE / "summary.json"
 
 
@@ -71,28 +66,17 @@ WAYS = (
 FROZEN_ALL = Way("late freezing, all computed again", freezes=True, checkpointing="all")
 
 
-@dataclass
-class Subject:
-    """A model in training."""
-
-    model: Any
-    inputs: dict[str, Any]
-    growth: GrowthScheduler
-    optimizer: torch.optim.Optimizer
-
-    def step(self) -> float:
-        """A training step, and its CPU time."""
-        begin = time.process_time()
-        self.model(**self.inputs, return_dict=False)[0].square().mean().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        took = time.process_time() - begin
-        self.growth.step()
-        return took
+def step(trained: StagedRun) -> float:
+    """A training step, and its CPU time."""
+    begin = time.process_time()
+    trained.step()
+    took = time.process_time() - begin
+    trained.growth.step()
+    return took
 
 
-def subject(name: str, way: Way, budget: float | None) -> tuple[Subject, list[float]]:
-    """A model that is ready to train, and the share of a run that each of its stages lasts.
+def subject(name: str, way: Way, budget: float | None) -> StagedRun:
+    """A model that is ready to train.
 
     Args:
         name: Of the model.
@@ -106,16 +90,13 @@ def subject(name: str, way: Way, budget: float | None) -> tuple[Subject, list[fl
     if budget is not None:
         settings["memory_gb"] = budget
     config = GrowthConfig.for_model(model, **settings) if way.freezes else GrowthConfig(**FULL, **settings)
-    layout = find_adapter(model).layout(model)
-    long = fixed_plan(config, len(layout.blocks), RUN, block_sizes(model, layout))
-    stages = [replace(stage, start=index * (STEPS + 1)) for index, stage in enumerate(long.stages)]
-    plan = GrowthPlan(long.num_blocks, len(stages) * (STEPS + 1), tuple(stages))
-    growth = GrowthScheduler(model, config)
-    optimizer = torch.optim.AdamW(growth.parameters(), lr=1e-5)
-    growth.prepare(model, num_training_steps=plan.num_training_steps, optimizer=optimizer, plan=plan)
-    ends = [*(stage.start for stage in long.stages[1:]), RUN]
-    shares = [(end - stage.start) / RUN for stage, end in zip(long.stages, ends, strict=True)]
-    return Subject(model, medium.inputs(model.config), growth, optimizer), shares
+    return staged_run(
+        model,
+        medium.inputs(model.config),
+        config,
+        steps=STEPS + 1,
+        make_optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
+    )
 
 
 def run(name: str, way: Way, budget: float | None = None) -> dict[str, Any]:
@@ -126,15 +107,15 @@ def run(name: str, way: Way, budget: float | None = None) -> dict[str, Any]:
         way: How it trains.
         budget: In 10^9 bytes.
     """
-    trained, shares = subject(name, way, budget)
+    trained = subject(name, way, budget)
     seconds = []
     recomputed = []
-    for _ in shares:
-        trained.step()  # the first step of a stage measures
+    for _ in trained.shares:
+        step(trained)  # the first step of a stage measures
         recomputed.append(len(trained.growth.history[-1].recomputed or ()))
-        seconds.append(median(trained.step() for _ in range(STEPS)))
+        seconds.append(median(step(trained) for _ in range(STEPS)))
     return {
-        "seconds": sum(share * took for share, took in zip(shares, seconds, strict=True)),
+        "seconds": sum(share * took for share, took in zip(trained.shares, seconds, strict=True)),
         "stage_seconds": seconds,
         "recomputed": recomputed,
     }
@@ -142,13 +123,13 @@ def run(name: str, way: Way, budget: float | None = None) -> dict[str, Any]:
 
 def limits(name: str) -> tuple[float, float]:
     """Least and most bytes that full fine-tuning takes, in 10^9: every block computed again, and none."""
-    trained, _ = subject(name, WAYS[0], 1e3)
-    trained.step()
+    trained = subject(name, WAYS[0], 1e3)
+    step(trained)
     memory: Any = trained.growth.history[-1].memory
     most = sum(memory[key] for key in ("weights", "gradients", "optimizer", "activations"))
-    trained, _ = subject(name, WAYS[0], 1e-6)
+    trained = subject(name, WAYS[0], 1e-6)
     try:
-        trained.step()
+        step(trained)
     except ConfigError as error:  # its message has the smallest budget that is enough
         least = re.search(r"enough is ([\d.]+\d)", str(error))
     return float(least[1]), most / GB

@@ -81,7 +81,10 @@ class Sides:
     def python_seconds(self) -> float:
         """Seconds per step of `growth.step()` and of the stage embedding's hooks, forward and backward, alone."""
         embedding: Any = self._growth.stage_embedding
-        row = None if embedding is None else torch.randn(len(self._steps.inputs["timestep"]), embedding.table.shape[1])
+        row = None
+        if embedding is not None:
+            width = embedding.table.shape[1]
+            row = torch.randn(len(self._steps.inputs["timestep"]), width, device=embedding.table.device)
         started = time.process_time()
         for _ in range(CALLS):
             self._growth.step()
@@ -96,12 +99,12 @@ class Sides:
         release(self._growth, self._steps.model)
 
 
-def compare(sides: Sides, pairs: int, draw: random.Random) -> dict[str, Any]:
+def compare(sides: Sides, pairs: int, draw: random.Random, clock: Callable[[], float]) -> dict[str, Any]:
     """Times of both sides, and the median over pairs of on / off - 1 with its interval."""
     times: dict[str, list[float]] = {"off": [], "on": []}
     for _ in range(pairs):
         for side in draw.sample(("off", "on"), 2):
-            times[side].append(sides.timed(side, time.process_time))
+            times[side].append(sides.timed(side, clock))
     ratios = [on / off - 1 for off, on in zip(times["off"], times["on"])]
     low, high = interval(ratios, draw)
     alone, step = sides.python_seconds(), min(times["off"])
@@ -118,14 +121,21 @@ def interval(values: list[float], draw: random.Random) -> tuple[float, float]:
     return medians[round(0.025 * RESAMPLES)], medians[round(0.975 * RESAMPLES) - 1]
 
 
-def measure(model: torch.nn.Module, inputs: dict[str, Any], pairs: int) -> list[dict[str, Any]]:
-    """One row per setting, after two steps of each that are not counted."""
-    steps, rows = Steps(model.train(), inputs), []
+def measure(
+    model: torch.nn.Module,
+    inputs: dict[str, Any],
+    pairs: int,
+    clock: Callable[[], float] = time.process_time,
+    *,
+    autocast: bool = False,
+) -> list[dict[str, Any]]:
+    """One row per setting, after two steps of each that are not counted; a clock of a GPU waits for it."""
+    steps, rows = Steps(model.train(), inputs, autocast), []
     for name, config in SETTINGS.items():
         sides = Sides(steps, config)
         for side in ("off", "on") * 2:
-            sides.timed(side, time.process_time)
-        rows.append({"growth": name, **compare(sides, pairs, random.Random(SEED))})
+            sides.timed(side, clock)
+        rows.append({"growth": name, **compare(sides, pairs, random.Random(SEED), clock)})
         sides.close()
     return rows
 

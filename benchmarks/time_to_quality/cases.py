@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from common import ASSETS
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from assets.tiny_pipelines import load_tiny_dit, load_tiny_flow
 from autoprog_diffusion.data.emoji import emoji_classes, emoji_dataset
 from autoprog_diffusion.data.labelled import class_names
 from autoprog_diffusion.data.latents import Latents
@@ -29,6 +28,7 @@ from autoprog_diffusion.tasks.arguments import (
 from autoprog_diffusion.tasks.class_conditional import ClassConditional, ClassSettings, draw_classes, set_classes
 from autoprog_diffusion.tasks.flow_matching import FlowMatching, FlowSettings
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
+from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_dit, load_tiny_flow
 from autoprog_diffusion.training.build import make_accelerator, make_latents
 from autoprog_diffusion.training.diffusion import Task
 from autoprog_diffusion.training.held_out import FullSize
@@ -37,7 +37,7 @@ from autoprog_diffusion.training.samples import draw_prompts, sample_images
 
 
 SIZE = 64
-PICTURE_STEPS, GUIDANCE, FIRST_PICTURE_SEED = 8, 3.0, 1000
+PICTURE_STEPS, GUIDANCE = 8, 3.0
 
 
 class CaseError(GrowthError):
@@ -57,7 +57,7 @@ class Subject:
         held_count: Held-out images.
         multiple: What a side of the images must be a multiple of.
         always: Words in names of parameters that every method trains: rows of new classes.
-        draw: Pictures of all held-out prompts (or of the classes in turn), the same seeds every time.
+        draw: Pictures of all held-out prompts (or of the classes in turn), from a first seed on.
         wanted: For every drawn picture the row of `real` (or the class) that it should look like.
         real: Real pictures of the new domain; the first `held_count` are the held-out ones.
         labels: Class of every real picture; empty where prompts are captions.
@@ -71,7 +71,7 @@ class Subject:
     held_count: int
     multiple: int
     always: tuple[str, ...]
-    draw: Callable[[], list[Image.Image]]
+    draw: Callable[[int], list[Image.Image]]
     wanted: list[int]
     real: Callable[[], list[Image.Image]]
     labels: list[int] = field(default_factory=list)
@@ -175,9 +175,11 @@ def _sd(style: str) -> Callable[[int, Path, Path | None], Subject]:
             for data, settings in ((train, args), (held, other))
         ]
 
-        def draw() -> list[Image.Image]:
+        def draw(first: int) -> list[Image.Image]:
             options = {"size": SIZE, "steps": PICTURE_STEPS, "guidance": GUIDANCE}
-            return _chunked(held["text"], lambda some, seed: sample_images(pipeline, some, seed=seed, **options))
+            return _chunked(
+                held["text"], first, lambda some, seed: sample_images(pipeline, some, seed=seed, **options)
+            )
 
         return _captioned(pipeline, pipeline.unet, parts, (train, held), multiple=16, draw=draw)
 
@@ -197,9 +199,9 @@ def _flow(style: str) -> Callable[[int, Path, Path | None], Subject]:
             for data, settings in ((train, args), (held, other))
         ]
 
-        def draw() -> list[Image.Image]:
+        def draw(first: int) -> list[Image.Image]:
             options = {"size": SIZE, "steps": PICTURE_STEPS, "guidance": GUIDANCE, "max_sequence_length": 16}
-            return _chunked(held["text"], lambda some, seed: draw_prompts(pipeline, some, seed=seed, **options))
+            return _chunked(held["text"], first, lambda some, seed: draw_prompts(pipeline, some, seed=seed, **options))
 
         return _captioned(pipeline, pipeline.transformer, parts, (train, held), multiple=8, draw=draw)
 
@@ -220,10 +222,10 @@ def _dit(seed: int, folder: Path, data_dir: Path | None) -> Subject:
     wanted = [label for label in range(len(rows)) for _ in range(10)]
     names = class_names(train)
 
-    def draw() -> list[Image.Image]:
+    def draw(first: int) -> list[Image.Image]:
         labels = [rows[names[label]] for label in wanted]
         options = {"steps": PICTURE_STEPS, "guidance": GUIDANCE}
-        return _chunked(labels, lambda some, seed: draw_classes(pipeline, some, seed=seed, **options))
+        return _chunked(labels, first, lambda some, seed: draw_classes(pipeline, some, seed=seed, **options))
 
     return Subject(
         pipeline=pipeline,
@@ -262,11 +264,13 @@ def _images(held: Any, train: Any) -> list[Image.Image]:
     return [image.convert("RGB") for data in (held, train) for image in data["image"]]
 
 
-def _chunked(items: Sequence[Any], draw: Callable[[Sequence[Any], int], list[Image.Image]]) -> list[Image.Image]:
+def _chunked(
+    items: Sequence[Any], first: int, draw: Callable[[Sequence[Any], int], list[Image.Image]]
+) -> list[Image.Image]:
     """Pictures in batches of 32, every one with a seed of its own."""
     items = list(items)
     starts = range(0, len(items), 32)
-    return [image for at in starts for image in draw(items[at : at + 32], FIRST_PICTURE_SEED + at)]
+    return [image for at in starts for image in draw(items[at : at + 32], first + at)]
 
 
 CASES = {
@@ -278,10 +282,3 @@ CASES = {
         Case("sd_noto", "tiny SD to Noto", 8, 160, _sd("noto")),
     )
 }
-
-
-def pixels(images: Sequence[Image.Image]) -> Tensor:
-    """(N, 3, 64, 64) float32 in 0 to 255."""
-    import numpy as np
-
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).float()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -147,9 +147,14 @@ class Loop:
         self._times: list[list[float]] = []
         self._full_speed = 0.0
 
-    def train(self, repeats: int) -> Run:
-        """Train to the end; the last evaluation is after the last step."""
-        due = {round(self.steps * point) for point in POINTS}
+    def train(self, repeats: int, points: Sequence[float] = POINTS) -> Run:
+        """Train to the end.
+
+        Args:
+            repeats: Draws of noise per held-out image in an evaluation.
+            points: Where to evaluate, as fractions of the run; 1 is after the last step.
+        """
+        due = {round(self.steps * point) for point in points}
         self._evaluate(0, repeats)
         self._enter()
         for step in range(self.steps):

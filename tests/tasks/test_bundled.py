@@ -9,9 +9,9 @@ from diffusers.pipelines.dit.pipeline_dit import DiTPipeline
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from transformers import CLIPTextModel
 
-from assets.tiny_pipelines import empty_text_encoder, load_tiny_dit, load_tiny_flow, text_encoders
 from autoprog_diffusion.data.emoji import group_names
 from autoprog_diffusion.tasks.class_conditional import set_classes
+from autoprog_diffusion.tasks.tiny_pipelines import empty_text_encoder, load_tiny_dit, load_tiny_flow, text_encoders
 
 
 ASSETS = Path(__file__).parents[2] / "recipes" / "assets"

@@ -11,8 +11,8 @@ import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from transformers import CLIPTextModel
 
-from assets.sd_to_sdxl import sdxl_from_sd
 from autoprog_diffusion.growth import GrowthError
+from autoprog_diffusion.tasks.sd_to_sdxl import sdxl_from_sd
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.training.samples import sample_images
 

@@ -17,6 +17,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
+from autoprog_diffusion.data.memory_format import in_channels_last
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.training.build import make_loader
 from autoprog_diffusion.training.metrics import saving
@@ -54,11 +55,12 @@ def plain_diffusers_loop(
         loader.dataset.epoch = epoch
         for batch in loader:
             with accelerator.accumulate(unet):
-                with torch.no_grad():
-                    posterior = vae.encode(batch["pixel_values"]).latent_dist
+                with torch.no_grad(), in_channels_last(vae) as memory_format:
+                    pixels = batch["pixel_values"].contiguous(memory_format=memory_format)
+                    posterior = vae.encode(pixels).latent_dist
                 # Noise is drawn in the order of the memory, which a cache would give.
                 mean = posterior.mean.contiguous()
-                latents = mean + posterior.std * torch.randn_like(mean)
+                latents = mean + posterior.std.contiguous() * torch.randn_like(mean)
                 latents = latents * vae.config.scaling_factor
                 noise = torch.randn_like(latents)
                 timesteps = torch.randint(0, 1000, (len(latents),))

@@ -19,8 +19,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from assets.sd_to_sdxl import sdxl_from_sd
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan
+from autoprog_diffusion.tasks.sd_to_sdxl import sdxl_from_sd
 from autoprog_diffusion.tasks.stable_diffusion import load_pipeline
 from autoprog_diffusion.training.arguments import growth_config
 from autoprog_diffusion.training.build import make_accelerator

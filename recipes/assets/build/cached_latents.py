@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 
 
 ASSETS = Path(__file__).resolve().parents[1]
-sys.path.append(str(ASSETS.parent))  # the scripts beside this one import `assets`, as recipes do
 
 
 class Data:

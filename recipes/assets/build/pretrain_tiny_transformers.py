@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from assets.tiny_pipelines import LABELS_FILE, flow_pipeline
+from autoprog_diffusion.tasks.tiny_pipelines import LABELS_FILE, flow_pipeline
 
 
 class Task:

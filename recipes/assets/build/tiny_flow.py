@@ -15,7 +15,7 @@ from pictures import sample, save_image
 from sd_models import MAX_TOKENS
 from torch import Tensor, nn
 
-from assets.tiny_pipelines import flow_pipeline
+from autoprog_diffusion.tasks.tiny_pipelines import flow_pipeline
 
 
 def build_flow(width: int = 128, layers: int = 6) -> SD3Transformer2DModel:
