@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from autoprog_diffusion.command_line import parse
 from autoprog_diffusion.patching.errors import PatchError
 
 
@@ -55,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
         PatchError: The script cannot be patched, or libcst is not installed; with --json it is told there.
         SystemExit: The words cannot be read; its code is 2.
     """
-    args = tyro.cli(Arguments, args=list(argv), prog="autoprog-diffusion patch")
+    args = parse(Arguments, argv, program="autoprog-diffusion patch")
     if args.write and args.check:
         raise PatchError(args.script, None, "--write changes it and --check does not: give one of them.")
     if importlib.util.find_spec("libcst") is None:
