@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 class FinetuneSubject(AnyPipelineRecipe[DreamboothArguments]):
     """Fine-tuning on one subject: of the whole denoiser, or of adapters with --rank."""
 
+    name = "dreambooth"
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
     shares = False  # pictures of a subject are few, and all have one caption
     defaults = DreamboothArguments(train=TrainArguments(train_batch_size=4))

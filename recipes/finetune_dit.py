@@ -62,6 +62,7 @@ MOST_PICTURES = 12
 class FinetuneDiT(Recipe[ClassConditionalArguments]):
     """Full fine-tuning of a DiT to the classes of the data."""
 
+    name = "dit"
     default_model = ASSETS / "tiny_dit"
     squares_only = "a DiT draws squares of one size alone"
     defaults = ClassConditionalArguments()

@@ -47,6 +47,7 @@ ASSETS = Path(__file__).parent / "assets"
 class FinetuneFlow(AnyPipelineRecipe[FlowMatchingArguments]):
     """Full fine-tuning of a transformer on captioned images."""
 
+    name = "flow"
     default_model = ASSETS / "tiny_flow"
     defaults = FlowMatchingArguments()
     model_defaults = FlowMatchingArguments(

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 class FinetuneLora(AnyPipelineRecipe[LoraArguments]):
     """Adapters on the denoiser of any text-to-image pipeline that the other recipes train in full."""
 
+    name = "lora"
     adapts = True
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
     defaults = LoraArguments(growth=GrowthArguments(stage_embedding=False))

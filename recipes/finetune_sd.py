@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 class FinetuneSD(TextToImageRecipe[TextToImageArguments]):
     """Full fine-tuning of the UNet."""
 
+    name = "sd"
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
     defaults = TextToImageArguments()
     model_defaults = TextToImageArguments(

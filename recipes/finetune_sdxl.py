@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 class FinetuneSDXL(TextToImageRecipe[SDXLArguments]):
     """Full fine-tuning of the UNet."""
 
+    name = "sdxl"
     default_model = Path(__file__).parent / "assets" / "tiny_sd"
     defaults = SDXLArguments()
     model_defaults = SDXLArguments(

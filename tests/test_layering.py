@@ -19,7 +19,8 @@ from autoprog_diffusion import growth
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "autoprog_diffusion"
-SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "vit").rglob("*.py")])
+RECIPES = ROOT / "recipes"
+SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "vit").rglob("*.py"), *RECIPES.glob("*.py")])
 HEAVY = ("diffusers", "accelerate", "transformers", "timm", "datasets", "matplotlib")
 
 CORE = (
@@ -38,6 +39,8 @@ LAYERS = {
     "growth": "growth",
     "files": "files",
     "stage_summary": "files",
+    "command_line": "files",
+    "recipes": "recipes",
     "search": "search",
     "adapters": "adapters",
     "data": "data",
@@ -78,6 +81,7 @@ ALLOWED = {
     "planner": GROWTH | {"files", "search", "adapters", "data", "training", "tasks", "task recipes"},
     "patching": {"growth core"},  # it reads scripts, and runs none
     "reporting": {"growth core", "files"},  # it reads the folders of runs
+    "recipes": GROWTH | {"files", "adapters", "data", "evaluation", "training", "tasks", "task recipes"},
     "commands": GROWTH
     | {"files", "search", "adapters", "data", "training", "tasks", "task recipes", "patching", "planner", "reporting"},
     "vit": BELOW_VIT,
@@ -106,9 +110,9 @@ EXCEPTIONS: dict[str, set[str]] = {
 
 
 def module_name(path: Path) -> str:
-    """Dotted name of a source file as it is installed: `vit/` lies inside the package."""
+    """Dotted name of a source file as it is installed: `recipes/` and `vit/` lie inside the package."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
-    if parts[0] == "vit":
+    if parts[0] in ("recipes", "vit"):
         parts.insert(0, "autoprog_diffusion")
     return ".".join(parts)
 
@@ -206,6 +210,7 @@ def test_the_layer_is_that_of_the_longest_name() -> None:
     assert layer_of("vit.asvit.Genotype") == "vit methods"
     assert layer_of("vit.asvit.commands") == "vit scripts"
     assert layer_of_file(ROOT / "vit" / "asvit.py") == "vit scripts"
+    assert layer_of_file(RECIPES / "finetune_sd.py") == "recipes"
 
 
 def test_every_layer_holds_a_module() -> None:
@@ -219,7 +224,7 @@ def test_imports_go_one_way() -> None:
 
 
 def test_nothing_imports_scripts_or_tests() -> None:
-    scripts = ("recipes", "assets", "tests", "vit", "benchmarks")
+    scripts = ("recipes", "tests", "vit", "benchmarks")
     found = [(path, name) for path in SOURCES for name in imports_of(path) if name.split(".")[0] in scripts]
     assert not found
 

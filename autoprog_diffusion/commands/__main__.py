@@ -1,8 +1,6 @@
 """`python -m autoprog_diffusion.commands` is `autoprog-diffusion`."""
 
-from __future__ import annotations
-
-from .main import main
+from autoprog_diffusion.commands.main import main
 
 
 if __name__ == "__main__":

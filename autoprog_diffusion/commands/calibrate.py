@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
+from autoprog_diffusion.command_line import parse
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         PlannerError: There is no such device.
     """
-    args = tyro.cli(Arguments, args=list(argv), prog="autoprog-diffusion calibrate")
+    args = parse(Arguments, argv, program="autoprog-diffusion calibrate")
     import torch
 
     from autoprog_diffusion.planner.calibrate import calibrate

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from autoprog_diffusion.command_line import parse
 from autoprog_diffusion.growth import GrowthConfig
 
 
@@ -58,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
     Args:
         argv: Words after `plan`.
     """
-    args = tyro.cli(Arguments, args=list(argv), prog="autoprog-diffusion plan")
+    args = parse(Arguments, argv, program="autoprog-diffusion plan")
     # Of the libraries' own imports, in this process that does nothing else.
     logging.getLogger().addHandler(logging.NullHandler())
     for name in ("torch", "torchao", "diffusers"):

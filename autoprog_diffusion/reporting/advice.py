@@ -6,6 +6,8 @@ import math
 import shlex
 from collections.abc import Iterator
 
+from autoprog_diffusion.command_line import launch_words
+
 from .held_out import HeldOut
 from .markup import Child, element
 from .run_folder import Run
@@ -131,5 +133,4 @@ def resume_command(run: Run) -> str:
     if "--resume_from_checkpoint" in words:
         place = words.index("--resume_from_checkpoint")
         del words[place : place + 2]
-    launcher = "accelerate launch" if run.start.processes == 1 else f"torchrun --nproc_per_node {run.start.processes}"
-    return f"{launcher} {shlex.join([*words, '--resume_from_checkpoint', 'latest'])}"
+    return shlex.join([*launch_words(words, run.start.processes), "--resume_from_checkpoint", "latest"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoprog_diffusion.command_line import script_name
 from autoprog_diffusion.files import GROWTH_FILE, METRICS_FILE, PLANNED_FILE, RUN_FILE
 from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.values import JSON
@@ -91,7 +92,7 @@ class Run:
     @property
     def script(self) -> str:
         """Name of the script."""
-        return Path(self.start.command[0]).name if self.start.command else "an unknown script"
+        return script_name(self.start.command)
 
     @property
     def model(self) -> str:

@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from autoprog_diffusion.command_line import MODULE, is_command, typed_command
+
 from .arguments import take_flag
 
 
@@ -166,7 +168,7 @@ def _end_workers() -> None:
 
 def resume_command() -> str:
     """The command line of this run with `--resume_from_checkpoint latest`, its launcher's where it has one."""
-    words = launcher_command() or [*sys.orig_argv]
+    words = launcher_command() or (typed_command(sys.argv) if is_command(sys.argv) else [*sys.orig_argv])
     words[0] = "python" if Path(words[0]).name.startswith("python") else words[0]
     _, words = take_flag(words, "resume_from_checkpoint")
     # A deleted run could not go on.
@@ -180,7 +182,7 @@ def launcher_command() -> list[str] | None:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         return None
-    return shortened(words, sys.argv)
+    return shortened(words, [MODULE, *sys.argv[1:]] if is_command(sys.argv) else sys.argv)
 
 
 def shortened(words: Sequence[str], script: Sequence[str]) -> list[str] | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from autoprog_diffusion.command_line import script_name, typed_command
 from autoprog_diffusion.files import RUN_FILE, write_text_atomically
 from autoprog_diffusion.growth.errors import StateError
 from autoprog_diffusion.growth.values import JSON
@@ -92,7 +93,9 @@ def keep_in_checkpoints(accelerator: Accelerator, file: Path) -> None:
     accelerator.register_save_state_pre_hook(save)
 
 
-def check_same_run(starts: Sequence[JSON], args: Any, num_processes: int | None, where: Path) -> None:
+def check_same_run(
+    starts: Sequence[JSON], args: Any, num_processes: int | None, where: Path, *, precision: str | None = None
+) -> None:
     """Refuse to resume where something differs that must be equal; a run without known settings passes.
 
     Args:
@@ -100,6 +103,7 @@ def check_same_run(starts: Sequence[JSON], args: Any, num_processes: int | None,
         args: Today's arguments.
         num_processes: Today's number of processes; None where another number is allowed.
         where: Folder of the earlier run, for the message.
+        precision: Today's mixed precision, whether a flag says it or Accelerate's configuration.
 
     Raises:
         StateError: The message lists all flags that differ, with both values.
@@ -114,8 +118,12 @@ def check_same_run(starts: Sequence[JSON], args: Any, num_processes: int | None,
             "this one. Resume it with that script, or choose another --output_dir."
         )
     before = flat(earlier["settings"])
+    now = flat(settings_of(args))
+    if "precision" in earlier and precision is not None:
+        before["mixed_precision"] = earlier["precision"]
+        now["mixed_precision"] = precision
     differing = []
-    for name, (old, new) in changes(before, flat(settings_of(args)), "must be equal").items():
+    for name, (old, new) in changes(before, now, "must be equal").items():
         differing.append(f"--{name} was {old!r}, now {new!r}")
     processes = earlier.get("num_processes", num_processes)
     if num_processes is not None and processes != num_processes:
@@ -129,8 +137,8 @@ def check_same_run(starts: Sequence[JSON], args: Any, num_processes: int | None,
 
 def _script_of(start: JSON) -> str:
     """The script of a start, as its command named it."""
-    command = start.get("command") or ["unknown"]
-    return Path(str(command[0])).name
+    command = start.get("command") or []
+    return script_name([str(word) for word in command])
 
 
 def check_same_data(starts: Sequence[JSON], identity: JSON) -> None:
@@ -191,7 +199,15 @@ def note_start(file: Path, before: Sequence[JSON], start: JSON, data_report: JSO
 
 
 def describe_start(
-    args: Any, *, step: int, steps: int, num_processes: int, identity: JSON, model: JSON, cpu_threads: int
+    args: Any,
+    *,
+    step: int,
+    steps: int,
+    num_processes: int,
+    identity: JSON,
+    model: JSON,
+    cpu_threads: int,
+    precision: str,
 ) -> JSON:
     """The entry of one start.
 
@@ -203,6 +219,7 @@ def describe_start(
         identity: Of the data.
         model: As `describe_model`.
         cpu_threads: Threads that torch computes with.
+        precision: Mixed precision.
     """
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -210,7 +227,8 @@ def describe_start(
         "steps": steps,
         "num_processes": num_processes,
         "cpu_threads": cpu_threads,
-        "command": sys.argv,
+        "precision": precision,
+        "command": typed_command(sys.argv),
         "arguments": type(args).__name__,
         "versions": versions(),
         "identity": identity,

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
-import tyro
 from accelerate.utils import set_seed
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
+from autoprog_diffusion.command_line import parse
 from autoprog_diffusion.data.bucket_batches import BucketBatches
 from autoprog_diffusion.data.bucket_plan import BucketPlan, one_size
 from autoprog_diffusion.data.bucket_settings import tell_left
@@ -161,13 +161,16 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         """Folder or Hub name of the pipeline to train."""
         return args.model.pretrained_model_name_or_path or str(self.default_model)
 
+    def arguments(self) -> type:
+        return type(self.defaults)
+
     def parse(self, argv: Sequence[str], description: str | None = None) -> AnyArguments:
         model, _ = take_flag(argv, "pretrained_model_name_or_path")
         growth, _ = take_flag(argv, "growth")
         defaults = self.model_defaults if model is None else self.defaults
         if growth == "autoprog_zero":
             defaults = replace(defaults, growth=autoprog_zero())
-        args = tyro.cli(type(defaults), args=list(argv), default=defaults, description=description)
+        args = parse(type(defaults), argv, default=defaults, description=description)
         return with_precision(explicit_wins(args, argv))
 
     def make_accelerator(self, args: AnyArguments) -> Accelerator:

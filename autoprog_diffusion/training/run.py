@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
+from autoprog_diffusion.command_line import Flag, flags_of
 from autoprog_diffusion.files import RUN_FILE, is_disk_full
 from autoprog_diffusion.growth.errors import GrowthError
 from autoprog_diffusion.growth.values import JSON
@@ -30,9 +31,12 @@ from .history import (
     note_start,
     read_starts,
     starts_before,
+    versions,
 )
 from .output import check_inputs, check_output_dir
 from .report import write_report
+from .run_file import with_run_file
+from .run_file_text import run_file_text, write_run_file
 from .saved_metrics import keep_measurements
 from .sharded_state import holds_shards
 from .threads import take_threads
@@ -43,6 +47,9 @@ from .trainer import Trainer
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+ABOUT_CONFIG = (
+    "--config FILE reads flags from a file, such as the run.yaml that every run leaves; flags of the command line win."
+)
 PHASES = ("getting ready", "training", "saving")
 
 
@@ -60,7 +67,23 @@ AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
 
 
 class Script(ABC, Generic[Args, AnyTrainer]):
-    """One training script: its command line, its trainer and its results."""
+    """One training script: its command line, its trainer and its results.
+
+    Attributes:
+        name: Of the recipe, on the command line and in its files; nothing where it has none.
+        own_flags: Flags that its class of arguments does not hold.
+    """
+
+    name: ClassVar[str] = ""
+    own_flags: ClassVar[tuple[Flag, ...]] = ()
+
+    @abstractmethod
+    def arguments(self) -> type:
+        """The dataclass of its arguments."""
+
+    def flags(self) -> dict[str, Flag]:
+        """Name -> flag, of all that the script has."""
+        return {flag.name: flag for flag in self.own_flags} | flags_of(self.arguments())
 
     @abstractmethod
     def parse(self, argv: Sequence[str], description: str | None = None) -> Args:
@@ -89,7 +112,8 @@ class Script(ABC, Generic[Args, AnyTrainer]):
 def main(script: Script[Any, Any], argv: Sequence[str], description: str | None = None) -> None:
     """Run a script from a command line; an error of ours, or a full disk, ends it with one line."""
     try:
-        run(script, script.parse(argv, description))
+        words = with_run_file(argv, script.name, script.flags())
+        run(script, script.parse(words, described(description)), words)
     except GrowthError as error:
         sys.exit(f"error: {error}")
     except Exception as error:
@@ -98,8 +122,18 @@ def main(script: Script[Any, Any], argv: Sequence[str], description: str | None 
         sys.exit(f"error: the disk is full: {error}. Free space, and go on with: {resume_command()}")
 
 
-def run(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
+def described(description: str | None) -> str:
+    """The description of a script, with what its class of arguments does not hold."""
+    return f"{description or ''}\n\n{ABOUT_CONFIG}"
+
+
+def run(script: Script[Args, AnyTrainer], args: Args, words: Sequence[str] | None = None) -> AnyTrainer:
     """Train, and leave the model, `growth.json`, `timeline.png` and a printed table.
+
+    Args:
+        script: To run.
+        args: Its arguments.
+        words: Its command line, which is written as `run.yaml`; nothing is written without it.
 
     Raises:
         GrowthError: Something does not fit; the message names the value and the fix.
@@ -108,7 +142,7 @@ def run(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
     with Ends() as ends:
         clock = [time.perf_counter()]
         try:
-            trainer = ready(script, args)
+            trainer = ready(script, args, words)
         except Stopped as stopped:
             say_nothing_was_trained(stopped)
             raise
@@ -178,8 +212,8 @@ def say_nothing_was_trained(stopped: Stopped) -> None:
         print(f"stopped by {stopped.name} before the first step: run the same command again.", flush=True)
 
 
-def ready(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
-    """The trainer before its first step, or where it is resumed.
+def ready(script: Script[Args, AnyTrainer], args: Args, words: Sequence[str] | None = None) -> AnyTrainer:
+    """The trainer before its first step, or where it is resumed; the arguments are those of `run`.
 
     Raises:
         GrowthError: Something does not fit; the message names the value and the fix.
@@ -192,9 +226,37 @@ def ready(script: Script[Args, AnyTrainer], args: Args) -> AnyTrainer:
     trainer = script.get_ready(args, accelerator)
     trainer.threads = threads
     begin(trainer, args)
+    if words is not None and accelerator.is_main_process:
+        leave_run_file(script, trainer, args, words)
     if (accelerator.is_main_process or trainer.together) and trainer.step == 0:
         script.before(trainer)
     return trainer
+
+
+def leave_run_file(script: Script[Args, Any], trainer: Trainer, args: Args, words: Sequence[str]) -> None:
+    """Write `run.yaml`, with what the machine chose where no flag did.
+
+    Args:
+        script: That runs.
+        trainer: Before its first step.
+        args: Of the run.
+        words: Its command line.
+    """
+    accelerator = trainer.accelerator
+    chosen: dict[str, Any] = {}
+    if accelerator.device.type == "cpu":
+        chosen["cpu_threads"] = trainer.threads.count
+    if accelerator.mixed_precision != "no":
+        chosen["mixed_precision"] = accelerator.mixed_precision
+    text = run_file_text(
+        script.name,
+        words,
+        script.flags(),
+        chosen=chosen,
+        versions=versions(),
+        num_processes=accelerator.num_processes,
+    )
+    write_run_file(Path(args.output.output_dir), text)
 
 
 def idle_flags_of(args: Any) -> list[str]:
@@ -220,7 +282,8 @@ def open_output(args: HasOutput, accelerator: Accelerator) -> None:
         checkpoint = find_checkpoint(folder / "checkpoints", wanted, report=True)
         if checkpoint is not None:
             processes = None if holds_shards(checkpoint) else accelerator.num_processes
-            check_same_run(starts_before(checkpoint), args, processes, checkpoint.parents[1])
+            precision = accelerator.mixed_precision
+            check_same_run(starts_before(checkpoint), args, processes, checkpoint.parents[1], precision=precision)
     accelerator.wait_for_everyone()
 
 
@@ -270,4 +333,5 @@ def start_of(trainer: Trainer, args: HasOutput) -> JSON:
         identity=trainer.identity,
         model=describe_model(trainer.bare),
         cpu_threads=trainer.threads.count,
+        precision=trainer.accelerator.mixed_precision,
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import autoprog_diffusion
+from autoprog_diffusion.command_line import typed_command
 from autoprog_diffusion.files import GROWTH_FILE, METRICS_FILE, write_text_atomically
 from autoprog_diffusion.growth.protocol import Growth
 
@@ -44,7 +45,7 @@ def write_growth_json(path: Path, growth: Growth, metrics: Metrics, seconds: dic
         "training_flops": metrics.total("flops"),
         "versions": versions,
         "device": device,
-        "command": sys.argv,
+        "command": typed_command(sys.argv),
     }
     write_text_atomically(path, json.dumps(values, indent=2) + "\n")
 

@@ -34,7 +34,7 @@ def test_a_subcommand_gets_its_words_and_says_the_exit_code(command: ModuleType)
 
 def test_the_overview_names_every_subcommand(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
-    assert "tell       tells" in capsys.readouterr().out
+    assert "tell        tells" in capsys.readouterr().out
     assert run() == program.USAGE
 
 

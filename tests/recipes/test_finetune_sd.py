@@ -127,6 +127,18 @@ def test_tensorboard_has_every_step_the_pictures_and_the_plan(whole: tuple[Path,
     assert "plan/stage_4/blocks: 7-9" in settings.read_text()
 
 
+def test_one_file_repeats_a_run_bit_for_bit(
+    whole: tuple[Path, str], script: Script, tmp_path: Path, unet_bytes: UnetBytes
+) -> None:
+    output = tmp_path / "again"
+    script.run_bare(("--config", whole[0] / "run.yaml", "--output_dir", output))
+    assert unet_bytes(output) == unet_bytes(whole[0])
+    first, again = ((folder / "run.yaml").read_text().splitlines() for folder in (whole[0], output))
+    changed = [line for line in (*first, *again) if (line in first) != (line in again)]
+    # What the machine chose the first time is said by the file the second time.
+    assert [line.partition(":")[0] for line in changed if line[0] != "#"] == ["output_dir", "output_dir"]
+
+
 @pytest.mark.slow
 def test_a_killed_run_of_windows_resumes_bit_for_bit(script: Script, tmp_path: Path, unet_bytes: UnetBytes) -> None:
     windows = (

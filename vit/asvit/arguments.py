@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from autoprog_diffusion import command_line
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.training.arguments import OutputArguments, check_numbers, flat_flags, take_flag
 from autoprog_diffusion.training.flag_checks import explicit_wins
@@ -135,7 +136,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> SearchArgument
         if preset not in PRESETS:
             raise ConfigError(f"--preset {preset} is not known: use one of {sorted(PRESETS)}, or flags without one.")
         words = [words[0], *PRESETS[preset].get(words[0], "").split(), *words[1:]] if words else words
-    args = tyro.cli(Command, args=words, description=description)  # type: ignore[call-overload]
+    args: Any = command_line.parse(Command, words, description=description)  # type: ignore[arg-type]
     if isinstance(args, TrainArguments):
         args = explicit_wins(args, argv)
         check_shared(args)

@@ -31,6 +31,9 @@ SIZE_MULTIPLE = 32  # four stages: 4 pixels a token, halved three times
 class Retokenization(ViTScript[TrainArguments]):
     """`vit/asvit.py train`."""
 
+    def arguments(self) -> type:
+        return TrainArguments
+
     def parse(self, argv: Sequence[str], description: str | None = None) -> TrainArguments:
         args = parse(["train", *argv], description)
         assert isinstance(args, TrainArguments)

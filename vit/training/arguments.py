@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
+from autoprog_diffusion import command_line
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.training.arguments import (
     Derived,
@@ -201,7 +200,7 @@ def parse(argv: Sequence[str], description: str | None = None) -> Arguments:
     if preset is None and model is None:
         preset = DEFAULT_PRESET
     words = preset_words(preset) if preset else []
-    args = explicit_wins(tyro.cli(Arguments, args=[*words, *rest], description=description), rest)
+    args = explicit_wins(command_line.parse(Arguments, [*words, *rest], description=description), rest)
     check_shared(args)
     growth_config(args)
     return args

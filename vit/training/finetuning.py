@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import tyro
 from accelerate.utils import set_seed
 
+from autoprog_diffusion import command_line
 from autoprog_diffusion.growth import ConfigError, GrowthConfig, GrowthPlan, GrowthScheduler
 from autoprog_diffusion.training.arguments import (
     GrowthArguments,
@@ -99,6 +99,11 @@ class FinetuneTrainer(ViTTrainer):
 class Finetuning(ViTScript[FinetuneArguments]):
     """`vit/finetune.py`."""
 
+    name = "vit-finetune"
+
+    def arguments(self) -> type:
+        return FinetuneArguments
+
     def parse(self, argv: Sequence[str], description: str | None = None) -> FinetuneArguments:
         defaults = FinetuneArguments()
         growth, _ = take_flag(argv, "growth")
@@ -106,7 +111,7 @@ class Finetuning(ViTScript[FinetuneArguments]):
             # The scores of a search replay calls, whose logits belong to one size of image.
             preset = autoprog_zero(stage_embedding=False, stage_dropout=0.0, resolutions=None)
             defaults = replace(defaults, growth=preset)
-        args = tyro.cli(FinetuneArguments, args=list(argv), default=defaults, description=description)
+        args = command_line.parse(FinetuneArguments, argv, default=defaults, description=description)
         args = explicit_wins(args, argv)
         check_shared(args)
         growth_of(args, multiple=1)

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from autoprog_diffusion.command_line import Flag
+
 from ..autoprog_one.scheduler import ViTGrowth
 from ..models import build_model, logits, size_multiple
-from .arguments import Arguments, growth_config, parse
+from .arguments import Arguments, growth_config, parse, preset_names
 from .augment import Augment
 from .data import Batch
 from .loading import check_sizes, load_data
@@ -75,6 +77,12 @@ class PretrainTrainer(ViTTrainer):
 
 class Pretraining(ViTScript[Arguments]):
     """`vit/pretrain.py`."""
+
+    name = "vit"
+    own_flags = (Flag("preset", choices=tuple(preset_names())),)
+
+    def arguments(self) -> type:
+        return Arguments
 
     def parse(self, argv: Sequence[str], description: str | None = None) -> Arguments:
         return parse(argv, description)
