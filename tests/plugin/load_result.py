@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import diffusers
+
+
+class NoChecker:
+    """In place of a safety checker."""
 
 
 def main(pipeline: Path, output: Path) -> None:
@@ -26,7 +31,9 @@ def main(pipeline: Path, output: Path) -> None:
             raise ValueError(f"{config.parent.name}: {wrong}")
         found += 1
     for adapter in sorted(output.glob("*lora*.safetensors")):
-        whole = diffusers.DiffusionPipeline.from_pretrained(pipeline, **without_checker(pipeline))
+        whole = load_pipeline(pipeline)
+        if not hasattr(whole, "load_lora_weights"):
+            whole = load_pipeline(pipeline / "prior_pipeline")  # the half that is trained
         whole.load_lora_weights(adapter)
         if not whole.get_list_adapters():
             raise ValueError(f"{adapter.name}: no adapter was loaded")
@@ -35,11 +42,16 @@ def main(pipeline: Path, output: Path) -> None:
         raise ValueError(f"no model and no adapter is below {output}")
 
 
+def load_pipeline(folder: Path) -> Any:
+    """A pipeline, without its safety checker."""
+    return diffusers.DiffusionPipeline.from_pretrained(folder, **without_checker(folder))
+
+
 def without_checker(pipeline: Path) -> dict[str, object]:
     """Arguments that leave a safety checker out, where there is one; that of Cosmos is a package of its own."""
     index = json.loads((pipeline / "model_index.json").read_text(encoding="utf-8"))
     if index["_class_name"].startswith("Cosmos"):
-        return {"safety_checker": object()}
+        return {"safety_checker": NoChecker()}
     return {"safety_checker": None} if "safety_checker" in index else {}
 
 
