@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+from diffusers.pipelines.deprecated import wuerstchen
 
 
 class NoChecker:
@@ -15,22 +16,26 @@ class NoChecker:
 
 
 def main(pipeline: Path, output: Path) -> None:
-    """Load all models and adapters below a folder that are no part of a checkpoint.
+    """Load all models and adapters below a folder: not those of checkpoints, unless there are no others.
 
     Raises:
         ValueError: A weight is missing or left over, or there is nothing to load.
     """
     found = 0
-    for config in sorted(output.rglob("config.json")):
+    configs = sorted(output.rglob("config.json"))
+    results = [config for config in configs if "checkpoint-" not in str(config.relative_to(output))]
+    adapters = sorted(output.glob("*lora*.safetensors"))
+    for config in results if results or adapters else configs:
         name = json.loads(config.read_text(encoding="utf-8")).get("_class_name", "")
-        if not hasattr(diffusers, name) or "checkpoint-" in str(config.relative_to(output)):
+        known = [module for module in (diffusers, wuerstchen) if hasattr(module, name)]
+        if not known:
             continue
-        _, info = getattr(diffusers, name).from_pretrained(config.parent, output_loading_info=True)
+        _, info = getattr(known[0], name).from_pretrained(config.parent, output_loading_info=True)
         wrong = {kind: names for kind, names in info.items() if names}
         if wrong:
             raise ValueError(f"{config.parent.name}: {wrong}")
         found += 1
-    for adapter in sorted(output.glob("*lora*.safetensors")):
+    for adapter in adapters:
         whole = load_pipeline(pipeline)
         if not hasattr(whole, "load_lora_weights"):
             whole = load_pipeline(pipeline / "prior_pipeline")  # the half that is trained
