@@ -30,21 +30,26 @@ def page(text: str, rows: list[dict[str, Any]]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> Iterable[str]:
-    """The lines of the summary and of both tables."""
+    """The lines of the summary and of the tables."""
     patched = [row for row in rows if row["patched"]]
     runs = [row["run"] for row in patched if row.get("run", {}).get("runs")]
     same = [run for run in runs if run["different"] == 0]
     again = [run for run in runs if run.get("resumed") == "equal"]
+    loads = [run for run in runs if run.get("loads") == "yes"]
+    asked = [run for run in runs if "loads" in run]
     yield (
         f"Of {len(rows)} scripts {len(patched)} are patched, and all of those compile. {len(runs)} of them were run "
         f"on tiny pipelines. {len(same)} equal the unpatched script bit for bit with growth off. {len(again)} that "
-        "were cut off and resumed end as the whole run, bit for bit."
+        f"were cut off and resumed end as the whole run, bit for bit. Of {len(asked)} whose result was read with "
+        f"nothing but Diffusers, after blocks had frozen, {len(loads)} are whole."
     )
     yield ""
-    yield "| patched | grows | tensors equal with growth off | resumed |"
-    yield "|---|---|---|---|"
+    yield "| patched | grows | average | tensors equal with growth off | resumed |"
+    yield "|---|---|---|---|---|"
     for row in patched:
         yield patched_row(row)
+    yield from tested(patched)
+    yield from remarks(patched)
     yield ""
     yield "| refused | line | reason |"
     yield "|---|---:|---|"
@@ -61,13 +66,45 @@ def patched_row(row: dict[str, Any]) -> str:
         grows += f" ({row['class']})"
     if row["stage_embedding"] != "as the model has one":
         grows += f", no stage embedding: {row['stage_embedding']}"
+    start = f"| {name(row)} | {grows} | {'added' if row['average'] else ''} |"
     run = row.get("run")
     if run is None:
-        return f"| {name(row)} | {grows} | not run: {NOT_RUN} | |"
+        return f"{start} not run: {NOT_RUN} | |"
     if not run["runs"]:
-        return f"| {name(row)} | {grows} | not run: {run['why']} | |"
+        return f"{start} not run: {run['why']} | |"
     whole = run["equal"] + run["different"]
-    return f"| {name(row)} | {grows} | {run['equal']} of {whole} | {run.get('resumed', '')} |"
+    return f"{start} {run['equal']} of {whole} | {run.get('resumed', '')} |"
+
+
+def tested(patched: list[dict[str, Any]]) -> Iterable[str]:
+    """The table of Diffusers' own tests."""
+    found = [row for row in patched if row.get("tests")]
+    if not found:
+        return
+    yield ""
+    yield "| Diffusers' own tests of | run on the patched script | pass |"
+    yield "|---|---:|---:|"
+    for row in found:
+        yield f"| {name(row)} | {row['tests']['run']} | {row['tests']['passed']} |"
+
+
+def remarks(patched: list[dict[str, Any]]) -> Iterable[str]:
+    """Changes to scripts and packages replaced before a run, patched or not, and what plain Diffusers says of it."""
+    lines = []
+    for row in patched:
+        run = row.get("run", {})
+        found = [*run.get("changes", ())]
+        if run.get("stand_ins"):
+            found.append(f"a stand-in for the package {', '.join(run['stand_ins'])}")
+        if run.get("loads", "yes") != "yes":
+            found.append(f"its result does not load: {run['loads']}")
+        if found:
+            lines.append(f"* {name(row)}: {'; '.join(found)}.")
+    if lines:
+        yield ""
+        yield "Before these could run here, patched or not, a line was changed or a package replaced:"
+        yield ""
+        yield from lines
 
 
 def name(row: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -36,6 +36,10 @@ class Arguments:
     """Variable of the model that grows, where the script trains several."""
     steps: str | None = None
     """Number of optimizer steps as an expression of the script, where its loop does not show it."""
+    schedule: Literal["late", "even"] = "late"
+    """late: freeze late in the run, as measured best, adapters never. even: freeze in four even stages."""
+    average: Literal["auto", "on", "off"] = "auto"
+    """Let an average of the weights be the result; auto: where the script has none of its own."""
     comments: bool = True
     """Say in every added line what it does."""
     json: bool = False
@@ -58,54 +62,72 @@ def run(argv: Sequence[str]) -> int:
     if importlib.util.find_spec("libcst") is None:
         raise PatchError(args.script, None, 'reading scripts needs libcst: pip install "autoprog-diffusion[patch]".')
     try:
-        found, new = understand(args)
+        patched = understand(args)
     except PatchError as error:
         if not args.json:
             raise
         refused = {"script": str(error.path), "patched": False, "line": error.line, "reason": error.reason}
         print(json.dumps(refused, indent=1))
         return REFUSED
-    show(args, found, new)
+    show(args, patched)
     return 0
 
 
-def understand(args: Arguments) -> tuple[Any, bytes]:
+@dataclass(frozen=True)
+class Patched:
+    """A script that was understood.
+
+    Attributes:
+        training: A `patching.parts.Training`.
+        content: The new content of the file.
+        notes: What the user may want to know.
+    """
+
+    training: Any
+    content: bytes
+    notes: Sequence[str]
+
+
+def understand(args: Arguments) -> Patched:
     """Analyse the script, and patch it in memory.
 
     Args:
         args: The command line.
-
-    Returns:
-        The `patching.parts.Training`, and the new content of the file.
 
     Raises:
         PatchError: The script cannot be patched.
     """
     # Only now: libcst is an extra.
     from autoprog_diffusion.patching.analyse import analyse
+    from autoprog_diffusion.patching.options import Options, notes_of
     from autoprog_diffusion.patching.source import read_source
     from autoprog_diffusion.patching.transform import patch
 
     found = analyse(read_source(args.script), model=args.model, steps=args.steps)
-    return found, patch(found, comments=args.comments)
+    options = Options(
+        schedule=args.schedule,
+        average=args.average,
+        comments=args.comments,
+    )
+    return Patched(found, patch(found, options), notes_of(found, options))
 
 
-def show(args: Arguments, found: Any, new: bytes) -> None:
+def show(args: Arguments, patched: Patched) -> None:
     """Print the diff, the verdict or JSON, and write the script if that was asked for.
 
     Args:
         args: The command line.
-        found: A `patching.parts.Training`.
-        new: The new content of the file.
+        patched: What was understood.
     """
     from autoprog_diffusion.patching.transform import unified_diff
     from autoprog_diffusion.patching.write import write_bytes_atomically
 
-    diff = unified_diff(found.source, new)
+    found = patched.training
+    diff = unified_diff(found.source, patched.content)
     if args.write:
-        write_bytes_atomically(args.script, found.source.data, new)
+        write_bytes_atomically(args.script, found.source.data, patched.content)
     if args.json:
-        print(json.dumps({"patched": True, **found.to_dict(), "diff": diff}, indent=1))
+        print(json.dumps({"patched": True, **found.to_dict(), "notes": list(patched.notes), "diff": diff}, indent=1))
         return
     if args.write:
         print(f"{args.script}: growth trains {found.denoiser.name}; GrowthConfig is what to edit.")
@@ -113,5 +135,5 @@ def show(args: Arguments, found: Any, new: bytes) -> None:
         print(f"{args.script}: can be patched, growth would train {found.denoiser.name}.")
     else:
         print(diff, end="")
-    for note in found.notes:
+    for note in patched.notes:
         print(f"note: {note}", file=sys.stderr)

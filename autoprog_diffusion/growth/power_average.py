@@ -46,7 +46,8 @@ class PowerAverage(PowerState):
         accelerator: Its checkpoints then hold the averages, in `power_average.pt`, or in the folder `power_average`
             beside it where they are cut. Before `accelerator.load_state`.
         widths: Relative widths sigma_rel: standard deviation of the weighting, over the length of the run. The first
-            one is in use. The default is that of weights ~ t^3.
+            one is in use. None is that of weights ~ t^3, also for a run of so few steps that a width which is given
+            would be refused.
         num_training_steps: Optimizer steps of the run, to check the widths; `growth` knows them.
         device: Where the averages are kept; None for where the parameters are.
         dtype: Type of the averages, float32 or float64.
@@ -80,7 +81,7 @@ class PowerAverage(PowerState):
         *,
         growth: GrowthScheduler | None = None,
         accelerator: Any = None,
-        widths: Sequence[float] = (DEFAULT_WIDTH,),
+        widths: Sequence[float] | None = None,
         num_training_steps: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
@@ -88,7 +89,11 @@ class PowerAverage(PowerState):
         begin_anew: bool = False,
         warn_of_decay: bool = True,
     ) -> None:
-        check_widths(widths, num_training_steps if growth is None else growth.plan.num_training_steps)
+        steps = num_training_steps if growth is None else growth.plan.num_training_steps
+        if widths is None:
+            widths = (DEFAULT_WIDTH,)
+        else:
+            check_widths(widths, steps)
         check_settings(growth, dtype, freezes=freeze_at_average)
         self._model = unwrap(model)
         check_host(self._model, accelerator)

@@ -78,7 +78,7 @@ def analyse(source: Source, *, model: str | None = None, steps: str | None = Non
         fold_after=place_fold(source, variables, loop, names=names, averages=averages, embedded=not reason),
         saves_in_loop=() if reason else tuple(statements_that_save(source, in_loop)),
         no_embedding=reason,
-        notes=notes(source, averages),
+        notes=notes(source, denoiser, averages),
     )
 
 
@@ -97,12 +97,13 @@ def place_construct(source: Source, loop: Loop, denoiser: Denoiser, prepared: Pr
     return statement
 
 
-def notes(source: Source, averages: list[Average]) -> tuple[str, ...]:
+def notes(source: Source, denoiser: Denoiser, averages: list[Average]) -> tuple[str, ...]:
     """What a user may want to know or change beside the added lines."""
     found = []
     for name in dict.fromkeys(one.name for one in averages):
         found.append(
-            f"with this average write GrowthConfig(ema_decay={name}.decay), and its stage embedding is folded."
+            f"with this average write GrowthConfig.for_model({denoiser.name}, ema_decay={name}.decay), and its stage "
+            "embedding is folded."
         )
     for call in source.calls(source.module, inner=True):
         if called(call) in LOADERS and "hook" in getattr(getattr(source.scope(call), "name", None), "value", ""):
@@ -125,17 +126,12 @@ def check_unpatched(source: Source) -> None:
                 node,
                 f"it imports {PACKAGE}: it is patched already.",
             )
-    for node in source.walk(source.module):
-        if isinstance(node, cst.Name) and node.value in ADDED:
-            parent = source.parent(node)
-            if isinstance(parent, cst.Attribute) and parent.attr is node:
-                continue
-            if isinstance(parent, cst.Arg) and parent.keyword is node:
-                continue
-            source.refuse(
-                node,
-                f"the name {node.value} is used already: growth's lines would hide it; rename it.",
-            )
+    used = source.name_used(ADDED)
+    if used is not None:
+        source.refuse(
+            used,
+            f"the name {used.value} is used already: growth's lines would hide it; rename it.",
+        )
 
 
 def check_expression(source: Source, steps: str) -> str:

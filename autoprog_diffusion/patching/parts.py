@@ -129,7 +129,6 @@ class Training:
             "optimizer": self.loop.optimizer,
             "steps": self.steps,
             "stage_embedding": not self.no_embedding,
-            "notes": list(self.notes),
             "lines": {
                 "parameters": [line(call) for call in self.denoiser.parameters],
                 "accelerator.prepare": line(self.prepared.call),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -118,7 +118,26 @@ class Source:
         Raises:
             PatchError: Always.
         """
-        raise PatchError(self.path, None if node is None else self.line(node), reason)
+        self.refuse_line(None if node is None else self.line(node), reason)
+
+    def refuse_line(self, line: int | None, reason: str) -> NoReturn:
+        """Refuse the script, because of a line from 1, or as a whole.
+
+        Raises:
+            PatchError: Always.
+        """
+        raise PatchError(self.path, line, reason)
+
+    def name_used(self, names: Iterable[str]) -> cst.Name | None:
+        """The first place where the script uses one of `names` as a variable: no attributes, no keywords."""
+        for node in self.walk(self.module):
+            if isinstance(node, cst.Name) and node.value in names:
+                above = self.parent(node)
+                is_attribute = isinstance(above, cst.Attribute) and above.attr is node
+                is_keyword = isinstance(above, cst.Arg) and above.keyword is node
+                if not is_attribute and not is_keyword:
+                    return node
+        return None
 
 
 def read_source(path: Path) -> Source:

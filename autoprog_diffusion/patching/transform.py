@@ -9,13 +9,12 @@ from typing import Any
 
 import libcst as cst
 
+from .options import DEFAULT, Options, config_of, takes_average
 from .parts import Training
 from .source import Source
 
 
 IMPORT = "from autoprog_diffusion import GrowthConfig, GrowthScheduler"
-CONFIG = "GrowthConfig()"
-CONFIG_WITHOUT_EMBEDDING = "GrowthConfig(stage_embedding=False)"
 COMMENTS = {
     "import": "trains the model in stages",
     "construct": "its stages; built before the optimizer",
@@ -25,6 +24,9 @@ COMMENTS = {
     "step": "once per optimizer step, before saving",
     "folded": "a plain model, as it would be at the end",
     "fold": "leaves a plain model",
+    "averaged": "of the weights, wider as the run goes on",
+    "average step": "before growth.step",
+    "copy": "the average is the result",
 }
 
 
@@ -41,45 +43,77 @@ class Edits:
         comment: Comments for the end of a statement's line, or behind the comma of an argument.
     """
 
-    before: dict[cst.CSTNode, str] = field(default_factory=dict)
-    after: dict[cst.CSTNode, str] = field(default_factory=dict)
-    begin: dict[cst.CSTNode, str] = field(default_factory=dict)
+    before: dict[cst.CSTNode, list[str]] = field(default_factory=dict)
+    after: dict[cst.CSTNode, list[str]] = field(default_factory=dict)
+    begin: dict[cst.CSTNode, list[str]] = field(default_factory=dict)
     replace: dict[cst.CSTNode, str] = field(default_factory=dict)
     wrap: dict[cst.CSTNode, str] = field(default_factory=dict)
     comment: dict[cst.CSTNode, str] = field(default_factory=dict)
 
 
-def patch(training: Training, *, comments: bool = True) -> bytes:
+def patch(training: Training, options: Options = DEFAULT) -> bytes:
     """The script with growth plugged in.
 
     Args:
         training: What `analyse` found.
-        comments: Whether every line says what it does.
+        options: How the lines are written.
 
     Returns:
         The new content of the file, in its own encoding.
+
+    Raises:
+        PatchError: An average was asked for, and something in the script stands against it.
     """
     source = training.source
-    edits = edits_of(training, comments=comments)
+    edits = edits_of(training, options)
     return source.module.visit(Patcher(source.module, edits)).bytes
 
 
-def edits_of(training: Training, *, comments: bool) -> Edits:
-    """The changes that a training script needs."""
+def edits_of(training: Training, options: Options) -> Edits:
+    """The changes that a training script needs.
+
+    Raises:
+        PatchError: An average was asked for, and something in the script stands against it.
+    """
 
     def written(code: str, kind: str) -> str:
-        return f"{code}  # {COMMENTS[kind]}" if comments else code
+        return f"{code}  # {COMMENTS[kind]}" if options.comments else code
 
-    source = training.source
     model = training.prepared.name
-    config = CONFIG_WITHOUT_EMBEDDING if training.no_embedding else CONFIG
-    build = f"growth = GrowthScheduler({training.denoiser.name}, {config}, {training.loop.accelerator})"
+    accelerator = training.loop.accelerator
+    averaged = takes_average(training, options)
+    build = f"growth = GrowthScheduler({training.denoiser.name}, {config_of(training, options)}, {accelerator})"
+    prepared = [written(f"growth.prepare({model}, num_training_steps={training.steps})", "prepare")]
+    stepped = [written("growth.step()", "step")]
+    folded = [written(f"growth.fold({model})", "fold")]
+    saved = f"growth.folded({model})"
+    if averaged:
+        average = f"average = PowerAverage({model}, growth=growth, accelerator={accelerator})"
+        prepared.append(written(average, "averaged"))
+        stepped.insert(0, written("average.step()", "average step"))
+        folded.insert(0, written("average.copy_to()", "copy"))
+        saved = f"average.in_place(), {saved}"
     edits = Edits()
-    edits.after[training.import_after] = written(IMPORT, "import")
-    edits.before[training.construct_before] = written(build, "construct")
-    edits.after[training.prepare_after] = written(
-        f"growth.prepare({model}, num_training_steps={training.steps})", "prepare"
-    )
+    edits.after[training.import_after] = [written(IMPORT + (", PowerAverage" if averaged else ""), "import")]
+    edits.before[training.construct_before] = [written(build, "construct")]
+    edits.after[training.prepare_after] = prepared
+    if training.step_after is None:
+        edits.begin[training.synced.body] = stepped
+    else:
+        edits.after[training.step_after] = stepped
+    for statement in training.saves_in_loop:
+        edits.wrap[statement] = written(f"with {saved}:", "folded")
+    if training.fold_after is not None:
+        edits.after[training.fold_after] = folded
+    replace_arguments(edits, training)
+    if not options.comments:
+        edits.comment.clear()
+    return edits
+
+
+def replace_arguments(edits: Edits, training: Training) -> None:
+    """Give growth's parameters to the optimizer and to averages."""
+    source = training.source
     if not training.denoiser.named:
         for call in training.denoiser.parameters:
             edits.replace[call] = "growth.parameters()"
@@ -88,17 +122,6 @@ def edits_of(training: Training, *, comments: bool) -> Edits:
         chosen = "" if average.whole else source.code(average.argument.value)
         edits.replace[average.argument.value] = f"growth.ema_parameters({chosen})"
         edits.comment[place_of_comment(source, average.argument)] = "average"
-    if training.step_after is None:
-        edits.begin[training.synced.body] = written("growth.step()", "step")
-    else:
-        edits.after[training.step_after] = written("growth.step()", "step")
-    for statement in training.saves_in_loop:
-        edits.wrap[statement] = f"with growth.folded({model}):" + (f"  # {COMMENTS['folded']}" if comments else "")
-    if training.fold_after is not None:
-        edits.after[training.fold_after] = written(f"growth.fold({model})", "fold")
-    if not comments:
-        edits.comment.clear()
-    return edits
 
 
 def place_of_comment(source: Source, node: cst.CSTNode) -> cst.CSTNode:
@@ -131,23 +154,24 @@ class Patcher(cst.CSTTransformer):
         if original_node in edits.comment:
             node = commented(node, COMMENTS[edits.comment[original_node]])
         if original_node in edits.begin and isinstance(node, cst.IndentedBlock):
-            node = node.with_changes(body=[self._statement(edits.begin[original_node]), *node.body])
+            node = node.with_changes(body=[*self._statements(edits.begin[original_node]), *node.body])
         if original_node in edits.wrap:
             node = self._wrapped(node, edits.wrap[original_node])
         around: list[cst.CSTNode] = [node]
         if original_node in edits.before:
             # Blank lines and comments above stay above.
-            added = self._statement(edits.before[original_node])
+            first, *others = self._statements(edits.before[original_node])
             around = [
-                added.with_changes(leading_lines=node.leading_lines),  # pyright: ignore[reportAttributeAccessIssue]
+                first.with_changes(leading_lines=node.leading_lines),  # pyright: ignore[reportAttributeAccessIssue]
+                *others,
                 node.with_changes(leading_lines=[]),
             ]
         if original_node in edits.after:
-            around.append(self._statement(edits.after[original_node]))
+            around += self._statements(edits.after[original_node])
         return node if len(around) == 1 else cst.FlattenSentinel(around)
 
-    def _statement(self, code: str) -> cst.BaseStatement:
-        return cst.parse_statement(code, config=self._config)  # pyright: ignore[reportReturnType]
+    def _statements(self, lines: list[str]) -> list[cst.BaseStatement]:
+        return [cst.parse_statement(code, config=self._config) for code in lines]  # pyright: ignore[reportReturnType]
 
     def _wrapped(self, node: cst.CSTNode, head: str) -> cst.CSTNode:
         """A statement inside of a `with` block."""

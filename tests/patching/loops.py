@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoprog_diffusion.patching.analyse import analyse
+from autoprog_diffusion.patching.options import AverageChoice, Options, Schedule
 from autoprog_diffusion.patching.source import read_source
 from autoprog_diffusion.patching.transform import patch
 
@@ -95,11 +96,20 @@ def line_of(script: str, text: str) -> int:
     return next(number for number, line in enumerate(script.splitlines(), start=1) if text in line)
 
 
-def patch_text(folder: Path, script: str | bytes, *, comments: bool = False, **given: str) -> str:
+def patch_text(
+    folder: Path,
+    script: str | bytes,
+    *,
+    comments: bool = False,
+    schedule: Schedule = "late",
+    average: AverageChoice = "auto",
+    **given: str,
+) -> str:
     """A script as it is patched."""
     path = folder / "train.py"
     path.write_bytes(script if isinstance(script, bytes) else script.encode())
-    return patch(analyse(read_source(path), **given), comments=comments).decode("latin-1")
+    options = Options(schedule=schedule, average=average, comments=comments)
+    return patch(analyse(read_source(path), **given), options).decode("latin-1")
 
 
 def added(before: str, after: str) -> Sequence[str]:

@@ -15,7 +15,7 @@ from .loops import SCRIPT, added, changed, line_of, patch_text
 
 LINES = [
     "from autoprog_diffusion import GrowthConfig, GrowthScheduler",
-    "growth = GrowthScheduler(unet, GrowthConfig(), accelerator)",
+    "growth = GrowthScheduler(unet, GrowthConfig.for_model(unet), accelerator)",
     "growth.parameters(),",
     "growth.prepare(unet, num_training_steps=args.max_train_steps)",
     "ema_unet.step(growth.ema_parameters())",
@@ -143,7 +143,14 @@ def test_a_model_that_is_saved_in_the_loop_is_folded_there(tmp_path: Path) -> No
     ids=["named parameters", "by hand", "state"],
 )  # fmt: skip
 def test_a_second_model_with_the_weights_turns_the_stage_embedding_off(old: str, new: str, tmp_path: Path) -> None:
-    assert "GrowthConfig(stage_embedding=False)" in patch_text(tmp_path, changed((old, new)))
+    script = changed((old, new))
+    assert "GrowthConfig.for_model(unet, stage_embedding=False)" in patch_text(tmp_path, script)
+    assert "GrowthConfig(stage_embedding=False)" in patch_text(tmp_path, script, schedule="even")
+
+
+def test_the_schedule_can_be_even(tmp_path: Path) -> None:
+    text = patch_text(tmp_path, SCRIPT, schedule="even")
+    assert "growth = GrowthScheduler(unet, GrowthConfig(), accelerator)" in text
 
 
 def test_a_loop_outside_of_functions_and_one_in_a_nested_function(tmp_path: Path) -> None:

@@ -49,6 +49,26 @@ def sdxl_eighths() -> Any:
     return pipeline
 
 
+def sdxl_edm() -> Any:
+    """With the scheduler that a script chooses its training by."""
+    pipeline = pipelines.sdxl()
+    pipeline.register_modules(scheduler=diffusers.EDMEulerScheduler())
+    return pipeline
+
+
+def controlnet() -> Any:
+    return diffusers.ControlNetModel.from_unet(pipelines.stable_diffusion().unet)
+
+
+def controlnet_sdxl() -> Any:
+    return diffusers.ControlNetModel.from_unet(pipelines.sdxl().unet)
+
+
+def controlnet_sd3() -> Any:
+    transformer = pipelines.sd3().transformer
+    return diffusers.SD3ControlNetModel.from_transformer(transformer, num_layers=2, num_extra_conditioning_channels=0)
+
+
 def sd3_deep() -> Any:
     """More blocks than `SD3ControlNetModel.from_transformer` copies."""
     pipeline = pipelines.sd3()

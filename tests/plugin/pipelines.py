@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -24,6 +25,24 @@ from transformers import (
 
 
 COUNT = 8
+
+
+@dataclass
+class Together:
+    """A pipeline, and other things that a script wants below its folder.
+
+    Attributes:
+        main: Saved in the folder itself.
+        parts: Name of a folder or file -> what saves it.
+    """
+
+    main: Any
+    parts: dict[str, Callable[[Path], Any]] = field(default_factory=dict)
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.main.save_pretrained(folder)
+        for name, save in self.parts.items():
+            save(folder / name)
 
 
 def write_images(folder: Path, captions: bool, count: int = COUNT) -> Path:
@@ -188,6 +207,11 @@ def unconditional() -> Any:
         norm_num_groups=4,
     )
     return diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler(steps_offset=1, clip_sample=False))
+
+
+def unconditional_model() -> Any:
+    """The model alone, whose configuration a script builds one from."""
+    return unconditional().unet
 
 
 def save_pipeline(build: Callable[[], Any], folder: Path) -> Path:

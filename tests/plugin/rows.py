@@ -2,44 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
+from . import latest_pipelines as latest
 from . import more_pipelines as more
 from . import pipelines
+from .research_rows import RESEARCH
+from .row import CONDITIONED, EDITED, IMAGES, INSTANCES, PAIRS, SHORT, Row
 
 
-@dataclass(frozen=True)
-class Row:
-    """One script that is run.
-
-    Attributes:
-        path: Below `examples/`.
-        build: Makes the tiny pipeline it trains.
-        flags: What it is run with beside the output folder, accumulation and checkpoints; `{pipeline}` is the folder
-            of the tiny pipeline, `{images}`, `{instances}` and `{conditioned}` those of pictures.
-        resumes: Whether it has the flags of checkpoints.
-    """
-
-    path: str
-    build: Callable[[], Any]
-    flags: tuple[str, ...]
-    resumes: bool = True
-
-
-STEPS = ("--resolution", "16", "--max_train_steps", "4", "--lr_warmup_steps", "0", "--lr_scheduler", "constant",
-         "--seed", "0", "--train_batch_size", "2", "--learning_rate", "1e-2")  # fmt: skip
-MODEL = ("--pretrained_model_name_or_path", "{pipeline}")
-LATENT = (*MODEL, *STEPS)
-IMAGES = (*LATENT, "--train_data_dir", "{images}")
-INSTANCES = (*LATENT, "--instance_data_dir", "{instances}", "--instance_prompt", "a picture")
-SHORT = (*INSTANCES, "--max_sequence_length", "16")
-EDITED = (*LATENT, "--dataset_name", "{conditioned}", "--original_image_column", "input_image")
-CONDITIONED = (*LATENT, "--dataset_name", "{conditioned}", "--image_column", "image", "--caption_column", "text",
-               "--conditioning_image_column", "conditioning_image")  # fmt: skip
 HUBER = "research_projects/scheduled_huber_loss_training"
 UNCONDITIONAL = ("--train_data_dir", "{images}", "--resolution", "16", "--train_batch_size", "2",
                  "--learning_rate", "1e-2", "--lr_scheduler", "constant", "--eval_batch_size", "1")  # fmt: skip
@@ -64,6 +33,15 @@ ROWS = [
     Row("dreambooth/train_dreambooth_lora_z_image.py", more.z_image, SHORT),
     Row("dreambooth/train_dreambooth_lora_sana.py", more.sana, (*SHORT, "--train_batch_size", "1")),
     Row("dreambooth/train_dreambooth_lora_lumina2.py", more.lumina2, SHORT),
+    Row("dreambooth/train_dreambooth_lora_flux2.py", latest.flux2, (*SHORT, "--text_encoder_out_layers", "1")),
+    Row("dreambooth/train_dreambooth_lora_flux2_img2img.py", latest.flux2_deep, PAIRS),
+    Row("dreambooth/train_dreambooth_lora_flux2_klein_img2img.py", latest.flux2_klein_deep, PAIRS),
+    Row("dreambooth/train_dreambooth_lora_krea2.py", latest.krea2, SHORT),
+    Row("dreambooth/train_dreambooth_lora_ideogram4.py", latest.ideogram4,
+        (*INSTANCES, "--max_sequence_length", "64")),
+    Row("dreambooth/train_dreambooth_lora_hidream.py", latest.hidream,
+        (*SHORT, "--train_batch_size", "1", "--pretrained_tokenizer_4_name_or_path", "{pipeline}/tokenizer_4",
+         "--pretrained_text_encoder_4_name_or_path", "{pipeline}/text_encoder_4")),
     Row("advanced_diffusion_training/train_dreambooth_lora_sd15_advanced.py", pipelines.stable_diffusion, INSTANCES),
     Row("advanced_diffusion_training/train_dreambooth_lora_sdxl_advanced.py", pipelines.sdxl, INSTANCES),
     Row("advanced_diffusion_training/train_dreambooth_lora_flux_advanced.py", pipelines.flux, SHORT),
@@ -92,24 +70,5 @@ ROWS = [
     Row(f"{HUBER}/dreambooth/train_dreambooth_lora.py", pipelines.stable_diffusion, INSTANCES),
     Row(f"{HUBER}/dreambooth/train_dreambooth_lora_sdxl.py", pipelines.sdxl, INSTANCES),
 ]  # fmt: skip
+ROWS += RESEARCH
 BY_PATH = {row.path: row for row in ROWS}
-
-
-def write_conditioned(folder: Path) -> Path:
-    """Save a data set with a picture, a caption, and a picture to condition on, under all the names scripts use."""
-    pipelines.write_images(folder, captions=False)
-    names = sorted(path.name for path in folder.glob("*.png"))
-    lines = [
-        {
-            "file_name": name,
-            "conditioning_image_file_name": other,
-            "input_image_file_name": other,
-            "edited_image_file_name": name,
-            "edit_prompt": f"picture {name}",
-            "text": f"picture {name}",
-        }
-        for name, other in zip(names, [*names[1:], names[0]])
-    ]
-    text = "\n".join(json.dumps(line) for line in lines) + "\n"
-    (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
-    return folder

@@ -19,7 +19,6 @@ from . import pipelines
 
 ROOT = Path(__file__).parents[2]
 DIFFS = ROOT / "docs" / "diffs"
-CONFIG = "GrowthConfig()"  # what every diff says and a user edits
 OFF = "GrowthConfig(num_stages=1, min_trainable=1.0, stage_embedding=False)"
 TWO_STAGES = 'GrowthConfig(num_stages=2, order="interleaved", direction="unfreeze")'
 CHECKOUT = os.environ.get("DIFFUSERS_CHECKOUT")
@@ -55,6 +54,16 @@ class Script:
     lora: bool = False
     variant: str = ""
     idle: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> str:
+        """What its diff says and a user edits."""
+        return f"GrowthConfig.for_model({self.model})"
+
+    @property
+    def averages(self) -> bool:
+        """Whether its diff adds an average: it has none of its own."""
+        return not self.ema_flags
 
     @property
     def id(self) -> str:
@@ -134,8 +143,8 @@ def parse_diff(diff: str) -> list[Line]:
     return lines
 
 
-def patched(script: Script, folder: Path, config: str = CONFIG) -> Path:
-    """A patched copy of the script under `folder`, its configuration replaced by `config`."""
+def patched(script: Script, folder: Path, config: str | None = None, *, average: bool = True) -> Path:
+    """A patched copy of the script under `folder`, with another configuration, or without the average of its diff."""
     assert CHECKOUT is not None
     copy = folder / script.path
     copy.parent.mkdir(parents=True, exist_ok=True)
@@ -145,8 +154,13 @@ def patched(script: Script, folder: Path, config: str = CONFIG) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "offset" not in done.stdout, done.stdout
     text = copy.read_text(encoding="utf-8")
-    assert text.count(CONFIG) == 1
-    copy.write_text(text.replace(CONFIG, config), encoding="utf-8")
+    assert text.count(script.config) == 1
+    if config is not None:
+        text = text.replace(script.config, config)
+    if not average:
+        lines = [line for line in text.splitlines(keepends=True) if not line.strip().startswith("average")]
+        text = "".join(lines).replace("GrowthScheduler, PowerAverage", "GrowthScheduler")
+    copy.write_text(text, encoding="utf-8")
     return copy
 
 
@@ -195,6 +209,6 @@ class Workshop:
         return self.run(script, Path(CHECKOUT) / script.path, folder / "plain", *flags)
 
     def grow(self, script: Script, folder: Path, *flags: str, config: str = TWO_STAGES, ranks: int = 1) -> Run:
-        """Run the patched script with `config`."""
-        file = patched(script, folder / "source", config)
+        """Run the patched script with `config`, its own average alone."""
+        file = patched(script, folder / "source", config, average=False)
         return self.run(script, file, folder / "grown", *flags, ranks=ranks)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from .scripts import BY_NAME, CONFIG, Script, Workshop, needs_checkout, patched
+from .scripts import BY_NAME, Script, Workshop, needs_checkout, patched
 
 
 pytestmark = [needs_checkout, pytest.mark.slow]
@@ -47,7 +47,7 @@ def without_steps(script: Script) -> Script:
 
 def test_a_full_model_goes_on_from_run_to_run(workshop: Workshop, tmp_path: Path) -> None:
     script = without_steps(BY_NAME["train_text_to_image"])
-    file = patched(script, tmp_path / "source", CONFIG)
+    file = patched(script, tmp_path / "source", "GrowthConfig()")
     starts = []
     for flags in CHAIN:
         workshop.run(script, file, tmp_path / "out", "--use_ema", *flags)
@@ -62,7 +62,7 @@ def test_a_full_model_goes_on_from_run_to_run(workshop: Workshop, tmp_path: Path
 @pytest.mark.parametrize("layers", ["attn.to_k", "single_transformer_blocks.0.attn.to_k"])
 def test_a_lora_on_one_layer_goes_on_from_run_to_run(layers: str, workshop: Workshop, tmp_path: Path) -> None:
     script = without_steps(BY_NAME["train_dreambooth_lora_flux"])
-    file = patched(script, tmp_path / "source", CONFIG)
+    file = patched(script, tmp_path / "source")
     for flags in LORA:
         workshop.run(script, file, tmp_path / "out", "--lora_layers", layers, *flags)
     assert sorted(growth_states(tmp_path / "out")) == [1, 2, 3]
