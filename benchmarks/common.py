@@ -141,6 +141,11 @@ def load_module(path: Path, name: str) -> ModuleType:
     return module
 
 
+def load_recipe(name: str, kind: str) -> Any:
+    """A recipe of `recipes/`, by its file and its class."""
+    return getattr(load_module(ROOT / "recipes" / f"{name}.py", name), kind)()
+
+
 def load_literal(name: str) -> ModuleType:
     """The slow, literal formulas of `tests/search/<name>.py`, which no package holds."""
     return load_module(ROOT / "tests" / "search" / f"{name}.py", name)

@@ -13,7 +13,6 @@ runs.jsonl; a suite that is started again does what is missing.
 from __future__ import annotations
 
 import argparse
-import importlib
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
-from common import Runs, facts, interval, print_rows, save
+from common import Runs, facts, interval, load_recipe, print_rows, save
 
 
 HERE = Path(__file__).parent
@@ -69,8 +68,7 @@ def train(name: str, method: str, seed: int, flags: Sequence[str] = ()) -> dict[
     from autoprog_diffusion.training.run import run
 
     case = CASES[name]
-    module, kind = case.recipe
-    recipe = getattr(importlib.import_module(module), kind)()
+    recipe = load_recipe(*case.recipe)
     with tempfile.TemporaryDirectory() as folder:
         words = [*CHEAP, *case.flags, "--output_dir", folder, "--seed", str(seed)]
         words += flags
