@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .vit.models import ModelError  # pyright: ignore[reportMissingImports]
     from .vit.retokenize import RetokenError  # pyright: ignore[reportMissingImports]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BudgetError",
