@@ -56,6 +56,9 @@ def analyse(source: Source, *, model: str | None = None, steps: str | None = Non
     names = {denoiser.name, prepared.name}
     in_loop = result_saves(source, variables, loop.outermost, names=names, methods=SAVES)
     saves = state_saves(source, loop.outermost)
+    fold_after = place_fold(source, variables, loop, names=names, averages=averages, embedded=not reason)
+    if fold_after is None and not in_loop:
+        reason = reason or f"{denoiser.name} is saved in checkpoints alone, which do not hold it"
     return Training(
         source=source,
         loop=loop,
@@ -66,16 +69,9 @@ def analyse(source: Source, *, model: str | None = None, steps: str | None = Non
         import_after=place_import(source, loop),
         construct_before=place_construct(source, loop, denoiser, prepared),
         prepare_after=place_prepare(source, variables, loop, prepared=prepared, steps=steps),
-        step_after=place_step(
-            source,
-            loop,
-            synced=synced,
-            counted=counted,
-            averages=averages,
-            saves=saves,
-        ),
+        step_after=place_step(source, loop, synced=synced, counted=counted, averages=averages, saves=saves),
         synced=synced,
-        fold_after=place_fold(source, variables, loop, names=names, averages=averages, embedded=not reason),
+        fold_after=fold_after,
         saves_in_loop=() if reason else tuple(statements_that_save(source, in_loop)),
         no_embedding=reason,
         notes=notes(source, denoiser, averages),

@@ -54,7 +54,8 @@ class Load:
         config = {**self.published.config, **({} if dry else self.cut)}
         with device:
             model = replace(self.published, config=config).build(tiny=dry)
-            return without_zeros(model).train()
+        # Position tables that are made by numpy lie on the CPU wherever the model is built.
+        return without_zeros(model.to(device)).train()
 
     def inputs(self, model: Any, device: torch.device, *, dry: bool) -> dict[str, Any]:
         """Keyword arguments of a forward pass: other noise for every sample, since a search compares them."""

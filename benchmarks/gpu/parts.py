@@ -108,8 +108,24 @@ def measure_orders(key: Key, context: Context) -> dict[str, Any]:
     steps = steps_of(key, context)
     levels = LEVELS[:1] if context.dry else LEVELS
     found = candidates(steps.model, LOADS[key["model"]].resolutions, levels)
+    fits = [candidate for candidate in found if fits_in(steps, candidate)]
+    if fits[:1] != found[:1]:
+        return {"refused": "out of memory: full training, which the rest is compared with, does not fit"}
     counts = (1, 1) if context.dry else (ROUNDS, REPEATS)
-    return {"rows": measure_candidates(steps, found, *counts)}
+    too_large = [candidate.name for candidate in found if candidate not in fits]
+    return {"rows": measure_candidates(steps, fits, *counts), "too_large": too_large}
+
+
+def fits_in(steps: Steps, candidate: Candidate) -> bool:
+    """Whether a step of a candidate fits into memory."""
+    try:
+        with steps.at(candidate) as (optimizer, inputs):
+            steps.gradients(inputs)
+            optimizer.step()
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False
+    return True
 
 
 def quality_rows(dry: bool) -> Iterator[Key]:

@@ -68,14 +68,15 @@ def measure(load: Load, way: Way, budget: float | None, device: torch.device, *,
     if way.lora:
         add_lora(model, LoraSettings(rank=RANK), seed=0)
         model.to(device)
-    run = staged_run(
-        model,
-        load.inputs(model, device, dry=dry),
-        way.config(model, budget),
-        steps=length.warm_up + length.timed + 1,
-        make_optimizer=way.make_optimizer(),
-        autocast=True,
-    )
+    with device:
+        run = staged_run(
+            model,
+            load.inputs(model, device, dry=dry),
+            way.config(model, budget),
+            steps=length.warm_up + length.timed + 1,
+            make_optimizer=way.make_optimizer(),
+            autocast=True,
+        )
     stages = [measure_stage(run, device, length) for _ in run.shares]
     row: dict[str, Any] = {
         "parameters": count,

@@ -59,6 +59,7 @@ def test_it_is_written_where_the_script_has_none(tmp_path: Path) -> None:
 TAKEN = changed(("    global_step = 0\n", "    average = global_step = 0\n"), script=PLAIN)
 COUNT = "            global_step += 1\n"
 TEACHER = changed((COUNT, "            update(teacher, unet.parameters())\n" + COUNT), script=PLAIN)
+CHECKPOINTS = changed(("        unet.save_pretrained(args.output_dir)\n", ""), script=PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,9 @@ TEACHER = changed((COUNT, "            update(teacher, unet.parameters())\n" + C
         (SCRIPT, "the script has an average of its own, ema_unet"),
         (TAKEN, "the name average is used"),
         (TEACHER, "gives the weights of unet to another model"),
+        (CHECKPOINTS, "unet is saved in checkpoints alone"),
     ],
-    ids=["own", "name", "teacher"],
+    ids=["own", "name", "teacher", "checkpoints"],
 )
 def test_it_is_left_out_where_something_stands_against_it(script: str, reason: str, tmp_path: Path) -> None:
     assert "PowerAverage" not in patch_text(tmp_path, script)

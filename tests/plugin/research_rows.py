@@ -119,7 +119,8 @@ RESEARCH = [
     Row("research_projects/lpl/train_sdxl_lpl.py", pipelines.sdxl,
         (*IMAGES, "--caption_column", "text", "--use_lpl", "--lpl_t_threshold", "1000", "--use_ema")),
     Row("research_projects/multi_subject_dreambooth/train_multi_subject_dreambooth.py", pipelines.stable_diffusion,
-        (*LATENT, "--instance_data_dir", "{instances},{images}", "--instance_prompt", "a picture,another")),
+        (*LATENT, "--instance_data_dir", "{instances},{instances}", "--instance_prompt", "a picture,another")),
     Row("research_projects/multi_subject_dreambooth_inpainting/train_multi_subject_dreambooth_inpainting.py",
-        more.inpaint, (*LATENT, "--instance_data_dir", "{masked}", "--checkpointing_from", "0")),
+        more.inpaint,
+        (*LATENT, "--resolution", "512", "--instance_data_dir", "{masked}", "--checkpointing_from", "0")),
 ]  # fmt: skip

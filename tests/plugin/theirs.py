@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -160,7 +161,8 @@ class TheirTests:
             text = text.replace(name, str(places[name]))
         test = script.with_name(theirs.file)
         test.write_text(text, encoding="utf-8")
-        script.write_bytes(patch(analyse(read_source(original))) if grown else original.read_bytes())
+        for path in scripts_of(text, theirs):
+            self._write_script(path, grown=grown)
         report = self._folder / f"{script.stem}-{test.stem}.xml"
         flags = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"--junitxml={report}", "-k", select]
         tests = [f"examples/{test.relative_to(self._examples)}::{name}" for name in theirs.classes]
@@ -175,11 +177,24 @@ class TheirTests:
         )
         return _results(report, done.stdout + done.stderr)
 
+    def _write_script(self, path: str, *, grown: bool) -> None:
+        """Write a script of theirs, by its path below `examples/`, patched or as it is."""
+        original = self._checkout / "examples" / path
+        script = self._examples / path
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_bytes(patch(analyse(read_source(original))) if grown else original.read_bytes())
+
     def _place(self, name: str, make: Callable[[Path], Path]) -> Path:
         """The folder of a name of the Hub, made once."""
         kind = "eighths" if make in EIGHTHS.values() else "whole"
         folder = self._shared / "hub" / kind / name.replace("/", "_")
         return folder if folder.exists() else make(folder)
+
+
+def scripts_of(text: str, theirs: Theirs) -> set[str]:
+    """Paths of the scripts that the classes of a test file run: one may run those of another one too."""
+    classes = [part for part in text.split("\nclass ") if part.startswith(theirs.classes)]
+    return {theirs.script, *re.findall(r"examples/([\w/]+/train_\w+\.py)", "".join(classes))}
 
 
 def _results(report: Path, log: str) -> Results:

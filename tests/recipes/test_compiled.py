@@ -67,7 +67,7 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 def losses(output: Path) -> list[float]:
     """The loss of every step."""
-    return [row["loss"] for row in json.loads((output / "metrics.json").read_text(encoding="utf-8"))]
+    return json.loads((output / "metrics.json").read_text(encoding="utf-8"))["rows"]["loss"]
 
 
 @pytest.mark.parametrize("name", CASES)
