@@ -334,14 +334,19 @@ def main(output: Path, words: list[str]) -> None:
 def their_tests(folder: Path, name: str) -> dict[str, Any]:
     """Results of Diffusers' own tests on a patched script, as a part of its row; nothing where there are none."""
     environment = os.environ | {"HF_HOME": str(folder / "hf"), "CUDA_VISIBLE_DEVICES": ""}
-    passed = run = 0
+    passed = run = own = 0
     for theirs in THEIRS:
         if theirs.script == name:
             place = folder / "tests" / f"{len(list(folder.glob('tests/*')))}"
             found = TheirTests(folder, place, environment).run(theirs, grown=True)
+            plain = (
+                TheirTests(folder, place / "plain", environment).run(theirs, grown=False) if found.failed else found
+            )
             passed += len(found.passed)
             run += len(found.passed | found.failed)
-    return {"tests": {"run": run, "passed": passed}} if run else {}
+            own += len(plain.passed)
+    tests = {"run": run, "passed": passed} | ({"unpatched": own} if passed < run else {})
+    return {"tests": tests} if run else {}
 
 
 def described(row: Row) -> dict[str, Any]:

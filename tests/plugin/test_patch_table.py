@@ -38,7 +38,8 @@ def test_what_runs_is_the_script_itself_with_growth_off() -> None:
 def test_what_diffusers_tests_passes_patched() -> None:
     tests = {name: row["tests"] for name, row in BY_SCRIPT.items() if "tests" in row}
     assert {theirs.script for theirs in THEIRS} >= tests.keys()
-    assert not [name for name, found in tests.items() if found["passed"] < found["run"]]
+    # What fails on the script itself may fail on the patched one.
+    assert not [name for name, found in tests.items() if found["passed"] < found.get("unpatched", found["run"])]
 
 
 @needs_checkout
