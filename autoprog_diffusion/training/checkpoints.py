@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autoprog_diffusion.files import sync, write_text_atomically
+from autoprog_diffusion.files import remove, sync, write_text_atomically
 from autoprog_diffusion.growth.errors import GrowthError, StateError
 
 from .manifest import MARKER, check_files, is_intact, sealed
@@ -233,7 +233,7 @@ def _complete(temporary: Path, final: Path, step: int) -> None:
     marker = {"step": step, "written": time.time_ns(), "files": sizes}
     write_text_atomically(temporary / MARKER, json.dumps(sealed(marker, temporary)))
     if final.exists():
-        shutil.rmtree(final)
+        remove(final)
     os.replace(temporary, final)
     sync(final.parent)
 
@@ -244,6 +244,8 @@ def _is_complete(path: Path) -> bool:
         marker = _marker(path)
         for name, size in marker["files"].items():
             file = path / name
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                return False  # it would be a file of somebody else
             if file.stat().st_size != size:
                 return False
         return isinstance(marker["written"], int) and is_intact(marker)
@@ -253,11 +255,11 @@ def _is_complete(path: Path) -> bool:
 
 def _prune(root: Path, limit: int | None) -> None:
     for leftover in root.glob("checkpoint-*.tmp"):
-        shutil.rmtree(leftover)
+        remove(leftover)
     complete = _complete_ones(root)
     keep = limit or len(complete)
     for path in complete[:-keep]:
         # Renamed first: a crash in the middle of the deletion leaves a leftover, not a broken checkpoint.
         doomed = path.with_name(path.name + ".tmp")
         os.replace(path, doomed)
-        shutil.rmtree(doomed)
+        remove(doomed)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from autoprog_diffusion.files import METRICS_FILE, RUN_FILE
+from autoprog_diffusion.files import METRICS_FILE, RUN_FILE, remove
 from autoprog_diffusion.growth.errors import GrowthError
 
 
@@ -47,7 +46,7 @@ def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
             "--resume_from_checkpoint latest, delete it with --overwrite_output_dir, or choose another --output_dir."
         )
     for path in _of_a_run(folder):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        remove(path)
 
 
 def check_inputs(folder: Path, inputs: Mapping[str, str | None], *, overwrite: bool) -> None:

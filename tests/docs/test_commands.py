@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from autoprog_diffusion.commands.train import RECIPES
+
 from .pages import ROOT, Block, blocks
 
 
@@ -71,6 +73,11 @@ def read_recipe(path: str, words: list[str]) -> None:
 def read_own(words: list[str]) -> None:
     """A subcommand exists, and its help names the flags."""
     name, *rest = words
+    if name == "train":
+        recipe = rest[0] if rest and not rest[0].startswith("-") else "sd"
+        flags = {"config", *getattr(RECIPES[recipe].load(), RECIPES[recipe].kind)().flags()}
+        assert {word[2:] for word in rest if word.startswith("--")} <= flags
+        return
     module = importlib.import_module(f"autoprog_diffusion.commands.{name}")
     text = io.StringIO()
     with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
