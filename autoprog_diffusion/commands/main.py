@@ -79,8 +79,8 @@ def exit_code(name: str, words: Sequence[str]) -> int:
         missing = (error.name or "").partition(".")[0]
         if not missing or missing == autoprog_diffusion.__name__:
             raise
-        extra = EXTRAS.get(missing, "recipes")
-        install = f'pip install "autoprog-diffusion[{extra}]"'
+        extra = f"[{EXTRAS[missing]}]" if missing in EXTRAS else ""
+        install = f'pip install "autoprog-diffusion{extra}"'
         print(f"error: `{NAME} {name}` needs {missing}, which is not installed: {install}", file=sys.stderr)
         return FAILED
     except BrokenPipeError:

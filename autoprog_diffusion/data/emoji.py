@@ -66,7 +66,7 @@ def emoji_dataset(style: Style, *, size: int = 64, split: Split = "all") -> Data
     Returns:
         Columns ``image`` (RGB on white), ``text`` (unique lower-case caption), ``category`` and ``codepoints``.
 
-    Raises ``ValueError`` for other arguments, and ``ImportError`` without the extra ``autoprog_diffusion[emoji]``.
+    Raises ``ValueError`` for other arguments, and ``ImportError`` without the packages that carry emoji.
     """
     if style not in STYLES:
         raise ValueError(f"style must be one of {STYLES}, not {style!r}")
@@ -197,7 +197,7 @@ def _caption(codepoints: str, name: str) -> str:
 
 
 def _import(name: str) -> Any:
-    """A module of the extra `emoji`.
+    """A module that carries emoji.
 
     Raises:
         ImportError: It is not installed; the message says how to install it.
@@ -205,7 +205,7 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"emoji_dataset needs {name!r}: pip install 'autoprog_diffusion[emoji]'") from error
+        raise ImportError(f"emoji_dataset needs {name!r}: pip install autoprog-diffusion") from error
 
 
 def _folder_of(package: str) -> Path:

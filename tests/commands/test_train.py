@@ -92,7 +92,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
     monkeypatch.setattr(families, "run", fail)
     assert run("families") == program.FAILED
-    assert 'needs tyro, which is not installed: pip install "autoprog-diffusion[recipes]"' in capsys.readouterr().err
+    assert 'needs tyro, which is not installed: pip install "autoprog-diffusion"' in capsys.readouterr().err
 
 
 def test_families_are_those_of_the_code(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ to fine-tune to; its images only measure the VAE.
 The commands (the folder of ``--data_dir`` holds ``emoji_styles_64.parquet``: other emoji styles, for a VAE that
 generalises; without it the VAE sees Twemoji alone)::
 
-    pip install -e ".[emoji]"
+    pip install -e .
     python recipes/assets/build/pretrain_tiny_sd.py --phase vae --vae_minutes 19 --data_dir ../shared/data
     python recipes/assets/build/pretrain_tiny_sd.py --phase unet --unet_lr 3.5e-3 --unet_minutes 78
     python recipes/assets/build/pretrain_tiny_sd.py --phase export

@@ -4,7 +4,7 @@
 rectified flow on all Twemoji and their captions. Neither sees OpenMoji, nor does the DiT see the classes it is
 fine-tuned to. The commands (one core each; they save their state every few minutes and go on from it)::
 
-    pip install -e ".[emoji]"
+    pip install -e .
     python recipes/assets/build/pretrain_tiny_transformers.py --model dit --steps 2000 --compile
     python recipes/assets/build/pretrain_tiny_transformers.py --model flow --steps 2200 --compile
     python recipes/assets/build/pretrain_tiny_transformers.py --model dit --export
