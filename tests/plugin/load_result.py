@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers.pipelines.deprecated import wuerstchen
 
 
 class NoChecker:
@@ -21,6 +20,9 @@ def main(pipeline: Path, output: Path) -> None:
     Raises:
         ValueError: A weight is missing or left over, or there is nothing to load.
     """
+    # Here, as the oldest supported Diffusers has it elsewhere.
+    from diffusers.pipelines.deprecated import wuerstchen
+
     found = 0
     configs = sorted(output.rglob("config.json"))
     results = [config for config in configs if "checkpoint-" not in str(config.relative_to(output))]
