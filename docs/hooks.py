@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from posixpath import normpath, relpath
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,9 @@ PUBLIC = (
 copied: dict[str, str] = {}  # files of the repository that pages link to -> their place in the site
 
 
+@cache
 def outside() -> dict[str, str]:
-    """Pages outside of docs/, and where they go."""
+    """Pages outside of docs/, and where they go; every link of every page asks."""
     found = (path.relative_to(ROOT).as_posix() for pattern in OUTSIDE for path in sorted(ROOT.glob(pattern)))
     return MOVED | {path: path for path in found}
 
@@ -137,6 +139,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     from mkdocs.structure.files import File
 
     copied.clear()
+    outside.cache_clear()  # `mkdocs serve` builds again in one process
     for path, place in outside().items():
         text = rewritten((ROOT / path).read_text(encoding="utf-8"), path, place)
         files.append(File.generated(config, place, content=text))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,3 +46,13 @@ def blocks(language: str) -> list[Block]:
         codes = [match["code"] for match in BLOCK.finditer(text) if match["language"] == language]
         found += [Block(page, number, language, code) for number, code in enumerate(codes)]
     return found
+
+
+def module_at(path: str) -> ModuleType:
+    """A script of the repository, as a module."""
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), ROOT / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

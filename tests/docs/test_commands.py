@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.util
 import io
 import re
 import shlex
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from autoprog_diffusion.commands.train import RECIPES
 
-from .pages import ROOT, Block, blocks
+from .pages import ROOT, Block, blocks, module_at
 
 
 # What shells, package managers and this repository's tools do is not looked into.
@@ -48,15 +46,6 @@ def lines() -> list[tuple[Block, str]]:
 
 
 LINES = [(block, line) for block, line in lines() if not line.startswith(OTHERS)]
-
-
-def module_at(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read_recipe(path: str, words: list[str]) -> None:

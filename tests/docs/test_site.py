@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 from typing import Any
 
 import pytest
 
-from .pages import ROOT
+from .pages import ROOT, module_at
 
 
 @pytest.fixture(scope="module")
 def hooks() -> Any:
-    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "hooks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_at("docs/hooks.py")
 
 
 def test_every_public_name_has_its_page(hooks: Any) -> None:
