@@ -14,7 +14,7 @@ def in_channels_last(module: nn.Module) -> Iterator[torch.memory_format]:
     """Hold the weights of two-dimensional convolutions in the order that the CPU's kernels compute in.
 
     Otherwise the kernels put inputs, weights and outputs of every convolution into that order and back: encoding with
-    an `AutoencoderKL` takes 1.7 times as long on one thread. Weights are as before in the end, also after an error.
+    an `AutoencoderKL` takes longer. Weights are as before in the end, also after an error.
 
     Args:
         module: A frozen network. Nothing changes on other devices, where it was not measured, and with convolutions
