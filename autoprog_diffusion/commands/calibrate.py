@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,8 @@ class Arguments:
     """Type of matrix products [bfloat16 on a GPU, float32 on a CPU]."""
     output: str | None = None
     """File to write [where `plan` looks for it]."""
+    json: bool = False
+    """Print JSON instead of a sentence."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -49,6 +52,9 @@ def run(argv: Sequence[str]) -> int:
     found = calibrate(device, getattr(torch, dtype))
     path = Path(args.output) if args.output else DEFAULT_FILE.expanduser()
     found.save(path)
+    if args.json:
+        print(json.dumps({"file": str(path), **asdict(found)}, indent=1))
+        return 0
     attention = ", ".join(f"{speed / 1e9:.4g} (heads of {head})" for head, speed in found.attention.items())
     print(
         f"{found.device}, {found.dtype}: {found.products / 1e9:.4g} GFLOP/s in matrix products, "

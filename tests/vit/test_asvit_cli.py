@@ -15,7 +15,9 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from autoprog_diffusion.commands import train
 from autoprog_diffusion.growth import ConfigError
+from autoprog_diffusion.training.run_file import read_run_file
 from autoprog_diffusion.vit.asvit import AsViT, Genotype, GenotypeError
 from autoprog_diffusion.vit.asvit.arguments import PRESETS, TrainArguments, parse, parse_space
 from autoprog_diffusion.vit.asvit.commands import main, read_genotype
@@ -120,6 +122,25 @@ def test_train_leaves_a_network_that_loads(tmp_path: Path, retokenization: str) 
     assert model.embed.proj.stride == (4, 4)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 3)
     assert (out / "timeline.png").exists()
+
+
+def test_a_training_is_repeated_by_its_run_file(tmp_path: Path) -> None:
+    data = make_npz(tmp_path, size=32)
+    first = tmp_path / "first"
+    again = tmp_path / "again"
+    main([*TRAIN, "--max_train_steps", "3", "--train_data", str(data), "--output_dir", str(first)])
+    file = read_run_file(first / "run.yaml")
+    assert file.recipe == "asvit"
+    assert file.values["genotype"].words == (str(Genotype.parse(TINY)),)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train.run(["--config", str(first / "run.yaml"), "--output_dir", str(again)])
+    assert (again / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+
+
+def test_a_run_file_is_of_a_training(tmp_path: Path) -> None:
+    for words in (["search", "--config", "run.yaml"], ["--config", str(tmp_path / "none.yaml")]):
+        with pytest.raises(SystemExit, match="--config"):
+            main(words)
 
 
 @pytest.mark.parametrize("stop", [4, 7])

@@ -34,7 +34,7 @@ from .scaling import Member, ScalingSettings, scale
 from .score_cache import Evaluation, ScoreCache
 from .scores import topology_scores
 from .space import SearchSpace
-from .training import run_training
+from .training import run_training, with_flags_of_file
 
 
 SEARCH_FILE, FAMILY_FILE, CACHE_FILE = "search.json", "family.json", "evaluations.json"
@@ -44,17 +44,18 @@ def main(argv: list[str], description: str | None = None) -> None:
     """Run a command line; an error of ours ends it with one line.
 
     Args:
-        argv: Sub-command and flags, without the name of the script.
+        argv: Sub-command and flags, without the name of the script; `train` may be left out before `--config`.
         description: Of the script, for --help.
     """
     try:
-        args = parse(argv, description)
+        words = with_flags_of_file(argv)
+        args = parse(words, description)
         if isinstance(args, SearchArguments):
             run_search(args)
         elif isinstance(args, ScaleArguments):
             run_scaling(args)
         else:
-            run_training(args, read_genotype(args.genotype, args.member))
+            run_training(args, read_genotype(args.genotype, args.member), words[1:])
     except GrowthError as error:
         sys.exit(f"error: {error}")
 
