@@ -137,10 +137,10 @@ def _split(data: Any, one_in: int) -> tuple[Any, Any]:
 
 
 @lru_cache
-def _style(style: str, data_dir: Path | None) -> Any:
+def _style(style: str, data_dir: Path | None, size: int = SIZE) -> Any:
     """Columns `image` and `text` of a style: from packages, or from `emoji_styles_64.parquet` in `data_dir`."""
     if style == "openmoji":
-        return emoji_dataset("openmoji", size=SIZE)
+        return emoji_dataset("openmoji", size=size)
     path = (data_dir or Path()) / "emoji_styles_64.parquet"
     if data_dir is None or not path.is_file():
         raise CaseError(
@@ -157,26 +157,26 @@ def _style(style: str, data_dir: Path | None) -> Any:
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def _latents(pipeline: Any, data: Any, settings: Any) -> Latents:
+def _latents(pipeline: Any, data: Any, settings: Any, size: int = SIZE) -> Latents:
     train = settings.train
     accelerator = make_accelerator(
         settings.output, accumulation=1, mixed_precision=train.mixed_precision, seed=train.seed
     )
-    return make_latents(pipeline, data, settings, accelerator, resolution=SIZE)
+    return make_latents(pipeline, data, settings, accelerator, resolution=size)
 
 
-def _sd(style: str) -> Callable[[int, Path, Path | None], Subject]:
+def _sd(style: str, size: int = SIZE) -> Callable[[int, Path, Path | None], Subject]:
     def load(seed: int, folder: Path, data_dir: Path | None) -> Subject:
         args, other = (_arguments(Arguments, seed, folder / part) for part in ("train", "held"))
-        train, held = _split(_style(style, data_dir), 20)
+        train, held = _split(_style(style, data_dir, size), 20)
         pipeline = load_pipeline(str(ASSETS / "tiny_sd"))
         parts = [
-            TextToImage(pipeline, _latents(pipeline, data, settings), noise_settings(settings))
+            TextToImage(pipeline, _latents(pipeline, data, settings, size), noise_settings(settings))
             for data, settings in ((train, args), (held, other))
         ]
 
         def draw(first: int) -> list[Image.Image]:
-            options = {"size": SIZE, "steps": PICTURE_STEPS, "guidance": GUIDANCE}
+            options = {"size": size, "steps": PICTURE_STEPS, "guidance": GUIDANCE}
             return _chunked(
                 held["text"], first, lambda some, seed: sample_images(pipeline, some, seed=seed, **options)
             )
@@ -186,21 +186,26 @@ def _sd(style: str) -> Callable[[int, Path, Path | None], Subject]:
     return load
 
 
-def _flow(style: str) -> Callable[[int, Path, Path | None], Subject]:
+def _flow(style: str, size: int = SIZE) -> Callable[[int, Path, Path | None], Subject]:
     def load(seed: int, folder: Path, data_dir: Path | None) -> Subject:
         flow = FlowSettings(max_sequence_length=16, proportion_empty_prompts=0.1)
         args = _arguments(FlowMatchingArguments, seed, folder / "train", flow=flow)
         full = dataclasses.replace(flow, proportion_empty_prompts=0.0)
         other = _arguments(FlowMatchingArguments, seed, folder / "held", flow=full)
-        train, held = _split(_style(style, data_dir), 20)
+        train, held = _split(_style(style, data_dir, size), 20)
         pipeline = load_tiny_flow(ASSETS)
+        # SD3's rule for more tokens (arXiv 2403.03206, section 5.3.2): the shift grows like the side.
+        config = pipeline.scheduler.config
+        pipeline.register_modules(
+            scheduler=type(pipeline.scheduler).from_config(config, shift=config.shift * size / SIZE)
+        )
         parts = [
-            FlowMatching(pipeline, _latents(pipeline, data, settings), settings.flow, noise_settings(settings))
+            FlowMatching(pipeline, _latents(pipeline, data, settings, size), settings.flow, noise_settings(settings))
             for data, settings in ((train, args), (held, other))
         ]
 
         def draw(first: int) -> list[Image.Image]:
-            options = {"size": SIZE, "steps": PICTURE_STEPS, "guidance": GUIDANCE, "max_sequence_length": 16}
+            options = {"size": size, "steps": PICTURE_STEPS, "guidance": GUIDANCE, "max_sequence_length": 16}
             return _chunked(held["text"], first, lambda some, seed: draw_prompts(pipeline, some, seed=seed, **options))
 
         return _captioned(pipeline, pipeline.transformer, parts, (train, held), multiple=8, draw=draw)
@@ -280,5 +285,13 @@ CASES = {
         Case("dit_classes", "tiny DiT to new classes", 8, 160, _dit, repeats=2),
         Case("flow_openmoji", "tiny SD3 to OpenMoji", 8, 160, _flow("openmoji")),
         Case("sd_noto", "tiny SD to Noto", 8, 160, _sd("noto")),
+    )
+}
+# The same models at twice the side they were pretrained at: latents of 32x32.
+LARGER = {
+    case.name: case
+    for case in (
+        Case("sd_128", "tiny SD to OpenMoji, 128 pixels", 8, 160, _sd("openmoji", 2 * SIZE)),
+        Case("flow_128", "tiny SD3 to OpenMoji, 128 pixels", 8, 160, _flow("openmoji", 2 * SIZE)),
     )
 }

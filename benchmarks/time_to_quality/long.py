@@ -21,11 +21,12 @@ import tyro
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
+from against import rows_against_full
 from cases import CASES
 from common import Runs, print_rows, save
 from methods import METHODS
 from run import COMMITTED, Job, Options, run
-from table import SCHEDULES, TUNING_SEED, best_rate, needed_by_full, steady_cpu
+from table import TUNING_SEED, best_rate
 
 
 SEED = 1
@@ -77,24 +78,9 @@ def table(runs: Runs) -> list[dict[str, Any]]:
             rates = {method: rate_of(runs, name, method) for method in CHOSEN}
             reported = runs.all(case=name, of_steps=length, seed=SEED)
             found = {row["method"]: row for row in reported if row["rate"] == rates[row["method"]]}
-            if not set(SCHEDULES) <= set(found):
-                continue
-            ends = {method: row["curve"][-1] for method, row in found.items()}
-            schedules = [(ends[each]["flops"], ends[each]["held_out_loss"]) for each in SCHEDULES]
+            titles = {method: METHODS[method].title for method in found}
             rows += [
-                {
-                    "of_steps": length,
-                    "case": CASES[name].title,
-                    "name": method,
-                    "method": METHODS[method].title,
-                    "rate": rates[method],
-                    "loss": end["held_out_loss"],
-                    "loss_percent": 100 * (end["held_out_loss"] / ends["full"]["held_out_loss"] - 1),
-                    "flops_percent": 100 * end["flops"] / ends["full"]["flops"],
-                    "cpu_percent": 100 * steady_cpu(found[method]) / steady_cpu(found["full"]),
-                    "in_flops": needed_by_full(schedules, end["held_out_loss"]) / end["flops"],
-                }
-                for method, end in ends.items()
+                {"of_steps": length, "case": CASES[name].title, **row} for row in rows_against_full(found, titles)
             ]
     return rows
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +26,7 @@ from accelerate.utils import set_seed
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
+from accuracy_cost import ordinary_cost
 from common import DATA, Runs, facts, input_file, print_rows, save
 
 from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
@@ -144,17 +144,6 @@ def table(runs: Runs) -> list[dict[str, Any]]:
         for key in full:
             row[f"equal_accuracy_{key}"] = row[key] * ordinary_cost(row["accuracy"], rows, key)
     return list(rows.values())
-
-
-def ordinary_cost(accuracy: float, rows: dict[str, dict[str, Any]], key: str) -> float:
-    """What ordinary training costs to the same accuracy, relative to `full`.
-
-    Log-linear in the cost through its two fully decayed lengths, `full_short` and `full`; what lies outside of them is
-    extrapolated. Not the first crossing of a curve: that would credit noise, and models that are not yet whole.
-    """
-    short, whole = rows["full_short"], rows["full"]
-    slope = (whole["accuracy"] - short["accuracy"]) / math.log(short[key])
-    return math.exp((accuracy - whole["accuracy"]) / slope)
 
 
 def draw(runs: Runs, path: Path) -> None:

@@ -200,3 +200,47 @@ def test_the_stack_is_of_seeds_that_no_rate_was_tuned_on(benchmark_folder: Calla
     assert row["sd_openmoji_each"] == [needed_by_full(lengths, 0.9) / 4.0]
     assert row["sd_openmoji_excess"] == "-10.0 %"
     assert row["dit_classes_flops"] == "-"
+
+
+def test_larger_images_start_at_half_their_size_and_then_freeze_late() -> None:
+    from larger import low_at_first, low_then_late
+    from methods import METHODS
+
+    low = low_at_first(10, 160, 0)
+    assert [(stage.start, stage.resolution, len(stage.blocks)) for stage in low.stages] == [
+        (0, 0.5, 10),
+        (48, 1.0, 10),
+    ]
+    plan = METHODS["late_average"].plan
+    assert plan is not None
+    late = plan(10, 160, 0).stages
+    assert low_then_late(10, 160, 0).stages == (low.stages[0], low.stages[1], *late[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd_128", "flow_128"])
+def test_larger_images_are_trained_and_judged_at_their_own_size(name: str, tmp_path: Path) -> None:
+    from cases import LARGER
+    from larger import CHOSEN
+    from run import Job, Options, run
+
+    case = replace(LARGER[name], batch=2)
+    options = Options(pictures=False, cache_dir=tmp_path)
+    rows = {}
+    for method in ("full", "low_late_average", "autoprog_zero"):
+        rows[method] = run(Job(case, CHOSEN[method], 1, 1e-4, 16), options, {})
+    assert rows["full"]["stages"][0]["flops_per_step"] > 3.5 * rows["low_late_average"]["stages"][0]["flops_per_step"]
+    first, second = rows["low_late_average"]["stages"][:2]
+    assert (first["resolution"], second["resolution"]) == (0.5, 1.0)
+    starts = {row["curve"][0]["held_out_loss"] for row in rows.values()}
+    assert len(starts) == 1  # evaluated at the full size, whatever the first stage's is
+
+
+def test_time_shifts_with_the_side_of_the_images(tmp_path: Path) -> None:
+    from cases import CASES, LARGER
+
+    shifts = [
+        case.open(0, tmp_path, None).pipeline.scheduler.config.shift
+        for case in (CASES["flow_openmoji"], LARGER["flow_128"])
+    ]
+    assert shifts == [1.0, 2.0]

@@ -38,7 +38,7 @@ def test_equal_compute_is_equal(runs: list[dict[str, Any]]) -> None:
 
 
 def test_the_cost_of_ordinary_training_goes_through_both_lengths() -> None:
-    from run import ordinary_cost
+    from accuracy_cost import ordinary_cost
 
     rows = {"full": {"accuracy": 40.0, "flops": 1.0}, "full_short": {"accuracy": 30.0, "flops": 4.0}}
     assert ordinary_cost(40.0, rows, "flops") == 1.0

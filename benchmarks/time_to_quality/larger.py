@@ -1,0 +1,146 @@
+"""Latents of 32x32: what resolution growth is worth where low resolution has room, and whether freezing holds there.
+
+    OMP_NUM_THREADS=1 python benchmarks/time_to_quality/larger.py           # the runs that are missing, then the table
+    python benchmarks/time_to_quality/larger.py --table                     # the table of the runs that are there
+    python benchmarks/time_to_quality/larger.py --only sd_128               # one of the two cases
+
+The bundled UNet and SD3 transformer, pretrained at 64 pixels, learn OpenMoji at 128: a quarter of the resolution would
+be 8x8 latents, half of it is what they know. Flow matching takes the shift of time that belongs to each size (SD3's
+rule). Rates are tuned on seed 0; seed 1 is reported. Every run leaves a line in larger.jsonl.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
+
+from against import rows_against_full
+from cases import LARGER
+from common import Runs, print_rows, save
+from methods import METHODS, Method
+from run import COMMITTED, Job, Options, run
+from table import TUNING_SEED, best_rate
+
+from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, Stage, fixed_plan
+from autoprog_diffusion.growth.presets import freezing_from
+
+
+SEED = 1
+STEPS = 160
+
+
+def low_at_first(count: int, steps: int, seed: int) -> GrowthPlan:
+    """Half the resolution for 30 % of the run, everything trains all the time."""
+    del seed
+    blocks = tuple(range(count))
+    return GrowthPlan(count, steps, (Stage(0, blocks, 0.5), Stage(round(0.3 * steps), blocks)))
+
+
+def low_then_late(count: int, steps: int, seed: int) -> GrowthPlan:
+    """Half the resolution for 30 % of the run, then the default's late freezing."""
+    del seed
+    late = fixed_plan(GrowthConfig(**freezing_from(0.4, min(8, count))), count, steps).stages
+    whole = Stage(round(0.3 * steps), late[0].blocks)
+    return GrowthPlan(count, steps, (replace(late[0], resolution=0.5), whole, *late[1:]))
+
+
+AVERAGED: dict[str, Any] = {"decays": False, "exponent": 3.0}
+CHOSEN = {
+    method.name: method
+    for method in (
+        METHODS["full"],
+        METHODS["full_short"],
+        METHODS["full_quarter"],
+        METHODS["full_average"],
+        METHODS["late_average"],
+        METHODS["resolution"],
+        Method("low_first", "half the resolution for 30 %", plan=low_at_first),
+        Method("low_first_average", "the same, average", plan=low_at_first, **AVERAGED),
+        Method("low_late_average", "the same, freezing from 40 %, average", plan=low_then_late, **AVERAGED),
+        Method("autoprog_zero", "AutoProg-Zero as published, cosine", GrowthConfig.autoprog_zero().to_dict()),
+    )
+}
+TUNED = {
+    "full": (5e-4, 1e-3),
+    "full_average": (2.5e-4, 5e-4),
+    "resolution": (5e-4, 1e-3),
+}
+# The rates of these are those of a tuned method like them.
+LIKE = {
+    "full_short": "full",
+    "full_quarter": "full",
+    "late_average": "full_average",
+    "low_first": "resolution",
+    "low_first_average": "full_average",
+    "low_late_average": "full_average",
+    "autoprog_zero": "resolution",
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to run.
+
+    Attributes:
+        only: Names of cases; none for both.
+        table: Print the table of the runs that are there, and stop.
+    """
+
+    only: tuple[str, ...] = ()
+    table: bool = False
+
+
+def jobs(names: tuple[str, ...], runs: Runs) -> Iterator[Job]:
+    """Every run; a tuned rate is read when it is due."""
+    for name in names:
+        case = LARGER[name]
+        for method, rates in TUNED.items():
+            for rate in rates:
+                yield Job(case, CHOSEN[method], TUNING_SEED, rate, STEPS)
+        for method, settings in CHOSEN.items():
+            yield Job(case, settings, SEED, rate_of(runs, name, method), round(STEPS * settings.share))
+
+
+def rate_of(runs: Runs, case: str, method: str) -> float:
+    """The rate that a method is reported with."""
+    tuned = LIKE.get(method, method)
+    return best_rate(runs.rows, case, tuned) or TUNED[tuned][0]
+
+
+def table(runs: Runs) -> list[dict[str, Any]]:
+    """A row for every case and method, against full fine-tuning."""
+    titles = {method: settings.title for method, settings in CHOSEN.items()}
+    rows = []
+    for name, case in LARGER.items():
+        found = {row["method"]: row for row in runs.all(case=name, seed=SEED)}
+        rows += [{"case": case.title, **row} for row in rows_against_full(found, titles)]
+    return rows
+
+
+def main() -> None:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    unknown = sorted(set(arguments.only) - set(LARGER))
+    if unknown:
+        raise SystemExit(f"--only {unknown} is not known: use {list(LARGER)}.")
+    torch.set_num_threads(1)
+    runs = Runs(COMMITTED / "larger.jsonl")
+    for job in [] if arguments.table else jobs(arguments.only or tuple(LARGER), runs):
+        if runs.one(**job.key) is None:
+            last = runs.add(run(job, Options(pictures=False), {}))["curve"][-1]
+            print(f"{job}: held-out loss {last['held_out_loss']:.4f}, {last['cpu']:.1f} CPU s", flush=True)
+    rows = table(runs)
+    print_rows("latents of 32x32", rows)
+    save(Path(__file__).with_name("larger.json"), {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()

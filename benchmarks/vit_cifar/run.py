@@ -1,0 +1,221 @@
+"""Time to accuracy of progressive ViT pretraining on CIFAR-10, in runs of thousands of steps.
+
+    OMP_NUM_THREADS=1 python benchmarks/vit_cifar/run.py              # the runs that are missing, then the table
+    python benchmarks/vit_cifar/run.py --table                        # the table of the runs that are there
+    python benchmarks/vit_cifar/run.py --quick                        # a few steps, in a folder of their own
+
+trains a ViT of 8 blocks, width 160, patch 8 (2.5 M parameters) on the 50,000 images for 20 epochs. `full` is ordinary
+training, `full_short` the same for half as many epochs; all others grow. Every run has its own fully decayed learning
+rate and ends in the whole model at full resolution. A run that is cut goes on from its checkpoint. Accuracy is that of
+the averaged weights on the 10,000 test images. Times are CPU seconds of one thread, steps and search included,
+validation left out.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+import tyro
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
+
+from accuracy_cost import ordinary_cost
+from common import DATA, Runs, facts, print_rows, save
+
+from autoprog_diffusion.training.run import run
+from autoprog_diffusion.vit.training.arguments import Arguments, parse
+from autoprog_diffusion.vit.training.pretraining import Pretraining
+
+
+HERE = Path(__file__).parent
+EPOCHS = 20
+BATCH = 128
+COMMON = (
+    "--model transformers:vit --model_kwargs num_hidden_layers 8 hidden_size 160 num_attention_heads 4 patch_size 8 "
+    f"--img_size 32 --batch_size {BATCH} --lr 1e-3 --weight_decay 0.05 --min_lr 1e-5 --clip_grad 1.0 --smoothing 0.0 "
+    "--crop pad --aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.998 --min_depth 0.5 "
+    "--resolutions 16 16 24 32 --search_samples 512 --checkpoints_total_limit 1"
+)
+METHODS = {
+    "full": "--growth off",
+    "full_short": "--growth off",
+    "fixed": "--search fixed",
+    "stacking": "--search fixed --operator stacking",
+    "zero_shot": "--search zero_shot",
+    "one_shot": "--search one_shot",
+    "retokenization": "--search fixed --min_depth 1 --num_stages 2 --boundaries 0.44 --resolutions 32 32",
+}
+STRIDES = (16, 8)  # of re-tokenization: 4 tokens, then 16
+WORDS = {
+    "full": "ordinary training",
+    "full_short": "ordinary training, half the epochs",
+    "fixed": "fixed schedule",
+    "stacking": "fixed schedule, stacked blocks",
+    "zero_shot": "zero-shot search",
+    "one_shot": "one-shot search",
+    "retokenization": "re-tokenization, whole depth",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        only: Names of methods; none for all.
+        seeds: Seeds of every method, from 0 on.
+        epochs: Of the full run.
+        quick: A few steps on 512 images, validated on some of them, in a folder of their own.
+        table: Print the table of the runs that are there, and stop.
+        results: Folder of runs.jsonl, summary.json and plot.png.
+        state: Folder of the checkpoints of the run that goes on; removed when it has ended.
+        data_dir: Folder of the two parquet files.
+    """
+
+    only: tuple[str, ...] = ()
+    seeds: int = 1
+    epochs: int = EPOCHS
+    quick: bool = False
+    table: bool = False
+    results: Path = HERE
+    state: Path = Path("runs/vit_cifar")
+    data_dir: Path = DATA
+
+
+def parquet(folder: Path, part: str) -> str:
+    """The file of one part of CIFAR-10.
+
+    Raises:
+        SystemExit: It is not there; the message says what it holds.
+    """
+    path = folder / f"cifar10_{part}.parquet"
+    if not path.is_file():
+        raise SystemExit(
+            f"there is no {path}: it holds CIFAR-10's pictures in a column `image` and their classes in `label`. "
+            "Write it with `datasets`, from the set `uoft-cs/cifar10`, whose columns are `img` and `label`."
+        )
+    return str(path)
+
+
+def arguments(method: str, seed: int, options: Options) -> Arguments:
+    """Flags of one run of `vit/pretrain.py`."""
+    epochs = options.epochs / 2 if method == "full_short" else options.epochs
+    steps = round(epochs * 50_000 / BATCH)
+    if options.quick:
+        steps = 12 if method == "full_short" else 24
+    flags = f"{COMMON} {METHODS[method]} --seed {seed} --max_train_steps {steps} --warmup_steps {steps // 20}".split()
+    flags += ["--validation_steps", str(max(1, steps // 8)), "--checkpointing_steps", str(max(1, steps // 24))]
+    if options.quick:
+        flags += [
+            "--max_train_samples",
+            "512",
+            "--search_samples",
+            "32",
+            "--batch_size",
+            "32",
+            "--val_fraction",
+            "0.01",
+        ]
+    flags += ["--train_data", parquet(options.data_dir, "train")]
+    if not options.quick:
+        flags += ["--val_data", parquet(options.data_dir, "test")]
+    output = options.state / f"{method}_{seed}"
+    args = parse([*flags, "--output_dir", str(output), "--resume_from_checkpoint", "latest"])
+    if method == "retokenization":
+        args = replace(args, growth=replace(args.growth, strides=STRIDES))
+    return args
+
+
+def train(method: str, seed: int, options: Options) -> dict[str, Any]:
+    """One run, as a row."""
+    args = arguments(method, seed, options)
+    trainer = run(Pretraining(), args)
+    metrics = trainer.metrics
+    row = {
+        "method": method,
+        **facts(seed),
+        "steps": len(metrics),
+        "cpu_seconds": metrics.total("cpu_seconds"),
+        "flops": metrics.total("flops"),
+        "accuracy": metrics.validations[-1]["ema_accuracy"],
+        "online": metrics.validations[-1]["accuracy"],
+        "parameters": sum(parameter.numel() for parameter in trainer.bare.parameters()),
+        "curve": metrics.validations,
+        "stages": [asdict(stage) for stage in metrics.summaries()],
+        "decisions": trainer.growth.decisions,
+    }
+    shutil.rmtree(args.output.output_dir)
+    return row
+
+
+def table(runs: Runs) -> list[dict[str, Any]]:
+    """Means over seeds per method: accuracy in percent, and what ordinary training needs for the same accuracy."""
+    full = {key: mean(row[key] for row in runs.all(method="full")) for key in ("cpu_seconds", "flops")}
+    rows: dict[str, dict[str, Any]] = {}
+    for method, words in WORDS.items():
+        found = runs.all(method=method)
+        if not found:
+            continue
+        rows[method] = {
+            "method": method,
+            "words": words,
+            "seeds": len(found),
+            "steps": found[0]["steps"],
+            "accuracy": 100 * mean(row["accuracy"] for row in found),
+            "cpu_minutes": mean(row["cpu_seconds"] for row in found) / 60,
+            **{key: full[key] / mean(row[key] for row in found) for key in full},
+        }
+    for row in rows.values() if "full_short" in rows else ():
+        for key in full:
+            row[f"equal_accuracy_{key}"] = row[key] * ordinary_cost(row["accuracy"], rows, key)
+    return list(rows.values())
+
+
+def draw(runs: Runs, path: Path) -> None:
+    """Accuracy of the averaged weights against CPU time and FLOPs."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), dpi=110)
+    axes = figure.subplots(1, 2, sharey=True)
+    units = {"cpu_seconds": (60, "CPU minutes of training and search"), "flops": (1e15, "PFLOPs of training steps")}
+    for axis, (key, (unit, label)) in zip(axes, units.items(), strict=True):
+        for index, (method, words) in enumerate(WORDS.items()):
+            for seed, row in enumerate(runs.all(method=method)):
+                costs = [point[key] / unit for point in row["curve"]]
+                accuracies = [100 * point["ema_accuracy"] for point in row["curve"]]
+                name = words if seed == 0 else None
+                axis.plot(costs, accuracies, color=f"C{index}", linewidth=0.8, alpha=0.6)
+                axis.plot(costs[-1], accuracies[-1], "o", color=f"C{index}", markersize=5, label=name)
+        axis.set(xlabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].set(ylabel="test accuracy of the averaged weights (%)")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main(options: Options) -> None:
+    """The runs that are missing, then the table and the plot."""
+    torch.set_num_threads(1)
+    if options.quick and options.results == HERE:
+        options = replace(options, results=options.state / "quick", state=options.state / "quick")
+    runs = Runs(options.results / "runs.jsonl")
+    for method, seed in () if options.table else runs.missing(options.only or [*METHODS], range(options.seeds)):
+        row = runs.add(train(method, seed, options))
+        print(f"{method} seed {seed}: {100 * row['accuracy']:.2f} %, {row['cpu_seconds']:.0f} CPU s", flush=True)
+    if runs.all(method="full"):
+        rows = table(runs)
+        print_rows("time to accuracy; costs are speed-ups against full", rows)
+        save(options.results / "summary.json", {"rows": rows})
+        draw(runs, options.results / "plot.png")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

@@ -1,0 +1,70 @@
+"""The long runs of vision transformers: every method trains, and the table compares them at equal accuracy."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+
+@pytest.fixture
+def benchmark(benchmark_folder: Callable[[str], Path]) -> Any:
+    benchmark_folder("vit_cifar")
+    return importlib.import_module("run")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """1,000 pictures of ten colours."""
+    generator = np.random.default_rng(0)
+    labels = [index % 10 for index in range(1000)]
+    images = []
+    for label in labels:
+        pixels = generator.integers(0, 100, (32, 32, 3)) + 15 * label
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    Dataset.from_dict({"image": images, "label": labels}).to_parquet(tmp_path / "cifar10_train.parquet")
+    return tmp_path
+
+
+def test_data_that_is_missing_is_described(benchmark: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="cifar10_test.parquet: it holds CIFAR-10's pictures in a column `image`"):
+        benchmark.parquet(tmp_path, "test")
+
+
+def test_every_run_has_a_schedule_of_its_own_length(benchmark: Any, data: Path) -> None:
+    (data / "cifar10_test.parquet").touch()
+    options = benchmark.Options(data_dir=data, state=data / "state")
+    lengths = {}
+    for method in benchmark.METHODS:
+        lengths[method] = benchmark.arguments(method, 0, options).train.max_train_steps
+    assert lengths["full"] == 7812
+    assert lengths["full_short"] == round(10 * 50_000 / 128)
+    assert {length for method, length in lengths.items() if method != "full_short"} == {lengths["full"]}
+
+
+@pytest.mark.slow
+def test_every_method_trains_and_is_compared(benchmark: Any, data: Path) -> None:
+    folder = data / "results"
+    benchmark.main(benchmark.Options(quick=True, data_dir=data, state=data / "state", results=folder))
+    common = importlib.import_module("common")
+    runs = common.Runs(folder / "runs.jsonl")
+    assert [row["method"] for row in runs.rows] == [*benchmark.METHODS]
+    for row in runs.rows:
+        assert sum(stage["steps"] for stage in row["stages"]) == row["steps"]
+        assert (row["stages"][-1]["blocks"], row["stages"][-1]["resolution"]) == (8, 32)
+        assert row["parameters"] == runs.rows[0]["parameters"]
+    rows = {row["method"]: row for row in common.load(folder / "summary.json")["rows"]}
+    assert rows["full_short"]["equal_accuracy_flops"] == pytest.approx(1)
+    assert rows["fixed"]["flops"] > 1
+    assert rows["retokenization"]["flops"] > 1
+    assert (folder / "plot.png").stat().st_size > 1000
+    assert not list((data / "state").iterdir())
