@@ -64,11 +64,12 @@ def test_the_page_shows_an_example_as_it_is(make: ModuleType, name: str) -> None
         assert min(image.size) > 200
 
 
-def test_rows_keep_their_order(make: ModuleType, tmp_path: Path) -> None:
+def test_rows_keep_their_order_and_the_time_of_what_is_made_once(make: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    for name in ("vit", "style"):
-        make.keep(path, name, {"steps": 1})
-    assert list(json.loads(path.read_text(encoding="utf-8"))) == ["style", "vit"]
+    for name, prepared in (("vit", 2.0), ("style", 0.5), ("vit", 0.0)):
+        make.keep(path, name, {make.PREPARED: prepared})
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    assert list(rows.items()) == [("style", {make.PREPARED: 0.5}), ("vit", {make.PREPARED: 2.0})]
 
 
 def test_the_flux_begins_with_the_teachers_weights(make: ModuleType) -> None:
