@@ -103,4 +103,4 @@ def last_error(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b|.*: error: ", line)]
     last = (named or ["it ran out of time"])[-1]
-    return re.sub(r"^(\w+\.)+(?=\w+:)", "", last)[:300]
+    return re.sub(r"^(\w+\.)+(?=\w*(Error|Exception|Interrupt|Exit)\b)", "", last)[:300]
