@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -78,6 +79,10 @@ def be_script(command: list[str], log: Path) -> int:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    # Not every script shows what libraries log: the table reads there which stages began.
+    ours = logging.getLogger("autoprog_diffusion")
+    ours.setLevel(logging.INFO)
+    ours.addHandler(logging.StreamHandler(sys.stderr))
     sys.argv = command
     sys.path.insert(0, str(Path(command[0]).parent))
     status = 1
@@ -94,7 +99,8 @@ def be_script(command: list[str], log: Path) -> int:
 
 
 def last_error(log: Path) -> str:
-    """The last line of an error message."""
+    """The last line of an error message, without the error's module."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt|Exit)\b|.*: error: ", line)]
-    return (named or ["it ran out of time"])[-1][:300]
+    last = (named or ["it ran out of time"])[-1]
+    return re.sub(r"^(\w+\.)+(?=\w+:)", "", last)[:300]
