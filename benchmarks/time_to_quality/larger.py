@@ -70,9 +70,9 @@ CHOSEN = {
     )
 }
 TUNED = {
-    "full": (5e-4, 1e-3),
-    "full_average": (2.5e-4, 5e-4),
-    "resolution": (5e-4, 1e-3),
+    "full": (2.5e-4, 5e-4, 1e-3, 2e-3),
+    "full_average": (1.25e-4, 2.5e-4, 5e-4, 1e-3),
+    "resolution": (5e-4, 1e-3, 2e-3),
 }
 # The rates of these are those of a tuned method like them.
 LIKE = {
@@ -121,7 +121,8 @@ def table(runs: Runs) -> list[dict[str, Any]]:
     titles = {method: settings.title for method, settings in CHOSEN.items()}
     rows = []
     for name, case in LARGER.items():
-        found = {row["method"]: row for row in runs.all(case=name, seed=SEED)}
+        reported = runs.all(case=name, seed=SEED)
+        found = {row["method"]: row for row in reported if row["rate"] == rate_of(runs, name, row["method"])}
         rows += [{"case": case.title, **row} for row in rows_against_full(found, titles)]
     return rows
 
