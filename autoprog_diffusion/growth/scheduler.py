@@ -196,7 +196,7 @@ class GrowthScheduler(Progress):
             self._enter(stage)
         self._follow()
         if self._step == plan.num_training_steps:
-            self._applier.check_ranks("at the end of training")
+            self._applier.end()
             self._end_storage()
         return stage != before
 

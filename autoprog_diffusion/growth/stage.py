@@ -20,6 +20,7 @@ from .state import NamedTensors, State
 from .storage.model import FrozenStorage
 from .taken import check_free, release, take
 from .units import Layout, set_trainable, trainable_names, trainable_now
+from .watch.folding import FoldReminder
 
 
 TABLE = "stage_embedding.table"  # name of the stage embedding's parameter beside the model's
@@ -50,6 +51,7 @@ class StageApplier:
         self._ddp: DistributedDataParallel | None = None
         self.front = FrozenFront()
         self._reducer = ExitStack()
+        self._reminder = FoldReminder()
 
     def prepare(self, wrapped: nn.Module, ddp: DistributedDataParallel | None) -> None:
         """Attach the stage embedding; `wrapped` is what the training loop calls, `ddp` its DDP wrapper."""
@@ -88,6 +90,16 @@ class StageApplier:
             # Hooks are not guarded by default: a graph traced for the last stage would go on being used.
             torch.compiler.reset()
 
+    def end(self) -> None:
+        """The plan is over: check that the ranks have not drifted apart; the stage embedding has to be folded now.
+
+        Raises:
+            SyncError: The ranks' weights differ.
+        """
+        self.check_ranks("at the end of training")
+        if self._embedding is not None:
+            self._reminder.due()
+
     def leave(self) -> None:
         """Take off the hooks of the current stage, before a search or the end."""
         self.front.clear()
@@ -98,6 +110,7 @@ class StageApplier:
         self.leave()
         self._storage.restore()
         self.reshard()
+        self._reminder.done()
         if self._embedding is not None:
             self._embedding.fold(self._model)
         set_trainable(self._model, self._layout.names)
@@ -107,6 +120,7 @@ class StageApplier:
     def folded(self) -> Iterator[None]:
         """Fold the stage embedding inside a `with` block only."""
         self.reshard()
+        self._reminder.done()
         with nullcontext() if self._embedding is None else self._embedding.folded(self._model):
             yield
 

@@ -98,8 +98,10 @@ def notes(source: Source, denoiser: Denoiser, averages: list[Average]) -> tuple[
     found = []
     for name in dict.fromkeys(one.name for one in averages):
         found.append(
-            f"with this average write GrowthConfig.for_model({denoiser.name}, ema_decay={name}.decay), and its stage "
-            "embedding is folded."
+            f"the script averages {denoiser.name} itself, as {name}. For runs that do, write "
+            f"GrowthConfig.for_model({denoiser.name}, ema_decay={name}.decay), and the averaged stage embedding is "
+            "folded with the averaged weights; otherwise the last one is. Where a flag decides whether there is a "
+            f"{name}, that argument must depend on the flag too."
         )
     for call in source.calls(source.module, inner=True):
         if called(call) in LOADERS and "hook" in getattr(getattr(source.scope(call), "name", None), "value", ""):

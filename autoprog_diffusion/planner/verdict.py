@@ -55,10 +55,10 @@ def verdict(planned: Planned) -> str:
         return text
     fitting = [candidate.family for candidate, _ in planned.best]
     if not fitting:
-        return f"{text} Nothing fits this memory."
+        return f"Nothing fits this memory. {text}"
     if "full" not in fitting:
         others = " or ".join(sorted({*fitting}))
-        return f"{text} Full fine-tuning does not fit this memory; {others} does, which is what it is good for here."
+        return f"Full fine-tuning does not fit this memory; {others} does. Where it fits: {text}"
     return text
 
 

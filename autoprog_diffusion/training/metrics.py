@@ -22,6 +22,7 @@ class Metrics:
         flops: Name of a network -> FLOPs of one optimizer step of it, counted once.
         validations: Results of every validation, each with its step.
         costs: What trains in a stage -> FLOPs of an optimizer step of it, also of stages to come.
+        exact: The same, counted for images of the same size, to be taken instead of another count.
         predictions: Seconds left that were told when a stage had begun, each with its step.
     """
 
@@ -30,6 +31,7 @@ class Metrics:
         self.flops: dict[str, int] = {}
         self.validations: list[dict[str, float]] = []
         self.costs: dict[str, float] = {}
+        self.exact: dict[str, int] = {}
         self.predictions: list[dict[str, float]] = []
 
     def add(self, **row: float) -> None:

@@ -107,6 +107,8 @@ def saving_sentence(summaries: list[StageSummary], num_blocks: int) -> str:
     full = full_stage(summaries, num_blocks)
     if full is None:
         return "no stage trains all blocks: what full training would have cost was not measured."
+    if len(summaries) == 1:
+        return "one stage: everything that may train did so in every step."
     ratios = saving(summaries, num_blocks)
     changes = []
     for name, less, more in (("flops", "fewer FLOPs", "more FLOPs"), ("time", "less time", "more time")):

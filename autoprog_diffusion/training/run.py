@@ -307,8 +307,11 @@ def begin(trainer: Trainer, args: HasOutput) -> None:
     checkpoint = find_checkpoint(trainer.root, output.resume_from_checkpoint)
     before = starts_before(checkpoint) if checkpoint else []
     check_same_data(before, trainer.identity)
-    if output.resume_from_checkpoint and not trainer.resume(output.resume_from_checkpoint):
-        accelerator.print("no complete checkpoint yet: starting from the beginning.")
+    if output.resume_from_checkpoint:
+        if trainer.resume(output.resume_from_checkpoint):
+            accelerator.print(f"resumed from {checkpoint}: step {trainer.step} of {trainer.max_steps} is done.")
+        else:
+            accelerator.print("no complete checkpoint yet: starting from the beginning.")
     line = applied_line(before, args)
     if line is not None:
         accelerator.print(line)

@@ -52,7 +52,6 @@ class TimeLeft:
         self._times: dict[int, deque[float]] = {}
         self._flops: dict[int, float] = {}
         self._firsts: dict[int, float] = {}  # seconds of the first step of a stage
-        self._exact: dict[str, int] = {}  # what trains in a stage -> FLOPs of a step of it, of images of the same size
 
     def tell(self) -> float | None:
         """Seconds of the steps to come; kept for the summary when a stage has begun. None before the first step."""
@@ -170,7 +169,7 @@ class TimeLeft:
                 passes = stage.passes(self._accumulation)
                 flops = tape.stage_flops(self._layout, stage.blocks) * passes / work
                 if stage.resolution == now.resolution:
-                    self._exact[key_of(stage)] = round(flops)
+                    self._metrics.exact[key_of(stage)] = round(flops)
                 self._metrics.costs[key_of(stage)] = flops * area(stage, now)
 
     @property
@@ -182,7 +181,7 @@ class TimeLeft:
         growth = self._growth
         if growth.searching or getattr(growth.history[-1], "recomputed", ()):
             return None
-        return self._exact.get(key_of(growth.plan.stages[growth.stage]))
+        return self._metrics.exact.get(key_of(growth.plan.stages[growth.stage]))
 
     def of_plan(self) -> list[float]:
         """FLOPs of a step of every stage of the plan: counted, from the tape, or those of the latest stage."""

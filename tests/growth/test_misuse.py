@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from autoprog_diffusion import GrowthConfig, GrowthScheduler, GrowthWarning, OrderError
+from autoprog_diffusion.growth.watch.folding import remind
 
 from .looping import DIT, SD, SMALL, add_adapter, begin, begin_adapters, run, scheduler, train
 
@@ -214,6 +216,24 @@ def test_misuse_step_is_never_called() -> None:
         train(model, optimizer, step)
     with pytest.warns(GrowthWarning, match="after 3 optimizer steps, but growth.step never was"):
         growth.fold(model)
+
+
+@pytest.mark.parametrize("ending", ["neither", "fold", "folded"])
+def test_misuse_fold_is_never_called(ending: str) -> None:
+    with warnings.catch_warnings(record=True):  # of other tests of this process
+        remind()
+    model, growth, optimizer = begin(2, family=DIT, stage_embedding=True)
+    run((model, growth, optimizer), 2, DIT)
+    if ending == "neither":
+        with pytest.warns(GrowthWarning, match="growth.fold was never called: the stage embedding is not in"):
+            remind()
+        growth.fold(model)
+    elif ending == "fold":
+        growth.fold(model)
+    else:
+        with growth.folded(model):
+            pass
+    remind()  # a warning is an error
 
 
 def test_misuse_step_is_not_called_for_a_hundred_steps() -> None:
