@@ -220,7 +220,8 @@ def test_misuse_step_is_never_called() -> None:
 
 @pytest.mark.parametrize("ending", ["neither", "fold", "folded"])
 def test_misuse_fold_is_never_called(ending: str) -> None:
-    with warnings.catch_warnings(record=True):  # of other tests of this process
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what other tests of this process left open
         remind()
     model, growth, optimizer = begin(2, family=DIT, stage_embedding=True)
     run((model, growth, optimizer), 2, DIT)
