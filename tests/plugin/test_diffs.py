@@ -84,7 +84,7 @@ def test_the_documents_quote_the_diffs() -> None:
         ("+", 'accelerator.log({"held_out": held_out.evaluate(unet).loss}, step=global_step)'),
     }
     assert {(sign, line) for sign in "+-" for line in changed(fragments, sign)} - known == optional
-    # The README has a loop of its own, with the same calls in the same order, and an average, which these scripts have.
+    # The README has a loop of its own, with the same calls in the same order, beside an average.
     calls = [re.search(r"growth\S*\(|= GrowthScheduler\(.*\)", line) for line in changed(quoted, "+")]
     wanted = [call.group() for call in calls if call is not None and "ema" not in call.group()]
     given = [line for line in changed(blocks("README.md")[0], "+") if not line.startswith("average")]
