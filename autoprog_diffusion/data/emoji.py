@@ -34,6 +34,7 @@ from .rows import split_by, with_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from PIL import Image
 
 Style = Literal["twemoji", "openmoji"]
 Split = Literal["train", "held_out", "all"]
@@ -75,12 +76,12 @@ def emoji_dataset(style: Style, *, size: int = 64, split: Split = "all") -> Data
     if type(size) is not int or not 1 <= size <= _MAX_SIZE:
         raise ValueError(f"size must be an integer from 1 to {_MAX_SIZE} pixels, not {size!r}")
     datasets = _import("datasets")
-    files = {name: _svg_files(name) for name in STYLES}
+    files = {name: svg_files(name) for name in STYLES}
     rows = []
     for emoji in _unicode_list():
         codepoints = emoji["unified"]
         category = emoji["category"]
-        key = _file_key(codepoints)
+        key = file_key(codepoints)
         # Components are skin tones and hair.
         if category == "Component" or not all(key in found for found in files.values()):
             continue
@@ -213,27 +214,32 @@ def _folder_of(package: str) -> Path:
     return Path(_import(package).__file__).parent
 
 
-def _file_key(codepoints: str) -> str:
+def file_key(codepoints: str) -> str:
     """Reduces a codepoint sequence to what all sources agree on: no variation selectors, no leading zeros."""
     parts = codepoints.lower().split("-")
     return "-".join(part.lstrip("0") for part in parts if part != "fe0f")
 
 
-def _svg_files(style: Style) -> dict[str, Path]:
-    """File of every emoji of a style, by `_file_key`."""
+def svg_files(style: Style) -> dict[str, Path]:
+    """File of every emoji of a style, by `file_key`."""
     package, folder = _SVG_FOLDERS[style]
     files = sorted((_folder_of(package) / folder).glob("*.svg"))
-    return {_file_key(file.stem): file for file in files}
+    return {file_key(file.stem): file for file in files}
 
 
-def _render(path: Path, size: int) -> bytes:
-    """Renders an SVG on white as PNG bytes."""
+def svg_image(svg: str, size: int) -> Image.Image:
+    """A graphic on white, as an RGB image of `size` times `size` pixels.
+
+    Args:
+        svg: The text of the file.
+        size: Height and width in pixels.
+    """
     from PIL import Image, ImageOps
 
     # Twice too large and then averaged: finer edges than resvg's own.
     double = 2 * size
     rendered = _import("resvg_py").svg_to_bytes(
-        svg_path=str(path),
+        svg_string=svg,
         width=double,
         height=double,
         background="white",
@@ -241,7 +247,11 @@ def _render(path: Path, size: int) -> bytes:
     )
     image = Image.open(io.BytesIO(bytes(rendered))).convert("RGB")
     # Not all graphics are square.
-    image = ImageOps.pad(image, (double, double), color="white").reduce(2)
+    return ImageOps.pad(image, (double, double), color="white").reduce(2)
+
+
+def _render(path: Path, size: int) -> bytes:
+    """Renders an SVG on white as PNG bytes."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    svg_image(path.read_text(encoding="utf-8"), size).save(buffer, format="PNG")
     return buffer.getvalue()

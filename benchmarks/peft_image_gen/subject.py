@@ -120,7 +120,7 @@ def write(pictures: Sequence[Picture], folder: Path, size: int) -> None:
     folder.mkdir(parents=True)
     lines = []
     for number, picture in enumerate(pictures):
-        name = f"{number:02}.png"
+        name = f"{number:04}.png"
         picture.image.resize((size, size), Image.Resampling.BILINEAR).save(folder / name)
         lines.append(json.dumps({"file_name": name, "text": picture.prompt}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import gallery_data as data
 
+from autoprog_diffusion.files import remove
+
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -71,7 +73,8 @@ def once(make: Callable[[Path], None], folder: Path) -> None:
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f"{folder.name}.unfinished")
-    data.remove(unfinished)
+    if unfinished.exists():
+        remove(unfinished)
     make(unfinished)
     unfinished.rename(folder)
 

