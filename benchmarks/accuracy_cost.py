@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -21,3 +22,17 @@ def ordinary_cost(accuracy: float, rows: dict[str, dict[str, Any]], key: str) ->
     whole = rows["full"]
     slope = (whole["accuracy"] - short["accuracy"]) / math.log(short[key])
     return math.exp((accuracy - whole["accuracy"]) / slope)
+
+
+def note_equal_accuracy(rows: dict[str, dict[str, Any]], keys: Iterable[str]) -> None:
+    """Add to every row, under `equal_accuracy_<key>`, what ordinary training costs to its accuracy over its own cost.
+
+    Args:
+        rows: By method, as `ordinary_cost` takes them; nothing is added without `full_short`.
+        keys: Costs.
+    """
+    if "full_short" not in rows:
+        return
+    for row in rows.values():
+        for key in keys:
+            row[f"equal_accuracy_{key}"] = row[key] * ordinary_cost(row["accuracy"], rows, key)

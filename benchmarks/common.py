@@ -12,7 +12,7 @@ import math
 import platform
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from types import ModuleType
@@ -80,6 +80,17 @@ def input_file(data_dir: Path, name: str, script: str) -> Path:
     if not path.is_file():
         raise SystemExit(f"there is no {path}: `python benchmarks/{script} --data_dir {data_dir}` makes it.")
     return path
+
+
+def check_names(only: Iterable[str], known: Collection[str]) -> None:
+    """Refuse names of `--only` that there are not.
+
+    Raises:
+        SystemExit: The message lists the known ones.
+    """
+    unknown = sorted(set(only) - set(known))
+    if unknown:
+        raise SystemExit(f"--only {unknown} is not known: use {list(known)}.")
 
 
 class Runs:

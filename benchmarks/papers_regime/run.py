@@ -28,7 +28,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 sys.path += [str(BENCHMARKS), str(BENCHMARKS / "time_to_quality")]
 
 from cases import CASES
-from common import Runs, facts
+from common import Runs, check_names, facts
 from loop import Loop
 from methods import METHODS, Method
 from quality import Judge
@@ -133,9 +133,7 @@ def run_missing(options: Options) -> None:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    unknown = sorted(set(options.only) - set(CHOSEN))
-    if unknown:
-        raise SystemExit(f"--only {unknown} is not known: use {list(CHOSEN)}.")
+    check_names(options.only, CHOSEN)
     torch.set_num_threads(1)
     if options.quick:
         options = replace(options, seeds=1, steps=QUICK_STEPS, results=Path(tempfile.mkdtemp()))

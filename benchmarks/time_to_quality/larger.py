@@ -26,8 +26,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that al
 
 from against import rows_against_full
 from cases import LARGER
-from common import Runs, print_rows, save
-from methods import METHODS, Method
+from common import Runs, check_names, print_rows, save
+from methods import METHODS, Method, late_plan
 from run import COMMITTED, Job, Options, run
 from table import TUNING_SEED, best_rate
 
@@ -48,8 +48,7 @@ def low_at_first(count: int, steps: int, seed: int) -> GrowthPlan:
 
 def low_then_late(count: int, steps: int, seed: int) -> GrowthPlan:
     """Half the resolution for 30 % of the run, then the default's late freezing."""
-    del seed
-    late = fixed_plan(GrowthConfig(**freezing_from(0.4, min(8, count))), count, steps).stages
+    late = late_plan(count, steps, seed).stages
     whole = Stage(round(0.3 * steps), late[0].blocks)
     return GrowthPlan(count, steps, (replace(late[0], resolution=0.5), whole, *late[1:]))
 
@@ -159,9 +158,7 @@ def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
-    unknown = sorted(set(arguments.only) - set(LARGER))
-    if unknown:
-        raise SystemExit(f"--only {unknown} is not known: use {list(LARGER)}.")
+    check_names(arguments.only, LARGER)
     torch.set_num_threads(1)
     runs = Runs(COMMITTED / "larger.jsonl")
     for job in [] if arguments.table else jobs(arguments.only or tuple(LARGER), runs):

@@ -26,8 +26,8 @@ import tyro
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
-from accuracy_cost import ordinary_cost
-from common import DATA, Runs, facts, print_rows, save
+from accuracy_cost import note_equal_accuracy
+from common import DATA, Runs, check_names, facts, print_rows, save
 
 from autoprog_diffusion.training.run import run
 from autoprog_diffusion.vit.training.arguments import Arguments, parse
@@ -36,31 +36,46 @@ from autoprog_diffusion.vit.training.pretraining import Pretraining
 
 HERE = Path(__file__).parent
 EPOCHS = 20
+IMAGES = 50_000
 BATCH = 128
+QUICK_STEPS = 24
 COMMON = (
     "--model transformers:vit --model_kwargs num_hidden_layers 8 hidden_size 160 num_attention_heads 4 patch_size 8 "
     f"--img_size 32 --batch_size {BATCH} --lr 1e-3 --weight_decay 0.05 --min_lr 1e-5 --clip_grad 1.0 --smoothing 0.0 "
     "--crop pad --aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.998 --min_depth 0.5 "
     "--resolutions 16 16 24 32 --search_samples 512 --checkpoints_total_limit 1"
 )
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of pretraining.
+
+    Attributes:
+        words: For tables.
+        flags: Of `vit/pretrain.py`.
+        share: Length of its schedule, as a fraction of the full one.
+        strides: Pixels from one token to the next in every stage, which no flag says; None for the model's own.
+    """
+
+    words: str
+    flags: str
+    share: float = 1.0
+    strides: tuple[int, ...] | None = None
+
+
 METHODS = {
-    "full": "--growth off",
-    "full_short": "--growth off",
-    "fixed": "--search fixed",
-    "stacking": "--search fixed --operator stacking",
-    "zero_shot": "--search zero_shot",
-    "one_shot": "--search one_shot",
-    "retokenization": "--search fixed --min_depth 1 --num_stages 2 --boundaries 0.44 --resolutions 32 32",
-}
-STRIDES = (16, 8)  # of re-tokenization: 4 tokens, then 16
-WORDS = {
-    "full": "ordinary training",
-    "full_short": "ordinary training, half the epochs",
-    "fixed": "fixed schedule",
-    "stacking": "fixed schedule, stacked blocks",
-    "zero_shot": "zero-shot search",
-    "one_shot": "one-shot search",
-    "retokenization": "re-tokenization, whole depth",
+    "full": Method("ordinary training", "--growth off"),
+    "full_short": Method("ordinary training, half the epochs", "--growth off", share=0.5),
+    "fixed": Method("fixed schedule", "--search fixed"),
+    "stacking": Method("fixed schedule, stacked blocks", "--search fixed --operator stacking"),
+    "zero_shot": Method("zero-shot search", "--search zero_shot"),
+    "one_shot": Method("one-shot search", "--search one_shot"),
+    "retokenization": Method(
+        "re-tokenization, whole depth",
+        "--search fixed --min_depth 1 --num_stages 2 --boundaries 0.44 --resolutions 32 32",
+        strides=(16, 8),  # 4 tokens, then 16
+    ),
 }
 
 
@@ -104,13 +119,12 @@ def parquet(folder: Path, part: str) -> str:
     return str(path)
 
 
-def arguments(method: str, seed: int, options: Options) -> Arguments:
+def arguments(name: str, seed: int, options: Options) -> Arguments:
     """Flags of one run of `vit/pretrain.py`."""
-    epochs = options.epochs / 2 if method == "full_short" else options.epochs
-    steps = round(epochs * 50_000 / BATCH)
-    if options.quick:
-        steps = 12 if method == "full_short" else 24
-    flags = f"{COMMON} {METHODS[method]} --seed {seed} --max_train_steps {steps} --warmup_steps {steps // 20}".split()
+    method = METHODS[name]
+    whole = QUICK_STEPS if options.quick else options.epochs * IMAGES / BATCH
+    steps = round(method.share * whole)
+    flags = f"{COMMON} {method.flags} --seed {seed} --max_train_steps {steps} --warmup_steps {steps // 20}".split()
     flags += ["--validation_steps", str(max(1, steps // 8)), "--checkpointing_steps", str(max(1, steps // 24))]
     if options.quick:
         flags += [
@@ -126,10 +140,10 @@ def arguments(method: str, seed: int, options: Options) -> Arguments:
     flags += ["--train_data", parquet(options.data_dir, "train")]
     if not options.quick:
         flags += ["--val_data", parquet(options.data_dir, "test")]
-    output = options.state / f"{method}_{seed}"
+    output = options.state / f"{name}_{seed}"
     args = parse([*flags, "--output_dir", str(output), "--resume_from_checkpoint", "latest"])
-    if method == "retokenization":
-        args = replace(args, growth=replace(args.growth, strides=STRIDES))
+    if method.strides is not None:
+        args = replace(args, growth=replace(args.growth, strides=method.strides))
     return args
 
 
@@ -159,22 +173,20 @@ def table(runs: Runs) -> list[dict[str, Any]]:
     """Means over seeds per method: accuracy in percent, and what ordinary training needs for the same accuracy."""
     full = {key: mean(row[key] for row in runs.all(method="full")) for key in ("cpu_seconds", "flops")}
     rows: dict[str, dict[str, Any]] = {}
-    for method, words in WORDS.items():
+    for method, settings in METHODS.items():
         found = runs.all(method=method)
         if not found:
             continue
         rows[method] = {
             "method": method,
-            "words": words,
+            "words": settings.words,
             "seeds": len(found),
             "steps": found[0]["steps"],
             "accuracy": 100 * mean(row["accuracy"] for row in found),
             "cpu_minutes": mean(row["cpu_seconds"] for row in found) / 60,
             **{key: full[key] / mean(row[key] for row in found) for key in full},
         }
-    for row in rows.values() if "full_short" in rows else ():
-        for key in full:
-            row[f"equal_accuracy_{key}"] = row[key] * ordinary_cost(row["accuracy"], rows, key)
+    note_equal_accuracy(rows, full)
     return list(rows.values())
 
 
@@ -186,11 +198,11 @@ def draw(runs: Runs, path: Path) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     units = {"cpu_seconds": (60, "CPU minutes of training and search"), "flops": (1e15, "PFLOPs of training steps")}
     for axis, (key, (unit, label)) in zip(axes, units.items(), strict=True):
-        for index, (method, words) in enumerate(WORDS.items()):
+        for index, (method, settings) in enumerate(METHODS.items()):
             for seed, row in enumerate(runs.all(method=method)):
                 costs = [point[key] / unit for point in row["curve"]]
                 accuracies = [100 * point["ema_accuracy"] for point in row["curve"]]
-                name = words if seed == 0 else None
+                name = settings.words if seed == 0 else None
                 axis.plot(costs, accuracies, color=f"C{index}", linewidth=0.8, alpha=0.6)
                 axis.plot(costs[-1], accuracies[-1], "o", color=f"C{index}", markersize=5, label=name)
         axis.set(xlabel=label)
@@ -203,6 +215,7 @@ def draw(runs: Runs, path: Path) -> None:
 
 def main(options: Options) -> None:
     """The runs that are missing, then the table and the plot."""
+    check_names(options.only, METHODS)
     torch.set_num_threads(1)
     if options.quick and options.results == HERE:
         options = replace(options, results=options.state / "quick", state=options.state / "quick")

@@ -26,7 +26,7 @@ from accelerate.utils import set_seed
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
-from accuracy_cost import ordinary_cost
+from accuracy_cost import note_equal_accuracy
 from common import DATA, Runs, facts, input_file, print_rows, save
 
 from autoprog_diffusion.vit.autoprog_one.scheduler import ViTGrowth
@@ -140,9 +140,7 @@ def table(runs: Runs) -> list[dict[str, Any]]:
         row |= {"deviation": pstdev(accuracy), "online": mean(online)}
         row |= {key: full[key] / mean(run[key] for run in found) for key in full}
         rows[method] = row
-    for row in rows.values() if "full_short" in rows else ():
-        for key in full:
-            row[f"equal_accuracy_{key}"] = row[key] * ordinary_cost(row["accuracy"], rows, key)
+    note_equal_accuracy(rows, full)
     return list(rows.values())
 
 
