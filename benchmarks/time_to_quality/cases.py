@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ASSETS
+from common import ASSETS, ROOT
 from PIL import Image
 from torch import nn
 
@@ -26,7 +26,7 @@ from autoprog_diffusion.tasks.arguments import (
     noise_settings,
 )
 from autoprog_diffusion.tasks.class_conditional import ClassConditional, ClassSettings, draw_classes, set_classes
-from autoprog_diffusion.tasks.flow_matching import FlowMatching, FlowSettings
+from autoprog_diffusion.tasks.flow_matching import FlowMatching, FlowSettings, load_flow
 from autoprog_diffusion.tasks.stable_diffusion import TextToImage, load_pipeline
 from autoprog_diffusion.tasks.tiny_pipelines import load_tiny_dit, load_tiny_flow
 from autoprog_diffusion.training.build import make_accelerator, make_latents
@@ -37,6 +37,7 @@ from autoprog_diffusion.training.samples import draw_prompts, sample_images
 
 
 SIZE = 64
+PRETRAINED = ROOT / "runs" / "larger"  # by pretrain_larger.py
 PICTURE_STEPS, GUIDANCE = 8, 3.0
 
 
@@ -165,11 +166,13 @@ def _latents(pipeline: Any, data: Any, settings: Any, size: int = SIZE) -> Laten
     return make_latents(pipeline, data, settings, accelerator, resolution=size)
 
 
-def _sd(style: str, size: int = SIZE) -> Callable[[int, Path, Path | None], Subject]:
+def _sd(
+    style: str, size: int = SIZE, source: Path = ASSETS / "tiny_sd"
+) -> Callable[[int, Path, Path | None], Subject]:
     def load(seed: int, folder: Path, data_dir: Path | None) -> Subject:
         args, other = (_arguments(Arguments, seed, folder / part) for part in ("train", "held"))
         train, held = _split(_style(style, data_dir, size), 20)
-        pipeline = load_pipeline(str(ASSETS / "tiny_sd"))
+        pipeline = load_pipeline(_there(source))
         parts = [
             TextToImage(pipeline, _latents(pipeline, data, settings, size), noise_settings(settings))
             for data, settings in ((train, args), (held, other))
@@ -186,19 +189,14 @@ def _sd(style: str, size: int = SIZE) -> Callable[[int, Path, Path | None], Subj
     return load
 
 
-def _flow(style: str, size: int = SIZE) -> Callable[[int, Path, Path | None], Subject]:
+def _flow(style: str, size: int = SIZE, source: Path | None = None) -> Callable[[int, Path, Path | None], Subject]:
     def load(seed: int, folder: Path, data_dir: Path | None) -> Subject:
         flow = FlowSettings(max_sequence_length=16, proportion_empty_prompts=0.1)
         args = _arguments(FlowMatchingArguments, seed, folder / "train", flow=flow)
         full = dataclasses.replace(flow, proportion_empty_prompts=0.0)
         other = _arguments(FlowMatchingArguments, seed, folder / "held", flow=full)
         train, held = _split(_style(style, data_dir, size), 20)
-        pipeline = load_tiny_flow(ASSETS)
-        # SD3's rule for more tokens (arXiv 2403.03206, section 5.3.2): the shift grows like the side.
-        config = pipeline.scheduler.config
-        pipeline.register_modules(
-            scheduler=type(pipeline.scheduler).from_config(config, shift=config.shift * size / SIZE)
-        )
+        pipeline = _tiny_flow(size) if source is None else load_flow(_there(source))
         parts = [
             FlowMatching(pipeline, _latents(pipeline, data, settings, size), settings.flow, noise_settings(settings))
             for data, settings in ((train, args), (held, other))
@@ -211,6 +209,27 @@ def _flow(style: str, size: int = SIZE) -> Callable[[int, Path, Path | None], Su
         return _captioned(pipeline, pipeline.transformer, parts, (train, held), multiple=8, draw=draw)
 
     return load
+
+
+def _tiny_flow(size: int) -> Any:
+    """The bundled SD3 pipeline for images that may be larger than those it was pretrained on."""
+    pipeline = load_tiny_flow(ASSETS)
+    # SD3's rule for more tokens (arXiv 2403.03206, section 5.3.2): the shift grows like the side.
+    config = pipeline.scheduler.config
+    pipeline.register_modules(scheduler=type(pipeline.scheduler).from_config(config, shift=config.shift * size / SIZE))
+    return pipeline
+
+
+def _there(folder: Path) -> str:
+    """A pipeline's folder.
+
+    Raises:
+        CaseError: It is not there; the message says how to make it.
+    """
+    if not (folder / "model_index.json").is_file():
+        script = f"recipes/assets/build/pretrain_larger.py --model {folder.name}"
+        raise CaseError(f"there is no pipeline in {folder}: run `python {script}` for 90 minutes, then with --export.")
+    return str(folder)
 
 
 def _dit(seed: int, folder: Path, data_dir: Path | None) -> Subject:
@@ -293,5 +312,15 @@ LARGER = {
     for case in (
         Case("sd_128", "tiny SD to OpenMoji, 128 pixels", 8, 160, _sd("openmoji", 2 * SIZE)),
         Case("flow_128", "tiny SD3 to OpenMoji, 128 pixels", 8, 160, _flow("openmoji", 2 * SIZE)),
+    )
+}
+# Models of 28 and 31 M parameters, pretrained at the side they are fine-tuned at.
+MORE_PARAMETERS = {
+    case.name: case
+    for case in (
+        Case("sd_28m", "UNet of 28 M to OpenMoji, 128 pixels", 8, 160, _sd("openmoji", 2 * SIZE, PRETRAINED / "unet")),
+        Case(
+            "flow_31m", "SD3 of 31 M to OpenMoji, 128 pixels", 8, 160, _flow("openmoji", 2 * SIZE, PRETRAINED / "flow")
+        ),
     )
 }

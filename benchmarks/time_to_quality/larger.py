@@ -12,10 +12,8 @@ rule). Rates are tuned on seed 0; the others are reported. Every run leaves a li
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -24,19 +22,12 @@ import tyro
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
-from against import rows_against_full
 from cases import LARGER
-from common import Runs, check_names, print_rows, save
 from methods import METHODS, Method, late_plan
-from run import COMMITTED, Job, Options, run
-from table import TUNING_SEED, best_rate
+from study import Arguments, Study
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, Stage, fixed_plan
 from autoprog_diffusion.growth.presets import freezing_from
-
-
-SEEDS = {"sd_128": (1, 2), "flow_128": (1,)}
-STEPS = 160
 
 
 def low_at_first(count: int, steps: int, seed: int) -> GrowthPlan:
@@ -70,6 +61,7 @@ CHOSEN = {
         METHODS["full_quarter"],
         METHODS["full_average"],
         METHODS["late_average"],
+        METHODS["later_average"],
         METHODS["resolution"],
         Method("low_first", "half the resolution for 30 %", plan=low_at_first),
         Method("low_first_average", "the same, average", plan=low_at_first, **AVERAGED),
@@ -93,6 +85,7 @@ LIKE = {
     "full_short": "full",
     "full_quarter": "full",
     "late_average": "full_average",
+    "later_average": "full_average",
     "low_first": "resolution",
     "low_first_average": "full_average",
     "low_late_average": "full_average",
@@ -101,74 +94,17 @@ LIKE = {
 }
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """What to run.
-
-    Attributes:
-        only: Names of cases; none for both.
-        table: Print the table of the runs that are there, and stop.
-    """
-
-    only: tuple[str, ...] = ()
-    table: bool = False
-
-
-def jobs(names: tuple[str, ...], runs: Runs) -> Iterator[Job]:
-    """Every run; a tuned rate is read when it is due."""
-    for name in names:
-        case = LARGER[name]
-        for method, rates in TUNED.items():
-            for rate in rates:
-                yield Job(case, CHOSEN[method], TUNING_SEED, rate, STEPS)
-        for seed in SEEDS[name]:
-            for method, settings in CHOSEN.items():
-                yield Job(case, settings, seed, rate_of(runs, name, method), round(STEPS * settings.share))
-
-
-def rate_of(runs: Runs, case: str, method: str) -> float:
-    """The rate that a method is reported with."""
-    tuned = LIKE.get(method, method)
-    return best_rate(runs.rows, case, tuned) or TUNED[tuned][0]
-
-
-def table(runs: Runs) -> list[dict[str, Any]]:
-    """A row for every case and method, against full fine-tuning: means over the seeds that have all of full's runs."""
-    titles = {method: settings.title for method, settings in CHOSEN.items()}
-    rows = []
-    for name, case in LARGER.items():
-        found: dict[str, list[dict[str, Any]]] = {method: [] for method in CHOSEN}
-        for seed in SEEDS[name]:
-            reported = [
-                row for row in runs.all(case=name, seed=seed) if row["rate"] == rate_of(runs, name, row["method"])
-            ]
-            for row in rows_against_full({row["method"]: row for row in reported}, titles):
-                found[row["name"]].append(row)
-        rows += [
-            {"case": case.title, "seeds": len(several), **averaged(several)} for several in found.values() if several
-        ]
-    return rows
-
-
-def averaged(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means of the numbers of a method's rows, one a seed."""
-    numbers = {key: mean(row[key] for row in rows) for key, value in rows[0].items() if isinstance(value, float)}
-    return {**rows[0], **numbers}
-
-
-def main() -> None:
-    arguments = tyro.cli(Arguments, description=__doc__)
-    check_names(arguments.only, LARGER)
-    torch.set_num_threads(1)
-    runs = Runs(COMMITTED / "larger.jsonl")
-    for job in [] if arguments.table else jobs(arguments.only or tuple(LARGER), runs):
-        if runs.one(**job.key) is None:
-            last = runs.add(run(job, Options(pictures=False), {}))["curve"][-1]
-            print(f"{job}: held-out loss {last['held_out_loss']:.4f}, {last['cpu']:.1f} CPU s", flush=True)
-    rows = table(runs)
-    print_rows("latents of 32x32", rows)
-    save(Path(__file__).with_name("larger.json"), {"rows": rows})
+STUDY = Study(
+    name="larger",
+    title="latents of 32x32",
+    cases=LARGER,
+    seeds={"sd_128": (1, 2), "flow_128": (1, 2)},
+    methods=CHOSEN,
+    tuned=TUNED,
+    like=LIKE,
+)
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    STUDY.run(tyro.cli(Arguments, description=__doc__))

@@ -238,6 +238,31 @@ def test_larger_images_are_trained_and_judged_at_their_own_size(name: str, tmp_p
     assert starts["autoprog_zero"] == pytest.approx(starts["full"], rel=0.01)
 
 
+def test_a_study_reports_at_the_rate_that_seed_0_chose(tmp_path: Path) -> None:
+    from common import Runs
+    from more_parameters import STUDY
+
+    runs = Runs(tmp_path / "runs.jsonl")
+    tuned = list(STUDY.jobs(["sd_28m"], runs))
+    assert {job.rate for job in tuned if job.seed == 0 and job.method.name == "full"} == set(STUDY.tuned["full"])
+    for job in tuned:
+        if job.seed == 0:
+            loss = abs(job.rate - 5e-4)
+            runs.add({**job.key, "curve": [{"held_out_loss": loss}]})
+    reported = {job.method.name: job for job in STUDY.jobs(["sd_28m"], runs) if job.seed == 1}
+    assert set(reported) == set(STUDY.methods)
+    assert reported["full_quarter"].steps == 40
+    assert reported["full_quarter"].rate == reported["late_average"].rate == 5e-4
+    assert reported["lora_average"].rate == 1e-3
+
+
+def test_a_model_that_was_not_pretrained_is_asked_for(tmp_path: Path) -> None:
+    from cases import CaseError, _sd
+
+    with pytest.raises(CaseError, match="pretrain_larger.py --model unet"):
+        _sd("openmoji", 128, tmp_path / "unet")(0, tmp_path, None)
+
+
 def test_time_shifts_with_the_side_of_the_images(tmp_path: Path) -> None:
     from cases import CASES, LARGER
 

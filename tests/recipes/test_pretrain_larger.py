@@ -42,5 +42,7 @@ def test_a_run_that_is_cut_goes_on_and_is_exported(script: ModuleType, tmp_path:
     script.main([*short, "--steps", "2", "--output_dir", str(tmp_path / "cut")])
     assert script.load_state(tmp_path / "cut" / f"{kind}_state.pt")["step"] == 2
     script.main(["--model", kind, "--export", "--output_dir", str(tmp_path / "once")])
-    cls = diffusers.UNet2DConditionModel if kind == "unet" else diffusers.SD3Transformer2DModel
-    cls.from_pretrained(tmp_path / "once" / kind / ("unet" if kind == "unet" else "transformer"))
+    cls = diffusers.StableDiffusionPipeline if kind == "unet" else diffusers.StableDiffusion3Pipeline
+    pipeline = cls.from_pretrained(tmp_path / "once" / kind)
+    picture = pipeline("a red heart", height=128, width=128, num_inference_steps=1).images[0]
+    assert picture.size == (128, 128)

@@ -1,11 +1,12 @@
 """Pretrains a UNet and an SD3 transformer of 20 to 40 M parameters at latents of 32x32, on Twemoji at 128 pixels.
 
-Latents are those of tiny_sd's VAE, text those of its encoder, which do not train. One core takes hours: a session that
-is cut goes on from its state, which is saved every few minutes. The weights are not kept in the repository::
+Latents are those of tiny_sd's VAE, text that of its encoder; both are kept as they are. The first half of the time
+goes to pictures of 64 pixels, where a step takes a quarter. A session that is cut goes on from its state, which is
+saved every few minutes. The weights are not kept in the repository::
 
-    python recipes/assets/build/pretrain_larger.py --model unet --minutes 240
-    python recipes/assets/build/pretrain_larger.py --model flow --minutes 240
-    python recipes/assets/build/pretrain_larger.py --model unet --export   # runs/larger/unet, as Diffusers saves it
+    python recipes/assets/build/pretrain_larger.py --model unet --minutes 90
+    python recipes/assets/build/pretrain_larger.py --model flow --minutes 90
+    python recipes/assets/build/pretrain_larger.py --model unet --export   # runs/larger/unet, a Diffusers pipeline
     python recipes/assets/build/pretrain_larger.py --model unet --steps 2 --images 8 --batch_size 2   # to try it
 """
 
@@ -21,13 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from cached_latents import ASSETS, zero_output
-from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from emoji_images import encode
 from sd_models import MAX_TOKENS, build_scheduler
 from sd_unet import denoising_loss
 from sessions import Clock, batch_indices, learning_rate, load_state, save_state, set_rate, ticks
-from tiny_flow import build_flow, flow_loss, flow_scheduler
+from tiny_flow import flow_loss, flow_scheduler
 from torch import Tensor, nn
 
 from autoprog_diffusion.data.emoji import emoji_dataset
@@ -36,7 +37,7 @@ from autoprog_diffusion.tasks.tiny_pipelines import flow_pipeline
 
 PIXELS = 128
 SIDE = PIXELS // 4  # of the latents
-TEXT = 256  # width: both text encoders side by side
+TEXT = 128  # width of the text encoder; SD3 has two of them side by side
 DROPPED = 0.1  # captions
 
 
@@ -67,9 +68,9 @@ def build_transformer() -> SD3Transformer2DModel:
         num_layers=6,
         attention_head_dim=32,
         num_attention_heads=12,
-        joint_attention_dim=TEXT,
+        joint_attention_dim=2 * TEXT,
         caption_projection_dim=384,
-        pooled_projection_dim=TEXT,
+        pooled_projection_dim=2 * TEXT,
         pos_embed_max_size=SIDE // 2,
         qk_norm="rms_norm",
     )
@@ -82,22 +83,32 @@ def build_transformer() -> SD3Transformer2DModel:
 BUILD = {"unet": build_unet, "flow": build_transformer}
 
 
-class Data:
-    """Cached posteriors, (N, 4, 32, 32), and the text of every caption, the empty one last."""
+def pipeline_of(name: str, model: Any) -> StableDiffusionPipeline | StableDiffusion3Pipeline:
+    """The Diffusers pipeline around a model; all its other parts are those of tiny_sd."""
+    if name == "flow":
+        return flow_pipeline(model, flow_scheduler(), ASSETS)
+    return StableDiffusionPipeline.from_pretrained(ASSETS / "tiny_sd", unet=model)
 
-    def __init__(self, count: int | None) -> None:
-        data = emoji_dataset("twemoji", size=PIXELS)
+
+class Data:
+    """Cached posteriors of one size, (N, 4, side, side), and the text of every caption, the empty one last."""
+
+    def __init__(self, pipeline: Any, *, pixels: int, count: int | None) -> None:
+        data = emoji_dataset("twemoji", size=pixels)
         rows = range(len(data) if count is None else min(count, len(data)))
         pictures = np.stack([np.asarray(data[row]["image"].convert("RGB")) for row in rows])
-        vae = AutoencoderKL.from_pretrained(ASSETS / "tiny_sd" / "vae").eval()
-        self.mean, self.std = encode(vae, torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous())
-        pipeline = flow_pipeline(build_flow(), flow_scheduler(), ASSETS)
-        captions = [data[row]["text"] for row in rows]
+        self.mean, self.std = encode(pipeline.vae.eval(), torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous())
+        captions = [*(data[row]["text"] for row in rows), ""]
         with torch.no_grad():
-            tokens, _, self.pooled, _ = pipeline.encode_prompt(
-                [*captions, ""], None, None, max_sequence_length=MAX_TOKENS, do_classifier_free_guidance=False
-            )
+            if isinstance(pipeline, StableDiffusionPipeline):
+                tokens, _ = pipeline.encode_prompt(captions, torch.device("cpu"), 1, False)
+                pooled = None
+            else:
+                tokens, _, pooled, _ = pipeline.encode_prompt(
+                    captions, None, None, max_sequence_length=MAX_TOKENS, do_classifier_free_guidance=False
+                )
         self.tokens = tokens[:, :MAX_TOKENS]
+        self.pooled = pooled
 
     def latents(self, index: Tensor) -> Tensor:
         """One draw of every posterior."""
@@ -109,7 +120,7 @@ def loss_of(name: str, model: Any, data: Data, index: Tensor) -> Tensor:
     latents = data.latents(index)
     if name == "flow":
         with torch.autocast("cpu", torch.bfloat16):
-            return flow_loss(model, latents, index, data.tokens, data.pooled, fill=0)
+            return flow_loss(model, latents, index, data.tokens, data.pooled, fill=MAX_TOKENS)
     rows = torch.where(torch.rand(len(index)) < DROPPED, len(data.tokens) - 1, index)
     return denoising_loss(partial(predict, model, data), build_scheduler(), latents, rows)  # type: ignore[arg-type]
 
@@ -122,8 +133,9 @@ def predict(model: Any, data: Data, noisy: Tensor, timesteps: Tensor, rows: Tens
 def train(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Train for the given time or steps, all sessions together; leaves `<model>_state.pt`."""
     torch.manual_seed(args.seed)
-    data = Data(args.images)
     model = BUILD[args.model]()
+    pipeline = pipeline_of(args.model, model)
+    low, high = (Data(pipeline, pixels=pixels, count=args.images) for pixels in (PIXELS // 2, PIXELS))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     ema = EMAModel(model.parameters(), decay=args.ema_decay, foreach=True)
     path = work / f"{args.model}_state.pt"
@@ -145,6 +157,7 @@ def train(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     for step, progress in ticks(clock, first, args.model):
         torch.manual_seed(args.seed + step)
         set_rate(optimizer, learning_rate(args.lr, step, progress))
+        data = low if progress < args.low_share else high
         loss = loss_of(args.model, model, data, batch_indices(step, args.batch_size, len(data.mean), args.seed))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -161,7 +174,7 @@ def train(args: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def export(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Write the averaged weights as fp16, and their scheduler.
+    """Write the averaged weights as fp16, in their pipeline.
 
     Raises:
         ValueError: Nothing was trained.
@@ -175,9 +188,7 @@ def export(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     ema.load_state_dict(state["ema"])
     ema.copy_to(model.parameters())
     folder = work / args.model
-    model.half().save_pretrained(folder / ("unet" if args.model == "unet" else "transformer"))
-    scheduler: Any = build_scheduler() if args.model == "unet" else flow_scheduler()
-    scheduler.save_pretrained(folder / "scheduler")
+    pipeline_of(args.model, model.half()).save_pretrained(folder)
     return {"steps": state["step"], "folder": str(folder)}
 
 
@@ -187,7 +198,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--model", choices=BUILD, required=True)
     parser.add_argument("--export", action="store_true", help="write the weights instead of training")
     parser.add_argument("--output_dir", default="runs/larger")
-    parser.add_argument("--minutes", type=float, default=240.0, help="of all sessions together")
+    parser.add_argument("--minutes", type=float, default=90.0, help="of all sessions together")
+    parser.add_argument("--low_share", type=float, default=0.5, help="part of the time with pictures of half the size")
     parser.add_argument("--steps", type=int, help="instead of --minutes")
     parser.add_argument("--images", type=int, help="use only so many")
     parser.add_argument("--batch_size", type=int, default=32)

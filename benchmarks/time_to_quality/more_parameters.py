@@ -1,0 +1,61 @@
+"""Models of 28 and 31 M parameters: do the gains hold where arithmetic takes the time of a step, and not overhead?
+
+    python recipes/assets/build/pretrain_larger.py --model unet             # and flow: 90 minutes of a core each
+    python recipes/assets/build/pretrain_larger.py --model unet --export
+    OMP_NUM_THREADS=1 python benchmarks/time_to_quality/more_parameters.py  # the runs that are missing, then the table
+    python benchmarks/time_to_quality/more_parameters.py --table            # the table of the runs that are there
+
+A UNet and an SD3 transformer, pretrained on Twemoji at 128 pixels, learn OpenMoji at latents of 32x32. Rates are tuned
+on seed 0; seed 1 is reported. Every run leaves a line in more_parameters.jsonl.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import tyro
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
+
+from cases import MORE_PARAMETERS
+from larger import CHOSEN as LARGER_METHODS
+from methods import METHODS
+from study import Arguments, Study
+
+
+STUDY = Study(
+    name="more_parameters",
+    title="models of 28 and 31 M parameters",
+    cases=MORE_PARAMETERS,
+    seeds={name: (1,) for name in MORE_PARAMETERS},
+    methods={
+        "full": METHODS["full"],
+        "full_short": METHODS["full_short"],
+        "full_quarter": METHODS["full_quarter"],
+        "full_average": METHODS["full_average"],
+        "late_average": METHODS["late_average"],
+        "later_average": METHODS["later_average"],
+        "lora_average": METHODS["lora_average"],
+        "autoprog_zero": LARGER_METHODS["autoprog_zero"],
+    },
+    tuned={
+        "full": (1.25e-4, 2.5e-4, 5e-4, 1e-3),
+        "full_average": (1.25e-4, 2.5e-4, 5e-4),
+        "lora_average": (1e-3, 2e-3, 4e-3, 8e-3),
+    },
+    like={
+        "full_short": "full",
+        "full_quarter": "full",
+        "late_average": "full_average",
+        "later_average": "full_average",
+        "autoprog_zero": "full",
+    },
+)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    STUDY.run(tyro.cli(Arguments, description=__doc__))
