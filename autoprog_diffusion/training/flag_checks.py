@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from importlib.util import find_spec
@@ -60,6 +61,8 @@ NAMES = (
     "pretrained_model_name_or_path",
     "validation_data_dir",
 )
+# Flags that name what is on this machine, and nothing on the Hub.
+LOCAL_NAMES = ("train_data_dir", "instance_data_dir", "validation_data_dir")
 # Flags of Adam that Adafactor does without.
 OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 # Flags beside those of growth that count with --growth off as well.
@@ -184,6 +187,22 @@ def check_not_blank(values: Mapping[str, Any]) -> None:
         value = values.get(name)
         if isinstance(value, str) and not value.strip():
             raise ConfigError(f"--{name} is empty: give a folder or name, or remove the flag for the default.")
+
+
+def check_local(values: Mapping[str, Any]) -> None:
+    """Refuse data that is not there, before a model is loaded for it.
+
+    Args:
+        values: Flag -> value.
+
+    Raises:
+        ConfigError: A flag names a folder or file that does not exist.
+    """
+    for name in LOCAL_NAMES:
+        value = values.get(name)
+        if isinstance(value, str) and not os.path.exists(os.path.expanduser(value)):
+            where = f" (looked for in {os.getcwd()})" if not os.path.isabs(os.path.expanduser(value)) else ""
+            raise ConfigError(f"--{name} {value} does not exist{where}: give a folder of images, or a file of them.")
 
 
 def check_seed_and_finite(values: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from .arguments import (
     flat_flags,
     growth_config,
 )
-from .flag_checks import check_not_blank, check_seed_and_finite
+from .flag_checks import check_local, check_not_blank, check_seed_and_finite
 
 
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
@@ -237,6 +237,7 @@ def check_arguments(args: Arguments) -> None:
     values = flat(asdict(args))
     check_output(args.output)
     check_not_blank(values)
+    check_local(values)
     check_seed_and_finite(values)
     check_positive(values, POSITIVE)
     check_numbers(values, NOT_NEGATIVE, lambda value: value >= 0, "0 or more")

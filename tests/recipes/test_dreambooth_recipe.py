@@ -84,7 +84,7 @@ def test_the_prior_changes_what_is_learned(new_run: NewRun, script: Script, subj
 
 BAD = {
     "no prompt": (("--instance_prompt", ""), "--instance_prompt is missing"),
-    "no folder": (("--instance_data_dir", "{tmp}/none"), "--instance_data_dir .*none is not a folder"),
+    "no folder": (("--instance_data_dir", "{tmp}/none"), "--instance_data_dir .*none does not exist"),
     "no image": (("--instance_data_dir", "{tmp}"), "holds no image file"),
     "corrupt": (("--instance_data_dir", "{tmp}/corrupt"), r"image 0 of the training set cannot be decoded.*0\.png"),
     "batch": (("--train_batch_size", 4), "the training set has 3 images, fewer than one batch of 4"),

@@ -114,7 +114,7 @@ BAD = {
     "model": (("--pretrained_model_name_or_path", "{tmp}/dit"), "is a DiTPipeline, which this recipe does not train"),
     "flow": (("--weighting_scheme", "mode"), "--weighting_scheme is for flow matching"),
     "empty": (("--proportion_empty_prompts", 1.5), "--proportion_empty_prompts 1.5 is not allowed"),
-    "data": (("--train_data_dir", "{tmp}/none"), "is not a folder with files"),
+    "data": (("--train_data_dir", "{tmp}/none"), "none does not exist"),
 }
 
 

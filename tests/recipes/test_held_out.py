@@ -265,7 +265,7 @@ def test_too_few_images_train_without(new_run: NewRun, script: Script) -> None:
         (("--stop_patience", 0), "--stop_patience 0 is not allowed: use a number above 0"),
         (("--held_out_share", 0.9), "--held_out_share 0.9 is not allowed: use a number above 0, at most 0.5"),
         (("--evaluation_share", 0), "--evaluation_share 0.0 is not allowed"),
-        (("--validation_data_dir", "{tmp}/none"), "is not a folder with files in it"),
+        (("--validation_data_dir", "{tmp}/none"), "none does not exist"),
         (("--validation_data_dir", "{tmp}/one"), "has 1 images: give 2 or more, or remove the flag"),
     ],
 )

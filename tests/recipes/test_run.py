@@ -26,7 +26,7 @@ RECIPE = load_recipe("finetune_sd").FinetuneSD()
 BAD = {
     "batch": (("--train_batch_size", 25), "24 images, fewer than one batch of 25"),
     "model": (("--pretrained_model_name_or_path", "{tmp}"), "cannot be loaded as a Stable Diffusion pipeline"),
-    "data": (("--train_data_dir", "{tmp}/nothing"), "nothing is not a folder with files in it"),
+    "data": (("--train_data_dir", "{tmp}/nothing"), "nothing does not exist"),
     "both": (("--dataset_name", "x"), "are both given"),
     "column": (("--caption_column", "words"), "'words' is not a column"),
     "output": (("--output_dir", "{tmp}/file/out"), "cannot be written"),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from autoprog_diffusion.growth import ConfigError
-from autoprog_diffusion.training.flag_checks import NAMES, check_not_blank
+from autoprog_diffusion.training.flag_checks import LOCAL_NAMES, NAMES, check_local, check_not_blank
 
 
 UNREAD = """
@@ -53,3 +54,13 @@ def test_reader_refuses_an_empty_name() -> None:
             check_not_blank({name: " "})
         check_not_blank({name: None})
         check_not_blank({name: "data"})
+
+
+def test_data_that_is_not_there_is_refused_with_the_place_where_it_was_looked_for(tmp_path: Path) -> None:
+    for name in LOCAL_NAMES:
+        with pytest.raises(ConfigError, match=rf"--{name} pictures/of/nobody does not exist \(looked for in /"):
+            check_local({name: "pictures/of/nobody"})
+        with pytest.raises(ConfigError, match="none does not exist: give"):
+            check_local({name: str(tmp_path / "none")})
+        check_local({name: str(tmp_path)})
+        check_local({name: None})
