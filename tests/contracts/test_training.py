@@ -37,7 +37,12 @@ def test_frozen_weights_rest_and_opened_ones_move(family: Family, order: str) ->
 
 
 @embedded
-def test_attaching_leaves_the_output_bitwise_unchanged(family: Family) -> None:
+def test_the_stage_embedding_changes_nothing_at_first_and_drops_by_the_sample(family: Family) -> None:
+    attaching_leaves_the_output_bitwise_unchanged(family)
+    stage_dropout_draws_one_row_per_sample_for_all_embedders(family)
+
+
+def attaching_leaves_the_output_bitwise_unchanged(family: Family) -> None:
     results = []
     for stage_embedding in (False, True):
         model = family.build()
@@ -72,8 +77,7 @@ def test_only_the_row_of_the_stage_trains(family: Family, order: str) -> None:
         growth.step()
 
 
-@embedded
-def test_stage_dropout_draws_one_row_per_sample_for_all_embedders(family: Family) -> None:
+def stage_dropout_draws_one_row_per_sample_for_all_embedders(family: Family) -> None:
     model = family.build().train()
     growth = GrowthScheduler(
         model, GrowthConfig(num_stages=3, stage_dropout=0.5, order="interleaved", direction="unfreeze")

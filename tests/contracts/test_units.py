@@ -10,7 +10,6 @@ from autoprog_diffusion.growth import Layout
 
 from ..settings import Family
 from .common import (
-    families,
     growable,
     ordered,
     outputs,
@@ -27,8 +26,13 @@ def block_names(layout: Layout, model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
 
 
-@families
-def test_units_partition_the_parameters_in_forward_order(family: Family) -> None:
+@ordered
+def test_units_partition_the_parameters_and_open_in_nested_stages(family: Family, order: str) -> None:
+    units_partition_the_parameters_in_forward_order(family)
+    stages_nest_and_end_with_the_whole_model(family, order)
+
+
+def units_partition_the_parameters_in_forward_order(family: Family) -> None:
     model = family.build().eval()
     growth = GrowthScheduler(model, GrowthConfig())
     layout = growth.layout
@@ -54,8 +58,7 @@ def test_units_partition_the_parameters_in_forward_order(family: Family) -> None
     assert not [name for name in points if "guidance" in name or "add_embedding" in name]
 
 
-@ordered
-def test_stages_nest_and_end_with_the_whole_model(family: Family, order: str) -> None:
+def stages_nest_and_end_with_the_whole_model(family: Family, order: str) -> None:
     model, growth, _ = start(family, num_stages=4, order=order)
     open_now: list[set[str]] = []
     for _ in range(6):

@@ -54,14 +54,14 @@ def brute_nearest(height: int, width: int, buckets: tuple[Bucket, ...]) -> int:
     return kept.index(max(kept))
 
 
-@pytest.mark.parametrize("max_aspect", [1.0, 1.5, 2.0, 3.7])
 @pytest.mark.parametrize(("resolution", "step"), [(64, 8), (64, 16), (96, 8), (512, 64), (640, 32)])
-def test_sizes_are_those_of_brute_force(resolution: int, step: int, max_aspect: float) -> None:
-    found = bucket_sizes(resolution, step, max_aspect)
-    assert {(bucket.height, bucket.width) for bucket in found} == brute_sizes(resolution, step, max_aspect)
-    assert len(found) == len(set(found))
-    assert [bucket.aspect for bucket in found] == sorted(bucket.aspect for bucket in found)
-    assert square(resolution) in found
+def test_sizes_are_those_of_brute_force(resolution: int, step: int) -> None:
+    for max_aspect in (1.0, 1.5, 2.0, 3.7):
+        found = bucket_sizes(resolution, step, max_aspect)
+        assert {(bucket.height, bucket.width) for bucket in found} == brute_sizes(resolution, step, max_aspect)
+        assert len(found) == len(set(found))
+        assert [bucket.aspect for bucket in found] == sorted(bucket.aspect for bucket in found)
+        assert square(resolution) in found
 
 
 def test_sizes_of_sdxl_are_those_it_was_trained_on() -> None:

@@ -16,8 +16,6 @@ from . import BY_ID, DENOISERS, FAMILIES, Family
 # Mochi asks for autocast to float32, which torch does not have on the CPU.
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")
 families = pytest.mark.parametrize("family", [pytest.param(family, id=family.id) for family in FAMILIES])
-# Those with a timestep, whose blocks Diffusers declares.
-denoisers = pytest.mark.parametrize("family", [pytest.param(family, id=family.id) for family in DENOISERS])
 # Diffusers lists this block's parts instead.
 UNDECLARED = {"UNetMidBlock2DCrossAttn"}
 TIME_INPUTS = ("timestep", "t")
@@ -48,7 +46,16 @@ def test_the_table_is_wide() -> None:
 
 
 @families
-def test_a_model_is_small_and_the_same_at_every_call_and_in_every_pass(family: Family) -> None:
+def test_a_row_says_what_is_true_of_its_model(family: Family) -> None:
+    a_model_is_small_and_the_same_at_every_call_and_in_every_pass(family)
+    every_parameter_gets_a_gradient_but_the_unused(family)
+    blocks_run_once_in_the_listed_order(family)
+    if family in DENOISERS:
+        blocks_are_whole_lists_of_what_diffusers_repeats(family)
+        the_timestep_acts_through_its_points_and_only_a_token_ends_at_a_frozen_front(family)
+
+
+def a_model_is_small_and_the_same_at_every_call_and_in_every_pass(family: Family) -> None:
     state = torch.get_rng_state()
     first, second = family.build(), family.build()
     assert torch.equal(torch.get_rng_state(), state)
@@ -65,8 +72,7 @@ def test_a_model_is_small_and_the_same_at_every_call_and_in_every_pass(family: F
     assert [torch.equal(output, other) for other in again] == [True, False]
 
 
-@families
-def test_every_parameter_gets_a_gradient_but_the_unused(family: Family) -> None:
+def every_parameter_gets_a_gradient_but_the_unused(family: Family) -> None:
     model = family.build().train()
     loss = family.loss(model, 0)
     assert loss == family.loss(model, 0)
@@ -78,8 +84,7 @@ def test_every_parameter_gets_a_gradient_but_the_unused(family: Family) -> None:
         assert any(fnmatch(name, pattern) for name in named), pattern
 
 
-@families
-def test_blocks_run_once_in_the_listed_order(family: Family) -> None:
+def blocks_run_once_in_the_listed_order(family: Family) -> None:
     assert len(set(family.blocks)) == len(family.blocks) >= 4
     model = family.build()
     ran: list[str] = []
@@ -87,11 +92,10 @@ def test_blocks_run_once_in_the_listed_order(family: Family) -> None:
         model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: ran.append(name))
     evaluate(family, model, family.inputs(0, 2))
     assert tuple(ran) == family.blocks
-    if family in DENOISERS:
-        blocks_are_whole_lists_of_what_diffusers_repeats(family, model)
 
 
-def blocks_are_whole_lists_of_what_diffusers_repeats(family: Family, model: nn.Module) -> None:
+def blocks_are_whole_lists_of_what_diffusers_repeats(family: Family) -> None:
+    model = family.build()
     for parent in {name.rpartition(".")[0] for name in family.blocks} - {""}:
         children = {f"{parent}.{child}" for child, _ in model.get_submodule(parent).named_children()}
         assert children <= set(family.blocks), parent
@@ -100,8 +104,7 @@ def blocks_are_whole_lists_of_what_diffusers_repeats(family: Family, model: nn.M
     assert not declared or classes - declared <= UNDECLARED
 
 
-@denoisers
-def test_the_timestep_acts_through_its_points_and_only_a_token_ends_at_a_frozen_front(family: Family) -> None:
+def the_timestep_acts_through_its_points_and_only_a_token_ends_at_a_frozen_front(family: Family) -> None:
     """Embedders of guidance, sizes and frame numbers are of the same class, but do not follow the timestep."""
     model = family.build()
     heads, change = timestep_heads(family, model)

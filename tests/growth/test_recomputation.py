@@ -120,21 +120,21 @@ def drawn(seed: int, count: int) -> list[UnitBytes]:
     return units
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_the_choice_fits_wherever_one_does_and_spares_what_it_can(seed: int) -> None:
-    units = drawn(seed, 6)
-    sets = [set(chosen) for size in range(7) for chosen in itertools.combinations(range(6), size)]
-    peaks = [peak_bytes(units, chosen) for chosen in sets]
-    assert peaks == [timeline(units, chosen) for chosen in sets]
-    least = min(peaks)
-    # Nothing takes less than to compute everything again.
-    assert peak_bytes(units, set(range(6))) == least
-    for room in range(least, max(peaks) + 1, 10):
-        chosen = choose_recomputed(units, set(range(6)), room)
-        assert peak_bytes(units, chosen) <= room
-        # No further unit can be spared.
-        assert all(peak_bytes(units, chosen - {index}) > room for index in chosen)
-    assert choose_recomputed(units, set(range(6)), max(peaks)) == set()
+def test_the_choice_fits_wherever_one_does_and_spares_what_it_can() -> None:
+    for seed in range(20):
+        units = drawn(seed, 6)
+        sets = [set(chosen) for size in range(7) for chosen in itertools.combinations(range(6), size)]
+        peaks = [peak_bytes(units, chosen) for chosen in sets]
+        assert peaks == [timeline(units, chosen) for chosen in sets]
+        least = min(peaks)
+        # Nothing takes less than to compute everything again.
+        assert peak_bytes(units, set(range(6))) == least
+        for room in range(least, max(peaks) + 1, 10):
+            chosen = choose_recomputed(units, set(range(6)), room)
+            assert peak_bytes(units, chosen) <= room
+            # No further unit can be spared.
+            assert all(peak_bytes(units, chosen - {index}) > room for index in chosen)
+        assert choose_recomputed(units, set(range(6)), max(peaks)) == set()
 
 
 def test_the_smallest_budget_is_named_and_is_enough(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,17 +23,15 @@ UNPLANNED = {"MochiTransformer3DModel", "OmniGenTransformer2DModel", "PriorTrans
 SHAPE = Shape(batch=2, side=8, text=5, frames=2)
 
 
-@pytest.mark.parametrize("id", [row.id for row in DENOISERS])
-def test_a_model_takes_the_inputs_that_are_made_for_it(id: str) -> None:
-    row = next(row for row in DENOISERS if row.id == id)
-    with NoValues():
-        model = row.build()
-        if type(model).__name__ not in known_classes():
-            assert type(model).__name__ in UNPLANNED
-            return
-        with torch.no_grad():
+def test_a_model_takes_the_inputs_that_are_made_for_it() -> None:
+    for row in DENOISERS:
+        with NoValues(), torch.no_grad():
+            model = row.build()
+            if type(model).__name__ not in known_classes():
+                assert type(model).__name__ in UNPLANNED
+                continue
             output = output_tensor(model(**make_inputs(model, SHAPE), return_dict=False))
-    assert output.shape[0] == SHAPE.batch
+        assert output.shape[0] == SHAPE.batch, row.id
 
 
 def test_a_folder_a_file_and_a_pipeline_name_the_same_model(tmp_path: Path) -> None:

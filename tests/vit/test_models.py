@@ -58,13 +58,14 @@ def evaluate(model: nn.Module, size: int = 32) -> torch.Tensor:
 
 
 @names
-def test_a_saved_model_is_the_same_model(name: str, tmp_path: Path) -> None:
+def test_a_saved_model_is_the_same_model_and_takes_other_sizes(name: str, tmp_path: Path) -> None:
     model = build(name)
     save_model(model, tmp_path, labels=LABELS)
     loaded = load_model(tmp_path)
     assert type(loaded) is type(model)
     assert torch.equal(evaluate(loaded), evaluate(model))
     assert LABELS == list(json.loads((tmp_path / "config.json").read_text()).get("label_names") or LABELS)
+    _other_sizes_and_wrapped_models_give_logits(model)
 
 
 def test_transformers_loads_what_was_saved(tmp_path: Path) -> None:
@@ -92,9 +93,7 @@ def test_timm_loads_what_was_saved(tmp_path: Path) -> None:
     assert torch.equal(evaluate(plain), evaluate(model))
 
 
-@names
-def test_other_sizes_and_wrapped_models_give_logits(name: str) -> None:
-    model = build(name)
+def _other_sizes_and_wrapped_models_give_logits(model: nn.Module) -> None:
     assert evaluate(model, 48).shape == (2, 5)
     wrapped = nn.Module()
     wrapped.module = model
