@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib.util
 import os
@@ -64,6 +65,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_report_collectionfinish(config: pytest.Config) -> str | None:
     count = config.stash.get(LEFT_OUT, 0)
     return f"{count} slow tests are left out: -m slow runs them" if count else None
+
+
+def pytest_sessionfinish() -> None:
+    """Tests that never fold are no program that forgets to."""
+    from autoprog_diffusion.growth.watch.folding import remind
+
+    atexit.unregister(remind)
 
 
 def pytest_collection_finish() -> None:

@@ -46,7 +46,7 @@ PICTURE_ROUNDS = 5  # of 100 pictures
 PAPER_SPEEDUP = 2.86  # the largest that the paper reports
 # Stages, levels, resolutions, vote and stage embedding of the released code.
 PUBLISHED = GrowthConfig.autoprog_zero().to_dict()
-AVERAGED = {"decays": False, "exponent": 3.0}
+AVERAGED: dict[str, Any] = {"decays": False, "exponent": 3.0}
 CHOSEN = {
     "full": METHODS["full"],
     "full_average": METHODS["full_average"],
@@ -60,6 +60,12 @@ CHOSEN = {
         "autoprog_zero_average", "AutoProg-Zero as published, constant rate and average", PUBLISHED, **AVERAGED
     ),
     "interleaved": METHODS["interleaved"],
+    "interleaved_average": replace(
+        METHODS["interleaved"],
+        name="interleaved_average",
+        title="unfreezing, interleaved (the paper's), constant rate and average",
+        **AVERAGED,
+    ),
     "late_average": METHODS["late_average"],
     "freeze_8_average": METHODS["freeze_8_average"],
     "lora": METHODS["lora"],
