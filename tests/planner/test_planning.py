@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,12 @@ from autoprog_diffusion.planner.candidates import (
 from autoprog_diffusion.planner.command_lines import command_line, flags, recipe_of
 from autoprog_diffusion.planner.errors import PlannerError
 from autoprog_diffusion.planner.inputs import make_inputs
-from autoprog_diffusion.planner.machine import Calibration, find_gpu, memory_machine, steady
-from autoprog_diffusion.planner.models import ModelSource, find_model
+from autoprog_diffusion.planner.models import find_model
 from autoprog_diffusion.planner.planning import Planned, plan
 from autoprog_diffusion.planner.profile import Profile
-from autoprog_diffusion.planner.quality import Quality, measured, shorter_quality
+from autoprog_diffusion.planner.quality import Quality, measured
 from autoprog_diffusion.planner.settings import Plan
 from autoprog_diffusion.planner.shapes import Shape
-from autoprog_diffusion.planner.verdict import judgement
-from autoprog_diffusion.planner.work import Work
-from autoprog_diffusion.tasks.families import ROWS
 from autoprog_diffusion.training.recipe_arguments import check_arguments
 
 from ..recipes.conftest import load_recipe
@@ -124,29 +119,6 @@ def test_every_row_says_what_it_loses(
     assert "see below" not in text
     assert text.count("% loss") >= 4
     assert all(str(candidate.quality) in text for candidate, _ in planned.best)
-
-
-@pytest.mark.parametrize(
-    ("trained", "words"),
-    [
-        ("full", "The plan is full fine-tuning."),
-        ("freeze", "Growth is not worth it for speed alone"),
-        ("unfreeze", "Growth is not worth it for speed, train in full for fewer steps"),
-        ("window 4", "Growth is not worth it for speed, train in full for fewer steps"),
-        ("window 3", "is not known: window 3 was not measured"),
-    ],
-)
-def test_the_judgement_is_plain(trained: str, words: str) -> None:
-    assert words in judgement(trained)
-
-
-def test_what_a_shorter_run_loses_lies_between_what_was_measured() -> None:
-    assert shorter_quality(1.0) == Quality(0.0, 0.0)
-    assert str(shorter_quality(0.5)) == "+4.3 to +5.4 % loss"
-    losses = [shorter_quality(share).highest or 0.0 for share in (1.0, 0.9, 0.7, 0.5, 0.3, 0.25)]
-    assert losses == sorted(losses)
-    assert str(shorter_quality(0.1)) == "not measured"
-    assert str(Quality(-0.04, 0.03)) == "none"
 
 
 def test_eight_bit_adam_inside_the_backward_pass_is_planned_without_windows(profile: Profile) -> None:
@@ -276,53 +248,3 @@ def test_the_default_is_what_the_recipes_do(capsys: pytest.CaptureFixture[str]) 
     assert "freeze from 40% with an average of the weights" in planned.verdict
     show(planned)
     assert "It averages the weights" in capsys.readouterr().out
-
-
-def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
-    guessed = find_gpu("RTX 4090").calibration
-    assert guessed is not None
-    guessed.save(tmp_path / "deep" / "calibration.json")
-    assert Calibration.load(tmp_path / "deep" / "calibration.json") == guessed
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(PlannerError, match="is no calibration"):
-        Calibration.load(tmp_path / "other.json")
-    assert memory_machine(24).bytes == 24e9
-    assert steady(2.0).products == 2e12
-
-
-@pytest.mark.parametrize(
-    ("head", "nanoseconds"),
-    [
-        (4, 2.0),  # below the sizes measured: as long as the smallest
-        (8, 2.0),
-        (36, 3.0),  # half-way from 2 to 4
-        (64, 4.0),
-        (128, 8.0),  # above them: at the speed of the largest
-    ],
-)
-def test_the_time_of_a_score_is_a_line_between_the_heads_that_were_measured(head: int, nanoseconds: float) -> None:
-    # 4 FLOPs a number in a head: 32 FLOPs in 2 ns, 256 FLOPs in 4 ns.
-    machine = replace(
-        steady(1.0),
-        attention={8: 16e9, 64: 64e9},
-        bandwidth=float("inf"),
-    )
-    work = Work()
-    work.attend(head, 4 * head)
-    assert machine.seconds(work) == pytest.approx(nanoseconds * 1e-9)
-
-
-def test_an_older_calibration_is_refused(tmp_path: Path) -> None:
-    old = {**vars(steady(1.0)), "attention": 1e9}
-    (tmp_path / "old.json").write_text(json.dumps(old))
-    with pytest.raises(PlannerError, match="is no calibration.*autoprog-diffusion calibrate"):
-        Calibration.load(tmp_path / "old.json")
-
-
-def test_the_class_of_a_source_is_found_by_its_recipe() -> None:
-    assert recipe_of(find_model("sdxl"), lora=False) == "finetune_sdxl.py"
-    assert recipe_of(find_model("sd15"), lora=False) == "finetune_sd.py"
-    assert recipe_of(find_model("dit-xl"), lora=True) is None
-    assert recipe_of(ModelSource("mine", "MochiTransformer3DModel"), lora=False) is None
-    for row in ROWS:
-        assert recipe_of(ModelSource("mine", row.transformer_class), lora=False) == "finetune_flow.py"
