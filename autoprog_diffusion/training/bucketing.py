@@ -40,6 +40,19 @@ def given_resolution(data: DataArguments) -> int | None:
     return largest
 
 
+def check_resolution(resolution: int, multiple: int) -> None:
+    """Refuse a side of the images that the VAE or the denoiser cannot divide, or the pipeline does not draw.
+
+    Raises:
+        ConfigError: The message names the multiple and the nearest size.
+    """
+    if resolution <= 0 or resolution % multiple:
+        near = max(multiple, round(resolution / multiple) * multiple)
+        raise ConfigError(
+            f"--resolution {resolution} is not a multiple of {multiple} (of VAE, denoiser and pipeline): use {near}."
+        )
+
+
 def bucket_settings(data: DataArguments, resolution: int) -> BucketSettings:
     """Settings of the flags.
 

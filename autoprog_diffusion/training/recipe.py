@@ -30,7 +30,7 @@ from autoprog_diffusion.growth import ConfigError, GrowthScheduler
 from autoprog_diffusion.growth.backward_step import check_backward_step
 
 from .arguments import autoprog_zero, growth_config, take_flag, with_preset
-from .bucketing import given_resolution, held_out_plan, training_plan
+from .bucketing import check_resolution, given_resolution, held_out_plan, training_plan
 from .build import make_accelerator, make_latents, make_loader
 from .compiled import CompiledBlocks, check_compile
 from .default_embedding import default_embedding
@@ -335,16 +335,3 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
             if trainer.held_out is not None:
                 trainer.held_out.clean_up()
         trainer.pictures.save_before_after(trainer.step)
-
-
-def check_resolution(resolution: int, multiple: int) -> None:
-    """Refuse a side of the images that the VAE or the denoiser cannot divide, or the pipeline does not draw.
-
-    Raises:
-        ConfigError: The message names the multiple and the nearest size.
-    """
-    if resolution <= 0 or resolution % multiple:
-        near = max(multiple, round(resolution / multiple) * multiple)
-        raise ConfigError(
-            f"--resolution {resolution} is not a multiple of {multiple} (of VAE, denoiser and pipeline): use {near}."
-        )

@@ -18,8 +18,8 @@ from autoprog_diffusion.growth.protocol import Growth
 from autoprog_diffusion.stage_summary import StageSummary
 
 from .metrics import Metrics, full_stage, saving
+from .prediction import prediction_sentence
 from .saved_metrics import write_growth_json, write_metrics_json
-from .time_left import prediction_sentence
 
 
 # Numbers that searches give their candidates: what a candidate costs, its scores, and their sum, lowest first.

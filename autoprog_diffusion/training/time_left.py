@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import median
 
 from torch import Tensor, nn
 
 from autoprog_diffusion.files import write_text_atomically
-from autoprog_diffusion.growth.plan import GrowthPlan, Stage
+from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
 from autoprog_diffusion.growth.tape import Tape
 from autoprog_diffusion.growth.tape_recorder import PLAIN, Recorder
@@ -19,9 +18,10 @@ from autoprog_diffusion.growth.units import Layout
 
 from .measure import counted_flops
 from .metrics import Metrics
+from .prediction import OURS, is_ours, note_prediction
+from .stage_times import area, key_of, measured, seconds_left, stage_seconds, warm_up
 
 
-OURS = "the first three steps of the run, and the FLOPs of every stage"
 LATEST = 32  # steps of a stage whose times count; a machine may slow down
 
 
@@ -202,148 +202,3 @@ class TimeLeft:
     @property
     def _layout(self) -> Layout:
         return getattr(self._growth, "layout")  # noqa: B009 - of those growth objects that have units
-
-
-def key_of(stage: Stage) -> str:
-    """What a stage costs depends on: which blocks train, the size of the images, and how many passes."""
-    passes = "" if stage.accumulation is None else f", {stage.accumulation} passes"
-    return f"{','.join(map(str, stage.blocks))} at {stage.resolution}{passes}"
-
-
-def area(stage: Stage, other: Stage) -> float:
-    """Pixels of a stage's images over those of another one's; 1 where they cannot be compared."""
-    if type(stage.resolution) is not type(other.resolution):
-        return 1.0
-    return (stage.resolution / other.resolution) ** 2
-
-
-def seconds_left(done: int, plan: GrowthPlan, measured: Mapping[int, float], costs: Sequence[float]) -> float | None:
-    """Seconds of the steps to come.
-
-    Args:
-        done: Optimizer steps done.
-        plan: The stages.
-        measured: Stage -> seconds of a step.
-        costs: FLOPs of a step of every stage, or anything in proportion to them.
-
-    Returns:
-        None where nothing is measured.
-    """
-    if not measured:
-        return None
-    left = 0.0
-    end = plan.num_training_steps
-    for index in reversed(range(len(plan.stages))):
-        start = max(plan.stages[index].start, done)
-        steps = max(0, end - start)
-        left += steps * stage_seconds(
-            index,
-            measured,
-            costs,
-        )
-        end = plan.stages[index].start
-    return left
-
-
-def measured(times: Mapping[int, Collection[float]]) -> dict[int, float]:
-    """Stage -> median seconds of a step.
-
-    The first step of a stage warms up, and counts only where no stage has another one.
-
-    Args:
-        times: Stage -> seconds of its latest steps.
-    """
-    warm: dict[int, Collection[float]] = {}
-    for stage, seconds in times.items():
-        _, *others = seconds
-        if others:
-            warm[stage] = others
-    chosen = warm or times
-    return {stage: median(seconds) for stage, seconds in chosen.items()}
-
-
-def warm_up(firsts: Mapping[int, float], times: Mapping[int, float]) -> float:
-    """Seconds that the first step of a stage takes longer, by the stages so far; that of a run has reasons of its own.
-
-    Args:
-        firsts: Stage -> seconds of its first step.
-        times: Stage -> seconds of another one.
-    """
-    longer = []
-    for stage, first in firsts.items():
-        if stage in times:
-            longer.append(first - times[stage])
-    _, *others = longer or [0.0]
-    if not others:
-        return 0.0
-    return max(0.0, median(others))
-
-
-def stage_seconds(index: int, measured: Mapping[int, float], costs: Sequence[float]) -> float:
-    """Seconds of a step of a stage: measured, or by the FLOPs from what was measured.
-
-    With one stage measured, time is in proportion to the FLOPs. From two on, a part of the step does not depend on
-    them: the line through the cheapest and the most expensive one, if it rises and that part is not negative.
-
-    Args:
-        index: Of the stage.
-        measured: Stage -> seconds of a step.
-        costs: FLOPs of a step of every stage.
-    """
-    if index in measured:
-        return measured[index]
-    points = []
-    for stage, seconds in measured.items():
-        points.append((costs[stage], seconds))
-    flops, seconds = points[-1]
-    proportional = seconds
-    if flops:
-        proportional = seconds * costs[index] / flops
-    cheap, least = min(points)
-    expensive, most = max(points)
-    if expensive <= cheap or most <= least:
-        return proportional
-    slope = (most - least) / (expensive - cheap)
-    constant = least - slope * cheap
-    if constant <= 0:
-        return proportional
-    return constant + slope * costs[index]
-
-
-def note_prediction(metrics: Metrics, left: float | None) -> bool:
-    """Keep what was predicted when a stage had its third step, for the summary; returns whether that was now.
-
-    Args:
-        metrics: Of the steps done.
-        left: Seconds that were predicted for the rest.
-    """
-    stages = metrics.rows["stage"]
-    if left is None or sum(stage == stages[-1] for stage in stages[-4:]) != 3:
-        return False
-    metrics.predictions.append({"step": float(len(stages)), "seconds": left})
-    return True
-
-
-def is_ours(file: Path) -> bool:
-    """Whether a file of predictions is not there, or was written by a run."""
-    if not file.exists():
-        return True
-    try:
-        return json.loads(file.read_text(encoding="utf-8")).get("source") == OURS
-    except (ValueError, AttributeError):
-        return False
-
-
-def prediction_sentence(metrics: Metrics) -> str | None:
-    """How far the time left was from what the rest of the run took, from the second stage on; None without one."""
-    seconds = metrics.rows["seconds"]
-    errors = []
-    for each in metrics.predictions[1:]:
-        step = int(each["step"])
-        took = sum(seconds[step:])
-        if took > 0:
-            ratio = each["seconds"] / took
-            errors.append(abs(ratio - 1))
-    if not errors:
-        return None
-    return f"the time left was told within {max(errors):.0%} of what the rest took, from the second stage on."

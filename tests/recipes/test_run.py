@@ -12,7 +12,7 @@ from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.emoji import emoji_dataset
 from autoprog_diffusion.growth import ConfigError, GrowthError
 from autoprog_diffusion.tasks.text_to_image_recipe import default_prompts, reference_row
-from autoprog_diffusion.training.recipe import check_resolution
+from autoprog_diffusion.training.bucketing import check_resolution
 from autoprog_diffusion.training.recipe_arguments import Arguments
 from autoprog_diffusion.training.run import run
 

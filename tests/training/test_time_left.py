@@ -15,7 +15,8 @@ from autoprog_diffusion.growth import GrowthConfig, GrowthScheduler
 from autoprog_diffusion.growth.tape import Tape
 from autoprog_diffusion.reporting.stages import Planned
 from autoprog_diffusion.training.metrics import COLUMNS, Metrics
-from autoprog_diffusion.training.time_left import TimeLeft, is_ours, prediction_sentence
+from autoprog_diffusion.training.prediction import is_ours, prediction_sentence
+from autoprog_diffusion.training.time_left import TimeLeft
 
 from ..settings import BY_ID
 
