@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LEAST_IMAGES = 16  # that are worth holding out: fewer say little
+MOST_SHARE = 0.5  # that --held_out_share may be
 MOST_HELD_OUT = 128  # more would be missed in training, and change little
 LARGEST_GROUP = 0.25  # of what is held out: a caption of more images is no name of one picture
 LARGEST_PART = 0.2  # of a class
@@ -63,7 +65,7 @@ def choose_held_out(data: Dataset, share: float, *, seed: int, folder: Path, acc
     if wanted < LEAST_IMAGES:
         least = int(np.ceil(LEAST_IMAGES / share))
         note = f"{len(data)} images are too few to hold some out (a share of {share} needs {least}): there is no "
-        return Split(notes=[f"{note}held-out loss. Give images with --validation_data_dir"])
+        return Split(notes=[f"{note}held-out loss. Give images with --validation_data_dir{_larger_share(len(data))}"])
     split = Split()
     groups = _groups(data, wanted, split)
     small = None
@@ -79,6 +81,14 @@ def choose_held_out(data: Dataset, share: float, *, seed: int, folder: Path, acc
         split.notes.append(f"only {len(split.held_out)} images could be held out: there is no held-out loss")
         split.held_out = []
     return split
+
+
+def _larger_share(count: int) -> str:
+    """The share of so many images that is enough, as advice; nothing where it is more than half of them."""
+    if count < LEAST_IMAGES / MOST_SHARE:
+        return ""
+    share = math.ceil(100 * LEAST_IMAGES / count) / 100
+    return f", or hold {LEAST_IMAGES} of these out with --held_out_share {share}"
 
 
 def count_across(held_out: Dataset, trained: Dataset, *, folder: Path, accelerator: Accelerator) -> str | None:

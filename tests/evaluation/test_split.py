@@ -99,6 +99,11 @@ def test_small_data_is_left_whole(options: dict[str, Any]) -> None:
     assert split.held_out == []
     (note,) = split.notes
     assert "100 images are too few to hold some out (a share of 0.05 needs 320): there is no held-out loss" in note
+    assert note.endswith("--validation_data_dir, or hold 16 of these out with --held_out_share 0.16")
+    names = [str(row) for row in range(100)]
+    assert len(choose_held_out(table(pictures(100), text=names), 0.16, **options).held_out) == 16
+    (note,) = choose_held_out(table(pictures(31), text=list(map(str, range(31)))), 0.05, **options).notes
+    assert note.endswith("Give images with --validation_data_dir")  # half of them is the most, and too few
     copies = [image for image in pictures(100) for _ in range(4)]
     split = choose_held_out(table(copies, text=[str(row) for row in range(400)]), 0.05, **options)
     assert split.held_out == []
