@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState, GradientState
 
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -26,3 +27,6 @@ def benchmark_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str]
     for name in set(sys.modules) - before:
         if BENCHMARKS in Path(getattr(sys.modules[name], "__file__", None) or ".").resolve().parents:
             del sys.modules[name]
+    # A benchmark makes accelerators of its own, each of which keeps the process-wide settings of the first one.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
