@@ -13,6 +13,7 @@ from table import steady_cpu
 
 Row = dict[str, Any]
 SHOWN = (0.34, 0.56)
+COLOURS = 10  # that matplotlib has before it begins again
 
 
 def best(row: Row) -> Row:
@@ -83,10 +84,12 @@ def draw(runs: Runs, path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 5))
     first = runs.rows[0]["seed"]
-    for row in runs.all(seed=first):
+    for number, row in enumerate(runs.all(seed=first)):
         points = [point for point in row["curve"] if point["step"]]
         x = [point["flops"] / 1e12 for point in points]
-        axes.plot(x, [point["held_out_loss"] for point in points], marker=".", label=row["title"])
+        y = [point["held_out_loss"] for point in points]
+        style = "-" if number < COLOURS else "--"
+        axes.plot(x, y, style, color=f"C{number % COLOURS}", marker=".", label=row["title"])
     axes.set_xlabel("TFLOPs of training")
     axes.set_ylabel("held-out loss")
     axes.set_ylim(*SHOWN)  # what is trained at a quarter of the resolution begins far above
