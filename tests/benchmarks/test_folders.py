@@ -22,6 +22,7 @@ PARTS = ("Question", "Command", "Machine", "Minutes", "Answer", "Not asked")
 TABLES = {"vit_preset": "rows", "vit_growth": "rows", "vit_finetune": "table", "vit_optimizer_state": "rows"}
 TABLES["against_diffusers"] = "rows"
 TABLES["peft_image_gen"] = "rows"
+TABLES["vit_cifar"] = "rows"
 
 
 def test_every_folder_has_a_card_that_the_index_names() -> None:
