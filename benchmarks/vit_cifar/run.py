@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -170,7 +172,11 @@ def train(method: str, seed: int, options: Options) -> dict[str, Any]:
 
 
 def table(runs: Runs) -> list[dict[str, Any]]:
-    """Means over seeds per method: accuracy in percent, and what ordinary training needs for the same accuracy."""
+    """Means over seeds per method: accuracy in percent, and what ordinary training needs for the same accuracy.
+
+    `equal_accuracy` is against runs with a rate that decays within them, `stopped` against the averaged weights of the
+    long run (its first seed), which one may stop.
+    """
     full = {key: mean(row[key] for row in runs.all(method="full")) for key in ("cpu_seconds", "flops")}
     rows: dict[str, dict[str, Any]] = {}
     for method, settings in METHODS.items():
@@ -186,8 +192,29 @@ def table(runs: Runs) -> list[dict[str, Any]]:
             "cpu_minutes": mean(row["cpu_seconds"] for row in found) / 60,
             **{key: full[key] / mean(row[key] for row in found) for key in full},
         }
+        curve = runs.all(method="full")[0]["curve"]
+        for key in full:
+            reached = cost_of(rows[method]["accuracy"], curve, key)
+            cost = mean(row[key] for row in found)
+            rows[method][f"stopped_{key}"] = None if reached is None else reached / cost
+            rows[method][f"stopped_{key}_text"] = "-" if reached is None else f"{reached / cost:.2f}x"
     note_equal_accuracy(rows, full)
     return list(rows.values())
+
+
+def cost_of(accuracy: float, curve: Sequence[Mapping[str, float]], key: str) -> float | None:
+    """What ordinary training had cost when its averaged weights first were so accurate; None if they never were.
+
+    Args:
+        accuracy: In percent.
+        curve: Its evaluations, between which costs are interpolated.
+        key: A cost.
+    """
+    for before, after in pairwise(curve):
+        low, high = 100 * before["ema_accuracy"], 100 * after["ema_accuracy"]
+        if low < accuracy <= high:
+            return before[key] + (accuracy - low) / (high - low) * (after[key] - before[key])
+    return None
 
 
 def draw(runs: Runs, path: Path) -> None:

@@ -51,6 +51,13 @@ def test_every_run_has_a_schedule_of_its_own_length(benchmark: Any, data: Path) 
     assert {length for method, length in lengths.items() if method != "full_short"} == {lengths["full"]}
 
 
+def test_the_cost_of_a_run_that_is_stopped_is_where_its_average_was_as_good(benchmark: Any) -> None:
+    curve = [{"ema_accuracy": accuracy, "flops": flops} for accuracy, flops in ((0.4, 10.0), (0.6, 20.0), (0.7, 40.0))]
+    assert benchmark.cost_of(50.0, curve, "flops") == pytest.approx(15)
+    assert benchmark.cost_of(70.0, curve, "flops") == pytest.approx(40)
+    assert benchmark.cost_of(71.0, curve, "flops") is None
+
+
 @pytest.mark.slow
 def test_every_method_trains_and_is_compared(benchmark: Any, data: Path) -> None:
     folder = data / "results"
