@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 from autoprog_diffusion.growth.errors import ConfigError
@@ -200,8 +200,11 @@ def check_local(values: Mapping[str, Any]) -> None:
     """
     for name in LOCAL_NAMES:
         value = values.get(name)
-        if isinstance(value, str) and not os.path.exists(os.path.expanduser(value)):
-            where = f" (looked for in {os.getcwd()})" if not os.path.isabs(os.path.expanduser(value)) else ""
+        if not isinstance(value, str):
+            continue
+        path = Path(value).expanduser()
+        if not path.exists():
+            where = "" if path.is_absolute() else f" (looked for in {Path.cwd()})"
             raise ConfigError(f"--{name} {value} does not exist{where}: give a folder of images, or a file of them.")
 
 

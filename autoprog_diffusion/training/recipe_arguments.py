@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from autoprog_diffusion.evaluation.split import MOST_SHARE
 from autoprog_diffusion.growth.power_average import DEFAULT_WIDTH
 
 from .arguments import (
@@ -242,6 +243,6 @@ def check_arguments(args: Arguments) -> None:
     check_positive(values, POSITIVE)
     check_numbers(values, NOT_NEGATIVE, lambda value: value >= 0, "0 or more")
     check_numbers(values, RATES, lambda value: 0 <= value < 1, "a number from 0 to below 1")
-    check_numbers(values, SHARES, lambda value: 0 < value <= 0.5, "a number above 0, at most 0.5")
+    check_numbers(values, SHARES, lambda value: 0 < value <= MOST_SHARE, f"a number above 0, at most {MOST_SHARE}")
     check_choice("lr_scheduler", args.train.lr_scheduler, SCHEDULES)
     growth_config(args.growth, multiple=1, ema_decay=None, seed=args.train.seed)

@@ -30,11 +30,9 @@ sys.path += [str(BENCHMARKS), str(BENCHMARKS / "time_to_quality")]
 from cases import CASES
 from common import Runs, check_names, facts
 from loop import Loop
-from methods import METHODS, Method
+from methods import AUTOPROG_ZERO, AVERAGED, METHODS
 from quality import Judge
 from report import write_report
-
-from autoprog_diffusion.growth import GrowthConfig
 
 
 HERE = Path(__file__).parent
@@ -44,9 +42,6 @@ QUICK_STEPS = 32
 EVALUATIONS = 20
 PICTURE_ROUNDS = 5  # of 100 pictures
 PAPER_SPEEDUP = 2.86  # the largest that the paper reports
-# Stages, levels, resolutions, vote and stage embedding of the released code.
-PUBLISHED = GrowthConfig.autoprog_zero().to_dict()
-AVERAGED: dict[str, Any] = {"decays": False, "exponent": 3.0}
 CHOSEN = {
     "full": METHODS["full"],
     "full_average": METHODS["full_average"],
@@ -55,9 +50,12 @@ CHOSEN = {
         title=f"full, {PAPER_SPEEDUP} times fewer steps",
         share=1 / PAPER_SPEEDUP,
     ),
-    "autoprog_zero": Method("autoprog_zero", "AutoProg-Zero as published, cosine", PUBLISHED),
-    "autoprog_zero_average": Method(
-        "autoprog_zero_average", "AutoProg-Zero as published, constant rate and average", PUBLISHED, **AVERAGED
+    "autoprog_zero": AUTOPROG_ZERO,
+    "autoprog_zero_average": replace(
+        AUTOPROG_ZERO,
+        name="autoprog_zero_average",
+        title="AutoProg-Zero as published, constant rate and average",
+        **AVERAGED,
     ),
     "interleaved": METHODS["interleaved"],
     "interleaved_average": replace(

@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
@@ -23,7 +22,7 @@ import tyro
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
 from cases import LARGER
-from methods import METHODS, Method, late_plan
+from methods import AUTOPROG_ZERO, AVERAGED, METHODS, Method, late_plan
 from study import Arguments, Study
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, Stage, fixed_plan
@@ -52,7 +51,6 @@ def low_to_first_freeze(count: int, steps: int, seed: int) -> GrowthPlan:
     return fixed_plan(GrowthConfig(**freezing_from(0.4, stages), resolutions=resolutions), count, steps)
 
 
-AVERAGED: dict[str, Any] = {"decays": False, "exponent": 3.0}
 CHOSEN = {
     method.name: method
     for method in (
@@ -72,7 +70,7 @@ CHOSEN = {
             plan=low_to_first_freeze,
             **AVERAGED,
         ),
-        Method("autoprog_zero", "AutoProg-Zero as published, cosine", GrowthConfig.autoprog_zero().to_dict()),
+        AUTOPROG_ZERO,
     )
 }
 TUNED = {

@@ -208,7 +208,8 @@ EARLY = {**QUARTERS, "boundaries": (0.1, 0.2, 0.3)}
 HALF = _half(order="suffix", min_trainable=0.5)
 FREEZE = _stages(order="suffix", direction="freeze")
 EIGHT: dict[str, Any] = {"growth": FREEZE, "plan": freeze_plan}
-AVERAGE: dict[str, Any] = {"decays": False, "exponent": 3.0, "rates": (2.5e-4, 5e-4), "others": True}
+AVERAGED: dict[str, Any] = {"decays": False, "exponent": 3.0}
+AVERAGE: dict[str, Any] = {**AVERAGED, "rates": (2.5e-4, 5e-4), "others": True}
 LATE: dict[str, Any] = {"growth": FREEZE, "plan": late_plan, **AVERAGE}
 # Half the batch, for 1.75 times the steps.
 HALVED: dict[str, Any] = {"share": 1.75, "batch_scales": (0.5,) * 8}
@@ -316,3 +317,5 @@ METHODS = {
         Method("difffit", "DiffFit-style", adapt=difffit, rates=FEW[1:]),
     )
 }  # fmt: skip
+# Stages, levels, resolutions, vote and stage embedding of the released code, for larger and longer runs.
+AUTOPROG_ZERO = Method("autoprog_zero", "AutoProg-Zero as published, cosine", GrowthConfig.autoprog_zero().to_dict())

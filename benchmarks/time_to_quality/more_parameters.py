@@ -21,8 +21,7 @@ import tyro
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
 from cases import MORE_PARAMETERS
-from larger import CHOSEN as LARGER_METHODS
-from methods import METHODS
+from methods import AUTOPROG_ZERO, METHODS
 from study import Arguments, Study
 
 
@@ -39,7 +38,7 @@ STUDY = Study(
         "late_average": METHODS["late_average"],
         "later_average": METHODS["later_average"],
         "lora_average": METHODS["lora_average"],
-        "autoprog_zero": LARGER_METHODS["autoprog_zero"],
+        "autoprog_zero": AUTOPROG_ZERO,
     },
     tuned={
         "full": (1.25e-4, 2.5e-4, 5e-4, 1e-3),

@@ -192,13 +192,14 @@ def table(runs: Runs) -> list[dict[str, Any]]:
             "cpu_minutes": mean(row["cpu_seconds"] for row in found) / 60,
             **{key: full[key] / mean(row[key] for row in found) for key in full},
         }
-        curve = runs.all(method="full")[0]["curve"]
-        for key in full:
-            reached = cost_of(rows[method]["accuracy"], curve, key)
-            cost = mean(row[key] for row in found)
-            rows[method][f"stopped_{key}"] = None if reached is None else reached / cost
-            rows[method][f"stopped_{key}_text"] = "-" if reached is None else f"{reached / cost:.2f}x"
     note_equal_accuracy(rows, full)
+    curve = runs.all(method="full")[0]["curve"]
+    for row in rows.values():
+        for key in full:
+            reached = cost_of(row["accuracy"], curve, key)
+            ratio = None if reached is None else row[key] * reached / full[key]
+            row[f"stopped_{key}"] = ratio
+            row[f"stopped_{key}_text"] = "-" if ratio is None else f"{ratio:.2f}x"
     return list(rows.values())
 
 

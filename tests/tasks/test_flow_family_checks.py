@@ -37,10 +37,10 @@ BUILT = {
 
 @every
 def test_time_is_shifted_as_the_pipeline_does_at_that_size(family_pipelines: dict[str, Any], kind: str) -> None:
+    pipeline = family_pipelines[kind]
+    family = flow_family(pipeline)
+    steps = 50 if kind == "flux2" else 4
     for side in (32, 64):
-        pipeline = family_pipelines[kind]
-        family = flow_family(pipeline)
-        steps = 50 if kind == "flux2" else 4
         draw_flow(pipeline, ["a"], size=side, steps=steps, guidance=0.0, seed=0, max_sequence_length=LENGTH)
         literal = torch.as_tensor(pipeline.scheduler.sigmas[:steps])
         unshifted = torch.linspace(1, 1 / steps, steps)
