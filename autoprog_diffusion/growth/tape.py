@@ -174,6 +174,11 @@ class Tape:
             used.append(found)
         self._used = used[::-1]
 
+    @property
+    def ran(self) -> set[int]:
+        """Indices of the blocks that ran. A model that grows deeper runs some of its blocks only."""
+        return {entry.block for entry in self.entries if entry.block is not None}
+
     def stage_flops(self, layout: Layout, blocks: Collection[int]) -> int:
         """FLOPs of a forward and backward pass of a stage.
 

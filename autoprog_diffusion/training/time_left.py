@@ -29,7 +29,8 @@ class TimeLeft:
     """The time that a run still needs, told at every step.
 
     FLOPs of a step of every stage, the stages to come included, are counted from one forward pass: freezing changes
-    none (see `growth.tape`). Where an operation is not known they are those of the latest stage that was counted.
+    none (see `growth.tape`). Where an operation is not known, or a block is still to be added, they are those
+    of the latest stage that was counted.
 
     Args:
         metrics: Of the run; it keeps them, so that a resumed run has them.
@@ -163,9 +164,10 @@ class TimeLeft:
         now = stages[self._growth.stage]
         if tape.stage_flops(self._layout, now.blocks) != counted:
             return
+        ran = tape.ran
         for stage in stages:
-            # Another stride gives another number of tokens.
-            if stage.stride == now.stride:
+            # Another stride gives another number of tokens, and blocks that did not run are not on the tape.
+            if stage.stride == now.stride and ran.issuperset(stage.blocks):
                 passes = stage.passes(self._accumulation)
                 flops = tape.stage_flops(self._layout, stage.blocks) * passes / work
                 if stage.resolution == now.resolution:

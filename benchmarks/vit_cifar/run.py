@@ -8,14 +8,15 @@ trains a ViT of 8 blocks, width 160, patch 8 (2.5 M parameters) on the 50,000 im
 training, `full_short` the same for half as many epochs; all others grow. Every run has its own fully decayed learning
 rate and ends in the whole model at full resolution. A run that is cut goes on from its checkpoint. Accuracy is that of
 the averaged weights on the 10,000 test images. Times are CPU seconds of one thread, steps and search included,
-validation left out.
+validation left out. The table has them in steps of the whole model, as every run measured those in its last stage:
+runs may come from several machines, and from hours with other neighbours.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -171,13 +172,29 @@ def train(method: str, seed: int, options: Options) -> dict[str, Any]:
     return row
 
 
+def whole_steps(row: Mapping[str, Any]) -> float:
+    """CPU time of a run in steps of the whole model at full resolution, as its last stage measured them."""
+    last = row["stages"][-1]
+    return row["cpu_seconds"] * last["steps"] / last["cpu_seconds"]
+
+
+COSTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "cpu_seconds": whole_steps,
+    "flops": lambda row: row["flops"],
+}
+
+
 def table(runs: Runs) -> list[dict[str, Any]]:
     """Means over seeds per method: accuracy in percent, and what ordinary training needs for the same accuracy.
+
+    `cpu_minutes` are at the speed of ordinary training's own runs.
 
     `equal_accuracy` is against runs with a rate that decays within them, `stopped` against the averaged weights of the
     long run (its first seed), which one may stop.
     """
-    full = {key: mean(row[key] for row in runs.all(method="full")) for key in ("cpu_seconds", "flops")}
+    ordinary = runs.all(method="full")
+    full = {key: mean(cost(row) for row in ordinary) for key, cost in COSTS.items()}
+    seconds = mean(row["cpu_seconds"] for row in ordinary)
     rows: dict[str, dict[str, Any]] = {}
     for method, settings in METHODS.items():
         found = runs.all(method=method)
@@ -189,15 +206,15 @@ def table(runs: Runs) -> list[dict[str, Any]]:
             "seeds": len(found),
             "steps": found[0]["steps"],
             "accuracy": 100 * mean(row["accuracy"] for row in found),
-            "cpu_minutes": mean(row["cpu_seconds"] for row in found) / 60,
-            **{key: full[key] / mean(row[key] for row in found) for key in full},
+            **{key: full[key] / mean(cost(row) for row in found) for key, cost in COSTS.items()},
         }
+        rows[method]["cpu_minutes"] = seconds / rows[method]["cpu_seconds"] / 60
     note_equal_accuracy(rows, full)
-    curve = runs.all(method="full")[0]["curve"]
+    curve = ordinary[0]["curve"]
     for row in rows.values():
         for key in full:
             reached = cost_of(row["accuracy"], curve, key)
-            ratio = None if reached is None else row[key] * reached / full[key]
+            ratio = None if reached is None else row[key] * reached / ordinary[0][key]
             row[f"stopped_{key}"] = ratio
             row[f"stopped_{key}_text"] = "-" if ratio is None else f"{ratio:.2f}x"
     return list(rows.values())
@@ -224,11 +241,15 @@ def draw(runs: Runs, path: Path) -> None:
 
     figure = Figure(figsize=(11, 4.5), dpi=110)
     axes = figure.subplots(1, 2, sharey=True)
-    units = {"cpu_seconds": (60, "CPU minutes of training and search"), "flops": (1e15, "PFLOPs of training steps")}
+    units = {
+        "cpu_seconds": (1e3, "CPU time of training and search (1,000 steps of the whole model)"),
+        "flops": (1e15, "PFLOPs of training steps"),
+    }
     for axis, (key, (unit, label)) in zip(axes, units.items(), strict=True):
         for index, (method, settings) in enumerate(METHODS.items()):
             for seed, row in enumerate(runs.all(method=method)):
-                costs = [point[key] / unit for point in row["curve"]]
+                scale = COSTS[key](row) / row[key] / unit
+                costs = [scale * point[key] for point in row["curve"]]
                 accuracies = [100 * point["ema_accuracy"] for point in row["curve"]]
                 name = settings.words if seed == 0 else None
                 axis.plot(costs, accuracies, color=f"C{index}", linewidth=0.8, alpha=0.6)

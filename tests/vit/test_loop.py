@@ -68,18 +68,20 @@ def test_a_search_trains_candidates_at_full_strength(tmp_path: Path) -> None:
 
 
 def test_flops_are_those_of_the_network_that_trained(tmp_path: Path) -> None:
-    trainer = new_trainer_in(tmp_path)()
-    trainer.train()
-    flops = dict(zip(trainer.metrics.rows["blocks"], trainer.metrics.rows["flops"]))
-    for depth, side in ((2, 8), (4, 16)):
-        model = build_model("transformers:vit", num_classes=3, image_size=side, num_hidden_layers=depth,
-                            hidden_size=16, num_attention_heads=2, patch_size=4)  # fmt: skip
-        with flop_counter() as counter:
-            logits(model, torch.zeros(8, 3, side, side)).sum().backward()
-        # The augmentation's own small matrices are in it.
-        assert flops[depth] == pytest.approx(counter.get_total_flops(), rel=1e-3)
-    first, last = trainer.metrics.summaries()
-    assert saving([first, last], 4)["flops"] == pytest.approx(2 * last.flops / (first.flops + last.flops))
+    sides = {(): (8, 16), ("--resolutions", "16", "16"): (16, 16)}
+    for flags, (small, large) in sides.items():
+        trainer = new_trainer_in(tmp_path)(*flags)
+        trainer.train()
+        flops = dict(zip(trainer.metrics.rows["blocks"], trainer.metrics.rows["flops"]))
+        for depth, side in ((2, small), (4, large)):
+            model = build_model("transformers:vit", num_classes=3, image_size=side, num_hidden_layers=depth,
+                                hidden_size=16, num_attention_heads=2, patch_size=4)  # fmt: skip
+            with flop_counter() as counter:
+                logits(model, torch.zeros(8, 3, side, side)).sum().backward()
+            # The augmentation's own small matrices are in it.
+            assert flops[depth] == pytest.approx(counter.get_total_flops(), rel=1e-3)
+        first, last = trainer.metrics.summaries()
+        assert saving([first, last], 4)["flops"] == pytest.approx(2 * last.flops / (first.flops + last.flops))
 
 
 def test_counting_flops_changes_nothing(tmp_path: Path) -> None:
