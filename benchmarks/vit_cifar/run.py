@@ -1,6 +1,7 @@
 """Time to accuracy of progressive ViT pretraining on CIFAR-10, in runs of thousands of steps.
 
     OMP_NUM_THREADS=1 python benchmarks/vit_cifar/run.py              # the runs that are missing, then the table
+    python benchmarks/vit_cifar/run.py --time                         # the times of the steps, then the table
     python benchmarks/vit_cifar/run.py --table                        # the table of the runs that are there
     python benchmarks/vit_cifar/run.py --quick                        # a few steps, in a folder of their own
 
@@ -8,16 +9,16 @@ trains a ViT of 8 blocks, width 160, patch 8 (2.5 M parameters) on the 50,000 im
 training, `full_short` the same for half as many epochs; all others grow. Every run has its own fully decayed learning
 rate and ends in the whole model at full resolution. A run that is cut goes on from its checkpoint. Accuracy is that of
 the averaged weights on the 10,000 test images. Times are CPU seconds of one thread, steps and search included,
-validation left out. The table has them in steps of the whole model, as every run measured those in its last stage:
-runs may come from several machines, and from hours with other neighbours.
+validation left out; the steps of all networks are timed side by side (step_times.py).
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -30,7 +31,8 @@ import tyro
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
 from accuracy_cost import note_equal_accuracy
-from common import DATA, Runs, check_names, facts, print_rows, save
+from common import DATA, Runs, check_names, facts, load, print_rows, save
+from step_times import WHOLE, Network, cpu_seconds, measure, network_of
 
 from autoprog_diffusion.training.run import run
 from autoprog_diffusion.vit.training.arguments import Arguments, parse
@@ -42,12 +44,18 @@ EPOCHS = 20
 IMAGES = 50_000
 BATCH = 128
 QUICK_STEPS = 24
-COMMON = (
-    "--model transformers:vit --model_kwargs num_hidden_layers 8 hidden_size 160 num_attention_heads 4 patch_size 8 "
-    f"--img_size 32 --batch_size {BATCH} --lr 1e-3 --weight_decay 0.05 --min_lr 1e-5 --clip_grad 1.0 --smoothing 0.0 "
-    "--crop pad --aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.998 --min_depth 0.5 "
-    "--resolutions 16 16 24 32 --search_samples 512 --checkpoints_total_limit 1"
+TIMED_STEPS = 30
+ROUNDS = 3
+MODEL = (
+    "--model transformers:vit --model_kwargs num_hidden_layers {0.blocks} hidden_size 160 num_attention_heads 4 "
+    "patch_size {0.stride} --img_size {0.side}"
 )
+TRAINING = (
+    f"--batch_size {BATCH} --lr 1e-3 --weight_decay 0.05 --min_lr 1e-5 --clip_grad 1.0 --smoothing 0.0 --crop pad "
+    "--aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.998 --checkpoints_total_limit 1"
+)
+GROWTH = "--min_depth 0.5 --resolutions 16 16 24 32 --search_samples 512"
+FEW = "--max_train_samples 512 --search_samples 32 --val_fraction 0.01"
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,7 @@ class Options:
         seeds: Seeds of every method, from 0 on.
         epochs: Of the full run.
         quick: A few steps on 512 images, validated on some of them, in a folder of their own.
+        time: Time the steps of all networks of the runs that are there, then the table.
         table: Print the table of the runs that are there, and stop.
         results: Folder of runs.jsonl, summary.json and plot.png.
         state: Folder of the checkpoints of the run that goes on; removed when it has ended.
@@ -101,6 +110,7 @@ class Options:
     seeds: int = 1
     epochs: int = EPOCHS
     quick: bool = False
+    time: bool = False
     table: bool = False
     results: Path = HERE
     state: Path = Path("runs/vit_cifar")
@@ -127,19 +137,11 @@ def arguments(name: str, seed: int, options: Options) -> Arguments:
     method = METHODS[name]
     whole = QUICK_STEPS if options.quick else options.epochs * IMAGES / BATCH
     steps = round(method.share * whole)
-    flags = f"{COMMON} {method.flags} --seed {seed} --max_train_steps {steps} --warmup_steps {steps // 20}".split()
-    flags += ["--validation_steps", str(max(1, steps // 8)), "--checkpointing_steps", str(max(1, steps // 24))]
+    flags = f"{MODEL.format(WHOLE)} {TRAINING} {GROWTH} {method.flags} --seed {seed} --max_train_steps {steps}".split()
+    flags += f"--warmup_steps {steps // 20} --validation_steps {max(1, steps // 8)}".split()
+    flags += ["--checkpointing_steps", str(max(1, steps // 24))]
     if options.quick:
-        flags += [
-            "--max_train_samples",
-            "512",
-            "--search_samples",
-            "32",
-            "--batch_size",
-            "32",
-            "--val_fraction",
-            "0.01",
-        ]
+        flags += [*FEW.split(), "--batch_size", "32"]
     flags += ["--train_data", parquet(options.data_dir, "train")]
     if not options.quick:
         flags += ["--val_data", parquet(options.data_dir, "test")]
@@ -172,43 +174,56 @@ def train(method: str, seed: int, options: Options) -> dict[str, Any]:
     return row
 
 
-def whole_steps(row: Mapping[str, Any]) -> float:
-    """CPU time of a run in steps of the whole model at full resolution, as its last stage measured them."""
-    last = row["stages"][-1]
-    return row["cpu_seconds"] * last["steps"] / last["cpu_seconds"]
+def step_times(network: Network, options: Options) -> list[float]:
+    """CPU seconds of some steps of ordinary training of a network."""
+    steps, batch = (4, 32) if options.quick else (TIMED_STEPS, BATCH)
+    output = options.state / "times"
+    flags = f"{MODEL.format(network)} {TRAINING} --growth off {FEW} --max_train_steps {steps} --warmup_steps 1"
+    flags += f" --batch_size {batch}"
+    data = ["--train_data", parquet(options.data_dir, "train"), "--output_dir", str(output)]
+    trainer = run(Pretraining(), parse([*flags.split(), *data]))
+    shutil.rmtree(output)
+    return trainer.metrics.rows["cpu_seconds"]
 
 
-COSTS: dict[str, Callable[[Mapping[str, Any]], float]] = {
-    "cpu_seconds": whole_steps,
-    "flops": lambda row: row["flops"],
-}
+def measured(runs: Runs, options: Options) -> dict[str, float]:
+    """CPU seconds of a step of every network that the runs trained."""
+    networks = {
+        network_of(stage, METHODS[row["method"]].strides): None
+        for row in runs.rows
+        for stage in row["stages"]
+        if not stage["searching"]
+    }
+    return measure(networks, partial(step_times, options=options), rounds=1 if options.quick else ROUNDS)
 
 
-def table(runs: Runs) -> list[dict[str, Any]]:
+def table(runs: Runs, times: Mapping[str, float]) -> list[dict[str, Any]]:
     """Means over seeds per method: accuracy in percent, and what ordinary training needs for the same accuracy.
-
-    `cpu_minutes` are at the speed of ordinary training's own runs.
 
     `equal_accuracy` is against runs with a rate that decays within them, `stopped` against the averaged weights of the
     long run (its first seed), which one may stop.
+
+    Args:
+        runs: All that are there.
+        times: CPU seconds of a step of every network.
     """
     ordinary = runs.all(method="full")
-    full = {key: mean(cost(row) for row in ordinary) for key, cost in COSTS.items()}
-    seconds = mean(row["cpu_seconds"] for row in ordinary)
+    full = costs(ordinary, times)
     rows: dict[str, dict[str, Any]] = {}
     for method, settings in METHODS.items():
         found = runs.all(method=method)
         if not found:
             continue
+        own = costs(found, times)
         rows[method] = {
             "method": method,
             "words": settings.words,
             "seeds": len(found),
             "steps": found[0]["steps"],
             "accuracy": 100 * mean(row["accuracy"] for row in found),
-            **{key: full[key] / mean(cost(row) for row in found) for key, cost in COSTS.items()},
+            "cpu_minutes": own["cpu_seconds"] / 60,
+            **{key: full[key] / own[key] for key in full},
         }
-        rows[method]["cpu_minutes"] = seconds / rows[method]["cpu_seconds"] / 60
     note_equal_accuracy(rows, full)
     curve = ordinary[0]["curve"]
     for row in rows.values():
@@ -218,6 +233,15 @@ def table(runs: Runs) -> list[dict[str, Any]]:
             row[f"stopped_{key}"] = ratio
             row[f"stopped_{key}_text"] = "-" if ratio is None else f"{ratio:.2f}x"
     return list(rows.values())
+
+
+def costs(found: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> dict[str, float]:
+    """Means of the costs of a method's runs."""
+    strides = METHODS[found[0]["method"]].strides
+    return {
+        "cpu_seconds": mean(cpu_seconds(row, strides, times) for row in found),
+        "flops": mean(row["flops"] for row in found),
+    }
 
 
 def cost_of(accuracy: float, curve: Sequence[Mapping[str, float]], key: str) -> float | None:
@@ -235,25 +259,22 @@ def cost_of(accuracy: float, curve: Sequence[Mapping[str, float]], key: str) -> 
     return None
 
 
-def draw(runs: Runs, path: Path) -> None:
+def draw(runs: Runs, times: Mapping[str, float], path: Path) -> None:
     """Accuracy of the averaged weights against CPU time and FLOPs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), dpi=110)
     axes = figure.subplots(1, 2, sharey=True)
-    units = {
-        "cpu_seconds": (1e3, "CPU time of training and search (1,000 steps of the whole model)"),
-        "flops": (1e15, "PFLOPs of training steps"),
-    }
+    units = {"cpu_seconds": (60, "CPU minutes of training and search"), "flops": (1e15, "PFLOPs of training steps")}
     for axis, (key, (unit, label)) in zip(axes, units.items(), strict=True):
         for index, (method, settings) in enumerate(METHODS.items()):
             for seed, row in enumerate(runs.all(method=method)):
-                scale = COSTS[key](row) / row[key] / unit
-                costs = [scale * point[key] for point in row["curve"]]
+                scale = costs([row], times)[key] / row[key] / unit
+                spent = [scale * point[key] for point in row["curve"]]
                 accuracies = [100 * point["ema_accuracy"] for point in row["curve"]]
                 name = settings.words if seed == 0 else None
-                axis.plot(costs, accuracies, color=f"C{index}", linewidth=0.8, alpha=0.6)
-                axis.plot(costs[-1], accuracies[-1], "o", color=f"C{index}", markersize=5, label=name)
+                axis.plot(spent, accuracies, color=f"C{index}", linewidth=0.8, alpha=0.6)
+                axis.plot(spent[-1], accuracies[-1], "o", color=f"C{index}", markersize=5, label=name)
         axis.set(xlabel=label)
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="test accuracy of the averaged weights (%)")
@@ -269,14 +290,20 @@ def main(options: Options) -> None:
     if options.quick and options.results == HERE:
         options = replace(options, results=options.state / "quick", state=options.state / "quick")
     runs = Runs(options.results / "runs.jsonl")
-    for method, seed in () if options.table else runs.missing(options.only or [*METHODS], range(options.seeds)):
+    for method, seed in (
+        () if options.table or options.time else runs.missing(options.only or [*METHODS], range(options.seeds))
+    ):
         row = runs.add(train(method, seed, options))
         print(f"{method} seed {seed}: {100 * row['accuracy']:.2f} %, {row['cpu_seconds']:.0f} CPU s", flush=True)
+    file = options.results / "step_times.json"
+    if options.time or not options.table:
+        save(file, {"cpu_seconds": measured(runs, options)})
     if runs.all(method="full"):
-        rows = table(runs)
+        times = load(file)["cpu_seconds"]
+        rows = table(runs, times)
         print_rows("time to accuracy; costs are speed-ups against full", rows)
         save(options.results / "summary.json", {"rows": rows})
-        draw(runs, options.results / "plot.png")
+        draw(runs, times, options.results / "plot.png")
 
 
 if __name__ == "__main__":
