@@ -290,13 +290,12 @@ def main(options: Options) -> None:
     if options.quick and options.results == HERE:
         options = replace(options, results=options.state / "quick", state=options.state / "quick")
     runs = Runs(options.results / "runs.jsonl")
-    for method, seed in (
-        () if options.table or options.time else runs.missing(options.only or [*METHODS], range(options.seeds))
-    ):
+    done = options.table or options.time
+    for method, seed in () if done else runs.missing(options.only or [*METHODS], range(options.seeds)):
         row = runs.add(train(method, seed, options))
         print(f"{method} seed {seed}: {100 * row['accuracy']:.2f} %, {row['cpu_seconds']:.0f} CPU s", flush=True)
     file = options.results / "step_times.json"
-    if options.time or not options.table:
+    if not options.table or not file.is_file():
         save(file, {"cpu_seconds": measured(runs, options)})
     if runs.all(method="full"):
         times = load(file)["cpu_seconds"]
