@@ -44,9 +44,10 @@ class ViTGrowthConfig:
         resolutions: Image side of every stage in pixels, never decreasing; `None` rises linearly from
             `min_resolution` times the model's own size, in multiples of the patch.
         min_resolution: Fraction of the model's image side in the first stage, where `resolutions` is `None`.
-        search: `one_shot` trains an elastic supernet at the start of each stage and takes the candidate with the best
-            loss for its cost; `zero_shot` chooses by the core's training-free scores; `random` draws; `fixed` follows
-            the grid. Candidates are the same for the first three; the last stage is never searched.
+        search: `fixed` follows the grid. `one_shot`, the paper's, trains an elastic supernet at the start of each stage
+            and takes the candidate with the best loss for its cost; `zero_shot` chooses by the core's training-free
+            scores; `random` draws. Candidates of these three are the same; the last stage is never searched. No search
+            did better than the grid (benchmarks/vit_growth, vit_cifar).
         operator: How weights of a deeper network come from a shallower one (see `operators.growth_map`). `momentum`
             is MoGrow, interpolation of the moving average.
         optimizer_state: Start of the optimizer state of an inserted block: a `copy` of its source's, the `average` of
@@ -77,7 +78,7 @@ class ViTGrowthConfig:
     min_depth: float = 0.5
     resolutions: Ints | None = None
     min_resolution: float = 0.5
-    search: Search = "one_shot"
+    search: Search = "fixed"
     operator: Operator = "momentum"
     optimizer_state: OptimizerState = "copy"
     search_steps: int | float = 0.1
