@@ -134,7 +134,7 @@ def test_strides_of_vit_growth_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="one for each of the 2 stages"):
         ViTGrowthConfig(2, search="fixed", strides=(8, 4, None))
     with pytest.raises(ConfigError, match='use search="fixed"'):
-        ViTGrowthConfig(2, strides=(8, None))
+        ViTGrowthConfig(2, search="one_shot", strides=(8, None))
     sizes: dict[str, Any] = {"image_size": 32, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2}
     model = ViTForImageClassification(ViTConfig(**sizes, num_attention_heads=2, intermediate_size=16, num_labels=3))
     with pytest.raises(PlanError, match="stage 0: a stride of 16 pixels does not divide its images of 24"):
