@@ -296,7 +296,7 @@ def main(options: Options) -> None:
         print(f"{method} seed {seed}: {100 * row['accuracy']:.2f} %, {row['cpu_seconds']:.0f} CPU s", flush=True)
     file = options.results / "step_times.json"
     if not options.table or not file.is_file():
-        save(file, {"cpu_seconds": measured(runs, options)})
+        save(file, {**facts(seed=0), "cpu_seconds": measured(runs, options)})
     if runs.all(method="full"):
         times = load(file)["cpu_seconds"]
         rows = table(runs, times)
