@@ -40,7 +40,7 @@ STUDY = Study(
     methods={name: replace(method, autocast=True) for name, method in COMPARED.items()},
     tuned={
         "full": (1.25e-4, 2.5e-4, 5e-4, 1e-3),
-        "full_average": (1.25e-4, 2.5e-4, 5e-4),
+        "full_average": (1.25e-4, 2.5e-4, 5e-4, 1e-3),
         "lora_average": (1e-3, 2e-3, 4e-3, 8e-3),
     },
     like={
