@@ -46,6 +46,7 @@ BATCH = 128
 QUICK_STEPS = 24
 TIMED_STEPS = 30
 ROUNDS = 3
+TIMES = "step_times.json"
 MODEL = (
     "--model transformers:vit --model_kwargs num_hidden_layers {0.blocks} hidden_size 160 num_attention_heads 4 "
     "patch_size {0.stride} --img_size {0.side}"
@@ -197,16 +198,18 @@ def measured(runs: Runs, options: Options) -> dict[str, float]:
     return measure(networks, partial(step_times, options=options), rounds=1 if options.quick else ROUNDS)
 
 
-def table(runs: Runs, times: Mapping[str, float]) -> list[dict[str, Any]]:
+def times_of(runs: Runs) -> dict[str, float]:
+    """CPU seconds of a step of every network, as they were measured."""
+    return load(runs.path.parent / TIMES)["cpu_seconds"]
+
+
+def table(runs: Runs) -> list[dict[str, Any]]:
     """Means over seeds per method: accuracy in percent, and what ordinary training needs for the same accuracy.
 
     `equal_accuracy` is against runs with a rate that decays within them, `stopped` against the averaged weights of the
-    long run (its first seed), which one may stop.
-
-    Args:
-        runs: All that are there.
-        times: CPU seconds of a step of every network.
+    long run (its first seed), which one may stop. Times of steps lie beside the runs.
     """
+    times = times_of(runs)
     ordinary = runs.all(method="full")
     full = costs(ordinary, times)
     rows: dict[str, dict[str, Any]] = {}
@@ -259,10 +262,11 @@ def cost_of(accuracy: float, curve: Sequence[Mapping[str, float]], key: str) -> 
     return None
 
 
-def draw(runs: Runs, times: Mapping[str, float], path: Path) -> None:
+def draw(runs: Runs, path: Path) -> None:
     """Accuracy of the averaged weights against CPU time and FLOPs."""
     from matplotlib.figure import Figure
 
+    times = times_of(runs)
     figure = Figure(figsize=(11, 4.5), dpi=110)
     axes = figure.subplots(1, 2, sharey=True)
     units = {"cpu_seconds": (60, "CPU minutes of training and search"), "flops": (1e15, "PFLOPs of training steps")}
@@ -294,15 +298,14 @@ def main(options: Options) -> None:
     for method, seed in () if done else runs.missing(options.only or [*METHODS], range(options.seeds)):
         row = runs.add(train(method, seed, options))
         print(f"{method} seed {seed}: {100 * row['accuracy']:.2f} %, {row['cpu_seconds']:.0f} CPU s", flush=True)
-    file = options.results / "step_times.json"
+    file = options.results / TIMES
     if not options.table or not file.is_file():
         save(file, {**facts(seed=0), "cpu_seconds": measured(runs, options)})
     if runs.all(method="full"):
-        times = load(file)["cpu_seconds"]
-        rows = table(runs, times)
+        rows = table(runs)
         print_rows("time to accuracy; costs are speed-ups against full", rows)
         save(options.results / "summary.json", {"rows": rows})
-        draw(runs, times, options.results / "plot.png")
+        draw(runs, options.results / "plot.png")
 
 
 if __name__ == "__main__":
