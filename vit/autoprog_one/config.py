@@ -44,10 +44,10 @@ class ViTGrowthConfig:
         resolutions: Image side of every stage in pixels, never decreasing; `None` rises linearly from
             `min_resolution` times the model's own size, in multiples of the patch.
         min_resolution: Fraction of the model's image side in the first stage, where `resolutions` is `None`.
-        search: `fixed` follows the grid. `one_shot`, the paper's, trains an elastic supernet at the start of each stage
+        search: `fixed` follows the grid. `one_shot`, the paper's, trains an elastic supernet at the start of a stage
             and takes the candidate with the best loss for its cost; `zero_shot` chooses by the core's training-free
-            scores; `random` draws. Candidates of these three are the same; the last stage is never searched. No search
-            did better than the grid (benchmarks/vit_growth, vit_cifar).
+            scores; `random` draws. Candidates of these three are the same; the last stage is never searched. No
+            search did better than the grid (benchmarks/vit_growth, vit_cifar).
         operator: How weights of a deeper network come from a shallower one (see `operators.growth_map`). `momentum`
             is MoGrow, interpolation of the moving average.
         optimizer_state: Start of the optimizer state of an inserted block: a `copy` of its source's, the `average` of
