@@ -1,7 +1,7 @@
 """Models of 28 and 31 M parameters: do the gains hold where arithmetic takes the time of a step, and not overhead?
 
-    python recipes/assets/build/pretrain_larger.py --model unet             # and flow: 90 minutes of a core each
-    python recipes/assets/build/pretrain_larger.py --model unet --export
+    python recipes/assets/build/pretrain_larger.py --model unet --minutes 30
+    python recipes/assets/build/pretrain_larger.py --model unet --export    # and both for flow
     OMP_NUM_THREADS=1 python benchmarks/time_to_quality/more_parameters.py  # the runs that are missing, then the table
     python benchmarks/time_to_quality/more_parameters.py --table            # the table of the runs that are there
 
