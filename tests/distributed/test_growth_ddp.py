@@ -67,8 +67,11 @@ def test_frozen_weights_rest_on_every_rank(seen: list[dict[str, Any]], case: str
 
 
 @cases
-def test_two_ranks_equal_one_process_on_both_batches(seen: list[dict[str, Any]]) -> None:
-    assert seen[0]["error"] < 1e-4
+def test_two_ranks_equal_one_process_on_both_batches(seen: list[dict[str, Any]], case: str) -> None:
+    # The order of a sum moves a weight by 3e-8, which may round it to the next int8 number: so small a change of the
+    # first weights moves the last by up to 2.5e-3, in one process too. Losing one micro-batch moves them by 3e-2.
+    bound = 1e-2 if "small" in case else 1e-4
+    assert seen[0]["error"] < bound
 
 
 @cases
