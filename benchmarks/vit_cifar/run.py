@@ -206,45 +206,60 @@ def times_of(runs: Runs) -> dict[str, float]:
 def table(runs: Runs) -> list[dict[str, Any]]:
     """Means over seeds per method: accuracy in percent, and what ordinary training needs for the same accuracy.
 
-    `equal_accuracy` is against runs with a rate that decays within them, `stopped` against the averaged weights of the
-    long run (its first seed), which one may stop. Times of steps lie beside the runs.
+    Every run is set against the ordinary runs of its own seed: `equal_accuracy` against runs with a rate that decays
+    within them, `stopped` against the averaged weights of the long run, which one may stop. Times of steps lie beside
+    the runs.
     """
     times = times_of(runs)
-    ordinary = runs.all(method="full")
-    full = costs(ordinary, times)
+    found: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
+    for ordinary in runs.all(method="full"):
+        mates = {row["method"]: row for row in runs.all(seed=ordinary["seed"])}
+        for method, row in against_ordinary(mates, times).items():
+            found[method].append(row)
+    return [means(rows) for rows in found.values() if rows]
+
+
+def against_ordinary(runs: Mapping[str, dict[str, Any]], times: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """The runs of one seed, by method, as rows of the table."""
+    full = costs(runs["full"], times)
     rows: dict[str, dict[str, Any]] = {}
-    for method, settings in METHODS.items():
-        found = runs.all(method=method)
-        if not found:
+    for method in METHODS:
+        if method not in runs:
             continue
-        own = costs(found, times)
+        own = costs(runs[method], times)
         rows[method] = {
             "method": method,
-            "words": settings.words,
-            "seeds": len(found),
-            "steps": found[0]["steps"],
-            "accuracy": 100 * mean(row["accuracy"] for row in found),
+            "words": METHODS[method].words,
+            "steps": runs[method]["steps"],
+            "accuracy": 100 * runs[method]["accuracy"],
             "cpu_minutes": own["cpu_seconds"] / 60,
             **{key: full[key] / own[key] for key in full},
         }
     note_equal_accuracy(rows, full)
-    curve = ordinary[0]["curve"]
     for row in rows.values():
         for key in full:
-            reached = cost_of(row["accuracy"], curve, key)
-            ratio = None if reached is None else row[key] * reached / ordinary[0][key]
-            row[f"stopped_{key}"] = ratio
-            row[f"stopped_{key}_text"] = "-" if ratio is None else f"{ratio:.2f}x"
-    return list(rows.values())
+            reached = cost_of(row["accuracy"], runs["full"]["curve"], key)
+            row[f"stopped_{key}"] = None if reached is None else row[key] * reached / runs["full"][key]
+    return rows
 
 
-def costs(found: Sequence[Mapping[str, Any]], times: Mapping[str, float]) -> dict[str, float]:
-    """Means of the costs of a method's runs."""
-    strides = METHODS[found[0]["method"]].strides
-    return {
-        "cpu_seconds": mean(cpu_seconds(row, strides, times) for row in found),
-        "flops": mean(row["flops"] for row in found),
-    }
+def means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the table from those of a method's seeds; no `stopped` where ordinary training never was as good."""
+    merged = {**rows[0], "seeds": len(rows)}
+    for key in rows[0]:
+        values = [row[key] for row in rows]
+        if None in values:
+            merged[key] = None
+        elif isinstance(values[0], float):
+            merged[key] = mean(values)
+    for key in ("stopped_cpu_seconds", "stopped_flops"):
+        merged[f"{key}_text"] = "-" if merged[key] is None else f"{merged[key]:.2f}x"
+    return merged
+
+
+def costs(run: Mapping[str, Any], times: Mapping[str, float]) -> dict[str, float]:
+    """What a run costs."""
+    return {"cpu_seconds": cpu_seconds(run, METHODS[run["method"]].strides, times), "flops": run["flops"]}
 
 
 def cost_of(accuracy: float, curve: Sequence[Mapping[str, float]], key: str) -> float | None:
@@ -273,7 +288,7 @@ def draw(runs: Runs, path: Path) -> None:
     for axis, (key, (unit, label)) in zip(axes, units.items(), strict=True):
         for index, (method, settings) in enumerate(METHODS.items()):
             for seed, row in enumerate(runs.all(method=method)):
-                scale = costs([row], times)[key] / row[key] / unit
+                scale = costs(row, times)[key] / row[key] / unit
                 spent = [scale * point[key] for point in row["curve"]]
                 accuracies = [100 * point["ema_accuracy"] for point in row["curve"]]
                 name = settings.words if seed == 0 else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,34 @@ def test_the_cost_of_a_run_that_is_stopped_is_where_its_average_was_as_good(benc
     assert benchmark.cost_of(50.0, curve, "flops") == pytest.approx(15)
     assert benchmark.cost_of(70.0, curve, "flops") == pytest.approx(40)
     assert benchmark.cost_of(71.0, curve, "flops") is None
+
+
+def test_a_run_is_set_against_the_ordinary_runs_of_its_own_seed(benchmark: Any, tmp_path: Path) -> None:
+    """The ordinary runs of seed 1 cost twice those of seed 0, and the growing one as well: the ratios stay."""
+    runs = benchmark.Runs(tmp_path / "runs.jsonl")
+    for seed, methods in enumerate((("full", "full_short", "fixed", "stacking"), ("full", "full_short", "fixed"))):
+        for method in methods:
+            share = 1.0 if method == "full" else 0.5
+            cost = (1 + seed) * share * 100
+            stage = {"blocks": 8, "resolution": 32, "steps": cost, "cpu_seconds": 2.0 * cost, "searching": False}
+            curve = [{"ema_accuracy": 0.1, "flops": 0.0, "cpu_seconds": 0.0}]
+            curve += [{"ema_accuracy": 0.4 + 0.2 * share, "flops": cost, "cpu_seconds": 2 * cost}]
+            row = {"method": method, "seed": seed, "steps": cost, "flops": cost, "cpu_seconds": 2 * cost}
+            runs.add({**row, "accuracy": curve[-1]["ema_accuracy"], "stages": [stage], "curve": curve})
+    (tmp_path / "step_times.json").write_text(json.dumps({"cpu_seconds": {str(benchmark.WHOLE): 2.0}}))
+    rows = {row["method"]: row for row in benchmark.table(runs)}
+    assert [rows[method]["seeds"] for method in ("full", "fixed", "stacking")] == [2, 2, 1]
+    for method in ("fixed", "stacking"):
+        assert rows[method]["flops"] == pytest.approx(2)
+        assert rows[method]["equal_accuracy_flops"] == pytest.approx(1)
+        assert rows[method]["stopped_flops"] == pytest.approx(2 * (0.5 - 0.1) / (0.6 - 0.1))
+
+
+def test_a_method_that_once_was_better_than_ordinary_training_has_no_mean(benchmark: Any) -> None:
+    rows = [{"method": "fixed", "stopped_cpu_seconds": value, "stopped_flops": 2.0} for value in (1.5, None)]
+    merged = benchmark.means(rows)
+    assert (merged["stopped_cpu_seconds"], merged["stopped_cpu_seconds_text"]) == (None, "-")
+    assert merged["stopped_flops_text"] == "2.00x"
 
 
 @pytest.mark.slow
