@@ -210,7 +210,8 @@ class HeldOutRun:
         self.record.pace = pace.to_dict()
         self._pace = pace
         logger.info(
-            f"held-out loss of {pace.images} images, {pace.draws} times each, every {pace.every} steps and at the end."
+            f"held-out loss of {pace.images} of {self._plan.images} images, {pace.draws} times each, "
+            f"every {pace.every} steps and at the end."
         )
         return pace
 

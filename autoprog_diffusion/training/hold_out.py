@@ -68,6 +68,12 @@ def take_validation(given: Dataset | None, data: Dataset, args: Arguments, accel
     return given
 
 
+def note_held_out(given: Dataset, args: Arguments, report: DataReport) -> None:
+    """Say how many images the default data holds out by itself; those of a folder are no part of what was found."""
+    if args.evaluation.validation_data_dir is None:
+        report.readings[0].notes.append(f"{len(given)} other images of it are held out, for the held-out loss")
+
+
 def take_share(data: Dataset, args: Arguments, report: DataReport, accelerator: Accelerator) -> tuple[Dataset, Any]:
     """The data that is trained on, and images that are held out of it; None where it is too small.
 

@@ -37,7 +37,7 @@ from .default_embedding import default_embedding
 from .diffusion import DiffusionTrainer, Task
 from .flag_checks import explicit_wins
 from .held_out import HeldOutRun, HeldOutTask
-from .hold_out import holds_out, take_share, take_validation
+from .hold_out import holds_out, note_held_out, take_share, take_validation
 from .optimizers import check_optimizer
 from .plain_pipeline import save_plain
 from .precision import asks_for_bfloat16, with_precision
@@ -288,8 +288,13 @@ class Recipe(Script[AnyArguments, DiffusionTrainer]):
         if not holds_out(args, accelerator):
             return data, None
         given = take_validation(self.validation(args, pipeline, resolution), data, args, accelerator)
-        if given is not None or not self.shares or self.data_report is None:
+        if self.data_report is None:
             return data, given
+        if given is not None:
+            note_held_out(given, args, self.data_report)
+            return data, given
+        if not self.shares:
+            return data, None
         return take_share(data, args, self.data_report, accelerator)
 
     def _held_out_run(

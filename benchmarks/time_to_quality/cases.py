@@ -228,7 +228,7 @@ def _there(folder: Path) -> str:
     """
     if not (folder / "model_index.json").is_file():
         script = f"recipes/assets/build/pretrain_larger.py --model {folder.name}"
-        raise CaseError(f"there is no pipeline in {folder}: run `python {script}` for 90 minutes, then with --export.")
+        raise CaseError(f"there is no pipeline in {folder}: run `python {script} --minutes 30`, then with --export.")
     return str(folder)
 
 

@@ -13,12 +13,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from autoprog_diffusion.data.emoji import emoji_dataset
 from autoprog_diffusion.data.errors import DataError
+from autoprog_diffusion.data.report import DataReport
 from autoprog_diffusion.evaluation.held_out import HeldOut
 from autoprog_diffusion.growth import GrowthError
 from autoprog_diffusion.training.diffusion import DiffusionTrainer
 from autoprog_diffusion.training.history import settings_of
-from autoprog_diffusion.training.hold_out import holds_out
+from autoprog_diffusion.training.hold_out import holds_out, note_held_out
 from autoprog_diffusion.training.manifest import MARKER, sealed
 from autoprog_diffusion.training.run import run
 
@@ -250,6 +252,15 @@ def test_a_share_of_the_data_is_held_out_and_said(new_run: NewRun, script: Scrip
     assert (reading.found, reading.used) == (40, 20)
     assert reading.left_out["held out, for the held-out loss"].count == 20
     assert trainer.identity["images"] == 20
+
+
+def test_images_that_the_default_data_holds_out_are_said_and_those_of_a_folder_are_not(script: Script) -> None:
+    held_out = emoji_dataset("openmoji", size=4, split="held_out")
+    for flags, notes in (([], 1), (["--validation_data_dir", str(script.images)], 0)):
+        report = DataReport()
+        report.add("trained on", "the default data").used = 1796
+        note_held_out(held_out, SD.parse(flags), report)
+        assert report.table().count("note: 102 other images of it are held out, for the held-out loss") == notes
 
 
 def test_too_few_images_train_without(new_run: NewRun, script: Script) -> None:
