@@ -81,6 +81,10 @@ METHODS = {
     "full_short": Method("ordinary training, half the epochs", "--growth off", share=0.5),
     "fixed": Method("fixed schedule", "--search fixed"),
     "stacking": Method("fixed schedule, stacked blocks", "--search fixed --operator stacking"),
+    "short_whole": Method(
+        "stacked blocks, the last stage shorter",
+        "--search fixed --operator stacking --boundaries 0.3 0.6 0.85",
+    ),
     "zero_shot": Method("zero-shot search", "--search zero_shot"),
     "one_shot": Method("one-shot search", "--search one_shot"),
     "retokenization": Method(
