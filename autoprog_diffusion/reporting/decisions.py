@@ -12,7 +12,7 @@ from .run_folder import Run
 from .words import DASH, duration, short
 
 
-# Numbers that searches give their candidates; as `training.report.SCORES`.
+# Numbers that searches give their candidates; as `training.decision_table.SCORES`.
 SCORES = ("loss", "cost", "kappa", "zico", "gain", "score", "value")
 
 

@@ -14,7 +14,7 @@ from autoprog_diffusion.growth.plan import GrowthPlan
 from autoprog_diffusion.growth.protocol import Growth
 
 from .arguments import flat
-from .report import is_chosen, scores
+from .decision_table import is_chosen, scores
 
 
 if TYPE_CHECKING:

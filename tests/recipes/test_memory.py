@@ -12,8 +12,8 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from safetensors.torch import load_file
 
 from autoprog_diffusion import ConfigError
-from autoprog_diffusion.training.report import recomputation_sentences
 from autoprog_diffusion.training.saved_metrics import write_growth_json
+from autoprog_diffusion.training.summary_table import recomputation_sentences
 
 from .conftest import NewRun, Script, load_recipe
 

@@ -10,10 +10,13 @@ import torch
 from PIL import Image
 
 from autoprog_diffusion.growth import GrowthConfig, GrowthPlan, GrowthScheduler, Stage
+from autoprog_diffusion.training.decision_table import print_decision
 from autoprog_diffusion.training.measure import counted_flops, peak_memory
 from autoprog_diffusion.training.metrics import Metrics
-from autoprog_diffusion.training.report import draw_timeline, print_decision, print_summary, write_report
+from autoprog_diffusion.training.report import write_report
 from autoprog_diffusion.training.samples import load_images, save_grid, save_images
+from autoprog_diffusion.training.summary_table import print_summary
+from autoprog_diffusion.training.timeline import draw_timeline
 
 from .rows import metrics_of
 

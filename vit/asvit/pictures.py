@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from autoprog_diffusion.training.report import smooth
+from autoprog_diffusion.training.timeline import smooth
 
 from .cost import multiply_adds, parameter_count
 from .genotype import STAGES, Genotype
