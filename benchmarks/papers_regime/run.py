@@ -31,6 +31,7 @@ from cases import CASES
 from common import Runs, check_names, facts
 from loop import Loop
 from methods import AUTOPROG_ZERO, AVERAGED, METHODS
+from picture_features import network
 from quality import Judge
 from report import write_report
 
@@ -142,6 +143,7 @@ def main() -> None:
     if options.quick:
         options = replace(options, seeds=1, steps=QUICK_STEPS, results=Path(tempfile.mkdtemp()))
     if not options.table:
+        network()  # before anything is trained that nothing could judge
         run_missing(options)
     write_report(options.results)
 
