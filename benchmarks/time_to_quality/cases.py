@@ -170,9 +170,9 @@ def _sd(
     style: str, size: int = SIZE, source: Path = ASSETS / "tiny_sd"
 ) -> Callable[[int, Path, Path | None], Subject]:
     def load(seed: int, folder: Path, data_dir: Path | None) -> Subject:
+        pipeline = load_pipeline(_there(source))
         args, other = (_arguments(Arguments, seed, folder / part) for part in ("train", "held"))
         train, held = _split(_style(style, data_dir, size), 20)
-        pipeline = load_pipeline(_there(source))
         parts = [
             TextToImage(pipeline, _latents(pipeline, data, settings, size), noise_settings(settings))
             for data, settings in ((train, args), (held, other))
@@ -191,12 +191,12 @@ def _sd(
 
 def _flow(style: str, size: int = SIZE, source: Path | None = None) -> Callable[[int, Path, Path | None], Subject]:
     def load(seed: int, folder: Path, data_dir: Path | None) -> Subject:
+        pipeline = _tiny_flow(size) if source is None else load_flow(_there(source))
         flow = FlowSettings(max_sequence_length=16, proportion_empty_prompts=0.1)
         args = _arguments(FlowMatchingArguments, seed, folder / "train", flow=flow)
         full = dataclasses.replace(flow, proportion_empty_prompts=0.0)
         other = _arguments(FlowMatchingArguments, seed, folder / "held", flow=full)
         train, held = _split(_style(style, data_dir, size), 20)
-        pipeline = _tiny_flow(size) if source is None else load_flow(_there(source))
         parts = [
             FlowMatching(pipeline, _latents(pipeline, data, settings, size), settings.flow, noise_settings(settings))
             for data, settings in ((train, args), (held, other))

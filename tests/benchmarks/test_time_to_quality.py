@@ -263,11 +263,8 @@ def test_a_model_that_was_not_pretrained_is_asked_for(tmp_path: Path) -> None:
         _sd("openmoji", 128, tmp_path / "unet")(0, tmp_path, None)
 
 
-def test_time_shifts_with_the_side_of_the_images(tmp_path: Path) -> None:
-    from cases import CASES, LARGER
+def test_time_shifts_with_the_side_of_the_images() -> None:
+    from cases import SIZE, _tiny_flow
 
-    shifts = [
-        case.open(0, tmp_path, None).pipeline.scheduler.config.shift
-        for case in (CASES["flow_openmoji"], LARGER["flow_128"])
-    ]
+    shifts = [_tiny_flow(size).scheduler.config.shift for size in (SIZE, 2 * SIZE)]
     assert shifts == [1.0, 2.0]
