@@ -6,7 +6,7 @@ from .errors import DataError
 from .items import Item
 from .listing import File, Listing
 from .metadata import read_text
-from .report import Reading
+from .reading import Reading
 
 
 def caption_files(listing: Listing) -> dict[str, File]:

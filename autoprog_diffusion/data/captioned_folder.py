@@ -14,7 +14,7 @@ from .items import OUTSIDE_SPLITS, Columns, Item, by_split, image_table, leave_o
 from .listing import File, Listing
 from .metadata import Row
 from .metadata_items import items_of_rows, keys_of, read_rows, unlisted_reason
-from .report import Reading
+from .reading import Reading
 from .splits import TRAIN, find_splits, missing_split, note_lookalikes, top_folder
 
 

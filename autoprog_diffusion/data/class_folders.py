@@ -10,7 +10,7 @@ from .items import Columns, Item, by_split, image_table, leave_out_unused
 from .label_values import clean_label
 from .listing import File, Listing, composed
 from .metadata_items import items_of_rows, keys_of, read_rows, unlisted_reason
-from .report import Reading
+from .reading import Reading
 from .splits import TRAIN, WHOLE, find_splits, is_like_split, note_lookalikes, split_of_table, top_folder
 from .tables import has_columns
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import DataError
 from .listing import NO_IMAGE, VIDEO, VIDEO_ENDINGS, File, Listing
-from .report import Reading
+from .reading import Reading
 from .splits import top_folder
 
 

@@ -12,7 +12,8 @@ from .decode import read_image, undecoded
 from .emoji import DEFAULT_STYLE, emoji_classes, emoji_in_both_styles
 from .errors import DataError
 from .label_values import clean_label
-from .report import DataReport, Reading
+from .reading import Reading
+from .report import DataReport
 from .rows import split_by, unused, with_labels
 from .sources import (
     choose_columns,

@@ -13,7 +13,7 @@ from .errors import DataError
 from .items import FILE_NAME, Columns, Item
 from .listing import NO_IMAGE, File, Listing, composed, image_endings, printable, stamp_of
 from .metadata import Row, read_metadata
-from .report import Reading
+from .reading import Reading
 
 
 def read_rows(listing: Listing) -> list[Row]:

@@ -12,7 +12,8 @@ from .class_folders import read_labelled
 from .errors import DataError
 from .items import Columns
 from .listing import File, Listing, list_files, printable
-from .report import DataReport, Reading
+from .reading import Reading
+from .report import DataReport
 from .splits import TRAIN, WHOLE, group_tables, missing_split, note_tables
 from .table_paths import named_files
 from .tables import has_columns, read_npz, read_parquet

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from .errors import DataError
 from .listing import File, Listing
-from .report import Reading
+from .reading import Reading
 
 
 # The only split of data that comes without splits.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import DataError
-from .report import Reading
+from .reading import Reading
 from .rows import spread
 
 

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .duplicates import MOST_IMAGES, NEAR, near_duplicates, thumbnails
+from .duplicates import MOST_IMAGES, NEAR, thumbnails
+from .groups import groups_of, room_in_classes, shuffled
 
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 LEAST_IMAGES = 16  # that are worth holding out: fewer say little
 MOST_SHARE = 0.5  # that --held_out_share may be
 MOST_HELD_OUT = 128  # more would be missed in training, and change little
-LARGEST_GROUP = 0.25  # of what is held out: a caption of more images is no name of one picture
-LARGEST_PART = 0.2  # of a class
 
 
 @dataclass
@@ -67,13 +66,13 @@ def choose_held_out(data: Dataset, share: float, *, seed: int, folder: Path, acc
         note = f"{len(data)} images are too few to hold some out (a share of {share} needs {least}): there is no "
         return Split(notes=[f"{note}held-out loss. Give images with --validation_data_dir{_larger_share(len(data))}"])
     split = Split()
-    groups = _groups(data, wanted, split)
+    groups = groups_of(data, wanted, split.notes)
     small = None
     if len(data) <= MOST_IMAGES:
         small = thumbnails(data, folder, accelerator)
     else:
         split.notes.append(f"{len(data):,} images are too many to look for near-duplicates among them")
-    _take(split, wanted, data=data, groups=_shuffled(data, groups, seed), small=small)
+    _take(split, wanted, data=data, groups=shuffled(data, groups, seed), small=small)
     split.held_out.sort()
     if split.duplicates:
         split.notes.append(f"{split.duplicates} images are not held out since near-duplicates of them are trained on")
@@ -91,93 +90,9 @@ def _larger_share(count: int) -> str:
     return f", or hold {LEAST_IMAGES} of these out with --held_out_share {share}"
 
 
-def count_across(held_out: Dataset, trained: Dataset, *, folder: Path, accelerator: Accelerator) -> str | None:
-    """A sentence on images of a validation set that are trained on as well, or None.
-
-    Args:
-        held_out: Column `image`.
-        trained: The same.
-        folder: Where thumbnails of the images are kept.
-        accelerator: Of the run.
-    """
-    if len(trained) > MOST_IMAGES:
-        return f"{len(trained):,} images are too many to look for those of the validation set among them"
-    some = thumbnails(held_out, folder / "held_out", accelerator)
-    found = int(near_duplicates(some, thumbnails(trained, folder, accelerator)).sum())
-    if not found:
-        return None
-    return (
-        f"{found} of {len(held_out)} validation images are near-duplicates of images that are trained on: the loss on "
-        "them says nothing of new images"
-    )
-
-
-def _groups(data: Dataset, wanted: int, split: Split) -> list[list[int]]:
-    """Rows that stay together: those of equal captions, or every row alone."""
-    alone = [[row] for row in range(len(data))]
-    if "text" not in data.column_names:
-        return alone
-    groups = list(_by_caption(data).values())
-    largest = max(1, int(LARGEST_GROUP * wanted))
-    allowed = [rows for rows in groups if len(rows) <= largest]
-    if sum(map(len, allowed)) >= 2 * wanted:
-        return allowed
-    split.notes.append(f"{len(groups)} different captions name {len(data)} images: equal captions are on both sides")
-    return alone
-
-
-def _by_caption(data: Dataset) -> dict[int, list[int]]:
-    """Rows by the first row that a caption joins them to."""
-    first: dict[str, int] = {}
-    leader = list(range(len(data)))
-
-    def find(row: int) -> int:
-        while leader[row] != row:
-            row = leader[row]
-        return row
-
-    captions = data.select_columns("text")[:]["text"]
-    for row, caption in enumerate(captions):
-        for text in [caption] if isinstance(caption, str) else caption:
-            words = " ".join(text.lower().split())
-            other = first.setdefault(words, row)
-            low, high = sorted((find(row), find(other)))
-            leader[high] = low
-    groups: dict[int, list[int]] = {}
-    for row in range(len(data)):
-        groups.setdefault(find(row), []).append(row)
-    return groups
-
-
-def _shuffled(data: Dataset, groups: list[list[int]], seed: int) -> Iterator[list[int]]:
-    """The groups in random order; of data with classes, all classes in turn."""
-    order = np.random.default_rng(seed).permutation(len(groups))
-    if "label" in data.column_names:
-        labels = np.asarray(data["label"][:])
-        own = labels[[groups[place][0] for place in order]]
-        # How many of its class come before each.
-        turn = np.zeros(len(order), dtype=int)
-        for label in np.unique(own):
-            turn[own == label] = np.arange(int((own == label).sum()))
-        order = order[np.argsort(turn, kind="stable")]
-    for place in order:
-        yield groups[place]
-
-
-def _room_in_classes(data: Dataset) -> dict[Any, int]:
-    """Label -> rows of it that may be held out; empty without classes."""
-    if "label" not in data.column_names:
-        return {}
-    labels, counts = np.unique(np.asarray(data["label"][:]), return_counts=True)
-    room = {}
-    for label, count in zip(labels.tolist(), counts.tolist()):
-        room[label] = int(LARGEST_PART * count)
-    return room
-
-
 def _take(split: Split, wanted: int, *, data: Dataset, groups: Iterator[list[int]], small: Tensor | None) -> None:
     """Hold groups out until there are enough; those with near-duplicates elsewhere are left."""
-    room = _room_in_classes(data)
+    room = room_in_classes(data)
     labels = data["label"][:] if room else None
     for rows in groups:
         if len(split.held_out) == wanted:

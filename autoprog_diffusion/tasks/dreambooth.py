@@ -20,7 +20,7 @@ from autoprog_diffusion.data.items import image_table, leave_out_unused
 from autoprog_diffusion.data.latents import Batch
 from autoprog_diffusion.data.listing import File, Listing, list_files, stamp_of
 from autoprog_diffusion.data.placement import on_device
-from autoprog_diffusion.data.report import Reading
+from autoprog_diffusion.data.reading import Reading
 from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.training.samples import sampling, seeds
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from autoprog_diffusion.data.damaged import usable_images
 from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.report import DataReport
-from autoprog_diffusion.evaluation.split import choose_held_out, count_across
+from autoprog_diffusion.evaluation.overlap import count_across
+from autoprog_diffusion.evaluation.split import choose_held_out
 
 from .arguments import flat
 from .checkpoints import find_checkpoint

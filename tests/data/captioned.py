@@ -10,7 +10,8 @@ import datasets
 
 from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.decode import read_image
-from autoprog_diffusion.data.report import DataReport, Reading
+from autoprog_diffusion.data.reading import Reading
+from autoprog_diffusion.data.report import DataReport
 
 from .folders import describe, save
 

@@ -11,7 +11,8 @@ import pytest
 
 from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.errors import DataError
-from autoprog_diffusion.data.report import DataReport, Reading
+from autoprog_diffusion.data.reading import Reading
+from autoprog_diffusion.data.report import DataReport
 
 from .captioned import captions_of, left_out, load, with_metadata, with_texts
 from .folders import describe, save, write_table

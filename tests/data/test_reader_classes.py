@@ -14,7 +14,8 @@ from autoprog_diffusion.data.decode import open_image
 from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.labelled import class_names, example_images, load_labelled_images, load_train_and_val
 from autoprog_diffusion.data.listing import VIDEO
-from autoprog_diffusion.data.report import DataReport, Reading
+from autoprog_diffusion.data.reading import Reading
+from autoprog_diffusion.data.report import DataReport
 
 from .folders import describe, save, write_table
 

@@ -15,7 +15,8 @@ from autoprog_diffusion.data.captioned import load_captioned_images
 from autoprog_diffusion.data.decode import read_image
 from autoprog_diffusion.data.errors import DataError
 from autoprog_diffusion.data.labelled import class_names, load_labelled_images, load_train_and_val
-from autoprog_diffusion.data.report import DataReport, Reading
+from autoprog_diffusion.data.reading import Reading
+from autoprog_diffusion.data.report import DataReport
 from autoprog_diffusion.tasks.dreambooth import list_images
 
 from .folders import save, write_table

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoprog_diffusion.evaluation.split import choose_held_out, count_across
+from autoprog_diffusion.evaluation.overlap import count_across
+from autoprog_diffusion.evaluation.split import choose_held_out
 
 
 def pictures(count: int, seed: int = 0) -> list[Image.Image]:
