@@ -85,6 +85,10 @@ METHODS = {
         "stacked blocks, the last stage shorter",
         "--search fixed --operator stacking --boundaries 0.3 0.6 0.85",
     ),
+    "by_cost": Method(
+        "stacked blocks, rate decays by cost",
+        "--search fixed --operator stacking --sched cosine_by_cost",
+    ),
     "zero_shot": Method("zero-shot search", "--search zero_shot"),
     "one_shot": Method("one-shot search", "--search one_shot"),
     "retokenization": Method(

@@ -54,6 +54,17 @@ def test_depth_resolution_and_regularisation_follow_the_stages(tmp_path: Path) -
     assert sum("forward" in vars(module) for module in trainer.bare.modules()) == 0
 
 
+def test_a_rate_that_decays_by_cost_is_still_high_when_the_model_becomes_whole(tmp_path: Path) -> None:
+    trainer = new_trainer_in(tmp_path)("--sched", "cosine_by_cost", "--min_lr", "0")
+    rates: list[float] = []
+    trainer.train(lambda step: rates.append(trainer.lr_scheduler.get_last_lr()[0]))
+    # Two of four blocks at half the side cost an eighth of the whole model.
+    costs = [1 / 8] * 6 + [1.0] * 6
+    expected = [3e-3 * (1 + math.cos(math.pi * sum(costs[:step]) / sum(costs))) / 2 for step in range(2, 13)]
+    assert rates[1:] == pytest.approx(expected, abs=1e-12)
+    assert rates[5] > 0.95 * 3e-3
+
+
 def test_a_search_trains_candidates_at_full_strength(tmp_path: Path) -> None:
     trainer = new_trainer_in(tmp_path)("--search", "one_shot", "--num_stages", "2")
     sizes: list[int] = []

@@ -14,7 +14,7 @@ from .pretraining import averages, new_trainer_in, same, weights
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
-        (("--search", "fixed"), ("checkpoint-4", "checkpoint-6")),
+        (("--search", "fixed", "--sched", "cosine_by_cost"), ("checkpoint-4", "checkpoint-6")),
         # The search of stage 1 takes steps 1 to 3; checkpoint 2 lies in it, 3 at its end.
         (("--search", "one_shot"), ("checkpoint-2", "checkpoint-3", "checkpoint-7")),
         pytest.param(("--search", "random"), ("checkpoint-6",), marks=pytest.mark.slow),

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from autoprog_diffusion.growth.errors import ConfigError
+from autoprog_diffusion.growth.plan import GrowthPlan, Stage
 from autoprog_diffusion.vit.models import build_model
 from autoprog_diffusion.vit.training.arguments import TrainArguments, parse, preset_names, preset_words
+from autoprog_diffusion.vit.training.clock import BY_COST, share_of_cost
+from autoprog_diffusion.vit.training.finetuning import Finetuning
 from autoprog_diffusion.vit.training.schedule import learning_rate, make_optimizer, make_schedule
 
 
@@ -15,21 +18,48 @@ def test_the_learning_rate_warms_up_and_follows_the_cosine_to_its_end() -> None:
     args = TrainArguments(lr=0.1, warmup_lr=0.01, min_lr=0.001, warmup_steps=4)
     model = torch.nn.Linear(2, 2)
     optimizer = make_optimizer(model, args)
-    schedule, rates = make_schedule(optimizer, args, 20, 5), []
+    schedule, rates = make_schedule(optimizer, args, lambda step: step / 20, 5), []
     for _ in range(21):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert rates[:5] == pytest.approx([0.01, 0.0325, 0.055, 0.0775, learning_rate(4, args, 4, 20)])
+    assert rates[:5] == pytest.approx([0.01, 0.0325, 0.055, 0.0775, learning_rate(4, args, 4, 4 / 20)])
     assert rates[10] == pytest.approx((0.1 + 0.001) / 2)
     assert rates[20] == pytest.approx(0.001)
     assert all(late < early for early, late in zip(rates[4:], rates[5:]))
 
 
+def test_the_clock_of_the_cost_adds_up_what_every_step_costs() -> None:
+    stages = (Stage(0, (0, 1), 16), Stage(7, (0, 1, 2), 24), Stage(20, (0, 1, 2, 3), 32))
+    plan = GrowthPlan(4, 31, stages)
+    for frozen_blocks_run in (False, True):
+        costs = []
+        for step in range(31):
+            stage = stages[plan.stage_at(step)]
+            forward = 4 if frozen_blocks_run else len(stage.blocks)
+            costs.append((forward + 2 * len(stage.blocks)) * stage.resolution**2)
+        for step in range(32):
+            share = share_of_cost(plan, step, frozen_blocks_run=frozen_blocks_run)
+            assert share == pytest.approx(sum(costs[:step]) / sum(costs))
+    tokens = GrowthPlan(2, 10, (Stage(0, (0, 1), 32, stride=16), Stage(5, (0, 1), 32, stride=8)))
+    assert share_of_cost(tokens, 5, frozen_blocks_run=False) == pytest.approx(1 / 5)
+
+
+def test_a_decay_by_cost_needs_stages_that_are_known() -> None:
+    with pytest.raises(ConfigError, match="--sched cosine_by_cost is not possible with --search one_shot.*fixed, or"):
+        parse(["--sched", "cosine_by_cost", "--search", "one_shot"])
+    assert parse(["--sched", "cosine_by_cost", "--search", "fixed"]).train.sched == "cosine_by_cost"
+    assert parse(["--sched", "cosine_by_cost", "--search", "one_shot", "--growth", "off"]).train.sched == BY_COST
+    flags = ["--sched", "cosine_by_cost", "--model", "x"]
+    assert Finetuning().parse(flags).train.sched == BY_COST
+    with pytest.raises(ConfigError, match="--search zero_shot.*Use --search none"):
+        Finetuning().parse([*flags, "--search", "zero_shot"])
+
+
 def test_epochs_of_warm_up_are_steps() -> None:
     args = TrainArguments(warmup_epochs=1.5, lr=1.0, warmup_lr=0.0, sched="constant")
     optimizer = make_optimizer(torch.nn.Linear(2, 2), args)
-    schedule = make_schedule(optimizer, args, 100, 10)
+    schedule = make_schedule(optimizer, args, lambda step: step / 100, 10)
     assert schedule.lr_lambdas[0](15) == 1.0
     assert schedule.lr_lambdas[0](14) == pytest.approx(14 / 15)
 

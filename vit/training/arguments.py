@@ -24,6 +24,7 @@ from autoprog_diffusion.training.flag_checks import check_not_blank, check_seed_
 
 from ..autoprog_one.config import ViTGrowthConfig
 from .augment_settings import AugmentSettings
+from .clock import check_clock
 
 
 PRESETS = Path(__file__).parent / "presets"
@@ -107,8 +108,9 @@ class TrainArguments:
     """Betas of AdamW."""
     opt_eps: float = 1e-8
     """Epsilon of AdamW."""
-    sched: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up, over the whole run: growth does not start it again."""
+    sched: Literal["cosine", "cosine_by_cost", "constant"] = "cosine"
+    """Learning rate after the warm-up, over the whole run: growth does not start it again. cosine_by_cost decays with
+    what the stages cost, so that it is still high when a growing model becomes whole."""
     warmup_epochs: float = 5.0
     """Epochs of linear warm-up; they win over a preset's --warmup_steps."""
     warmup_steps: int | None = None
@@ -202,7 +204,8 @@ def parse(argv: Sequence[str], description: str | None = None) -> Arguments:
     words = preset_words(preset) if preset else []
     args = explicit_wins(command_line.parse(Arguments, [*words, *rest], description=description), rest)
     check_shared(args)
-    growth_config(args)
+    config = growth_config(args)
+    check_clock(args.train.sched, config.search, "fixed")
     return args
 
 

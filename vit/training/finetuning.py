@@ -29,6 +29,7 @@ from ..pretrained import fit_head, load_pretrained
 from ..resolution import enable_dynamic_resolution, image_size
 from .arguments import SharedArguments, TrainArguments, check_shared, output_arguments
 from .augment_settings import AugmentSettings
+from .clock import check_clock
 from .loading import check_sizes, load_data
 from .trainer import ViTScript, ViTTrainer
 
@@ -114,7 +115,8 @@ class Finetuning(ViTScript[FinetuneArguments]):
         args = command_line.parse(FinetuneArguments, argv, default=defaults, description=description)
         args = explicit_wins(args, argv)
         check_shared(args)
-        growth_of(args, multiple=1)
+        config, _ = growth_of(args, multiple=1)
+        check_clock(args.train.sched, config.search, "none")
         return args
 
     def get_ready(self, args: FinetuneArguments, accelerator: Accelerator) -> FinetuneTrainer:

@@ -32,6 +32,7 @@ class PretrainTrainer(ViTTrainer):
     """Trains a model whose depth, resolution or tokens grow."""
 
     growth: ViTGrowth
+    frozen_blocks_run = False
 
     @property
     def blocks(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -38,33 +39,38 @@ def warmup_steps(args: TrainArguments, steps_per_epoch: int) -> int:
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, args: TrainArguments, steps: int, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer, args: TrainArguments, done: Callable[[int], float], steps_per_epoch: int
 ) -> LambdaLR:
     """The learning rate of every optimizer step; growth does not start it again.
 
     Args:
         optimizer: Whose learning rate it is.
         args: Warm-up, peak and end.
-        steps: Optimizer steps of the run.
+        done: Share of the decay that has passed before an optimizer step, from 0 to 1.
         steps_per_epoch: Optimizer steps of an epoch.
     """
     warmup = warmup_steps(args, steps_per_epoch)
-    return LambdaLR(optimizer, lambda step: learning_rate(step, args, warmup, steps) / args.lr)
+    return LambdaLR(optimizer, lambda step: learning_rate(step, args, warmup, done(step)) / args.lr)
 
 
-def learning_rate(step: int, args: TrainArguments, warmup: int, steps: int) -> float:
+def learning_rate(step: int, args: TrainArguments, warmup: int, done: float) -> float:
     """Learning rate of an optimizer step, counted from 0: linear warm-up, then cosine from the first step on.
 
     The cosine's own clock includes the warm-up, as in timm.
 
+    Args:
+        step: Of the run.
+        args: Warm-up, peak and end.
+        warmup: Optimizer steps of warm-up.
+        done: Share of the decay that has passed, from 0 to 1.
+
     Example:
         >>> args = TrainArguments(lr=1.0, warmup_lr=0.0, min_lr=0.0)
-        >>> [learning_rate(step, args, 2, 8) for step in (0, 1, 4, 8)]
+        >>> [learning_rate(step, args, 2, step / 8) for step in (0, 1, 4, 8)]
         [0.0, 0.5, 0.5, 0.0]
     """
     if step < warmup:
         return args.warmup_lr + (args.lr - args.warmup_lr) * step / warmup
     if args.sched == "constant":
         return args.lr
-    done = min(step / steps, 1.0)
     return args.min_lr + (args.lr - args.min_lr) * (1 + math.cos(math.pi * done)) / 2

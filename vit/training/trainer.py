@@ -25,6 +25,7 @@ from ..drop_path import set_drop_path
 from ..models import logits, save_model
 from .arguments import SharedArguments
 from .augment import Augment, normalised
+from .clock import BY_COST, share_of_cost
 from .data import Batch, Decoded, epoch_batches, make_loader
 from .loading import Data
 from .regularisation import Strength, strengths
@@ -55,6 +56,7 @@ class ViTTrainer(Trainer):
     """
 
     lr_flag = "--lr"
+    frozen_blocks_run: bool = True  # whether blocks that do not train run forward
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class ViTTrainer(Trainer):
         flag = "warmup_epochs" if train.warmup_steps is None else "warmup_steps"
         self.check_lengths(flag, warmup_steps(train, self.epoch_steps), args.given)
         optimizer = make_optimizer(model, train)
-        self.lr_scheduler = make_schedule(optimizer, train, self.max_steps, self.epoch_steps)
+        self.lr_scheduler = make_schedule(optimizer, train, self.decayed, self.epoch_steps)
         if train.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
@@ -114,6 +116,13 @@ class ViTTrainer(Trainer):
     @abstractmethod
     def averaged(self) -> AbstractContextManager[None]:
         """Let the model hold its averaged weights inside a `with` block."""
+
+    def decayed(self, step: int) -> float:
+        """Share of the learning rate's decay that has passed before an optimizer step, from 0 to 1."""
+        if self.args.train.sched != BY_COST:
+            return min(step / self.max_steps, 1.0)
+        # The schedule is made before the plan.
+        return step and share_of_cost(self.growth.plan, step, frozen_blocks_run=self.frozen_blocks_run)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         images, labels = batch

@@ -1,0 +1,61 @@
+"""The clock of a learning rate that decays by what the stages cost, not by their optimizer steps."""
+
+from __future__ import annotations
+
+from autoprog_diffusion.growth import ConfigError, GrowthPlan
+from autoprog_diffusion.growth.plan import Stage
+
+
+BY_COST = "cosine_by_cost"
+
+
+def check_clock(sched: str, search: str, known: str) -> None:
+    """Refuse a decay by cost where a search decides the stages in the middle of the run.
+
+    Args:
+        sched: `--sched` of the run.
+        search: Its `--search`.
+        known: The value of `--search` with which the stages are known from the start.
+
+    Raises:
+        ConfigError: The message names both flags.
+    """
+    if sched == BY_COST and search != known:
+        raise ConfigError(
+            f"--sched {BY_COST} is not possible with --search {search}: what the run costs is not known before its "
+            f"stages are decided. Use --search {known}, or --sched cosine."
+        )
+
+
+def share_of_cost(plan: GrowthPlan, step: int, *, frozen_blocks_run: bool) -> float:
+    """Share of the cost of a run that lies before an optimizer step, from 0 to 1.
+
+    The cost of a step is blocks times tokens: twice as many for the backward pass as for the forward pass. Attention
+    scores, the patches' projection and the head are left out.
+
+    Args:
+        plan: Of the run; its stages have either all a stride or none.
+        step: Counted from 0.
+        frozen_blocks_run: Whether blocks that do not train run forward, as in fine-tuning, or not at all.
+
+    Example:
+        >>> plan = GrowthPlan(4, 100, (Stage(0, (0, 1), 16), Stage(50, (0, 1, 2, 3), 32)))
+        >>> [round(share_of_cost(plan, step, frozen_blocks_run=False), 3) for step in (0, 50, 75, 100)]
+        [0.0, 0.111, 0.556, 1.0]
+    """
+    ends = [*(stage.start for stage in plan.stages[1:]), plan.num_training_steps]
+    before = 0.0
+    total = 0.0
+    for stage, end in zip(plan.stages, ends, strict=True):
+        cost = _step_cost(stage, plan.num_blocks, frozen_blocks_run)
+        total += cost * (end - stage.start)
+        before += cost * (min(max(step, stage.start), end) - stage.start)
+    return before / total
+
+
+def _step_cost(stage: Stage, num_blocks: int, frozen_blocks_run: bool) -> float:
+    """Cost of an optimizer step, in forward passes of the whole model at one token a pixel and side 1."""
+    side = stage.resolution / (stage.stride or 1)
+    trained = len(stage.blocks) / num_blocks
+    forward = 1.0 if frozen_blocks_run else trained
+    return (forward + 2 * trained) * side**2
