@@ -52,7 +52,8 @@ MODEL = (
     "patch_size {0.stride} --img_size {0.side}"
 )
 TRAINING = (
-    f"--batch_size {BATCH} --lr 1e-3 --weight_decay 0.05 --min_lr 1e-5 --clip_grad 1.0 --smoothing 0.0 --crop pad "
+    f"--batch_size {BATCH} --lr 1e-3 --sched cosine --weight_decay 0.05 --min_lr 1e-5 --clip_grad 1.0 "
+    "--smoothing 0.0 --crop pad "
     "--aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.998 --checkpoints_total_limit 1"
 )
 GROWTH = "--min_depth 0.5 --resolutions 16 16 24 32 --search_samples 512"

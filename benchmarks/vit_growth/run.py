@@ -40,8 +40,8 @@ from autoprog_diffusion.vit.training.pretraining import PretrainTrainer
 STEPS = 240
 COMMON = (
     "--model transformers:vit --model_kwargs num_hidden_layers 12 hidden_size 64 num_attention_heads 2 patch_size 4 "
-    "--img_size 24 --batch_size 64 --lr 1e-3 --weight_decay 0.05 --warmup_steps 30 --min_lr 1e-5 --clip_grad 1.0 "
-    "--smoothing 0.0 --crop pad --aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.98 "
+    "--img_size 24 --batch_size 64 --lr 1e-3 --sched cosine --weight_decay 0.05 --warmup_steps 30 --min_lr 1e-5 "
+    "--clip_grad 1.0 --smoothing 0.0 --crop pad --aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.98 "
     "--max_train_samples 20000 --search_samples 256 --evaluations 3 --resolutions 12 16 20 24 --min_depth 0.5 "
     "--boundaries 0.3 0.6 0.8"
 )
@@ -53,6 +53,8 @@ METHODS = {
     "zero_shot": "--search zero_shot",
     "random": "--search random",
     "stacking": "--search fixed --operator stacking",
+    "fixed_by_cost": "--search fixed --sched cosine_by_cost",
+    "stacking_by_cost": "--search fixed --operator stacking --sched cosine_by_cost",
 }
 ABLATIONS = {
     "operator_random": "--search fixed --operator random",

@@ -62,7 +62,7 @@ def run_one(runs: Runs, method: str, seed: int, extra: list[str]) -> dict[str, A
         steps = round(grown["cpu_seconds"] / grown["full_step_cpu_seconds"])
         flags += ["--growth", "off", "--resolutions", "None", "--max_train_steps", str(steps)]
     elif method == "fixed":
-        flags += ["--search", "fixed"]
+        flags += ["--search", "fixed", "--sched", "cosine"]
     with tempfile.TemporaryDirectory() as folder:
         AcceleratorState._reset_state(reset_partial_state=True)
         trainer = run(Pretraining(), parse([*flags, "--output_dir", f"{folder}/out"]))

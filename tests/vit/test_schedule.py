@@ -9,7 +9,7 @@ from autoprog_diffusion.growth.errors import ConfigError
 from autoprog_diffusion.growth.plan import GrowthPlan, Stage
 from autoprog_diffusion.vit.models import build_model
 from autoprog_diffusion.vit.training.arguments import TrainArguments, parse, preset_names, preset_words
-from autoprog_diffusion.vit.training.clock import BY_COST, share_of_cost
+from autoprog_diffusion.vit.training.clock import share_of_cost
 from autoprog_diffusion.vit.training.finetuning import Finetuning
 from autoprog_diffusion.vit.training.schedule import learning_rate, make_optimizer, make_schedule
 
@@ -45,13 +45,29 @@ def test_the_clock_of_the_cost_adds_up_what_every_step_costs() -> None:
     assert share_of_cost(tokens, 5, frozen_blocks_run=False) == pytest.approx(1 / 5)
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--search", "fixed"], "cosine_by_cost"),
+        (["--search", "one_shot"], "cosine"),
+        (["--preset", "deit_small"], "cosine"),
+        (["--search", "fixed", "--growth", "off"], "cosine"),
+        (["--model", "x", "--num_stages", "1", "--min_depth", "1"], "cosine"),
+        (["--search", "fixed", "--sched", "cosine"], "cosine"),
+        (["--search", "one_shot", "--growth", "off", "--sched", "cosine_by_cost"], "cosine_by_cost"),
+    ],
+)
+def test_the_rate_decays_by_cost_where_growing_stages_are_known(flags: list[str], expected: str) -> None:
+    assert parse(flags).train.sched == expected
+
+
 def test_a_decay_by_cost_needs_stages_that_are_known() -> None:
     with pytest.raises(ConfigError, match="--sched cosine_by_cost is not possible with --search one_shot.*fixed, or"):
         parse(["--sched", "cosine_by_cost", "--search", "one_shot"])
-    assert parse(["--sched", "cosine_by_cost", "--search", "fixed"]).train.sched == "cosine_by_cost"
-    assert parse(["--sched", "cosine_by_cost", "--search", "one_shot", "--growth", "off"]).train.sched == BY_COST
-    flags = ["--sched", "cosine_by_cost", "--model", "x"]
-    assert Finetuning().parse(flags).train.sched == BY_COST
+    flags = ["--model", "x"]
+    assert Finetuning().parse(flags).train.sched == "cosine"
+    flags += ["--sched", "cosine_by_cost"]
+    assert Finetuning().parse(flags).train.sched == "cosine_by_cost"
     with pytest.raises(ConfigError, match="--search zero_shot.*Use --search none"):
         Finetuning().parse([*flags, "--search", "zero_shot"])
 

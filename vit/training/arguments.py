@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from autoprog_diffusion.training.flag_checks import check_not_blank, check_seed_
 
 from ..autoprog_one.config import ViTGrowthConfig
 from .augment_settings import AugmentSettings
-from .clock import check_clock
+from .clock import Sched, schedule_for
 
 
 PRESETS = Path(__file__).parent / "presets"
@@ -108,9 +108,10 @@ class TrainArguments:
     """Betas of AdamW."""
     opt_eps: float = 1e-8
     """Epsilon of AdamW."""
-    sched: Literal["cosine", "cosine_by_cost", "constant"] = "cosine"
+    sched: Sched = "auto"
     """Learning rate after the warm-up, over the whole run: growth does not start it again. cosine_by_cost decays with
-    what the stages cost, so that it is still high when a growing model becomes whole."""
+    what the stages cost, so that it is still high when a growing model becomes whole; auto is that in pretraining
+    whose stages are known from the start, and cosine else."""
     warmup_epochs: float = 5.0
     """Epochs of linear warm-up; they win over a preset's --warmup_steps."""
     warmup_steps: int | None = None
@@ -204,9 +205,8 @@ def parse(argv: Sequence[str], description: str | None = None) -> Arguments:
     words = preset_words(preset) if preset else []
     args = explicit_wins(command_line.parse(Arguments, [*words, *rest], description=description), rest)
     check_shared(args)
-    config = growth_config(args)
-    check_clock(args.train.sched, config.search, "fixed")
-    return args
+    sched = schedule_for(growth_config(args), args.train.sched)
+    return replace(args, train=replace(args.train, sched=sched))
 
 
 def preset_names() -> list[str]:

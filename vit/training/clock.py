@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from autoprog_diffusion.growth import ConfigError, GrowthPlan
 from autoprog_diffusion.growth.plan import Stage
 
+from ..autoprog_one.config import ViTGrowthConfig
 
-BY_COST = "cosine_by_cost"
+
+Sched = Literal["auto", "cosine", "cosine_by_cost", "constant"]
+
+AUTO: Sched = "auto"
+BY_COST: Sched = "cosine_by_cost"
+BY_STEPS: Sched = "cosine"
 
 
-def check_clock(sched: str, search: str, known: str) -> None:
+def schedule_for(growing: ViTGrowthConfig, sched: Sched) -> Sched:
+    """The schedule that `auto` stands for in pretraining: by cost where stages are known that differ in cost.
+
+    Args:
+        growing: Growth settings.
+        sched: `--sched` of the run.
+
+    Raises:
+        ConfigError: As `check_clock`.
+    """
+    check_clock(sched, growing.search, "fixed")
+    if sched != AUTO:
+        return sched
+    return BY_COST if growing.search == "fixed" and growing.num_stages > 1 else BY_STEPS
+
+
+def check_clock(sched: Sched, search: str, known: str) -> None:
     """Refuse a decay by cost where a search decides the stages in the middle of the run.
 
     Args:
