@@ -256,7 +256,7 @@ def means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One row of the table from those of a method's seeds; no `stopped` where ordinary training never was as good."""
     merged = {**rows[0], "seeds": len(rows)}
     for key in rows[0]:
-        values = [row[key] for row in rows]
+        values = [row.get(key) for row in rows]  # an ordinary run of a seed may be missing
         if None in values:
             merged[key] = None
         elif isinstance(values[0], float):
