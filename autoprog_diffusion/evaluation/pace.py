@@ -79,12 +79,9 @@ def mean_cost(plan: GrowthPlan) -> float:
 def cost_between(plan: GrowthPlan, first: int, last: int) -> float:
     """Cost of the optimizer steps from `first` to before `last`, each on one image, in forward passes."""
     total = 0.0
-    ends = [stage.start for stage in plan.stages[1:]]
-    ends.append(plan.num_training_steps)
-    for stage, end in zip(plan.stages, ends):
-        steps = min(end, last) - max(stage.start, first)
+    for stage, steps in zip(plan.stages, plan.steps_between(first, last)):
         share = len(stage.blocks) / plan.num_blocks
         side = stage.resolution if isinstance(stage.resolution, float) else 1.0
         # A forward pass, and a backward pass of twice its cost through what trains.
-        total += max(0, steps) * (1 + 2 * share) * side**2
+        total += steps * (1 + 2 * share) * side**2
     return total

@@ -103,6 +103,17 @@ class GrowthPlan:
         """Index of the stage that trains at optimizer step `step` (counted from 0)."""
         return sum(stage.start <= step for stage in self.stages) - 1
 
+    def steps_between(self, first: int, last: int) -> list[int]:
+        """How many of the optimizer steps from `first` to before `last` every stage trains.
+
+        Example:
+            >>> plan = GrowthPlan(4, 100, (Stage(0, (0,)), Stage(50, (0, 1, 2, 3))))
+            >>> plan.steps_between(20, 60)
+            [30, 10]
+        """
+        ends = [*(stage.start for stage in self.stages[1:]), self.num_training_steps]
+        return [max(0, min(end, last) - max(stage.start, first)) for stage, end in zip(self.stages, ends, strict=True)]
+
     @property
     def freezes(self) -> bool:
         """Whether some stage freezes a block that the one before it trains."""

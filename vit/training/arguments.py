@@ -108,7 +108,7 @@ class TrainArguments:
     """Betas of AdamW."""
     opt_eps: float = 1e-8
     """Epsilon of AdamW."""
-    sched: Sched = "auto"
+    sched: Sched = "cosine"
     """Learning rate after the warm-up, over the whole run: growth does not start it again. cosine_by_cost decays with
     what the stages cost, so that it is still high when a growing model becomes whole; auto is that in pretraining
     whose stages are known from the start, and cosine else."""
@@ -174,6 +174,7 @@ class Arguments(SharedArguments):
     """All groups of arguments of `vit/pretrain.py`."""
 
     model: ModelArguments = ModelArguments()
+    train: TrainArguments = TrainArguments(sched="auto")
     growth: ViTGrowthArguments = ViTGrowthArguments()
     output: OutputArguments = output_arguments("vit-pretrained")
 

@@ -67,13 +67,14 @@ def share_of_cost(plan: GrowthPlan, step: int, *, frozen_blocks_run: bool) -> fl
         >>> [round(share_of_cost(plan, step, frozen_blocks_run=False), 3) for step in (0, 50, 75, 100)]
         [0.0, 0.111, 0.556, 1.0]
     """
-    ends = [*(stage.start for stage in plan.stages[1:]), plan.num_training_steps]
     before = 0.0
     total = 0.0
-    for stage, end in zip(plan.stages, ends, strict=True):
+    done = plan.steps_between(0, step)
+    whole = plan.steps_between(0, plan.num_training_steps)
+    for stage, some, every in zip(plan.stages, done, whole, strict=True):
         cost = _step_cost(stage, plan.num_blocks, frozen_blocks_run)
-        total += cost * (end - stage.start)
-        before += cost * (min(max(step, stage.start), end) - stage.start)
+        before += cost * some
+        total += cost * every
     return before / total
 
 

@@ -29,7 +29,7 @@ from ..pretrained import fit_head, load_pretrained
 from ..resolution import enable_dynamic_resolution, image_size
 from .arguments import SharedArguments, TrainArguments, check_shared, output_arguments
 from .augment_settings import AugmentSettings
-from .clock import AUTO, BY_STEPS, check_clock
+from .clock import check_clock
 from .loading import check_sizes, load_data
 from .trainer import ViTScript, ViTTrainer
 
@@ -117,9 +117,6 @@ class Finetuning(ViTScript[FinetuneArguments]):
         check_shared(args)
         config, _ = growth_of(args, multiple=1)
         check_clock(args.train.sched, config.search, "none")
-        if args.train.sched == AUTO:
-            # Stages that freeze become cheaper: a decay by cost would come early, and was not measured.
-            args = replace(args, train=replace(args.train, sched=BY_STEPS))
         return args
 
     def get_ready(self, args: FinetuneArguments, accelerator: Accelerator) -> FinetuneTrainer:
