@@ -20,20 +20,36 @@ def print_decision(decision: dict[str, Any]) -> None:
     most_expensive = max(costs) or 1
     rows = []
     for candidate in candidates[:MOST_CANDIDATES]:
-        row = {
-            "candidate": candidate.get("name", ""),
-            "blocks": str(depth_of(candidate)),
-            "pixels": str(candidate.get("resolution", "")),
-        }
-        for name, score in scores(candidate).items():
-            row[name] = f"{score / most_expensive:.0%}" if name == "cost" else f"{score:.4g}"
+        row = _row(candidate, most_expensive)
         row[""] = "chosen" if is_chosen(decision, candidate) else ""
         rows.append(row)
-    method = decision.get("objective") or decision.get("search", "")
-    seconds = f", {decision['seconds']:.1f} s" if "seconds" in decision else ""
-    title = f"search for stage {decision['stage'] + 1} ({method}{seconds})"
     more = len(candidates) - len(rows)
-    print_table(title, rows, caption=f"{more} more in growth.json" if more else None)
+    caption = f"{more} more in growth.json" if more else None
+    print_table(_title(decision), rows, caption=caption)
+
+
+def _row(candidate: dict[str, Any], most_expensive: float) -> dict[str, str]:
+    """The cells of a candidate, its cost in percent of the most expensive one's."""
+    row = {
+        "candidate": candidate.get("name", ""),
+        "blocks": str(depth_of(candidate)),
+        "pixels": str(candidate.get("resolution", "")),
+    }
+    for name, score in scores(candidate).items():
+        if name == "cost":
+            row[name] = f"{score / most_expensive:.0%}"
+        else:
+            row[name] = f"{score:.4g}"
+    return row
+
+
+def _title(decision: dict[str, Any]) -> str:
+    """Stage, method and, where it was measured, time of a decision."""
+    stage = decision["stage"] + 1
+    method = decision.get("objective") or decision.get("search", "")
+    if "seconds" not in decision:
+        return f"search for stage {stage} ({method})"
+    return f"search for stage {stage} ({method}, {decision['seconds']:.1f} s)"
 
 
 def scores(candidate: dict[str, Any]) -> dict[str, float]:
