@@ -90,6 +90,12 @@ METHODS = {
         "stacked blocks, rate decays by cost",
         "--search fixed --operator stacking --sched cosine_by_cost",
     ),
+    "by_cost_mogrow": Method("MoGrow, rate decays by cost", "--search fixed --sched cosine_by_cost"),
+    "full_higher": Method("ordinary training, twice the rate", "--growth off --lr 2e-3"),
+    "by_cost_higher": Method(
+        "stacked blocks, rate decays by cost, twice the rate",
+        "--search fixed --operator stacking --sched cosine_by_cost --lr 2e-3",
+    ),
     "zero_shot": Method("zero-shot search", "--search zero_shot"),
     "one_shot": Method("one-shot search", "--search one_shot"),
     "retokenization": Method(
