@@ -56,7 +56,7 @@ TRAINING = (
     "--smoothing 0.0 --crop pad "
     "--aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.998 --checkpoints_total_limit 1"
 )
-GROWTH = "--min_depth 0.5 --resolutions 16 16 24 32 --search_samples 512"
+GROWTH = "--min_depth 0.5 --resolutions 16 16 24 32 --search_samples 512 --operator momentum"
 FEW = "--max_train_samples 512 --search_samples 32 --val_fraction 0.01"
 
 
@@ -91,7 +91,11 @@ METHODS = {
         "--search fixed --operator stacking --sched cosine_by_cost",
     ),
     "by_cost_mogrow": Method("MoGrow, rate decays by cost", "--search fixed --sched cosine_by_cost"),
-    "full_higher": Method("ordinary training, twice the rate", "--growth off --lr 2e-3"),
+    "full_lower": Method("ordinary training, half the rate", "--growth off --lr 5e-4"),
+    "by_cost_lower": Method(
+        "stacked blocks, rate decays by cost, half the rate",
+        "--search fixed --operator stacking --sched cosine_by_cost --lr 5e-4",
+    ),
     "by_cost_higher": Method(
         "stacked blocks, rate decays by cost, twice the rate",
         "--search fixed --operator stacking --sched cosine_by_cost --lr 2e-3",

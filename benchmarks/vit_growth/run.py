@@ -43,7 +43,7 @@ COMMON = (
     "--img_size 24 --batch_size 64 --lr 1e-3 --sched cosine --weight_decay 0.05 --warmup_steps 30 --min_lr 1e-5 "
     "--clip_grad 1.0 --smoothing 0.0 --crop pad --aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.98 "
     "--max_train_samples 20000 --search_samples 256 --evaluations 3 --resolutions 12 16 20 24 --min_depth 0.5 "
-    "--boundaries 0.3 0.6 0.8"
+    "--boundaries 0.3 0.6 0.8 --operator momentum"
 )
 METHODS = {
     "full": "--growth off",

@@ -2,9 +2,10 @@
 
     python benchmarks/vit_preset/run.py --seeds 0 1 2
 
-For every seed three runs of `vit/pretrain.py --preset cpu`: `preset` as it is (one-shot search), `ordinary` without
-growth for as many steps as take the CPU time of `preset` (by the cost of its last stage, the whole model at full
-resolution), and `fixed` with the fixed schedule instead of the search. Each has its own fully decayed learning rate.
+For every seed three runs of `vit/pretrain.py --preset cpu`: `preset` as it is (a fixed schedule, stacked blocks, a
+learning rate that decays by cost), `ordinary` without growth for as many steps as take the CPU time of `preset` (by the
+cost of its last stage, the whole model at full resolution), and `one_shot`, as the paper grows: its search, MoGrow and
+a learning rate that decays over the steps. Each has its own fully decayed learning rate.
 One line per run in runs.jsonl; what is there is not run again. `--report` writes only the table. Further flags go to
 `vit/pretrain.py`. CPU seconds are of a single-threaded process, searches included, validation left out; minutes are
 wall time of the whole command.
@@ -33,7 +34,7 @@ from autoprog_diffusion.vit.training.arguments import parse
 from autoprog_diffusion.vit.training.pretraining import Pretraining
 
 
-METHODS = ("preset", "ordinary", "fixed")
+METHODS = ("preset", "ordinary", "one_shot")
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def main() -> None:
         runs.add(run_one(runs, method, seed, extra))
     rows = table(runs)
     print_rows("vit/pretrain.py --preset cpu", rows)
-    seeds = " ".join(str(row["seed"]) for row in runs.all(method="fixed"))
+    seeds = " ".join(str(row["seed"]) for row in runs.all(method="preset"))
     save(
         args.folder / "summary.json", {"command": f"python benchmarks/vit_preset/run.py --seeds {seeds}", "rows": rows}
     )
@@ -61,8 +62,8 @@ def run_one(runs: Runs, method: str, seed: int, extra: list[str]) -> dict[str, A
         (grown,) = runs.all(method="preset", seed=seed)
         steps = round(grown["cpu_seconds"] / grown["full_step_cpu_seconds"])
         flags += ["--growth", "off", "--resolutions", "None", "--max_train_steps", str(steps)]
-    elif method == "fixed":
-        flags += ["--search", "fixed", "--sched", "cosine"]
+    elif method == "one_shot":
+        flags += ["--search", "one_shot", "--operator", "momentum"]
     with tempfile.TemporaryDirectory() as folder:
         AcceleratorState._reset_state(reset_partial_state=True)
         trainer = run(Pretraining(), parse([*flags, "--output_dir", f"{folder}/out"]))

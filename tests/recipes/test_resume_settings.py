@@ -61,7 +61,7 @@ REFUSED = {
 OWN_FLAGS = {
     "finetune_sd": (), "finetune_sdxl": ("--proportion_empty_prompts", "0.5"), "finetune_dit": ("--no-variance_loss",),
     "finetune_flow": ("--weighting_scheme", "none"), "finetune_lora": ("--rank", "7"),
-    "dreambooth": ("--prior_loss_weight", "2"), "pretrain": ("--operator", "stacking"),
+    "dreambooth": ("--prior_loss_weight", "2"), "pretrain": ("--operator", "momentum"),
     "finetune": ("--order", "prefix"),
 }  # fmt: skip
 FREE = "--output_dir other --overwrite_output_dir --checkpointing_steps 3 --checkpoints_total_limit 1 --report_to all "

@@ -46,7 +46,7 @@ def test_there_is_nothing_to_resume_at_first(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--operator", "stacking"), "operator was 'momentum', now 'stacking'"),
+        (("--operator", "momentum"), "operator was 'stacking', now 'momentum'"),
     ],
     ids=["other operator"],
 )

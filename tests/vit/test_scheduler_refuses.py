@@ -27,8 +27,8 @@ def test_a_state_from_elsewhere_is_refused() -> None:
     other, _ = growing.start(growing.hf_vit(8), config("fixed"), STEPS)
     with pytest.raises(StateError, match="the checkpoint is of another model: its blocks"):
         other.load_state_dict(state)
-    other, _ = growing.start(growing.hf_vit(), config("fixed", operator="stacking"), STEPS)
-    with pytest.raises(StateError, match="operator was 'momentum', now 'stacking'.*resume with its preset"):
+    other, _ = growing.start(growing.hf_vit(), config("fixed", operator="momentum"), STEPS)
+    with pytest.raises(StateError, match="operator was 'stacking', now 'momentum'.*resume with its preset"):
         other.load_state_dict(state)
     with pytest.raises(StateError, match="version 0"):
         growth.load_state_dict({**state, "version": 0})
