@@ -3,12 +3,12 @@
     python benchmarks/vit_preset/run.py --seeds 0 1 2
 
 For every seed three runs of `vit/pretrain.py --preset cpu`: `preset` as it is (a fixed schedule, stacked blocks, a
-learning rate that decays by cost), `ordinary` without growth for as many steps as take the CPU time of `preset` (by the
-cost of its last stage, the whole model at full resolution), and `one_shot`, as the paper grows: its search, MoGrow and
-a learning rate that decays over the steps. Each has its own fully decayed learning rate.
-One line per run in runs.jsonl; what is there is not run again. `--report` writes only the table. Further flags go to
-`vit/pretrain.py`. CPU seconds are of a single-threaded process, searches included, validation left out; minutes are
-wall time of the whole command.
+learning rate that decays by cost), `ordinary` without growth for as many steps as take the CPU time of `preset` (by
+the cost of its last stage, the whole model at full resolution), and `one_shot`, as the paper grows: its search, MoGrow
+and a learning rate that decays over the steps. Each has its own fully decayed learning rate. One line per run in
+runs.jsonl; what is there is not run again. `--report` writes only the table. Further flags go to `vit/pretrain.py`.
+CPU seconds are of a single-threaded process, searches included, validation left out; minutes are wall time of the
+whole command.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ class ViTGrowthConfig:
             scores; `random` draws. Candidates of these three are the same; the last stage is never searched. No
             search did better than the grid (benchmarks/vit_growth, vit_cifar).
         operator: How weights of a deeper network come from a shallower one (see `operators.growth_map`). `stacking`
-            repeats the network; `momentum`, the paper's, is MoGrow: interpolation of the moving average. Stacking ended
-            more accurate in every comparison (benchmarks/vit_growth, vit_cifar).
+            repeats the network; `momentum`, the paper's, is MoGrow: interpolation of the moving average. Stacking
+            ended more accurate in every comparison (benchmarks/vit_growth, vit_cifar).
         optimizer_state: Start of the optimizer state of an inserted block: a `copy` of its source's, the `average` of
             its source's and the next block's, or `fresh`, none. Measured in short runs, `fresh` ends with a loss up to
             0.02 lower (benchmarks/vit_optimizer_state/run.py); whether that lasts in long ones is not known.
