@@ -1,4 +1,4 @@
-"""Pretrain a vision transformer progressively: depth and resolution grow, and a search decides when and how much.
+"""Pretrain a vision transformer progressively: depth and resolution grow, by a fixed schedule or as a search decides.
 
     accelerate launch vit/pretrain.py --preset cpu --output_dir out
 
