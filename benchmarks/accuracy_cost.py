@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def ordinary_cost(accuracy: float, rows: dict[str, dict[str, Any]], key: str) -> float:
-    """What ordinary training costs to the same accuracy, relative to `full`.
+Row = dict[str, Any]
 
-    Log-linear in the cost through its two fully decayed lengths, `full_short` and `full`; what lies outside of them is
-    extrapolated. Not the first crossing of a curve: that would credit noise, and models that are not yet whole.
+
+def ordinary_cost(accuracy: float, key: str, *, whole: Mapping[str, Any], short: Mapping[str, Any]) -> float:
+    """What ordinary training costs to the same accuracy, relative to its long run.
+
+    Log-linear in the cost through its two fully decayed lengths; what lies outside of them is extrapolated. Not the
+    first crossing of a curve: that would credit noise, and models that are not yet whole.
 
     Args:
         accuracy: In percent.
-        rows: Of `full` and `full_short`: `accuracy` in percent, and under `key` the cost of `full` over the row's.
         key: A cost.
+        whole: The long run: `accuracy` in percent, and under `key` a speed-up.
+        short: The short run, likewise.
     """
-    short = rows["full_short"]
-    whole = rows["full"]
-    slope = (whole["accuracy"] - short["accuracy"]) / math.log(short[key])
+    slope = (whole["accuracy"] - short["accuracy"]) / math.log(short[key] / whole[key])
     return math.exp((accuracy - whole["accuracy"]) / slope)
 
 
-def note_equal_accuracy(rows: dict[str, dict[str, Any]], keys: Iterable[str]) -> None:
+def note_equal_accuracy(rows: Iterable[Row], keys: Iterable[str], *, whole: Row | None, short: Row | None) -> None:
     """Add to every row, under `equal_accuracy_<key>`, what ordinary training costs to its accuracy over its own cost.
 
     Args:
-        rows: By method, as `ordinary_cost` takes them; nothing is added without `full_short`.
+        rows: As `ordinary_cost` takes them, with speed-ups against one run.
         keys: Costs.
+        whole: The long run of ordinary training; nothing is added without it.
+        short: The short one, likewise.
     """
-    if "full_short" not in rows:
+    if whole is None or short is None:
         return
-    for row in rows.values():
+    for row in rows:
         for key in keys:
-            row[f"equal_accuracy_{key}"] = row[key] * ordinary_cost(row["accuracy"], rows, key)
+            cost = ordinary_cost(row["accuracy"], key, whole=whole, short=short)
+            row[f"equal_accuracy_{key}"] = row[key] / whole[key] * cost

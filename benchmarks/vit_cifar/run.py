@@ -16,12 +16,9 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -30,9 +27,10 @@ import tyro
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules that all benchmarks share
 
-from accuracy_cost import note_equal_accuracy
 from common import DATA, Runs, check_names, facts, load, print_rows, save
-from step_times import WHOLE, Network, cpu_seconds, measure, network_of
+from comparison import against_ordinary, costs, means
+from methods import METHODS
+from step_times import WHOLE, Network, measure, network_of
 
 from autoprog_diffusion.training.run import run
 from autoprog_diffusion.vit.training.arguments import Arguments, parse
@@ -52,62 +50,12 @@ MODEL = (
     "patch_size {0.stride} --img_size {0.side}"
 )
 TRAINING = (
-    f"--batch_size {BATCH} --lr 1e-3 --sched cosine --weight_decay 0.05 --min_lr 1e-5 --clip_grad 1.0 "
+    f"--batch_size {BATCH} --sched cosine --weight_decay 0.05 --min_lr 1e-5 --clip_grad 1.0 "
     "--smoothing 0.0 --crop pad "
     "--aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.998 --checkpoints_total_limit 1"
 )
 GROWTH = "--min_depth 0.5 --resolutions 16 16 24 32 --search_samples 512 --operator momentum"
 FEW = "--max_train_samples 512 --search_samples 32 --val_fraction 0.01"
-
-
-@dataclass(frozen=True)
-class Method:
-    """One way of pretraining.
-
-    Attributes:
-        words: For tables.
-        flags: Of `vit/pretrain.py`.
-        share: Length of its schedule, as a fraction of the full one.
-        strides: Pixels from one token to the next in every stage, which no flag says; None for the model's own.
-    """
-
-    words: str
-    flags: str
-    share: float = 1.0
-    strides: tuple[int, ...] | None = None
-
-
-METHODS = {
-    "full": Method("ordinary training", "--growth off"),
-    "full_short": Method("ordinary training, half the epochs", "--growth off", share=0.5),
-    "fixed": Method("fixed schedule", "--search fixed"),
-    "stacking": Method("fixed schedule, stacked blocks", "--search fixed --operator stacking"),
-    "short_whole": Method(
-        "stacked blocks, the last stage shorter",
-        "--search fixed --operator stacking --boundaries 0.3 0.6 0.85",
-    ),
-    "by_cost": Method(
-        "stacked blocks, rate decays by cost",
-        "--search fixed --operator stacking --sched cosine_by_cost",
-    ),
-    "by_cost_mogrow": Method("MoGrow, rate decays by cost", "--search fixed --sched cosine_by_cost"),
-    "full_lower": Method("ordinary training, half the rate", "--growth off --lr 5e-4"),
-    "by_cost_lower": Method(
-        "stacked blocks, rate decays by cost, half the rate",
-        "--search fixed --operator stacking --sched cosine_by_cost --lr 5e-4",
-    ),
-    "by_cost_higher": Method(
-        "stacked blocks, rate decays by cost, twice the rate",
-        "--search fixed --operator stacking --sched cosine_by_cost --lr 2e-3",
-    ),
-    "zero_shot": Method("zero-shot search", "--search zero_shot"),
-    "one_shot": Method("one-shot search", "--search one_shot"),
-    "retokenization": Method(
-        "re-tokenization, whole depth",
-        "--search fixed --min_depth 1 --num_stages 2 --boundaries 0.44 --resolutions 32 32",
-        strides=(16, 8),  # 4 tokens, then 16
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -157,8 +105,8 @@ def arguments(name: str, seed: int, options: Options) -> Arguments:
     method = METHODS[name]
     whole = QUICK_STEPS if options.quick else options.epochs * IMAGES / BATCH
     steps = round(method.share * whole)
-    flags = f"{MODEL.format(WHOLE)} {TRAINING} {GROWTH} {method.flags} --seed {seed} --max_train_steps {steps}".split()
-    flags += f"--warmup_steps {steps // 20} --validation_steps {max(1, steps // 8)}".split()
+    flags = f"{MODEL.format(WHOLE)} {TRAINING} {GROWTH} {method.flags} --lr {method.rate} --seed {seed}".split()
+    flags += f"--max_train_steps {steps} --warmup_steps {steps // 20} --validation_steps {max(1, steps // 8)}".split()
     flags += ["--checkpointing_steps", str(max(1, steps // 24))]
     if options.quick:
         flags += [*FEW.split(), "--batch_size", "32"]
@@ -238,64 +186,6 @@ def table(runs: Runs) -> list[dict[str, Any]]:
     return [means(rows) for rows in found.values() if rows]
 
 
-def against_ordinary(runs: Mapping[str, dict[str, Any]], times: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """The runs of one seed, by method, as rows of the table."""
-    full = costs(runs["full"], times)
-    rows: dict[str, dict[str, Any]] = {}
-    for method in METHODS:
-        if method not in runs:
-            continue
-        own = costs(runs[method], times)
-        rows[method] = {
-            "method": method,
-            "words": METHODS[method].words,
-            "steps": runs[method]["steps"],
-            "accuracy": 100 * runs[method]["accuracy"],
-            "cpu_minutes": own["cpu_seconds"] / 60,
-            **{key: full[key] / own[key] for key in full},
-        }
-    note_equal_accuracy(rows, full)
-    for row in rows.values():
-        for key in full:
-            reached = cost_of(row["accuracy"], runs["full"]["curve"], key)
-            row[f"stopped_{key}"] = None if reached is None else row[key] * reached / runs["full"][key]
-    return rows
-
-
-def means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One row of the table from those of a method's seeds; no `stopped` where ordinary training never was as good."""
-    merged = {**rows[0], "seeds": len(rows)}
-    for key in rows[0]:
-        values = [row.get(key) for row in rows]  # an ordinary run of a seed may be missing
-        if None in values:
-            merged[key] = None
-        elif isinstance(values[0], float):
-            merged[key] = mean(values)
-    for key in ("stopped_cpu_seconds", "stopped_flops"):
-        merged[f"{key}_text"] = "-" if merged[key] is None else f"{merged[key]:.2f}x"
-    return merged
-
-
-def costs(run: Mapping[str, Any], times: Mapping[str, float]) -> dict[str, float]:
-    """What a run costs."""
-    return {"cpu_seconds": cpu_seconds(run, METHODS[run["method"]].strides, times), "flops": run["flops"]}
-
-
-def cost_of(accuracy: float, curve: Sequence[Mapping[str, float]], key: str) -> float | None:
-    """What ordinary training had cost when its averaged weights first were so accurate; None if they never were.
-
-    Args:
-        accuracy: In percent.
-        curve: Its evaluations, between which costs are interpolated.
-        key: A cost.
-    """
-    for before, after in pairwise(curve):
-        low, high = 100 * before["ema_accuracy"], 100 * after["ema_accuracy"]
-        if low < accuracy <= high:
-            return before[key] + (accuracy - low) / (high - low) * (after[key] - before[key])
-    return None
-
-
 def draw(runs: Runs, path: Path) -> None:
     """Accuracy of the averaged weights against CPU time and FLOPs."""
     from matplotlib.figure import Figure
@@ -310,7 +200,7 @@ def draw(runs: Runs, path: Path) -> None:
                 scale = costs(row, times)[key] / row[key] / unit
                 spent = [scale * point[key] for point in row["curve"]]
                 accuracies = [100 * point["ema_accuracy"] for point in row["curve"]]
-                name = settings.words if seed == 0 else None
+                name = f"{settings.words}, {settings.rate:g}" if seed == 0 else None
                 axis.plot(spent, accuracies, color=f"C{index}", linewidth=0.8, alpha=0.6)
                 axis.plot(spent[-1], accuracies[-1], "o", color=f"C{index}", markersize=5, label=name)
         axis.set(xlabel=label)

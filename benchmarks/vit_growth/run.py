@@ -142,7 +142,7 @@ def table(runs: Runs) -> list[dict[str, Any]]:
         row |= {"deviation": pstdev(accuracy), "online": mean(online)}
         row |= {key: full[key] / mean(run[key] for run in found) for key in full}
         rows[method] = row
-    note_equal_accuracy(rows, full)
+    note_equal_accuracy(rows.values(), full, whole=rows.get("full"), short=rows.get("full_short"))
     return list(rows.values())
 
 

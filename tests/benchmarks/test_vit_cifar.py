@@ -22,6 +22,11 @@ def benchmark(benchmark_folder: Callable[[str], Path]) -> Any:
 
 
 @pytest.fixture
+def comparison(benchmark: Any) -> Any:
+    return importlib.import_module("comparison")
+
+
+@pytest.fixture
 def data(tmp_path: Path) -> Path:
     """1,000 pictures of ten colours."""
     generator = np.random.default_rng(0)
@@ -52,11 +57,11 @@ def test_every_run_has_a_schedule_of_its_own_length(benchmark: Any, data: Path) 
     assert {length for method, length in lengths.items() if method != "full_short"} == {lengths["full"]}
 
 
-def test_the_cost_of_a_run_that_is_stopped_is_where_its_average_was_as_good(benchmark: Any) -> None:
+def test_the_cost_of_a_run_that_is_stopped_is_where_its_average_was_as_good(comparison: Any) -> None:
     curve = [{"ema_accuracy": accuracy, "flops": flops} for accuracy, flops in ((0.4, 10.0), (0.6, 20.0), (0.7, 40.0))]
-    assert benchmark.cost_of(50.0, curve, "flops") == pytest.approx(15)
-    assert benchmark.cost_of(70.0, curve, "flops") == pytest.approx(40)
-    assert benchmark.cost_of(71.0, curve, "flops") is None
+    assert comparison.cost_of(50.0, curve, "flops") == pytest.approx(15)
+    assert comparison.cost_of(70.0, curve, "flops") == pytest.approx(40)
+    assert comparison.cost_of(71.0, curve, "flops") is None
 
 
 def test_a_run_is_set_against_the_ordinary_runs_of_its_own_seed(benchmark: Any, tmp_path: Path) -> None:
@@ -80,11 +85,32 @@ def test_a_run_is_set_against_the_ordinary_runs_of_its_own_seed(benchmark: Any, 
         assert rows[method]["stopped_flops"] == pytest.approx(2 * (0.5 - 0.1) / (0.6 - 0.1))
 
 
-def test_a_method_that_once_was_better_than_ordinary_training_has_no_mean(benchmark: Any) -> None:
+def test_a_method_that_once_was_better_than_ordinary_training_has_no_mean(comparison: Any) -> None:
     rows = [{"method": "fixed", "stopped_cpu_seconds": value, "stopped_flops": 2.0} for value in (1.5, None)]
-    merged = benchmark.means(rows)
+    merged = comparison.means(rows)
     assert (merged["stopped_cpu_seconds"], merged["stopped_cpu_seconds_text"]) == (None, "-")
     assert merged["stopped_flops_text"] == "2.00x"
+    assert merged["equal_accuracy_flops_text"] == "-"
+
+
+def test_a_run_is_set_against_the_ordinary_run_of_its_rate(comparison: Any) -> None:
+    """`full` was as accurate at half of its cost, `full_lower`, which learns slower here, at two thirds."""
+    accuracies = {"full": 0.6, "by_cost": 0.5, "full_lower": 0.55, "by_cost_lower": 0.5}
+    stage = {"blocks": 8, "resolution": 32, "steps": 60, "cpu_seconds": 60.0, "searching": False}
+    runs = {}
+    for method, accuracy in accuracies.items():
+        curve = [
+            {"ema_accuracy": share, "flops": cost, "cpu_seconds": cost} for share, cost in ((0.4, 0), (accuracy, 60))
+        ]
+        run = {"method": method, "steps": 60, "flops": 60.0, "cpu_seconds": 60.0, "accuracy": accuracy}
+        runs[method] = {**run, "stages": [stage], "curve": curve}
+    times = {"8 blocks, 32 pixels, stride 8": 1.0}
+    rows = comparison.against_ordinary(runs, times)
+    assert rows["by_cost"]["stopped_flops"] == pytest.approx(1 / 2)
+    assert rows["by_cost_lower"]["stopped_flops"] == pytest.approx(2 / 3)
+    assert rows["by_cost_lower"]["cpu_seconds"] == pytest.approx(1)
+    rows = comparison.against_ordinary({method: runs[method] for method in ("full", "by_cost_lower")}, times)
+    assert rows["by_cost_lower"]["stopped_flops"] is None
 
 
 @pytest.mark.slow

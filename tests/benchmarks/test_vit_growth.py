@@ -38,9 +38,14 @@ def test_equal_compute_is_equal(runs: list[dict[str, Any]]) -> None:
 
 
 def test_the_cost_of_ordinary_training_goes_through_both_lengths() -> None:
-    from accuracy_cost import ordinary_cost
+    from accuracy_cost import note_equal_accuracy
 
-    rows = {"full": {"accuracy": 40.0, "flops": 1.0}, "full_short": {"accuracy": 30.0, "flops": 4.0}}
-    assert ordinary_cost(40.0, rows, "flops") == 1.0
-    assert ordinary_cost(30.0, rows, "flops") == pytest.approx(1 / 4)
-    assert ordinary_cost(35.0, rows, "flops") == pytest.approx(1 / 2)
+    whole = {"accuracy": 40.0, "flops": 1.0}
+    short = {"accuracy": 30.0, "flops": 4.0}
+    between = {"accuracy": 35.0, "flops": 3.0}
+    for scale in (1.0, 2.0):  # of all speed-ups, against whatever run
+        rows = [{**row, "flops": scale * row["flops"]} for row in (whole, short, between)]
+        note_equal_accuracy(rows, ["flops"], whole=rows[0], short=rows[1])
+        assert [row["equal_accuracy_flops"] for row in rows] == pytest.approx([1, 1, 3 / 2])
+    note_equal_accuracy([between], ["flops"], whole=whole, short=None)
+    assert "equal_accuracy_flops" not in between
