@@ -188,8 +188,10 @@ def table(runs: Runs) -> list[dict[str, Any]]:
 
 def draw(runs: Runs, path: Path) -> None:
     """Accuracy of the averaged weights against CPU time and FLOPs."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
+    colors = colormaps["tab20"]
     times = times_of(runs)
     figure = Figure(figsize=(11, 4.5), dpi=110)
     axes = figure.subplots(1, 2, sharey=True)
@@ -200,9 +202,9 @@ def draw(runs: Runs, path: Path) -> None:
                 scale = costs(row, times)[key] / row[key] / unit
                 spent = [scale * point[key] for point in row["curve"]]
                 accuracies = [100 * point["ema_accuracy"] for point in row["curve"]]
-                name = f"{settings.words}, {settings.rate:g}" if seed == 0 else None
-                axis.plot(spent, accuracies, color=f"C{index}", linewidth=0.8, alpha=0.6)
-                axis.plot(spent[-1], accuracies[-1], "o", color=f"C{index}", markersize=5, label=name)
+                name = f"{settings.words}, rate {settings.rate:g}" if seed == 0 else None
+                axis.plot(spent, accuracies, color=colors(index), linewidth=0.8, alpha=0.6)
+                axis.plot(spent[-1], accuracies[-1], "o", color=colors(index), markersize=5, label=name)
         axis.set(xlabel=label)
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="test accuracy of the averaged weights (%)")
