@@ -107,12 +107,14 @@ def test_the_presets_hold_the_papers_settings() -> None:
     assert volo.model.model == "timm:volo_d1_224"
     assert (volo.train.lr, volo.train.epochs, volo.train.warmup_epochs, volo.train.min_lr) == (1.6e-3, 100, 20, 1e-5)
     assert volo.growth.resolutions == (128, 160, 192, 224)
+    assert (volo.growth.search, volo.growth.operator) == ("one_shot", "momentum")
     assert volo.growth.search_steps * 25 == 2  # epochs of the 25 of a stage
     assert (volo.augment.aa, volo.augment.reprob, volo.model.drop_path) == ("rand-m9-mstd0.5-inc1", 0.25, 0.1)
 
 
 def test_flags_win_over_the_preset_and_cpu_is_the_default() -> None:
     assert parse([]) == parse(["--preset", "cpu"])
+    assert (parse([]).growth.search, parse([]).growth.operator) == ("fixed", "stacking")
     assert parse(["--lr", "0.5", "--preset", "cpu"]).train.lr == 0.5
     assert parse(["--model", "transformers:deit"]).model.img_size == 224
     assert parse(["--aa", "None"]).augment.aa is None
