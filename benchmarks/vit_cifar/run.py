@@ -193,7 +193,7 @@ def draw(runs: Runs, path: Path) -> None:
 
     colors = colormaps["tab20"]
     times = times_of(runs)
-    figure = Figure(figsize=(11, 4.5), dpi=110)
+    figure = Figure(figsize=(11, 6), dpi=110, layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     units = {"cpu_seconds": (60, "CPU minutes of training and search"), "flops": (1e15, "PFLOPs of training steps")}
     for axis, (key, (unit, label)) in zip(axes, units.items(), strict=True):
@@ -208,8 +208,7 @@ def draw(runs: Runs, path: Path) -> None:
         axis.set(xlabel=label)
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="test accuracy of the averaged weights (%)")
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(path)
 
 
