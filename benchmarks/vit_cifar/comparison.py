@@ -12,9 +12,6 @@ from methods import METHODS
 from step_times import cpu_seconds
 
 
-SHORT = "full_short"
-
-
 def against_ordinary(runs: Mapping[str, dict[str, Any]], times: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """The runs of one seed, by method, as rows of the table."""
     full = costs(runs["full"], times)
@@ -34,7 +31,7 @@ def against_ordinary(runs: Mapping[str, dict[str, Any]], times: Mapping[str, flo
         }
     for ordinary in {METHODS[method].ordinary: None for method in rows}:
         mates = [row for method, row in rows.items() if METHODS[method].ordinary == ordinary]
-        note_equal_accuracy(mates, full, whole=rows.get(ordinary), short=rows.get(ordinary.replace("full", SHORT)))
+        note_equal_accuracy(mates, full, whole=rows.get(ordinary), short=rows.get(f"{ordinary}_short"))
         for row in mates:
             for key in full:
                 row[f"stopped_{key}"] = over_stopped(row, runs.get(ordinary), key)
@@ -43,8 +40,10 @@ def against_ordinary(runs: Mapping[str, dict[str, Any]], times: Mapping[str, flo
 
 def over_stopped(row: Mapping[str, Any], ordinary: Mapping[str, Any] | None, key: str) -> float | None:
     """What an ordinary run had cost when it was as accurate, over a row's cost; None without one that ever was."""
-    reached = None if ordinary is None else cost_of(row["accuracy"], ordinary["curve"], key)
-    return None if ordinary is None or reached is None else row[key] * reached / ordinary[key]
+    if ordinary is None:
+        return None
+    reached = cost_of(row["accuracy"], ordinary["curve"], key)
+    return None if reached is None else row[key] * reached / ordinary[key]
 
 
 def means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

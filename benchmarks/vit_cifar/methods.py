@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-BY_COST = "--search fixed --operator stacking --sched cosine_by_cost"
+STACKING = "--search fixed --operator stacking"
+BY_COST = f"{STACKING} --sched cosine_by_cost"
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,8 @@ METHODS = {
     "full": Method("ordinary training", "--growth off"),
     "full_short": Method("ordinary training, half the epochs", "--growth off", share=0.5),
     "fixed": Method("fixed schedule", "--search fixed"),
-    "stacking": Method("fixed schedule, stacked blocks", "--search fixed --operator stacking"),
-    "short_whole": Method(
-        "stacked blocks, the last stage shorter",
-        "--search fixed --operator stacking --boundaries 0.3 0.6 0.85",
-    ),
+    "stacking": Method("fixed schedule, stacked blocks", STACKING),
+    "short_whole": Method("stacked blocks, the last stage shorter", f"{STACKING} --boundaries 0.3 0.6 0.85"),
     "by_cost": Method("stacked blocks, rate decays by cost", BY_COST),
     "by_cost_mogrow": Method("MoGrow, rate decays by cost", "--search fixed --sched cosine_by_cost"),
     "by_cost_higher": Method("stacked blocks, rate decays by cost", BY_COST, rate=2e-3),

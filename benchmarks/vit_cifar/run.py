@@ -6,7 +6,8 @@
     python benchmarks/vit_cifar/run.py --quick                        # a few steps, in a folder of their own
 
 trains a ViT of 8 blocks, width 160, patch 8 (2.5 M parameters) on the 50,000 images for 20 epochs. `full` is ordinary
-training, `full_short` the same for half as many epochs; all others grow. Every run has its own fully decayed learning
+training, `full_short` the same for half as many epochs, `full_lower` the same at half the learning rate; all others
+grow, `by_cost_lower` and `by_cost_higher` at half and twice the rate. Every run has its own fully decayed learning
 rate and ends in the whole model at full resolution. A run that is cut goes on from its checkpoint. Accuracy is that of
 the averaged weights on the 10,000 test images. Times are CPU seconds of one thread, steps and search included,
 validation left out; the steps of all networks are timed side by side (step_times.py).
@@ -50,9 +51,8 @@ MODEL = (
     "patch_size {0.stride} --img_size {0.side}"
 )
 TRAINING = (
-    f"--batch_size {BATCH} --sched cosine --weight_decay 0.05 --min_lr 1e-5 --clip_grad 1.0 "
-    "--smoothing 0.0 --crop pad "
-    "--aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.998 --checkpoints_total_limit 1"
+    f"--batch_size {BATCH} --sched cosine --weight_decay 0.05 --min_lr 1e-5 --clip_grad 1.0 --smoothing 0.0 "
+    "--crop pad --aa None --reprob 0 --mixup 0 --cutmix 0 --model_ema_decay 0.998 --checkpoints_total_limit 1"
 )
 GROWTH = "--min_depth 0.5 --resolutions 16 16 24 32 --search_samples 512 --operator momentum"
 FEW = "--max_train_samples 512 --search_samples 32 --val_fraction 0.01"
@@ -173,9 +173,9 @@ def times_of(runs: Runs) -> dict[str, float]:
 def table(runs: Runs) -> list[dict[str, Any]]:
     """Means over seeds per method: accuracy in percent, and what ordinary training needs for the same accuracy.
 
-    Every run is set against the ordinary runs of its own seed: `equal_accuracy` against runs with a rate that decays
-    within them, `stopped` against the averaged weights of the long run, which one may stop. Times of steps lie beside
-    the runs.
+    Every run is set against the ordinary runs of its own seed and rate (`Method.ordinary`): `equal_accuracy` against
+    runs with a rate that decays within them, `stopped` against the averaged weights of the long run, which one may
+    stop. Times of steps lie beside the runs.
     """
     times = times_of(runs)
     found: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}

@@ -38,10 +38,13 @@ def test_equal_compute_is_equal(runs: list[dict[str, Any]]) -> None:
 
 
 def test_the_cost_of_ordinary_training_goes_through_both_lengths() -> None:
-    from accuracy_cost import note_equal_accuracy
+    from accuracy_cost import note_equal_accuracy, ordinary_cost
 
     whole = {"accuracy": 40.0, "flops": 1.0}
     short = {"accuracy": 30.0, "flops": 4.0}
+    assert ordinary_cost(40.0, "flops", whole=whole, short=short) == 1.0
+    assert ordinary_cost(30.0, "flops", whole=whole, short=short) == pytest.approx(1 / 4)
+    assert ordinary_cost(35.0, "flops", whole=whole, short=short) == pytest.approx(1 / 2)
     between = {"accuracy": 35.0, "flops": 3.0}
     for scale in (1.0, 2.0):  # of all speed-ups, against whatever run
         rows = [{**row, "flops": scale * row["flops"]} for row in (whole, short, between)]
